@@ -1,0 +1,120 @@
+"""Every knob of a run, documented once: the command line, the Python call and ``config.json``."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from agents.models import Dtype
+from distill.loss import Mode
+
+JsonObject = Annotated[
+    dict[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda args: _json_object(args[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    ),
+]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the field."""
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)  # tyro turns the ValueError into a message
+    if not isinstance(value, dict):
+        raise ValueError(f'a JSON object is needed, such as \'{{"is_slippery": false}}\', not {text}')
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfImproveConfig:
+    """An agent plays, learns from its traces, and has what it learned trained into its weights."""
+
+    env: str = "FrozenLake-v1"
+    """Gymnasium id of the environment; `module:EnvId` imports the module first."""
+    env_kwargs: JsonObject = field(default_factory=dict)
+    """Arguments for the environment, as JSON: '{"is_slippery": false}'."""
+    model: str = "smollm2"
+    """`smollm2` (embedded, 135M), a folder, a .gguf file, or a hub id."""
+    seed: int = 0
+    """Everything that is drawn follows from it: the same command gives the same numbers."""
+    output: Path | None = None
+    """The run's folder; by default runs/<env>-<time>."""
+    resume: Path | None = None
+    """A run's folder, to go on with that run. Its configuration is used."""
+
+    rounds: int = 4
+    """How often to play, draw insights, and train."""
+    episodes: int = 256
+    """Train episodes per round."""
+    waves: int = 4
+    """A round's episodes are played in so many parts: the first without experience, each further one
+    with the insights from all before it."""
+    steps: int = 16
+    """Optimiser steps per round."""
+    temperature: float = 1.0
+    """At which the agent plays and samples while training."""
+
+    insights_per_prompt: int = 1
+    """How many insights a prompt shows; 0 for all. Small models follow one, large ones can take all."""
+    batch_size: int = 64
+    """Completions per optimiser step, spread evenly over the observations met so far."""
+    lr: float = 2e-5
+    """AdamW's learning rate. 2e-5 suits 135M weights; 1e-6 to 5e-6 suits 1.7B and more."""
+    teacher_temperature: float = 0.4
+    """Divides the teacher's logits; below 1 it follows its insight more strictly."""
+    loss: Mode = "tail"
+    """The reverse KL's form; see distill/loss.py."""
+    top_k: int = 256
+    """The student's tokens that the KL looks at one by one."""
+    max_nodes: int = 512
+    """Tokens of one forward and backward pass; lower it when memory is short."""
+    eval_every: int = 8
+    """Optimiser steps between validations, each with a checkpoint."""
+
+    validation_episodes: int = 256
+    """Episodes by which insights are admitted and the best checkpoint is chosen."""
+    test_episodes: int = 1000
+    """Episodes by which every arm is measured at the end."""
+    eval_temperature: tuple[float, ...] = (0.0, 0.7)
+    """One or two temperatures to measure at; 0 is greedy. The first gives the headline figures."""
+    max_new_tokens: int | None = None
+    """Longest reply; by default what the longest action takes."""
+    max_invalid_replies: int = 3
+    """So many unreadable replies in a row end an episode."""
+    num_envs: int = 64
+    """Episodes played at once."""
+
+    device: str = "auto"
+    """A torch device; auto takes a GPU if there is one."""
+    dtype: Dtype = "auto"
+    """Of the weights; auto is float32."""
+    trust_remote_code: bool = False
+    """Let code that comes with the model run."""
+
+    def __post_init__(self) -> None:
+        at_least_one = (
+            "rounds episodes waves steps batch_size top_k max_nodes eval_every validation_episodes "
+            "test_episodes max_invalid_replies num_envs"
+        )
+        for name in at_least_one.split():
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("temperature", "teacher_temperature", "lr"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.seed < 0 or self.insights_per_prompt < 0:
+            raise ConfigError("seed and insights_per_prompt must be at least 0")
+        if self.episodes < self.waves:
+            raise ConfigError(f"episodes ({self.episodes}) must be at least waves ({self.waves})")
+        if len(self.eval_temperature) not in (1, 2) or min(self.eval_temperature) < 0:
+            raise ConfigError(f"eval_temperature takes one or two numbers from 0 up, not {self.eval_temperature}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")

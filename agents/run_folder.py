@@ -1,0 +1,220 @@
+"""The folder of one run: what is in it, written so that a kill at any moment leaves it whole."""
+
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+PACKAGES = ("opcd-gym", "gymnasium", "torch", "transformers", "numpy", "pandas", "sqlalchemy")
+
+
+class RunFolderError(RuntimeError):
+    """A folder that cannot be used; the message says why and what to do."""
+
+
+class RunFolder:
+    """``config.json``, ``metrics.jsonl``, checkpoints and results of one run.
+
+    One process at a time holds it, by a lock that the system lets go when the process dies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take hold of an existing folder; see ``create`` and ``open``.
+
+        Raises:
+            RunFolderError: Another process holds it.
+        """
+        self.path = path
+        self._lock = FileLock(path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunFolderError(f"another process is running in {path}") from error
+        self._logged: dict[str, dict[str, Any]] = self._read_metrics()
+        self._seconds_before = max((entry["seconds"] for entry in self._logged.values()), default=0.0)
+        self._started = time.monotonic()
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any]) -> Self:
+        """Make a new run's folder.
+
+        Raises:
+            RunFolderError: It holds another run, or cannot be made.
+        """
+        check_free(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"the run folder {path} cannot be made: {error.strerror}") from error
+        folder = cls(path)
+        folder.write_json("config.json", {"config": dict(config), **provenance()})
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Go on in a run's folder.
+
+        Raises:
+            RunFolderError: It is no run's folder.
+        """
+        read_config(path)
+        return cls(path)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, earlier sessions included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    # --- metrics -----------------------------------------------------------------------------
+
+    def log(self, key: str, **values: Any) -> None:
+        """Append a line to ``metrics.jsonl``, unless a line with this key is there."""
+        if key in self._logged:
+            return
+        entry = {"key": key, "seconds": round(self.seconds, 3), **values}
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._logged[key] = entry
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines so far."""
+        return list(self._logged.values())
+
+    def _read_metrics(self) -> dict[str, dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return {}
+        entries = {}
+        whole = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # a kill in the middle of a write: the entry is logged again
+            entries[entry["key"]] = entry
+            whole.append(line)
+        self._write("metrics.jsonl", lambda tmp: tmp.write_text("".join(f"{line}\n" for line in whole), "utf-8"))
+        return entries
+
+    # --- files -------------------------------------------------------------------------------
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, whole or not at all."""
+        self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, whole or not at all."""
+        self._write(name, lambda tmp: tmp.write_text(text, "utf-8"))
+
+    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+        """Write a safetensors file, whole or not at all, with ``about`` in its header."""
+        contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+        self._write(name, lambda tmp: save_file(contiguous, tmp, metadata={"about": json.dumps(dict(about))}))
+
+    def load_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """A file of ``save_tensors`` and its ``about``; ``None`` if there is none."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["about"])  # noqa: SIM118
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        target, tmp = self.path / name, self.path / f"{name}.tmp"
+        try:
+            write(tmp)
+            os.replace(tmp, target)
+        except (OSError, SafetensorError) as error:
+            tmp.unlink(missing_ok=True)
+            if is_disk_full(error):
+                raise RunFolderError(f"the disk is full: {target} could not be written") from error
+            raise RunFolderError(f"{target} could not be written: {error}") from error
+
+
+def check_free(path: Path) -> None:
+    """Make sure that a new run can be put at ``path``.
+
+    Raises:
+        RunFolderError: There is a run, or something else.
+    """
+    if (path / "config.json").exists():
+        raise RunFolderError(f"{path} already holds a run: choose another --output, or go on with --resume {path}")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunFolderError(f"{path} exists and is not empty: choose another --output")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration in a run's folder.
+
+    Raises:
+        RunFolderError: It is no run's folder.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))["config"]
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} is not the folder of a run: it has no config.json") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
+    assert isinstance(config, dict)
+    return config
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether ``error``, from a file, safetensors or SQLite, means that there is no space left."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error).lower()
+    return "no space left" in text or "disk is full" in text or "os error 28" in text
+
+
+def provenance() -> dict[str, Any]:
+    """What produced a run: time, git revision, versions."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+    }
+
+
+def _git_revision() -> str | None:
+    """The toolkit's own commit, with ``+`` when there are changes on top; ``None`` outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    try:
+        revision, status = (
+            subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True, timeout=10)
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -1,0 +1,47 @@
+"""Frozen Lake in words. The agent reads where it stands, never the map: holes must be learned."""
+
+from typing import cast
+
+import gymnasium as gym
+from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
+
+from envs.words import EnvWords
+
+ACTIONS = ("left", "down", "right", "up")
+"""Gymnasium's actions 0 to 3."""
+
+
+def frozen_lake_words(env: gym.Env[int, int]) -> EnvWords:
+    """Words for any Frozen Lake: 4x4, 8x8, or a map of the user's own."""
+    lake = cast("FrozenLakeEnv", env.unwrapped)
+    rows, columns = lake.nrow, lake.ncol
+
+    def describe(state: object) -> str:
+        row, column = divmod(int(cast("int", state)), columns)
+        return f"You are at row {row + 1}, column {column + 1}."
+
+    def advise(observation: str, action: str) -> str:
+        place = observation.removeprefix("You are at ").removesuffix(".")
+        return f"At {place}, move {action}."
+
+    return EnvWords(
+        rules=(
+            f"You are crossing a frozen lake with {rows} rows and {columns} columns. Each turn you move left, "
+            "down, right or up. Somewhere is the goal. Falling into a hole ends the game."
+        ),
+        question="Left, down, right or up?",
+        reply_prefix="I move",
+        actions=ACTIONS,
+        describe=describe,
+        advise=advise,
+    )
+
+
+def lake_map(env: gym.Env[int, int]) -> list[str] | None:
+    """The map's rows, as in ``desc`` (S start, F frozen, H hole, G goal); ``None`` for another env.
+
+    For reports only: the agent never sees it.
+    """
+    if not isinstance(env.unwrapped, FrozenLakeEnv):
+        return None
+    return [b"".join(row).decode() for row in env.unwrapped.desc]

@@ -1,0 +1,1 @@
+"""Measuring success: intervals, baselines, comparisons, reports."""

@@ -1,0 +1,48 @@
+"""Intervals and tests for success rates."""
+
+import math
+
+from scipy.stats import binomtest
+
+CONFIDENCE = 0.95
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a rate, at 95%."""
+    interval = binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def exact_paired_test(only_first: int, only_second: int) -> float:
+    """The two-sided p-value of McNemar's exact test.
+
+    Args:
+        only_first: Pairs in which only the first arm succeeded.
+        only_second: Pairs in which only the second did.
+    """
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def paired_difference_interval(
+    both: int, only_first: int, only_second: int, neither: int
+) -> tuple[float, float]:
+    """95% interval of (first rate - second rate) of paired outcomes: Newcombe 1998, method 10.
+
+    The Wilson intervals of the two rates are combined with the correlation of the pairs, so that the
+    interval has a width even when one arm always succeeds and the other never does.
+    """
+    n = both + only_first + only_second + neither
+    first, second = both + only_first, both + only_second
+    p1, p2 = first / n, second / n
+    low1, high1 = wilson_interval(first, n)
+    low2, high2 = wilson_interval(second, n)
+    product = first * (n - first) * second * (n - second)
+    determinant = both * neither - only_first * only_second
+    if determinant > 0:  # Newcombe's continuity correction of phi
+        determinant = max(determinant - n // 2, 0)
+    phi = determinant / math.sqrt(product) if product else 0.0
+    difference = p1 - p2
+    below = (p1 - low1) ** 2 - 2 * phi * (p1 - low1) * (high2 - p2) + (high2 - p2) ** 2
+    above = (high1 - p1) ** 2 - 2 * phi * (high1 - p1) * (p2 - low2) + (p2 - low2) ** 2
+    return difference - math.sqrt(max(below, 0.0)), difference + math.sqrt(max(above, 0.0))

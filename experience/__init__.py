@@ -1,0 +1,1 @@
+"""What the agent lived through and what it made of it: traces, insights, and the store of both."""

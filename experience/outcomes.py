@@ -1,0 +1,138 @@
+"""Insights from outcomes: a tabular model of the traces, solved by value iteration.
+
+For small discrete envs this writes better insights than a small model can. It counts
+(observation, action) -> (next observation, reward, end) over all train traces, so it learns the env's
+dynamics from play alone, and it knows nothing that the agent did not see.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.sparse import csr_array
+
+from experience.insight import Insight
+from experience.split import Split
+
+DISCOUNT = 0.99
+TOLERANCE = 1e-9
+MAX_SWEEPS = 20_000
+
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeModel:
+    """Empirical dynamics; S observations, A actions, a row of ``*_SA`` arrays per observation."""
+
+    observations: tuple[str, ...]
+    actions: tuple[str, ...]
+    counts_SA: npt.NDArray[np.int64]
+    """How often each action was taken at each observation."""
+    rewards_SA: Float
+    """Mean immediate reward; 0 where untried."""
+    transitions: csr_array
+    """[S * A, S]: the share of tries that led to each observation *and went on from there*."""
+    best_return: float
+    """The largest return of any trace."""
+
+
+def outcome_model(turns: pd.DataFrame, actions: Sequence[str]) -> OutcomeModel:
+    """Count what followed what.
+
+    Args:
+        turns: ``ExperienceStore.turns()`` of train traces; unreadable replies count for nothing.
+        actions: The env's action words.
+
+    Raises:
+        ValueError: A turn comes from another split than train.
+    """
+    if not (turns["split"] == Split.TRAIN).all():
+        raise ValueError("insights may be drawn from train traces only")
+    taken = turns[turns["action"].notna()]
+    observations = tuple(sorted(set(taken["observation"]) | set(taken["next_observation"])))
+    state_of = {observation: state for state, observation in enumerate(observations)}
+    action_of = {action: index for index, action in enumerate(actions)}
+    S, A = len(observations), len(actions)
+
+    pair = taken["observation"].map(state_of).to_numpy(np.int64) * A + taken["action"].map(
+        action_of
+    ).to_numpy(np.int64)
+    following = taken["next_observation"].map(state_of).to_numpy(np.int64)
+    goes_on = ~taken["terminated"].to_numpy(bool)
+    counts = np.bincount(pair, minlength=S * A)
+    tries = np.maximum(counts, 1)
+    rewards = np.bincount(pair, weights=taken["reward"].to_numpy(np.float64), minlength=S * A) / tries
+    transitions = csr_array((1.0 / tries[pair[goes_on]], (pair[goes_on], following[goes_on])), shape=(S * A, S))
+    returns = taken.groupby("trace_id")["reward"].sum()
+    return OutcomeModel(
+        observations=observations,
+        actions=tuple(actions),
+        counts_SA=counts.reshape(S, A),
+        rewards_SA=rewards.reshape(S, A),
+        transitions=transitions,
+        best_return=float(returns.max()) if len(returns) else 0.0,
+    )
+
+
+def action_values(model: OutcomeModel, *, untried: float) -> Float:
+    """Value iteration: the discounted value of each action, [S, A].
+
+    Args:
+        model: The counts.
+        untried: The value of an action that was never taken: high explores, ``-inf`` trusts only
+            what was seen.
+    """
+    S, A = model.counts_SA.shape
+    tried_SA = model.counts_SA > 0
+    values_S = np.zeros(S)
+    for _ in range(MAX_SWEEPS):
+        following_SA = (model.transitions @ values_S).reshape(S, A)
+        values_SA = np.where(tried_SA, model.rewards_SA + DISCOUNT * following_SA, untried)
+        best_S = values_SA.max(axis=1, initial=-np.inf)
+        best_S = np.where(np.isfinite(best_S), best_S, 0.0)
+        if np.abs(best_S - values_S).max(initial=0.0) < TOLERANCE:
+            break
+        values_S = best_S
+    return values_SA
+
+
+def outcome_insights(
+    turns: pd.DataFrame,
+    actions: Sequence[str],
+    advise: Callable[[str, str], str],
+    *,
+    explore: bool,
+) -> list[Insight]:
+    """The best action at every observation that was acted on, one insight each.
+
+    Args:
+        turns: As for ``outcome_model``.
+        actions: The env's action words.
+        advise: (observation, action) -> the insight's text.
+        explore: Take an untried action for as good as the best return ever seen (at least 1), so
+            that playing with these insights finds out. Otherwise only tried actions are advised.
+
+    Returns:
+        Insights linked to every trace in which the advised action was taken there.
+    """
+    model = outcome_model(turns, actions)
+    values_SA = action_values(model, untried=max(1.0, model.best_return) if explore else -np.inf)
+    traces_of = turns.groupby(["observation", "action"])["trace_id"].unique()
+    insights = []
+    for state in np.flatnonzero(model.counts_SA.sum(axis=1)):
+        observation, best = model.observations[state], int(values_SA[state].argmax())
+        action, support = model.actions[best], int(model.counts_SA[state, best])
+        insights.append(
+            Insight(
+                text=advise(observation, action),
+                observation=observation,
+                score=float(values_SA[state, best]),
+                support=support,
+                evidence=tuple(traces_of[observation, action]) if support else (),
+                reason="the highest value in the traces" if support else "never tried there",
+            )
+        )
+    return insights
