@@ -29,7 +29,7 @@ class ConfigError(ValueError):
 def _json_object(text: str) -> dict[str, Any]:
     value = json.loads(text)  # tyro turns the ValueError into a message
     if not isinstance(value, dict):
-        raise ValueError(f'a JSON object is needed, such as \'{{"is_slippery": false}}\', not {text}')
+        raise ValueError(f"a JSON object is needed, such as '{{\"is_slippery\": false}}', not {text}")
     return value
 
 
@@ -50,14 +50,14 @@ class SelfImproveConfig:
     resume: Path | None = None
     """A run's folder, to go on with that run. Its configuration is used."""
 
-    rounds: int = 4
+    rounds: int = 3
     """How often to play, draw insights, and train."""
-    episodes: int = 256
+    episodes: int = 512
     """Train episodes per round."""
-    waves: int = 4
+    waves: int = 8
     """A round's episodes are played in so many parts: the first without experience, each further one
     with the insights from all before it."""
-    steps: int = 16
+    steps: int = 20
     """Optimiser steps per round."""
     temperature: float = 1.0
     """At which the agent plays and samples while training."""
@@ -76,7 +76,7 @@ class SelfImproveConfig:
     """The student's tokens that the KL looks at one by one."""
     max_nodes: int = 512
     """Tokens of one forward and backward pass; lower it when memory is short."""
-    eval_every: int = 8
+    eval_every: int = 10
     """Optimiser steps between validations, each with a checkpoint."""
 
     validation_episodes: int = 256
@@ -115,6 +115,8 @@ class SelfImproveConfig:
         if self.episodes < self.waves:
             raise ConfigError(f"episodes ({self.episodes}) must be at least waves ({self.waves})")
         if len(self.eval_temperature) not in (1, 2) or min(self.eval_temperature) < 0:
-            raise ConfigError(f"eval_temperature takes one or two numbers from 0 up, not {self.eval_temperature}")
+            raise ConfigError(
+                f"eval_temperature takes one or two numbers from 0 up, not {self.eval_temperature}"
+            )
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")

@@ -1,14 +1,17 @@
 """The agent as a transformers model, with memoised decoding (``agents/prefix_lm.py``)."""
 
 import random
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.policy import Completion, FinishReason, Prompt, Sampling
-from agents.prefix_lm import PrefixLM
+from agents.prefix_lm import Prefix, PrefixLM
 
 MAX_DISTINCT = 256
 """Distinct prefixes decoded at once: bounds the logits held, [256, V]."""
@@ -18,31 +21,64 @@ MAX_DISTINCT = 256
 class _Request:
     """A completion on its way."""
 
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Prefix
     random: random.Random
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _DrawTable:
+    """All that drawing the token after one prefix takes, on the CPU."""
+
+    logprobs_V: npt.NDArray[np.float32]
+    """At temperature 1."""
+    greedy: int
+    cumulative_V: npt.NDArray[np.float64] | None
+    """Running sum of the sampling distribution; ``None`` when greedy."""
+
+    def draw(self, uniform: float) -> int:
+        """The token at ``uniform`` in [0, 1) of the cumulative distribution."""
+        if self.cumulative_V is None:
+            return self.greedy
+        total = self.cumulative_V[-1]
+        # A draw next to 1 can fall behind the last token that has any probability.
+        last = np.searchsorted(self.cumulative_V, total)
+        return int(min(np.searchsorted(self.cumulative_V, uniform * total, side="right"), last))
+
+
 class HFPolicy:
     """A ``Policy`` over a transformers causal LM."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_bytes: int = 256 << 20
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: See ``PrefixLM``.
+            tokenizer: Its tokenizer, with a chat template.
+            max_bytes: What remembered distributions may take; the oldest go first.
+        """
         self.tokenizer = tokenizer
-        self.lm = PrefixLM(model)
-        self._encoded: dict[Prompt, tuple[int, ...]] = {}
+        self.lm = PrefixLM(model, max_bytes=max_bytes)
+        self.max_bytes = max_bytes
+        self._tables: OrderedDict[tuple[Prefix, float, float], _DrawTable] = OrderedDict()
+        self._encoded: dict[Prompt, Prefix] = {}
+        self._decoded: dict[Prefix, str] = {}
         self._window: int = getattr(model.config, "max_position_embeddings", 1 << 30)
-        generation_eos = model.generation_config.eos_token_id if model.generation_config else None
-        ends = [tokenizer.eos_token_id, *(generation_eos if isinstance(generation_eos, list) else [generation_eos])]
+        eos = model.generation_config.eos_token_id if model.generation_config else None
+        ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
         self._eos_ids = frozenset(end for end in ends if end is not None)
 
     def clear(self) -> None:
-        """Forget what was computed: to be called whenever the weights have changed."""
+        """Forget everything computed: to be called whenever the weights have changed."""
         self.lm.clear()
-        self._encoded.clear()
+        for memo in (self._tables, self._encoded, self._decoded):
+            memo.clear()
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+    def encode(self, prompt: Prompt) -> Prefix:
         """The prompt's token ids: the chat template's, then the reply prefix."""
         known = self._encoded.get(prompt)
         if known is None:
@@ -73,58 +109,76 @@ class HFPolicy:
             if len(request.prompt_ids) + sampling.max_tokens > self._window:
                 request.finish_reason = FinishReason.OVERFLOW
         for _ in range(sampling.max_tokens):
-            waiting: dict[tuple[int, ...], list[_Request]] = {}
+            waiting: dict[Prefix, list[_Request]] = {}
             for request in requests:
                 if request.finish_reason is None:
                     waiting.setdefault((*request.prompt_ids, *request.token_ids), []).append(request)
             prefixes = sorted(waiting)
             for start in range(0, len(prefixes), MAX_DISTINCT):
                 chunk = prefixes[start : start + MAX_DISTINCT]
-                for prefix, logits_V in zip(chunk, self.lm.logits(chunk), strict=True):
-                    self._draw(waiting[prefix], logits_V, sampling)
+                for prefix, table in self._draw_tables(chunk, sampling).items():
+                    for request in waiting[prefix]:
+                        self._extend(request, table, sampling)
         return [self._completion(request) for request in requests]
 
-    def _draw(self, requests: Sequence[_Request], logits_V: torch.Tensor, sampling: Sampling) -> None:
-        """Draw the next token of every request that stands at the same prefix."""
-        if sampling.temperature == 0:
-            tokens = logits_V.argmax().repeat(len(requests))
-        else:
-            cumulative_V = sampling_distribution(logits_V, sampling).cumsum(-1, dtype=torch.float64)
-            draws = torch.tensor([r.random.random() for r in requests], dtype=torch.float64)
-            tokens = torch.searchsorted(cumulative_V, draws.to(logits_V.device) * cumulative_V[-1], right=True)
-            # A draw next to 1 can fall behind the last token that has any probability.
-            tokens = tokens.clamp(max=int(torch.searchsorted(cumulative_V, cumulative_V[-1])))
-        logprobs = (logits_V[tokens] - logits_V.logsumexp(-1)).tolist()
-        for request, token, logprob in zip(requests, tokens.tolist(), logprobs, strict=True):
-            request.token_ids.append(token)
-            request.logprobs.append(logprob)
-            if token in self._eos_ids:
-                request.finish_reason = FinishReason.STOP
-            elif len(request.token_ids) == sampling.max_tokens:
-                request.finish_reason = FinishReason.LENGTH
+    def _draw_tables(self, prefixes: Sequence[Prefix], sampling: Sampling) -> dict[Prefix, _DrawTable]:
+        """A table per prefix, those that are not known computed together."""
+        how = (sampling.temperature, sampling.top_p)
+        tables = {p: self._tables[p, *how] for p in prefixes if (p, *how) in self._tables}
+        missing = [prefix for prefix in prefixes if prefix not in tables]
+        if missing:
+            for prefix, logits_V in zip(missing, self.lm.logits(missing), strict=True):
+                tables[prefix] = self._tables[prefix, *how] = _draw_table(logits_V.cpu(), sampling)
+            bytes_each = 12 * len(next(iter(tables.values())).logprobs_V)  # fp32 and fp64
+            while len(self._tables) > max(1, self.max_bytes // bytes_each):
+                self._tables.popitem(last=False)
+        return tables
+
+    def _extend(self, request: _Request, table: _DrawTable, sampling: Sampling) -> None:
+        """Draw the request's next token."""
+        token = table.draw(request.random.random())
+        request.token_ids.append(token)
+        request.logprobs.append(float(table.logprobs_V[token]))
+        if token in self._eos_ids:
+            request.finish_reason = FinishReason.STOP
+        elif len(request.token_ids) == sampling.max_tokens:
+            request.finish_reason = FinishReason.LENGTH
 
     def _completion(self, request: _Request) -> Completion:
         assert request.finish_reason is not None
-        text = self.tokenizer.decode(request.token_ids, skip_special_tokens=True)
-        assert isinstance(text, str)
+        token_ids = tuple(request.token_ids)
+        text = self._decoded.get(token_ids)
+        if text is None:
+            decoded = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+            assert isinstance(decoded, str)
+            text = self._decoded[token_ids] = decoded
         return Completion(
             text=text,
-            token_ids=tuple(request.token_ids),
+            token_ids=token_ids,
             logprobs=tuple(request.logprobs),
             finish_reason=request.finish_reason,
             prompt_tokens=len(request.prompt_ids),
         )
 
 
+def _draw_table(logits_V: torch.Tensor, sampling: Sampling) -> _DrawTable:
+    cumulative_V = None
+    if sampling.temperature > 0:
+        cumulative_V = sampling_distribution(logits_V, sampling).cumsum(-1).numpy()
+    return _DrawTable(
+        logprobs_V=logits_V.log_softmax(-1).numpy(), greedy=int(logits_V.argmax()), cumulative_V=cumulative_V
+    )
+
+
 def sampling_distribution(logits_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The probabilities that tokens are drawn with, [V], not normalised when top-p cuts some off.
+    """The probabilities that tokens are drawn with, [V] in fp64, not normalised when top-p cuts some off.
 
     Args:
         logits_V: The model's.
         sampling: Temperature (above 0) and top-p. Of the tokens by falling probability, the first
             that reaches ``top_p`` in sum is the last one kept (Holtzman et al. 2020).
     """
-    probs_V = (logits_V / sampling.temperature).softmax(-1)
+    probs_V = (logits_V.double() / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         sorted_V, order_V = probs_V.sort(descending=True, stable=True)
         before_V = sorted_V.cumsum(-1) - sorted_V

@@ -7,6 +7,7 @@ not repeated.
 Shape letters: N prefixes, Q queries, K keys, V vocabulary, H key/value heads, D head width.
 """
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -77,7 +78,10 @@ class PrefixLM:
     @torch.no_grad()
     def _forward(self, prefixes: Sequence[Prefix]) -> torch.Tensor:
         """[N, V]: compute prefixes whose logits are not known, and keep their keys and values."""
-        if self._keys and self._bytes_per_node() * (len(self._tree) + sum(map(len, prefixes))) > self.max_bytes:
+        if (
+            self._keys
+            and self._bytes_per_node() * (len(self._tree) + sum(map(len, prefixes))) > self.max_bytes
+        ):
             self._drop_keys()
         first_new = len(self._tree)
         ends = [self._tree.add(prefix)[-1] for prefix in prefixes]
@@ -105,7 +109,9 @@ class PrefixLM:
         index = torch.tensor(queries, device=self.model.device)
         for layer, computed in enumerate(cache.layers):
             if layer == len(self._keys):
-                self._keys.append(computed.keys.new_empty((computed.keys.shape[1], 0, computed.keys.shape[3])))
+                self._keys.append(
+                    computed.keys.new_empty((computed.keys.shape[1], 0, computed.keys.shape[3]))
+                )
                 self._values.append(
                     computed.values.new_empty((computed.values.shape[1], 0, computed.values.shape[3]))
                 )
@@ -142,12 +148,17 @@ def tree_logits(
         input_ids=torch.tensor([[tree.tokens[node] for node in queries]], device=device),
         position_ids=torch.tensor([[tree.depths[node] for node in queries]], device=device),
         attention_mask=mask_QK[None, None],
-        past_key_values=cache,
+        **({} if cache is None else {_cache_argument(model): cache}),
         use_cache=cache is not None,
         logits_to_keep=torch.tensor(read, device=device),
     )
     logits: torch.Tensor = output.logits[0]
     return logits
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """What the model calls its cache; later transformers renamed it."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
 def _grown(tensor_HND: torch.Tensor, nodes: int) -> torch.Tensor:

@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agents.policy import FinishReason, Policy, Sampling
+from agents.policy import FinishReason, Policy, Prompt, Sampling
 from agents.prompts import build_prompt
 from envs.text_env import TextEnv
 from envs.words import EnvWords
@@ -103,7 +104,9 @@ def rollout(
     slots: list[_Episode | None] = [None] * envs.num_envs
     free = np.ones(envs.num_envs, dtype=np.bool_)
 
-    def trace(episode: _Episode, stop: StopReason, final: str, success: bool, error: str | None = None) -> Trace:
+    def trace(
+        episode: _Episode, stop: StopReason, final: str, success: bool, error: str | None = None
+    ) -> Trace:
         return Trace(
             phase=phase,
             split=seeds.split,
@@ -117,6 +120,10 @@ def rollout(
             success=success,
             error=error,
         )
+
+    @lru_cache(maxsize=4096)
+    def prompt(observation: str, experience: tuple[str, ...]) -> Prompt:
+        return build_prompt(words, observation, experience)
 
     while True:
         if free.any():
@@ -140,7 +147,7 @@ def rollout(
         shown = [retrieve(episode.observation) for _, episode in playing]
         completions = policy.generate(
             [
-                build_prompt(words, episode.observation, [insight.text for insight in insights])
+                prompt(episode.observation, tuple(insight.text for insight in insights))
                 for (_, episode), insights in zip(playing, shown, strict=True)
             ],
             sampling,
@@ -177,7 +184,9 @@ def rollout(
                 else:
                     stop = StopReason.TERMINATED if terminated[i] else StopReason.TRUNCATED
                 declared = _info(infos, "is_success", i)
-                success = sum(turn.reward for turn in episode.turns) > 0 if declared is None else bool(declared)
+                success = (
+                    sum(turn.reward for turn in episode.turns) > 0 if declared is None else bool(declared)
+                )
                 yield trace(episode, stop, observations[i], success)
                 free[i] = True
 

@@ -116,7 +116,9 @@ class RunFolder:
                 continue  # a kill in the middle of a write: the entry is logged again
             entries[entry["key"]] = entry
             whole.append(line)
-        self._write("metrics.jsonl", lambda tmp: tmp.write_text("".join(f"{line}\n" for line in whole), "utf-8"))
+        self._write(
+            "metrics.jsonl", lambda tmp: tmp.write_text("".join(f"{line}\n" for line in whole), "utf-8")
+        )
         return entries
 
     # --- files -------------------------------------------------------------------------------
@@ -161,7 +163,9 @@ def check_free(path: Path) -> None:
         RunFolderError: There is a run, or something else.
     """
     if (path / "config.json").exists():
-        raise RunFolderError(f"{path} already holds a run: choose another --output, or go on with --resume {path}")
+        raise RunFolderError(
+            f"{path} already holds a run: choose another --output, or go on with --resume {path}"
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunFolderError(f"{path} exists and is not empty: choose another --output")
 
@@ -212,7 +216,9 @@ def _git_revision() -> str | None:
     here = Path(__file__).resolve().parent.parent
     try:
         revision, status = (
-            subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True, timeout=10)
+            subprocess.run(
+                ["git", "-C", str(here), *command], capture_output=True, text=True, check=True, timeout=10
+            )
             for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
         )
     except (OSError, subprocess.SubprocessError):

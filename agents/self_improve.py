@@ -1,6 +1,6 @@
 """The whole method, from an untrained agent to a report.
 
-    python -m agents.self_improve --env FrozenLake-v1
+python -m agents.self_improve --env FrozenLake-v1
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
             if session.gate(round_number, insights):  # do they help on held-out episodes?
                 session.distil(round_number, insights)  # then train them into the weights
         results = session.evaluate(insights)  # before and after, on test episodes
-        write_report(session.folder.path, results)
+    write_report(path)
     return results
 
 

@@ -171,7 +171,7 @@ class Session:
             if wave > 0 and not self.store.is_finished(phase):
                 insights = self.insights(explore=True)
                 self.store.set_insights(insights, phase)
-            self.play(
+            traces = self.play(
                 phase,
                 self.student,
                 SeedRange(split=Split.TRAIN, run_seed=config.seed, start=start, size=size),
@@ -180,6 +180,14 @@ class Session:
                 f"round{round_number}/insights{wave}" if wave else "none",
             )
             self.played.append(phase)
+            if wave == 0:
+                self.folder.log(
+                    f"round{round_number}/start",
+                    kind="round",
+                    round=round_number,
+                    step=self.trainer.step_count,
+                    **EvalResult.from_traces(traces).as_dict(),
+                )
         insights = self.insights(explore=False)
         self.store.set_insights(insights, f"round{round_number}")
         return insights
@@ -200,7 +208,9 @@ class Session:
         seeds = self.validation_seeds
         without = self.play("gate/none", self.base, seeds, temperature)
         context_id = f"round{round_number}/insights"
-        with_insights = self.play(f"round{round_number}/gate", self.base, seeds, temperature, insights, context_id)
+        with_insights = self.play(
+            f"round{round_number}/gate", self.base, seeds, temperature, insights, context_id
+        )
         comparison = Comparison.of(with_insights, without)
         admitted = comparison.difference > 0 and comparison.p_value < SIGNIFICANT
         self.folder.log(
@@ -280,7 +290,12 @@ class Session:
             about = {"step": step, "score": score}
             self.folder.save_tensors("best.safetensors", self.trainer.weights(), about)
         self.folder.log(
-            f"validation{step}", kind="validation", step=step, round=round_number, success_rate=score, best=improved
+            f"validation{step}",
+            kind="validation",
+            step=step,
+            round=round_number,
+            success_rate=score,
+            best=improved,
         )
 
     def _save_checkpoint(self) -> None:
@@ -326,7 +341,11 @@ class Session:
             for arm, policy in (("before", self.base), ("after", self.student)):
                 for suffix, shown in (("", ()), ("_with_experience", insights)):
                     frames[arm + suffix] = self.play(
-                        f"test/{arm}{suffix}@{temperature:g}", policy, self.test_seeds, temperature, shown,
+                        f"test/{arm}{suffix}@{temperature:g}",
+                        policy,
+                        self.test_seeds,
+                        temperature,
+                        shown,
                         "final" if shown else "none",
                     )
             arms = {"random": random_arm, "blind": blind_arm}
@@ -359,7 +378,9 @@ class Session:
         winners = set(self.store.traces().query("success")["trace_id"])
         turns = turns[turns["trace_id"].isin(winners) & turns["action"].notna()]
         sequences = turns.groupby("trace_id")["action"].agg(tuple)
-        shortest = sorted(set(sequences), key=lambda sequence: (len(sequence), sequence))[:MAX_BLIND_CANDIDATES]
+        shortest = sorted(set(sequences), key=lambda sequence: (len(sequence), sequence))[
+            :MAX_BLIND_CANDIDATES
+        ]
         return [tuple(self.words.actions.index(action) for action in sequence) for sequence in shortest]
 
     def _save_model(self) -> None:

@@ -108,7 +108,9 @@ class OPCD:
             nodes += len(tree)
             student_logits_TV = tree_logits(self.student, tree, range(len(tree)), [], read=ends).float()
             student_logits_TV = student_logits_TV / self.temperature
-            teacher_logits_TV = self.teacher.logits([teacher for _, teacher in batch]) / self.teacher_temperature
+            teacher_logits_TV = (
+                self.teacher.logits([teacher for _, teacher in batch]) / self.teacher_temperature
+            )
             kl_T = topk_reverse_kl(student_logits_TV, teacher_logits_TV, k=self.k, mode=self.mode)
             weight_T = torch.tensor([weights[pair] for pair in batch], device=kl_T.device)
             group_loss = (weight_T * kl_T).sum()

@@ -1,6 +1,7 @@
 """Frozen Lake in words. The agent reads where it stands, never the map: holes must be learned."""
 
-from typing import cast
+import re
+from typing import Any, cast
 
 import gymnasium as gym
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
@@ -11,7 +12,7 @@ ACTIONS = ("left", "down", "right", "up")
 """Gymnasium's actions 0 to 3."""
 
 
-def frozen_lake_words(env: gym.Env[int, int]) -> EnvWords:
+def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for any Frozen Lake: 4x4, 8x8, or a map of the user's own."""
     lake = cast("FrozenLakeEnv", env.unwrapped)
     rows, columns = lake.nrow, lake.ncol
@@ -37,11 +38,17 @@ def frozen_lake_words(env: gym.Env[int, int]) -> EnvWords:
     )
 
 
-def lake_map(env: gym.Env[int, int]) -> list[str] | None:
+def lake_map(env: gym.Env[Any, Any]) -> list[str] | None:
     """The map's rows, as in ``desc`` (S start, F frozen, H hole, G goal); ``None`` for another env.
 
     For reports only: the agent never sees it.
     """
     if not isinstance(env.unwrapped, FrozenLakeEnv):
         return None
-    return [b"".join(row).decode() for row in env.unwrapped.desc]
+    return ["".join(cell.decode() for cell in row) for row in env.unwrapped.desc.tolist()]
+
+
+def lake_place(observation: str) -> tuple[int, int]:
+    """The row and column, from 1, in an observation of ``frozen_lake_words``."""
+    row, column = re.findall(r"\d+", observation)
+    return int(row), int(column)

@@ -76,7 +76,13 @@ class TextEnv(gym.Wrapper[str, str, Any, Any]):
         if word is None:
             self._invalid_in_a_row += 1
             too_many = self._invalid_in_a_row >= self.max_invalid_replies
-            return self._observation, 0.0, False, too_many, {"invalid_reply": True, "too_many_invalid": too_many}
+            return (
+                self._observation,
+                0.0,
+                False,
+                too_many,
+                {"invalid_reply": True, "too_many_invalid": too_many},
+            )
         self._invalid_in_a_row = 0
         space = cast("Discrete", self.env.action_space)
         index = int(space.start) + self.words.actions.index(word)

@@ -17,6 +17,8 @@ from experience.insight import Insight
 from experience.split import Split
 
 DISCOUNT = 0.99
+EXPLORATION_BONUS = 0.05
+"""Times the best return over the square root of the tries: how much better than it looked an action may be."""
 TOLERANCE = 1e-9
 MAX_SWEEPS = 20_000
 
@@ -65,7 +67,8 @@ def outcome_model(turns: pd.DataFrame, actions: Sequence[str]) -> OutcomeModel:
     counts = np.bincount(pair, minlength=S * A)
     tries = np.maximum(counts, 1)
     rewards = np.bincount(pair, weights=taken["reward"].to_numpy(np.float64), minlength=S * A) / tries
-    transitions = csr_array((1.0 / tries[pair[goes_on]], (pair[goes_on], following[goes_on])), shape=(S * A, S))
+    entries = (1.0 / tries[pair[goes_on]], (pair[goes_on], following[goes_on]))
+    transitions = csr_array(entries, shape=(S * A, S))
     returns = taken.groupby("trace_id")["reward"].sum()
     return OutcomeModel(
         observations=observations,
@@ -77,20 +80,27 @@ def outcome_model(turns: pd.DataFrame, actions: Sequence[str]) -> OutcomeModel:
     )
 
 
-def action_values(model: OutcomeModel, *, untried: float) -> Float:
+def action_values(model: OutcomeModel, *, explore: bool) -> Float:
     """Value iteration: the discounted value of each action, [S, A].
 
     Args:
         model: The counts.
-        untried: The value of an action that was never taken: high explores, ``-inf`` trusts only
-            what was seen.
+        explore: Be optimistic. An untried action is as good as the best return ever seen (at least 1),
+            and a tried one gets a bonus that shrinks with the square root of its tries (MBIE-EB, Strehl and
+            Littman 2008). Otherwise only what was seen counts, and untried actions are worth ``-inf``.
     """
     S, A = model.counts_SA.shape
     tried_SA = model.counts_SA > 0
+    best = max(1.0, model.best_return)
+    bonus_SA = EXPLORATION_BONUS * best / np.sqrt(np.maximum(model.counts_SA, 1)) * explore
     values_S = np.zeros(S)
     for _ in range(MAX_SWEEPS):
         following_SA = (model.transitions @ values_S).reshape(S, A)
-        values_SA = np.where(tried_SA, model.rewards_SA + DISCOUNT * following_SA, untried)
+        values_SA = model.rewards_SA + DISCOUNT * following_SA + bonus_SA
+        if explore:
+            values_SA = np.where(tried_SA, np.minimum(values_SA, best), best)
+        else:
+            values_SA = np.where(tried_SA, values_SA, -np.inf)
         best_S = values_SA.max(axis=1, initial=-np.inf)
         best_S = np.where(np.isfinite(best_S), best_S, 0.0)
         if np.abs(best_S - values_S).max(initial=0.0) < TOLERANCE:
@@ -112,14 +122,13 @@ def outcome_insights(
         turns: As for ``outcome_model``.
         actions: The env's action words.
         advise: (observation, action) -> the insight's text.
-        explore: Take an untried action for as good as the best return ever seen (at least 1), so
-            that playing with these insights finds out. Otherwise only tried actions are advised.
+        explore: Advise what is worth finding out, see ``action_values``; otherwise what is known to be best.
 
     Returns:
         Insights linked to every trace in which the advised action was taken there.
     """
     model = outcome_model(turns, actions)
-    values_SA = action_values(model, untried=max(1.0, model.best_return) if explore else -np.inf)
+    values_SA = action_values(model, explore=explore)
     traces_of = turns.groupby(["observation", "action"])["trace_id"].unique()
     insights = []
     for state in np.flatnonzero(model.counts_SA.sum(axis=1)):
@@ -132,7 +141,7 @@ def outcome_insights(
                 score=float(values_SA[state, best]),
                 support=support,
                 evidence=tuple(traces_of[observation, action]) if support else (),
-                reason="the highest value in the traces" if support else "never tried there",
+                reason="worth finding out" if explore else "the highest value in the traces",
             )
         )
     return insights

@@ -206,7 +206,9 @@ class ExperienceStore:
     def insights(self) -> pd.DataFrame:
         """One row per insight, with the number of traces behind it as ``traces``."""
         count = sa.func.count(evidence_table.c.trace_id).label("traces")
-        query = sa.select(insights_table, count).outerjoin(evidence_table).group_by(insights_table.c.insight_id)
+        query = (
+            sa.select(insights_table, count).outerjoin(evidence_table).group_by(insights_table.c.insight_id)
+        )
         return self._frame(query.order_by(insights_table.c.state, insights_table.c.text))
 
     def _frame(self, query: sa.Select[Any]) -> pd.DataFrame:
