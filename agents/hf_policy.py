@@ -149,7 +149,7 @@ class HFPolicy:
         token_ids = tuple(request.token_ids)
         text = self._decoded.get(token_ids)
         if text is None:
-            decoded = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+            decoded = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
             assert isinstance(decoded, str)
             text = self._decoded[token_ids] = decoded
         return Completion(

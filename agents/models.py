@@ -47,7 +47,7 @@ def load_model(
     options["trust_remote_code"] = trust_remote_code
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch_dtype, attn_implementation="sdpa", use_safetensors=True, **options
         )
     except (OSError, ValueError, ImportError) as error:
@@ -61,7 +61,8 @@ def load_model(
         model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return LoadedModel(model=model.eval(), tokenizer=tokenizer)
+    model.eval()
+    return LoadedModel(model=model, tokenizer=tokenizer)
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:
@@ -83,7 +84,8 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
         return str(path), {}
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(
-            f"no model {name!r}: it is neither {EMBEDDED!r}, nor a folder, nor a .gguf file, nor a hub id (owner/name)"
+            f"no model {name!r}: it is neither {EMBEDDED!r}, nor a folder, nor a .gguf file, "
+            "nor a hub id (owner/name)"
         )
     return name, {}
 
@@ -107,6 +109,6 @@ def _clear_quantizer(model: PreTrainedModel) -> None:
     for attribute in ("hf_quantizer", "quantization_method"):
         if hasattr(model, attribute):
             delattr(model, attribute)
-    model.is_quantized = False
+    setattr(model, "is_quantized", False)  # noqa: B010 (a plain flag, not a module)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -31,7 +31,8 @@ class PrefixLM:
                 would exceed it, the old ones go. The work of one forward pass is kept whatever it takes.
             max_nodes: Tokens computed in one forward pass.
         """
-        self.model = model.eval()
+        self.model = model
+        model.eval()  # type: ignore[no-untyped-call]
         self.max_bytes = max_bytes
         self.max_nodes = max_nodes
         self.computed_tokens = 0
@@ -108,16 +109,12 @@ class PrefixLM:
         """Copy the queries' keys and values out of ``cache``, behind its first ``skip`` entries."""
         index = torch.tensor(queries, device=self.model.device)
         for layer, computed in enumerate(cache.layers):
-            if layer == len(self._keys):
-                self._keys.append(
-                    computed.keys.new_empty((computed.keys.shape[1], 0, computed.keys.shape[3]))
-                )
-                self._values.append(
-                    computed.values.new_empty((computed.values.shape[1], 0, computed.values.shape[3]))
-                )
-            for held, fresh in ((self._keys, computed.keys), (self._values, computed.values)):
+            for held, name in ((self._keys, "keys"), (self._values, "values")):
+                fresh_HND: torch.Tensor = getattr(computed, name)[0, :, skip:]
+                if layer == len(held):
+                    held.append(fresh_HND[:, :0])
                 held[layer] = _grown(held[layer], len(self._tree))
-                held[layer][:, index] = fresh[0, :, skip:]
+                held[layer][:, index] = fresh_HND
 
 
 def tree_logits(

@@ -129,7 +129,7 @@ def rollout(
         if free.any():
             starting = [next(queue, None) if is_free else None for is_free in free]
             observations, infos = envs.reset(seed=starting, options={"reset_mask": free.copy()})
-            for i in np.flatnonzero(free):
+            for i in np.flatnonzero(free).tolist():
                 seed = starting[i]
                 slots[i] = None if seed is None else _Episode(seed, observations[i])
             free[:] = False

@@ -80,8 +80,8 @@ def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
         was, now = getattr(saved_config, field.name), getattr(given, field.name)
         if field.name not in ("output", "resume") and was != now:
             raise ConfigError(
-                f"--{field.name.replace('_', '-')} {now} differs from the run in {config.resume}, which has {was}: "
-                "resume without it, or start another run"
+                f"--{field.name.replace('_', '-')} {now} differs from the run in {config.resume}, "
+                f"which has {was}: resume without it, or start another run"
             )
     return dataclasses.replace(saved_config, resume=config.resume)
 

@@ -4,6 +4,7 @@ import re
 from typing import Any, cast
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
 from envs.words import EnvWords
@@ -27,8 +28,8 @@ def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
 
     return EnvWords(
         rules=(
-            f"You are crossing a frozen lake with {rows} rows and {columns} columns. Each turn you move left, "
-            "down, right or up. Somewhere is the goal. Falling into a hole ends the game."
+            f"You are crossing a frozen lake with {rows} rows and {columns} columns. Each turn you move "
+            "left, down, right or up. Somewhere is the goal. Falling into a hole ends the game."
         ),
         question="Left, down, right or up?",
         reply_prefix="I move",
@@ -45,7 +46,7 @@ def lake_map(env: gym.Env[Any, Any]) -> list[str] | None:
     """
     if not isinstance(env.unwrapped, FrozenLakeEnv):
         return None
-    return ["".join(cell.decode() for cell in row) for row in env.unwrapped.desc.tolist()]
+    return ["".join(cell.decode() for cell in row) for row in np.asarray(env.unwrapped.desc)]
 
 
 def lake_place(observation: str) -> tuple[int, int]:

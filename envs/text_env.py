@@ -25,7 +25,7 @@ class EnvError(ValueError):
     """An environment that cannot be made or put into words; the message says what to do."""
 
 
-class TextEnv(gym.Wrapper[str, str, Any, Any]):
+class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
     """A Gymnasium environment that is read and answered in text; the 5-tuple stays as it is.
 
     ``step`` takes the agent's whole reply. A reply that is no action does not step the env: the turn

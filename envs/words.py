@@ -23,7 +23,7 @@ class EnvWords:
     describe: Callable[[object], str]
     """An observation of the env as a sentence."""
     advise: Callable[[str, str], str]
-    """(observation sentence, action word) -> the advice to take that action there, worded like the observation."""
+    """(observation sentence, action word) -> advice to do that there, worded like the observation."""
 
     def parse(self, reply: str) -> str | None:
         """The one action word that ``reply`` consists of, or ``None``.

@@ -26,7 +26,7 @@ ARM_LABELS = {
 }
 ARM_COLOURS = {"before": BLUE, "before_with_experience": BLUE, "after": GREEN, "after_with_experience": GREEN}
 
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "opcd-gym",
     "font.family": "sans-serif",

@@ -18,8 +18,10 @@ from experience.split import Split
 
 DISCOUNT = 0.99
 EXPLORATION_BONUS = 0.05
-"""Times the best return over the square root of the tries: how much better than it looked an action may be."""
+"""Times the best return, over the square root of the tries: how much better an action may be."""
 TOLERANCE = 1e-9
+TIE = 1e-6
+"""Values closer than this are equal."""
 MAX_SWEEPS = 20_000
 
 Float = npt.NDArray[np.float64]
@@ -132,13 +134,16 @@ def outcome_insights(
     traces_of = turns.groupby(["observation", "action"])["trace_id"].unique()
     insights = []
     for state in np.flatnonzero(model.counts_SA.sum(axis=1)):
-        observation, best = model.observations[state], int(values_SA[state].argmax())
-        action, support = model.actions[best], int(model.counts_SA[state, best])
+        observation, counts_A, values_A = model.observations[state], model.counts_SA[state], values_SA[state]
+        # Among equals, what was tried least is worth finding out, and what was tried most is known best.
+        equals = np.flatnonzero(values_A >= values_A.max() - TIE)
+        best = int(equals[counts_A[equals].argmin() if explore else counts_A[equals].argmax()])
+        action, support = model.actions[best], int(counts_A[best])
         insights.append(
             Insight(
                 text=advise(observation, action),
                 observation=observation,
-                score=float(values_SA[state, best]),
+                score=float(values_A[best]),
                 support=support,
                 evidence=tuple(traces_of[observation, action]) if support else (),
                 reason="worth finding out" if explore else "the highest value in the traces",

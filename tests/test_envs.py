@@ -1,0 +1,131 @@
+import gymnasium as gym
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs import EnvError, TextEnv, make_text_env
+from envs.frozen_lake import ACTIONS, lake_map, lake_place
+
+DRY = {"is_slippery": False}
+
+
+def lake(**kwargs: object) -> TextEnv:
+    return make_text_env("FrozenLake-v1", {**DRY, **kwargs})
+
+
+def test_the_five_tuple_stays() -> None:
+    env = lake()
+    observation, info = env.reset(seed=3)
+    assert observation == "You are at row 1, column 1."
+    assert info == {"prob": 1}
+    assert env.step("I move right") == (
+        "You are at row 1, column 2.",
+        0.0,
+        False,
+        False,
+        {"prob": 1.0, "action": "right"},
+    )
+    observation, reward, terminated, truncated, _ = env.step("down")  # a hole
+    assert (observation, reward, terminated, truncated) == ("You are at row 2, column 2.", 0.0, True, False)
+
+
+def test_the_goal() -> None:
+    env = lake(desc=["SF", "HG"])
+    env.reset(seed=0)
+    env.step("I move right.")
+    assert env.step("I move DOWN!")[1:4] == (1.0, True, False)
+
+
+@pytest.mark.parametrize("size", ["4x4", "8x8"])
+def test_words_follow_gymnasiums_actions(size: str) -> None:
+    env, raw = lake(map_name=size), gym.make("FrozenLake-v1", is_slippery=False, map_name=size)
+    for action, word in enumerate(ACTIONS):
+        env.reset(seed=0)
+        raw.reset(seed=0)
+        state = raw.step(action)[0]
+        columns = int(size[0])
+        assert lake_place(env.step(f"I move {word}")[0]) == (state // columns + 1, state % columns + 1)
+
+
+def test_an_unreadable_reply_does_not_step() -> None:
+    env = lake()
+    env.reset(seed=0)
+    for expected in (False, False, True):
+        observation, reward, terminated, truncated, info = env.step("I move north")
+        assert (observation, reward, terminated) == ("You are at row 1, column 1.", 0.0, False)
+        assert truncated is expected
+        assert info == {"invalid_reply": True, "too_many_invalid": expected}
+
+
+def test_a_readable_reply_ends_the_row_of_invalid_ones() -> None:
+    env = lake()
+    env.reset(seed=0)
+    replies = ["?", "?", "I move left", "?", "?"]
+    assert not any(env.step(reply)[3] for reply in replies)
+    env.step("?")
+    env.reset(seed=1)
+    assert not env.step("?")[3]
+
+
+@pytest.mark.parametrize(
+    ("reply", "action"),
+    [
+        ("I move right", "right"),
+        (" right", "right"),
+        ("I move Right.", "right"),
+        ("  up!\n", "up"),
+        ("I move **down**", "down"),
+        ("I move right or left", None),
+        ("I move rightmost", None),
+        ("I move right2", None),
+        ("I move", None),
+        ("", None),
+        ("right" * 100, None),
+        ("." * 10_000 + "up", None),
+        ("i move up", None),
+        ("__import__('os')", None),
+        ("I move \uff55\uff50", None),  # full-width letters
+    ],
+)
+def test_parsing_is_strict(reply: str, action: str | None) -> None:
+    assert lake().words.parse(reply) == action
+
+
+@given(st.text(max_size=300) | st.sampled_from(ACTIONS).map(lambda a: f"I move {a}"))
+def test_any_reply_is_an_action_or_none(reply: str) -> None:
+    assert WORDS.parse(reply) in (*ACTIONS, None)
+
+
+WORDS = lake().words
+
+
+def test_the_agent_is_not_told_the_map() -> None:
+    words = lake().words
+    text = words.rules + words.question + words.describe(5)
+    assert "H" not in text
+    assert words.describe(5) == "You are at row 2, column 2."
+    assert words.advise("You are at row 2, column 1.", "down") == "At row 2, column 1, move down."
+
+
+def test_a_map_of_ones_own() -> None:
+    env = lake(desc=["SFF", "FHG"])
+    assert lake_map(env) == ["SFF", "FHG"]
+    assert env.words.describe(5) == "You are at row 2, column 3."
+    assert "2 rows and 3 columns" in env.words.rules
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "match"),
+    [
+        ("FrozenLak-v1", {}, "did you mean .*FrozenLake-v1"),
+        ("FrozenLake-v7", {}, "did you mean .*FrozenLake-v1"),
+        ("no_such_module:Env-v0", {}, "no_such_module"),
+        ("FrozenLake-v1", {"slip": 1}, r"FrozenLake-v1 cannot be made with \{'slip': 1\}.*slip"),
+        ("FrozenLake-v1", {"map_name": "9x9"}, "cannot be made"),
+        ("CartPole-v1", {}, "CartPoleEnv has no text form yet .*FrozenLake"),
+    ],
+)
+def test_bad_envs_are_clear_errors(env_id: str, kwargs: dict[str, object], match: str) -> None:
+    with pytest.raises(EnvError, match=match) as error:
+        make_text_env(env_id, kwargs)
+    assert "\n" not in str(error.value)

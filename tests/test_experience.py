@@ -1,0 +1,257 @@
+import dataclasses
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.frozen_lake import ACTIONS
+from experience.insight import Insight, InsightState, retrieve
+from experience.outcomes import action_values, outcome_insights, outcome_model
+from experience.split import STRIDE, SeedRange, Split
+from experience.store import SCHEMA_VERSION, ExperienceStore, StoreError
+from experience.trace import StopReason, Trace, Turn
+
+
+def turn(observation: str, action: str | None, reward: float = 0.0) -> Turn:
+    return Turn(
+        observation=observation,
+        insight_ids=("i1",),
+        prompt_tokens=7,
+        reply=f"I move {action}",
+        token_ids=(1, 2),
+        logprobs=(-0.5, -0.25),
+        action=action,
+        reward=reward,
+    )
+
+
+def trace(seed: int, *turns: Turn, final: str = "end", **changes: object) -> Trace:
+    values: dict[str, object] = {
+        "phase": "round1/play0",
+        "split": Split.TRAIN,
+        "seed": seed,
+        "env_id": "E",
+        "policy_id": "base",
+        "context_id": "none",
+        "turns": turns,
+        "final_observation": final,
+        "stop_reason": StopReason.TERMINATED,
+        "success": sum(t.reward for t in turns) > 0,
+    }
+    return Trace(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ExperienceStore:
+    return ExperienceStore(tmp_path / "experience.db")
+
+
+# --- splits --------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 5000), st.integers(1, 50))
+def test_splits_and_runs_share_no_seed(run: int, other: int, start: int, size: int) -> None:
+    ranges = {
+        (split, r): set(SeedRange(split=split, run_seed=r, start=start, size=size))
+        for split in Split
+        for r in {run, other}
+    }
+    assert sum(len(seeds) for seeds in ranges.values()) == len(set().union(*ranges.values()))
+    for (split, _), seeds in ranges.items():
+        assert {seed % 3 for seed in seeds} == {list(Split).index(split)}
+        assert len(seeds) == size
+
+
+@pytest.mark.parametrize(("start", "size", "run"), [(-1, 1, 0), (0, 0, 0), (0, STRIDE + 1, 0), (0, 1, -1)])
+def test_bad_seed_ranges(start: int, size: int, run: int) -> None:
+    with pytest.raises(ValueError, match="seed range"):
+        SeedRange(split=Split.TEST, run_seed=run, start=start, size=size)
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+def test_traces_come_back(store: ExperienceStore) -> None:
+    store.add_traces(
+        [
+            trace(3, turn("a", "left"), turn("b", None), turn("b", "up", 1.0), final="goal"),
+            trace(6, turn("a", "left"), final="b", stop_reason=StopReason.TRUNCATED),
+        ]
+    )
+    [first, second] = store.traces().to_dict("records")
+    assert first["trace_id"] == "round1/play0/3"
+    assert (first["num_turns"], first["invalid_replies"], first["total_reward"]) == (3, 1, 1.0)
+    assert (first["success"], first["prompt_tokens"], second["success"]) == (1, 21, 0)
+    turns = store.turns(phases=["round1/play0"])
+    assert turns["next_observation"].tolist() == ["b", "b", "goal", "b"]
+    assert turns["terminated"].tolist() == [False, False, True, False]
+    assert turns["action"].tolist()[0] == "left"
+    assert pd.isna(turns["action"].tolist()[1])
+    assert len(store.turns(trace_id="round1/play0/6")) == 1
+    assert store.turns(phases=["other"]).empty
+
+
+def test_adding_again_changes_nothing(store: ExperienceStore) -> None:
+    store.add_traces([trace(3, turn("a", "left"))])
+    store.add_traces([trace(3, turn("z", "up"), turn("z", "up")), trace(6, turn("a", "up"))])
+    assert store.traces()["num_turns"].tolist() == [1, 1]
+    assert store.turns()["observation"].tolist() == ["a", "a"]
+    assert not store.is_finished("p")
+    store.finish_phase("p")
+    store.finish_phase("p")
+    assert store.is_finished("p")
+
+
+def test_a_trace_is_kept_whole_or_not_at_all(store: ExperienceStore) -> None:
+    unwritable = dataclasses.replace(turn("a", "left"), token_ids=(b"bytes",))  # type: ignore[arg-type]
+    bad = trace(6, turn("a", "left"), unwritable)
+    with pytest.raises(Exception, match="not JSON serializable"):
+        store.add_traces([trace(3, turn("a", "left")), bad])
+    assert store.traces().empty
+    assert store.turns().empty
+
+
+def test_insights_retire_and_return(store: ExperienceStore) -> None:
+    store.add_traces([trace(3, turn("a", "left")), trace(6, turn("a", "left"))])
+    one = Insight(text="go left", observation="a", score=0.5, support=2, evidence=("round1/play0/3",))
+    two = Insight(text="go up", observation="a", score=0.1, support=0)
+    store.set_insights([one], "p1")
+    store.set_insights([two], "p2")
+    rows = store.insights().set_index("insight_id")
+    assert rows.loc[one.id, ["state", "reason", "traces"]].tolist() == ["retired", "superseded in p2", 1]
+    assert rows.loc[two.id, ["state", "traces"]].tolist() == ["active", 0]
+    store.set_insights([one], "p3")
+    assert store.insights().set_index("insight_id").loc[one.id, "state"] == InsightState.ACTIVE
+
+
+def test_evidence_must_exist(store: ExperienceStore) -> None:
+    with pytest.raises(Exception, match="FOREIGN KEY"):
+        store.set_insights([Insight(text="x", observation=None, score=0, support=1, evidence=("nope",))], "p")
+    assert store.insights().empty
+
+
+def test_other_databases_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE songs (title TEXT)")
+    with pytest.raises(StoreError, match=r"another program .tables songs"):
+        ExperienceStore(other)
+    garbage = tmp_path / "garbage.db"
+    garbage.write_bytes(b"not a database, but long enough to be read as a header of one" * 20)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        ExperienceStore(garbage)
+    newer = tmp_path / "newer.db"
+    ExperienceStore(newer).close()
+    with sqlite3.connect(newer) as connection:
+        connection.execute("UPDATE schema SET version = ?", (SCHEMA_VERSION + 1,))
+    with pytest.raises(StoreError, match=f"schema version {SCHEMA_VERSION + 1}"):
+        ExperienceStore(newer)
+
+
+# --- insights ------------------------------------------------------------------------------------
+
+
+def insight(text: str, observation: str | None, score: float = 0.0) -> Insight:
+    return Insight(text=text, observation=observation, score=score, support=1)
+
+
+def test_retrieval() -> None:
+    here, better, anywhere, there = (
+        insight("here", "a", 0.1),
+        insight("better", "a", 0.9),
+        insight("anywhere", None, 5.0),
+        insight("there", "b", 9.0),
+    )
+    pool = [there, anywhere, here, better]
+    assert retrieve(pool, "a", 1) == (better,)
+    assert retrieve(pool, "a", 9) == (better, here, anywhere)
+    assert retrieve(pool, "a", 0) == (better, here, anywhere, there)
+    assert retrieve([there], "a", 1) == ()
+
+
+def random_turns(episodes: int, slippery: bool) -> tuple[pd.DataFrame, dict[str, int]]:
+    """What a random walker on the 4x4 lake, started anywhere, would leave in a store."""
+    import gymnasium as gym
+
+    env = gym.make("FrozenLake-v1", is_slippery=slippery)
+    table = env.unwrapped.P  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    rows = []
+    open_states = [s for s in table if not table[s][0][0][3] or table[s][0][0][1] != s]
+    for number in range(episodes):
+        state = int(rng.choice(open_states))
+        action = int(rng.integers(4))
+        outcomes = table[state][action]
+        chances = np.array([o[0] for o in outcomes])
+        _, following, reward, done = outcomes[rng.choice(len(outcomes), p=chances / chances.sum())]
+        rows.append((f"t{number}", Split.TRAIN, f"s{state}", ACTIONS[action], reward, f"s{following}", done))
+    columns = ["trace_id", "split", "observation", "action", "reward", "next_observation", "terminated"]
+    return pd.DataFrame(rows, columns=columns), {f"s{s}": s for s in open_states}
+
+
+def test_insights_from_outcomes_are_optimal() -> None:
+    """With enough random steps, the advice is the optimal policy's in every state of the slippery lake."""
+    turns, states = random_turns(60_000, slippery=True)
+    insights = outcome_insights(turns, ACTIONS, lambda o, a: f"{o}: {a}", explore=False)
+    advice = {i.observation: i.text.split(": ")[1] for i in insights}
+    optimal = {
+        0: "left",
+        1: "up",
+        2: "up",
+        3: "up",
+        4: "left",
+        8: "up",
+        9: "down",
+        10: "left",
+        13: "right",
+        14: "down",
+    }
+    assert advice.keys() == states.keys()
+    assert {s: advice[f"s{s}"] for s in optimal} == optimal
+    for i in insights:
+        assert len(i.evidence) == i.support > 0
+
+
+def hand_turns(*rows: tuple[str, str | None, float, str, bool]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["observation", "action", "reward", "next_observation", "terminated"])
+    return frame.assign(trace_id=[f"t{i}" for i in range(len(rows))], split=Split.TRAIN)
+
+
+def test_values_by_hand() -> None:
+    turns = hand_turns(
+        ("a", "left", 0.0, "b", False),
+        ("b", "up", 1.0, "goal", True),
+        ("b", "up", 0.0, "hole", True),
+        ("a", "down", 0.0, "hole", True),
+        ("a", None, 0.0, "a", False),  # an unreadable reply counts for nothing
+    )
+    model = outcome_model(turns, ACTIONS)
+    assert model.counts_SA.sum() == 4
+    values = action_values(model, explore=False)
+    a, b = model.observations.index("a"), model.observations.index("b")
+    assert values[b, ACTIONS.index("up")] == pytest.approx(0.5)
+    assert values[a, ACTIONS.index("left")] == pytest.approx(0.99 * 0.5)
+    assert values[a, ACTIONS.index("down")] == 0.0
+    assert values[a, ACTIONS.index("up")] == -np.inf
+
+
+def test_exploring_prefers_the_untried() -> None:
+    turns = hand_turns(("a", "left", 0.0, "a", False), ("a", "down", 0.0, "hole", True))
+    [known] = outcome_insights(turns, ACTIONS, lambda o, a: a, explore=False)
+    [curious] = outcome_insights(turns, ACTIONS, lambda o, a: a, explore=True)
+    assert (known.text, known.support) == ("left", 1)
+    assert (curious.text, curious.support, curious.evidence) == ("right", 0, ())
+
+
+def test_only_train_traces_teach() -> None:
+    turns = hand_turns(("a", "left", 0.0, "b", False)).assign(split=Split.TEST)
+    with pytest.raises(ValueError, match="train traces only"):
+        outcome_insights(turns, ACTIONS, lambda o, a: a, explore=False)
+
+
+def test_no_traces_no_insights(store: ExperienceStore) -> None:
+    assert outcome_insights(store.turns(), ACTIONS, lambda o, a: a, explore=True) == []

@@ -1,0 +1,77 @@
+"""The direction of imports (DESIGN section 2), walked with ast."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("agents", "distill", "envs", "evals", "experience")
+
+# Composition roots: nothing imports them but each other.
+ROOTS = {"agents.self_improve", "agents.session", "agents.config", "agents.run_folder", "evals.bench_rollout"}
+SHARED = {"agents.policy", "agents.prompts", "agents.rollout", "agents.prefix_tree"}
+WITH_TORCH = {"agents.prefix_lm", "agents.hf_policy", "agents.models"}
+
+ALLOWED_PACKAGES = {
+    "envs": {"envs"},
+    "experience": {"experience"},
+    "agents": {"agents", "envs", "experience"},
+    "distill": {"distill", "envs", "experience"},
+    "evals": {"evals", "envs", "experience"},
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+
+def imports(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names.add(node.module or "")
+    return names
+
+
+def is_allowed(module: str, target: str) -> bool:
+    if target in ROOTS:
+        return module in ROOTS
+    if module in ROOTS or target.split(".")[0] in ALLOWED_PACKAGES[module.split(".")[0]]:
+        return True
+    if module.startswith("distill."):
+        return target in SHARED or target == "agents.prefix_lm"
+    return module.startswith("evals.") and target in SHARED
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_follow_the_picture(module: str) -> None:
+    for target in imports(modules()[module]):
+        if target.split(".")[0] in PACKAGES:
+            assert is_allowed(module, target), f"{module} must not import {target}"
+
+
+def test_torch_stays_where_it_belongs() -> None:
+    for module, tree in modules().items():
+        heavy = {name.split(".")[0] for name in imports(tree)} & {"torch", "transformers"}
+        if heavy:
+            assert module in WITH_TORCH | ROOTS or module.startswith("distill."), f"{module} imports {heavy}"
+
+
+def test_a_forbidden_edge_is_seen() -> None:
+    assert not is_allowed("experience.store", "agents.policy")
+    assert not is_allowed("envs.words", "experience.trace")
+    assert not is_allowed("agents.policy", "distill.loss")
+    assert not is_allowed("evals.report", "agents.self_improve")
+    assert not is_allowed("distill.opcd", "agents.hf_policy")
+
+
+def test_agents_init_is_empty() -> None:
+    assert (ROOT / "agents" / "__init__.py").read_text() == ""

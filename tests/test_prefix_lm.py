@@ -1,0 +1,106 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from agents.prefix_lm import Prefix, PrefixLM
+from agents.prefix_tree import PrefixTree, pack, shared_length
+from tests.conftest import tiny_llama
+
+# Few letters, so that prefixes are shared often.
+Sequences = st.lists(st.lists(st.integers(2, 5), min_size=1, max_size=12).map(tuple), min_size=1, max_size=8)
+
+MODEL = tiny_llama(dtype=torch.float64)
+
+
+def plain_logits(model: PreTrainedModel, prefix: Prefix) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor([prefix])).logits[0, -1]
+    return logits.float()
+
+
+@given(Sequences)
+def test_tree_nodes_are_the_distinct_prefixes(sequences: list[Prefix]) -> None:
+    tree = PrefixTree()
+    paths = [tree.add(sequence) for sequence in sequences]
+    assert len(tree) == len({s[: i + 1] for s in sequences for i in range(len(s))})
+    for sequence, path in zip(sequences, paths, strict=True):
+        assert [tree.tokens[node] for node in path] == list(sequence)
+        assert [tree.depths[node] for node in path] == list(range(len(sequence)))
+        assert [*reversed(tree.ancestors(path[-1])), path[-1]] == path
+
+
+@given(Sequences)
+def test_mask_is_descent(sequences: list[Prefix]) -> None:
+    tree = PrefixTree()
+    for sequence in sequences:
+        tree.add(sequence)
+    nodes = range(len(tree))
+    mask = tree.attention_mask(nodes, nodes)
+    for query in nodes:
+        assert set(mask[query].nonzero()[0].tolist()) == {query, *tree.ancestors(query)}
+
+
+@given(Sequences, st.integers(1, 30))
+def test_pack_covers_everything_within_the_limit(sequences: list[Prefix], limit: int) -> None:
+    groups = pack(sequences, limit)
+    assert sorted(index for group in groups for index in group) == list(range(len(sequences)))
+    for group in groups:
+        tree = PrefixTree()
+        for index in group:
+            tree.add(sequences[index])
+        assert len(tree) <= limit or len(group) == 1
+
+
+def test_shared_length() -> None:
+    assert shared_length((1, 2, 3), (1, 2, 4)) == 2
+    assert shared_length((1, 2), (1, 2, 4)) == 2
+    assert shared_length((), (1,)) == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(Sequences, min_size=1, max_size=4),
+    st.sampled_from([8, 2048]),
+    st.sampled_from([1, 1 << 14, 1 << 28]),
+)
+def test_logits_are_those_of_the_plain_model(
+    calls: list[list[Prefix]], max_nodes: int, max_bytes: int
+) -> None:
+    """Whatever was asked before, however the work is cut, and however little may be kept."""
+    lm = PrefixLM(MODEL, max_nodes=max_nodes, max_bytes=max_bytes)
+    for prefixes in calls:
+        logits = lm.logits(prefixes)
+        for prefix, logits_V in zip(prefixes, logits, strict=True):
+            torch.testing.assert_close(logits_V, plain_logits(MODEL, prefix), atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_is_computed_twice(model: PreTrainedModel) -> None:
+    lm = PrefixLM(model)
+    lm.logits([(1, 2, 3, 4), (1, 2, 3, 5), (1, 2, 3, 4)])
+    assert lm.computed_tokens == 5
+    lm.logits([(1, 2, 3, 4)])
+    assert lm.computed_tokens == 5
+    lm.logits([(1, 2, 3, 4, 6), (1, 2, 7)])  # only 6 and 7 are new
+    assert lm.computed_tokens == 7
+
+
+def test_new_weights_need_clear(model: PreTrainedModel) -> None:
+    lm = PrefixLM(model)
+    before = lm.logits([(1, 2, 3)])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    lm.clear()
+    after = lm.logits([(1, 2, 3)])
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after[0], plain_logits(model, (1, 2, 3)), atol=1e-4, rtol=1e-4)
+
+
+def test_memory_is_bounded(model: PreTrainedModel) -> None:
+    one = 258 * 4
+    lm = PrefixLM(model, max_bytes=8 * one)
+    for start in range(2, 100):
+        lm.logits([(start, start + 1, start + 2)])
+        assert len(lm._logits) <= 8
+        assert sum(k.numel() * 4 for k in [*lm._keys, *lm._values]) <= 2 * 8 * one  # room doubles
