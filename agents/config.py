@@ -74,7 +74,7 @@ class SelfImproveConfig:
     """The reverse KL's form; see distill/loss.py."""
     top_k: int = 256
     """The student's tokens that the KL looks at one by one."""
-    max_nodes: int = 512
+    max_nodes: int = 384
     """Tokens of one forward and backward pass; lower it when memory is short."""
     eval_every: int = 10
     """Optimiser steps between validations, each with a checkpoint."""

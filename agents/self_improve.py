@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import transformers
 import tyro
 from rich.console import Console
 
@@ -91,6 +92,7 @@ def main() -> int:
     console = Console(stderr=True)
     # A cluster's stop is as good as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    transformers.utils.logging.disable_progress_bar()
     path: Path | None = None
     try:
         config = parse_args()

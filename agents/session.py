@@ -68,6 +68,7 @@ class Session:
         self.env = make()
         self.words = self.env.words
         self.envs = vector_env(make, config.num_envs)
+        console.print(f"loading {config.model}")
         loaded = load_model(
             config.model,
             device=config.device,
@@ -204,6 +205,9 @@ class Session:
 
         Teacher and student see the same seeds with and without; McNemar's exact test decides.
         """
+        if not insights:
+            self.console.print(f"round {round_number}: no insights, since no reply was an action")
+            return False
         temperature = self.config.teacher_temperature
         seeds = self.validation_seeds
         without = self.play("gate/none", self.base, seeds, temperature)

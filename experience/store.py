@@ -144,8 +144,17 @@ class ExperienceStore:
                 connection.execute(phases_table.insert().values(phase=phase))
 
     def set_insights(self, insights: Iterable[Insight], phase: str) -> None:
-        """Make ``insights`` the active ones: others retire, with the reason; none is deleted."""
+        """Make ``insights`` the active ones: others retire, with the reason; none is deleted.
+
+        Args:
+            insights: All that are to be in use.
+            phase: What they were drawn for; the second call for a phase changes nothing.
+        """
+        marker = f"{phase}/insights"
         with self._engine.begin() as connection:
+            if self._is_finished(connection, marker):
+                return
+            connection.execute(phases_table.insert().values(phase=marker))
             connection.execute(
                 insights_table.update()
                 .where(insights_table.c.state == InsightState.ACTIVE)

@@ -7,6 +7,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from envs.frozen_lake import ACTIONS
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
@@ -25,7 +27,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, *, tie: bool = True) -> PreTrainedModel:
     """A random Llama with grouped-query attention and the byte tokenizer's vocabulary."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -36,7 +38,7 @@ def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedM
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tie,
         bos_token_id=0,
         eos_token_id=1,
         initializer_range=0.3,
@@ -56,9 +58,16 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as a Hugging Face folder, for ``--model``."""
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    tiny_llama().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+def walker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that knows four words, the lake's actions, as a Hugging Face folder for ``--model``."""
+    tokenizer, model = byte_tokenizer(), tiny_llama(tie=False)
+    tokenizer.add_tokens([f" {action}" for action in ACTIONS])
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        head_VD = model.get_output_embeddings().weight
+        head_VD.zero_()
+        head_VD[-len(ACTIONS) :].normal_(std=1.0, generator=torch.Generator().manual_seed(0))
+    folder = tmp_path_factory.mktemp("walker")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

@@ -1,0 +1,369 @@
+"""The main command on a tiny walker: what it leaves behind, and that nothing stops it for good."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agents.config import ConfigError, SelfImproveConfig
+from agents.run_folder import RunFolder, RunFolderError
+from agents.self_improve import main, parse_args, self_improve
+from agents.session import Session
+from distill.opcd import OPCD, DistillError
+from experience.insight import Insight
+from experience.store import ExperienceStore
+from tests.conftest import tiny_llama
+
+QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (open for the whole session)
+
+TINY: dict[str, Any] = {
+    "env_kwargs": {"is_slippery": False},
+    "rounds": 2,
+    "episodes": 12,
+    "waves": 2,
+    "steps": 3,
+    "eval_every": 2,
+    "batch_size": 8,
+    "lr": 1e-3,
+    "validation_episodes": 6,
+    "test_episodes": 6,
+    "num_envs": 4,
+}
+
+
+@contextmanager
+def open_gate() -> Iterator[None]:
+    """Everything is admitted: a random walker is helped by nothing, and training is to be seen."""
+    closed = Session.gate
+
+    def gate(self: Session, round_number: int, insights: list[Insight]) -> bool:
+        closed(self, round_number, insights)
+        return True
+
+    with patch.object(Session, "gate", gate):
+        yield
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Everything of a run that has to be the same however often it was interrupted."""
+    results = json.loads((path / "results.json").read_text())
+    for varying in ("wall_seconds", "peak_rss_bytes"):
+        results.pop(varying)
+    metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    with ExperienceStore(path / "experience.db") as store:
+        tables = [frame.to_csv() for frame in (store.traces(), store.turns(), store.insights())]
+    return {
+        "results": results,
+        "metrics": {entry.pop("key"): entry for entry in metrics if entry.pop("seconds") >= 0},
+        "tables": tables,
+        "weights": {k: v.tolist() for k, v in load_file(path / "model" / "model.safetensors").items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    with open_gate():
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
+    return path
+
+
+def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
+    results = json.loads((whole / "results.json").read_text())
+    assert results["schema_version"] == 1
+    assert results["eval_temperature"] == [0.0, 0.7]
+    for arms in (results["arms"], results["sampled_arms"]):
+        assert arms.keys() == {
+            "random", "blind", "before", "before_with_experience", "after", "after_with_experience", "optimal"
+        }  # fmt: skip
+        for arm in arms.values():
+            assert arm.keys() == {
+                "success_rate", "successes", "n", "ci_low", "ci_high", "mean_return", "invalid_rate",
+                "prompt_tokens_per_turn",
+            }  # fmt: skip
+    assert results["arms"]["optimal"]["n"] is None
+    assert results["arms"]["before"]["n"] == 6
+    assert results["comparison"].keys() == {"difference", "ci_low", "ci_high", "p_value", "n"}
+    assert results["wall_seconds"] > 0
+    assert results["peak_rss_bytes"] > 1e8
+
+    about = json.loads((whole / "config.json").read_text())
+    assert about["config"]["env_kwargs"] == {"is_slippery": False}
+    assert about["packages"]["gymnasium"]
+    assert "git_revision" in about
+
+    model = AutoModelForCausalLM.from_pretrained(whole / "model")
+    tokenizer = AutoTokenizer.from_pretrained(whole / "model")
+    assert tokenizer.chat_template
+    before = AutoModelForCausalLM.from_pretrained(walker_folder)
+    changed = [not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)]
+    assert any(changed) == (results["best_step"] > 0)
+    html = (whole / "report.html").read_text()
+    assert html.count("<svg") == 4
+    assert "http" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+    assert {p.name for p in whole.iterdir()} - {".lock"} == {
+        *("config.json", "experience.db", "metrics.jsonl", "model", "results.json", "report.html"),
+        *("best.safetensors", "checkpoint.safetensors"),
+    }
+
+
+def test_splits_are_used_for_what_they_are_for(whole: Path) -> None:
+    with ExperienceStore(whole / "experience.db") as store:
+        traces = store.traces()
+    kinds = traces.groupby("split")["phase"].unique()
+    assert all("/play" in phase for phase in kinds["train"])
+    assert all(phase.startswith("test/") for phase in kinds["test"])
+    assert all("gate" in phase or phase.startswith("validation") for phase in kinds["validation"])
+    assert {seed % 3 for seed in traces.query("split == 'test'")["seed"]} == {2}
+    # Before and after play the same test seeds.
+    by_phase = traces.query("split == 'test'").groupby("phase")["seed"].agg(tuple)
+    assert by_phase.nunique() == 1
+
+
+def test_the_same_command_gives_the_same_run(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
+    with open_gate():
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **TINY), QUIET)
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+def fail_at(owner: type, name: str, call: int) -> Callable[[], Any]:
+    """Interrupt the ``call``-th call of ``owner.name``."""
+    original, count = getattr(owner, name), 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == call:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    return lambda: patch.object(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    "interrupt",
+    [
+        fail_at(ExperienceStore, "add_traces", 2),
+        fail_at(ExperienceStore, "finish_phase", 1),
+        fail_at(ExperienceStore, "finish_phase", 6),
+        fail_at(ExperienceStore, "set_insights", 2),
+        fail_at(OPCD, "step", 2),
+        fail_at(OPCD, "step", 5),
+        fail_at(RunFolder, "save_tensors", 2),
+        fail_at(RunFolder, "save_tensors", 4),
+        fail_at(Session, "_save_model", 1),
+        fail_at(RunFolder, "write_json", 2),
+    ],
+)
+def test_an_interrupted_run_ends_the_same(
+    interrupt: Callable[[], Any], whole: Path, walker_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with open_gate():
+        with interrupt(), pytest.raises(KeyboardInterrupt):
+            self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
+        self_improve(parse_args(["--resume", str(path)]), QUIET)
+    assert contents(path) == contents(whole)
+
+
+def test_kill_dash_nine(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
+    """Real kills of a real process, at moments that nobody chose."""
+    path = tmp_path / "run"
+    script = (
+        "import sys, time; from tests.test_self_improve import *\n"
+        "slow = OPCD.step\n"
+        "def step(*args):\n    time.sleep(0.2); return slow(*args)\n"
+        "OPCD.step = step\n"
+        "with open_gate(): sys.exit(main())"
+    )
+    first = ["--model", str(walker_folder), "--output", str(path), "--env-kwargs", '{"is_slippery": false}']
+    for name, value in TINY.items():
+        if name != "env_kwargs":
+            first += [f"--{name.replace('_', '-')}", str(value)]
+    kills = 0
+    while not (path / "report.html").exists():
+        arguments = ["--resume", str(path)] if (path / "config.json").exists() else first
+        process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE)
+        try:
+            # Wait for work to begin, so that some gets done each time.
+            progress = progress_of(path)
+            deadline = time.monotonic() + 120
+            while process.poll() is None and progress_of(path) == progress and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.45)
+            if kills < 4 and process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+        finally:
+            _, error = process.communicate(timeout=300)
+        assert process.returncode in (0, -signal.SIGKILL), error.decode()
+    assert kills >= 2
+    assert contents(path) == contents(whole)
+
+
+def progress_of(path: Path) -> int:
+    return sum(file.stat().st_mtime_ns for file in path.glob("*")) if path.exists() else 0
+
+
+def test_the_gate_refuses_what_does_not_help(walker_folder: Path, tmp_path: Path) -> None:
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "rounds": 1})
+    results = self_improve(config, QUIET)
+    assert results["best_step"] == 0
+    assert results["comparison"]["difference"] == 0
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["admitted"] for entry in metrics if entry.get("kind") == "gate"] == [False]
+    assert "Nothing was trained" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_model_that_never_acts_is_measured_all_the_same(tmp_path: Path) -> None:
+    from tests.conftest import byte_tokenizer
+
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "mute")
+    byte_tokenizer().save_pretrained(tmp_path / "mute")
+    config = SelfImproveConfig(
+        model=str(tmp_path / "mute"), output=tmp_path / "run", max_new_tokens=2, **{**TINY, "rounds": 1}
+    )
+    results = self_improve(config, QUIET)
+    assert results["arms"]["before"]["invalid_rate"] == 1.0
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+    with patch.object(sys, "argv", ["self_improve", *args]):
+        try:
+            code = main()
+        except SystemExit as stop:  # tyro's own errors
+            code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, " ".join((captured.out + captured.err).split())
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--env", "FrozenLak-v1"], "did you mean FrozenLake-v1"),
+        (["--env", "CartPole-v1"], "no text form yet"),
+        (["--env-kwargs", '{"slip": 1}'], "cannot be made with {'slip': 1}"),
+        (["--env-kwargs", "{slip}"], "JSON"),
+        (["--env-kwargs", "[1]"], "JSON object"),
+        (["--model", "nowhere"], "neither 'smollm2', nor a folder, nor a .gguf file, nor a hub id"),
+        (["--model", "/no/such/model.gguf"], "no GGUF file /no/such/model.gguf"),
+        (["--device", "quantum"], "quantum"),
+        (["--rounds", "0"], "rounds must be at least 1"),
+        (["--eval-temperature", "-1"], "eval_temperature"),
+        (["--resume", "/no/such/run"], "is not the folder of a run"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    args: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, walker_folder: Path
+) -> None:
+    model = [] if "--model" in args else ["--model", str(walker_folder)]
+    code, output = command(capsys, "--output", str(tmp_path / "run"), *model, *args)
+    assert code != 0
+    assert says in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_hub_model_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, output = command(capsys, "--model", "owner/none", "--output", str(tmp_path / "run"))
+    assert code == 2
+    assert "model 'owner/none' cannot be loaded" in output
+    assert "--model smollm2" in output
+
+
+def test_pickled_weights_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], walker_folder: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(walker_folder, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    code, output = command(capsys, "--model", str(folder), "--output", str(tmp_path / "run"))
+    assert code == 2
+    assert "safetensors" in output
+
+
+def test_a_folder_in_use_is_left_alone(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
+    before = contents(whole)
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=whole, **TINY), QUIET)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="not empty"):
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path, **TINY), QUIET)
+    with RunFolder.open(whole), pytest.raises(RunFolderError, match="another process"):
+        RunFolder.open(whole)
+    assert contents(whole) == before
+
+
+def test_resume_with_another_configuration(whole: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--seed 5 differs .* which has 0"):
+        parse_args(["--resume", str(whole), "--seed", "5"])
+    assert parse_args(["--resume", str(whole), "--seed", "0"]).steps == 3
+
+
+def test_a_full_disk_is_said_and_loses_nothing(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "run"
+    with open_gate():
+        with patch("agents.run_folder.save_file", full), pytest.raises(RunFolderError, match="disk is full"):
+            self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
+        assert not list(path.glob("*.tmp"))
+        self_improve(parse_args(["--resume", str(path)]), QUIET)
+    assert contents(path) == contents(whole)
+
+
+def test_a_loss_that_is_not_finite_is_said(walker_folder: Path, tmp_path: Path) -> None:
+    with open_gate(), pytest.raises(DistillError, match="at step"):
+        self_improve(
+            SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "lr": 1e30}),
+            QUIET,
+        )
+
+
+def test_metrics_survive_a_torn_line(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run", {}) as folder:
+        folder.log("a", x=1)
+        folder.log("a", x=2)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"key": "b", "sec')
+    with RunFolder.open(tmp_path / "run") as folder:
+        folder.log("b", x=3)
+    lines = pd.read_json(tmp_path / "run" / "metrics.jsonl", lines=True)
+    assert lines[["key", "x"]].to_numpy().tolist() == [["a", 1], ["b", 3]]
+
+
+def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = command(capsys, "--help")
+    assert code == 0
+    for name in SelfImproveConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in output
+    assert "sharpened" not in output or "teacher" in output
+    assert "Gymnasium id of the environment" in output
