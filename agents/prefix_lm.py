@@ -32,7 +32,7 @@ class PrefixLM:
             max_nodes: Tokens computed in one forward pass.
         """
         self.model = model
-        model.eval()  # type: ignore[no-untyped-call]
+        model.eval()
         self.max_bytes = max_bytes
         self.max_nodes = max_nodes
         self.computed_tokens = 0

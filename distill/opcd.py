@@ -114,7 +114,7 @@ class OPCD:
             kl_T = topk_reverse_kl(student_logits_TV, teacher_logits_TV, k=self.k, mode=self.mode)
             weight_T = torch.tensor([weights[pair] for pair in batch], device=kl_T.device)
             group_loss = (weight_T * kl_T).sum()
-            group_loss.backward()  # type: ignore[no-untyped-call]
+            group_loss.backward()
             loss += group_loss.item()
             logprobs_TV = student_logits_TV.detach().log_softmax(-1)
             entropy -= float((weight_T * (logprobs_TV.exp() * logprobs_TV).sum(-1)).sum())

@@ -1,6 +1,7 @@
 """A tiny random Llama, a byte tokenizer, and a scripted walker on the lake."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,9 +43,11 @@ def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, *, tie: bool =
         bos_token_id=0,
         eos_token_id=1,
         initializer_range=0.3,
-        attn_implementation="sdpa",
     )
-    return LlamaForCausalLM(config).to(dtype).eval()  # type: ignore[no-any-return, no-untyped-call]
+    model: Any = LlamaForCausalLM(config)
+    assert model.config._attn_implementation == "sdpa"
+    result: PreTrainedModel = model.to(dtype).eval()
+    return result
 
 
 @pytest.fixture

@@ -122,8 +122,8 @@ def test_insights_retire_and_return(store: ExperienceStore) -> None:
     store.set_insights([one], "p1")
     store.set_insights([two], "p2")
     rows = store.insights().set_index("insight_id")
-    assert rows.loc[one.id, ["state", "reason", "traces"]].tolist() == ["retired", "superseded in p2", 1]
-    assert rows.loc[two.id, ["state", "traces"]].tolist() == ["active", 0]
+    assert list(rows.loc[one.id, ["state", "reason", "traces"]]) == ["retired", "superseded in p2", 1]
+    assert list(rows.loc[two.id, ["state", "traces"]]) == ["active", 0]
     store.set_insights([one], "p3")
     assert store.insights().set_index("insight_id").loc[one.id, "state"] == InsightState.ACTIVE
 

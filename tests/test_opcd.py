@@ -59,7 +59,7 @@ def test_a_step_is_the_naive_step(max_nodes: int) -> None:
     student, naive = tiny_llama(0, torch.float64), tiny_llama(0, torch.float64)
     opcd = trainer(student, teacher, max_nodes)
     loss = naive_loss(naive, teacher)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(naive.parameters(), 1.0)
     torch.optim.AdamW(naive.parameters(), lr=1e-3, weight_decay=0.0).step()
 
@@ -81,9 +81,9 @@ def test_weights_sum_to_one_and_duplicates_merge() -> None:
 
 def test_training_converges_to_the_teacher() -> None:
     student, teacher = tiny_llama(0), tiny_llama(1)
-    opcd = trainer(student, teacher)
+    opcd = OPCD(student, PrefixLM(teacher), lr=3e-3, temperature=1.0, teacher_temperature=1.0)
     agreeing = EXAMPLES[:4]  # the fifth asks for something else at the same student prompt
-    losses = [opcd.step(agreeing).loss for _ in range(80)]
+    losses = [opcd.step(agreeing).loss for _ in range(100)]
     assert losses[-1] < 0.05 * losses[0]
 
 
@@ -107,7 +107,7 @@ def test_resume_is_exact() -> None:
 def test_a_loss_that_is_not_finite_stops_and_changes_nothing(model: PreTrainedModel) -> None:
     teacher = tiny_llama(1)
     with torch.no_grad():
-        teacher.lm_head.weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
+        teacher.lm_head.weight.fill_(torch.nan)
     before = [parameter.clone() for parameter in model.parameters()]
     with pytest.raises(DistillError, match=r"loss nan .* at step 1"):
         trainer(model, teacher).step(EXAMPLES)
