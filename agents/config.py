@@ -9,6 +9,9 @@ import tyro
 
 from agents.models import Dtype
 from distill.loss import Mode
+from experience.split import STRIDE
+
+MAX_SEED = 1_000_000_000
 
 JsonObject = Annotated[
     dict[str, Any],
@@ -48,7 +51,8 @@ class SelfImproveConfig:
     output: Path | None = None
     """The run's folder; by default runs/<env>-<time>."""
     resume: Path | None = None
-    """A run's folder, to go on with that run. Its configuration is used."""
+    """A run's folder, to go on with that run and its configuration; only device and max_nodes may
+    differ."""
 
     rounds: int = 3
     """How often to play, draw insights, and train."""
@@ -110,10 +114,17 @@ class SelfImproveConfig:
         for name in ("temperature", "teacher_temperature", "lr"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.seed < 0 or self.insights_per_prompt < 0:
-            raise ConfigError("seed and insights_per_prompt must be at least 0")
-        if self.episodes < self.waves:
-            raise ConfigError(f"episodes ({self.episodes}) must be at least waves ({self.waves})")
+        if not 0 <= self.seed < MAX_SEED or self.insights_per_prompt < 0:
+            raise ConfigError(f"seed must be from 0 to {MAX_SEED - 1}, insights_per_prompt at least 0")
+        if self.episodes % self.waves:
+            raise ConfigError(f"episodes ({self.episodes}) must be a multiple of waves ({self.waves})")
+        for name, size in (
+            ("rounds x episodes", self.rounds * self.episodes),
+            ("validation_episodes", self.validation_episodes),
+            ("test_episodes", self.test_episodes),
+        ):
+            if size > STRIDE:
+                raise ConfigError(f"{name} must be at most {STRIDE}, not {size}")
         if len(self.eval_temperature) not in (1, 2) or min(self.eval_temperature) < 0:
             raise ConfigError(
                 f"eval_temperature takes one or two numbers from 0 up, not {self.eval_temperature}"

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.policy import Completion, FinishReason, Prompt, Sampling
-from agents.prefix_lm import Prefix, PrefixLM
+from agents.prefix_lm import Prefix, PrefixLM, context_window
 
 MAX_DISTINCT = 256
 """Distinct prefixes decoded at once: bounds the logits held, [256, V]."""
@@ -67,13 +67,15 @@ class HFPolicy:
         self._tables: OrderedDict[tuple[Prefix, float, float], _DrawTable] = OrderedDict()
         self._encoded: dict[Prompt, Prefix] = {}
         self._decoded: dict[Prefix, str] = {}
-        self._window: int = getattr(model.config, "max_position_embeddings", 1 << 30)
+        self._window = context_window(model)
+        self._version = self.lm.weights_version
         eos = model.generation_config.eos_token_id if model.generation_config else None
         ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
         self._eos_ids = frozenset(end for end in ends if end is not None)
 
     def clear(self) -> None:
-        """Forget everything computed: to be called whenever the weights have changed."""
+        """Forget everything, as when the weights have changed."""
+        self._version = self.lm.weights_version
         self.lm.clear()
         for memo in (self._tables, self._encoded, self._decoded):
             memo.clear()
@@ -101,6 +103,8 @@ class HFPolicy:
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:
         """One completion per prompt; see ``Policy``."""
+        if self.lm.weights_version != self._version:
+            self.clear()
         requests = [
             _Request(self.encode(prompt), random.Random(seed))
             for prompt, seed in zip(prompts, seeds, strict=True)

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from agents.prefix_lm import UnsupportedModelError, check_supported
 
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -43,7 +47,8 @@ def load_model(
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        ModelError: It is not there, is no causal LM, or has no safetensors or chat template.
+        ModelError: It is not there, is no causal LM, has no safetensors or chat template, or its layers
+            cannot share prefixes.
     """
     cache = _embedded_cache() if name == EMBEDDED else None
     source, options = (str(cache), {}) if cache is not None and cache.is_dir() else _resolve(name)
@@ -54,11 +59,18 @@ def load_model(
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch_dtype, attn_implementation="sdpa", use_safetensors=True, **options
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{_where(name, source)} cannot be loaded: {reason}{_advice(name)}") from error
     if tokenizer.chat_template is None:
         raise ModelError(f"{_where(name, source)} has no chat template: take an instruction-tuned model")
+    try:
+        chat = [{"role": role, "content": "x"} for role in ("system", "user")]
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise ModelError(
+            f"the chat template of {_where(name, source)} takes no system message: {error}"
+        ) from error
     _clear_quantizer(model)
     if cache is not None and torch_dtype == torch.float32 and not cache.is_dir():
         _fill_cache(cache, model, tokenizer)
@@ -68,6 +80,10 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     model.eval()
+    try:
+        check_supported(model)
+    except UnsupportedModelError as error:
+        raise ModelError(f"{_where(name, source)} cannot be used yet: {error}") from error
     return LoadedModel(model=model, tokenizer=tokenizer)
 
 

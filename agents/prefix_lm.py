@@ -1,9 +1,9 @@
 """A causal language model as a function from token prefixes to next-token logits, memoised.
 
-The memo holds while the weights do. Equal prefixes are computed once; a new prefix continues from the
-keys and values of the longest prefix that it shares with an earlier one; and all that one call misses is
-computed as a tree (``agents/prefix_tree.py``). Results are exact: nothing is approximated, only
-not repeated.
+The memo holds while the weights do; torch's version counters tell when they change. Equal prefixes are
+computed once; a new prefix continues from the keys and values of the longest prefix that it shares with an
+earlier one; and all that one call misses is computed as a tree (``agents/prefix_tree.py``). Results are
+exact: nothing is approximated, only not repeated.
 Shape letters: N prefixes, Q queries, K keys, V vocabulary, H key/value heads, D head width.
 """
 
@@ -17,6 +17,10 @@ from transformers import DynamicCache, PreTrainedModel
 from agents.prefix_tree import PrefixTree, pack
 
 Prefix = tuple[int, ...]
+
+
+class UnsupportedModelError(ValueError):
+    """A model whose logits are not a function of a token's ancestors alone, as a prefix tree needs it."""
 
 
 class PrefixLM:
@@ -39,8 +43,14 @@ class PrefixLM:
         """Tokens that went through the model so far."""
         self.clear()
 
+    @property
+    def weights_version(self) -> int:
+        """Grows with every in-place change of any weight."""
+        return sum(parameter._version for parameter in self.model.parameters())
+
     def clear(self) -> None:
-        """Forget everything: to be called whenever the weights have changed."""
+        """Forget everything, as when the weights have changed."""
+        self._version = self.weights_version
         self._logits: OrderedDict[Prefix, torch.Tensor] = OrderedDict()
         self._drop_keys()
 
@@ -58,6 +68,8 @@ class PrefixLM:
         Returns:
             [N, V], fp32, on the model's device.
         """
+        if self.weights_version != self._version:
+            self.clear()
         # Held here as well, so that making room cannot take away what this call returns.
         known = {p: self._logits[p] for p in set(prefixes) if p in self._logits}
         missing = sorted(set(prefixes) - known.keys())
@@ -151,6 +163,31 @@ def tree_logits(
     )
     logits: torch.Tensor = output.logits[0]
     return logits
+
+
+@torch.no_grad()
+def check_supported(model: PreTrainedModel) -> None:
+    """Make sure that trees give what plain forward passes give.
+
+    Raises:
+        UnsupportedModelError: A probe shows other logits: recurrent layers, for instance, see their
+            neighbours whatever the attention mask says.
+    """
+    probes = [(3, 4, 5, 6), (3, 4, 7), (8, 9)]
+    plain = torch.stack([model(torch.tensor([p], device=model.device)).logits[0, -1] for p in probes]).float()
+    trees = PrefixLM(model).logits(probes)
+    if not torch.allclose(plain, trees, atol=0.02 * float(plain.abs().max())):
+        raise UnsupportedModelError(
+            f"its logits in a prefix tree are off by {float((plain - trees).abs().max()):.3g}, "
+            "so its layers do more than attend"
+        )
+
+
+def context_window(model: PreTrainedModel) -> int:
+    """The longest sequence that a tree computes exactly: no longer than a sliding window or a chunk."""
+    config = model.config.get_text_config()
+    limits = ("max_position_embeddings", "sliding_window", "attention_chunk_size")
+    return min((limit for name in limits if (limit := getattr(config, name, None))), default=1 << 30)
 
 
 def _cache_argument(model: PreTrainedModel) -> str:

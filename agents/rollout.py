@@ -12,11 +12,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agents.policy import FinishReason, Policy, Prompt, Sampling
 from agents.prompts import build_prompt
-from envs.text_env import TextEnv
+from envs.text_env import TextEnv, is_success
 from envs.words import EnvWords
 from experience.insight import Insight
 from experience.split import SeedRange
 from experience.trace import StopReason, Trace, Turn
+
+ERROR = "rollout/error"
+"""Key of the info that says what the env raised."""
 
 Retriever = Callable[[str], tuple[Insight, ...]]
 """Observation -> the insights to show there."""
@@ -30,7 +33,7 @@ def no_experience(observation: str) -> tuple[Insight, ...]:
 class _Slot(gym.Wrapper[str, str, str, str]):
     """A place for one episode after the other in a vector env.
 
-    An env that raises ends its own episode, with ``info["error"]``, and not its siblings'. A reset
+    An env that raises ends its own episode, with ``info[ERROR]``, and not its siblings'. A reset
     without a seed parks the slot: it stays still until a reset with one.
     """
 
@@ -46,7 +49,7 @@ class _Slot(gym.Wrapper[str, str, str, str]):
             return self.env.reset(seed=seed, options=options)
         except Exception as error:
             self._parked = True
-            return "", {"error": f"{type(error).__name__}: {error}"}
+            return "", {ERROR: f"{type(error).__name__}: {error}"}
 
     def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
         if self._parked:
@@ -54,7 +57,7 @@ class _Slot(gym.Wrapper[str, str, str, str]):
         try:
             return self.env.step(action)
         except Exception as error:
-            return "", 0.0, False, True, {"error": f"{type(error).__name__}: {error} (reply {action[:80]!r})"}
+            return "", 0.0, False, True, {ERROR: f"{type(error).__name__}: {error} (reply {action[:80]!r})"}
 
 
 @dataclass(slots=True)
@@ -134,7 +137,7 @@ def rollout(
                 slots[i] = None if seed is None else _Episode(seed, observations[i])
             free[:] = False
             for i, episode in enumerate(slots):
-                if episode is not None and (error := _info(infos, "error", i)):
+                if episode is not None and (error := _info(infos, ERROR, i)):
                     yield trace(episode, StopReason.ERROR, "", False, error)
                     slots[i] = None
                     free[i] = True
@@ -159,7 +162,7 @@ def rollout(
         observations, rewards, terminated, truncated, infos = envs.step(tuple(replies))
 
         for (i, episode), insights, completion in zip(playing, shown, completions, strict=True):
-            error = _info(infos, "error", i)
+            error = _info(infos, ERROR, i)
             if error or completion.finish_reason == FinishReason.OVERFLOW:
                 stop = StopReason.ERROR if error else StopReason.OUT_OF_TOKENS
                 yield trace(episode, stop, episode.observation, False, error)
@@ -173,20 +176,18 @@ def rollout(
                     reply=replies[i],
                     token_ids=completion.token_ids,
                     logprobs=completion.logprobs,
-                    action=_info(infos, "action", i),
+                    action=_info(infos, "text/action", i),
                     reward=float(rewards[i]),
                 )
             )
             episode.observation = observations[i]
             if terminated[i] or truncated[i]:
-                if _info(infos, "too_many_invalid", i):
+                if _info(infos, "text/too_many_invalid", i):
                     stop = StopReason.INVALID_REPLIES
                 else:
                     stop = StopReason.TERMINATED if terminated[i] else StopReason.TRUNCATED
-                declared = _info(infos, "is_success", i)
-                success = (
-                    sum(turn.reward for turn in episode.turns) > 0 if declared is None else bool(declared)
-                )
+                total_reward = sum(turn.reward for turn in episode.turns)
+                success = is_success(_info(infos, "is_success", i), total_reward)
                 yield trace(episode, stop, observations[i], success)
                 free[i] = True
 

@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +43,8 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise RunFolderError(f"another process is running in {path}") from error
+        except OSError as error:
+            raise RunFolderError(f"the run folder {path} cannot be used: {error.strerror}") from error
         self._logged: dict[str, dict[str, Any]] = self._read_metrics()
         self._seconds_before = max((entry["seconds"] for entry in self._logged.values()), default=0.0)
         self._started = time.monotonic()
@@ -54,12 +57,13 @@ class RunFolder:
             RunFolderError: It holds another run, or cannot be made.
         """
         check_free(path)
+        about = {"config": dict(config), **provenance()}
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"the run folder {path} cannot be made: {error.strerror}") from error
         folder = cls(path)
-        folder.write_json("config.json", {"config": dict(config), **provenance()})
+        folder.write_json("config.json", about)
         return folder
 
     @classmethod
@@ -94,14 +98,9 @@ class RunFolder:
         if key in self._logged:
             return
         entry = {"key": key, "seconds": round(self.seconds, 3), **values}
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with _clear_errors(self.path / "metrics.jsonl") as path, path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self._logged[key] = entry
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """All lines so far."""
-        return list(self._logged.values())
 
     def _read_metrics(self) -> dict[str, dict[str, Any]]:
         path = self.path / "metrics.jsonl"
@@ -141,19 +140,34 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return None
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["about"])  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return tensors, json.loads(file.metadata()["about"])
+        except (OSError, SafetensorError) as error:
+            raise RunFolderError(
+                f"{path} is damaged: {error}; remove it to train again from the start"
+            ) from error
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        target, tmp = self.path / name, self.path / f"{name}.tmp"
-        try:
-            write(tmp)
-            os.replace(tmp, target)
-        except (OSError, SafetensorError) as error:
-            tmp.unlink(missing_ok=True)
-            if is_disk_full(error):
-                raise RunFolderError(f"the disk is full: {target} could not be written") from error
-            raise RunFolderError(f"{target} could not be written: {error}") from error
+        tmp = self.path / f"{name}.tmp"
+        with _clear_errors(self.path / name) as target:
+            try:
+                write(tmp)
+                os.replace(tmp, target)
+            finally:
+                tmp.unlink(missing_ok=True)
+
+
+@contextmanager
+def _clear_errors(target: Path) -> Iterator[Path]:
+    """Say which file could not be written, and whether the disk is full."""
+    try:
+        yield target
+    except (OSError, SafetensorError) as error:
+        if is_disk_full(error):
+            raise RunFolderError(f"the disk is full: {target} could not be written") from error
+        raise RunFolderError(f"{target} could not be written: {error}") from error
 
 
 def check_free(path: Path) -> None:
@@ -166,7 +180,10 @@ def check_free(path: Path) -> None:
         raise RunFolderError(
             f"{path} already holds a run: choose another --output, or go on with --resume {path}"
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    # A run that died before it had a config.json leaves a lock and half a file.
+    if path.exists() and (
+        not path.is_dir() or any(p.name != ".lock" and p.suffix != ".tmp" for p in path.iterdir())
+    ):
         raise RunFolderError(f"{path} exists and is not empty: choose another --output")
 
 
@@ -177,13 +194,11 @@ def read_config(path: Path) -> dict[str, Any]:
         RunFolderError: It is no run's folder.
     """
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))["config"]
+        return dict(json.loads((path / "config.json").read_text(encoding="utf-8"))["config"])
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is not the folder of a run: it has no config.json") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
-    assert isinstance(config, dict)
-    return config
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -212,15 +227,18 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """The toolkit's own commit, with ``+`` when there are changes on top; ``None`` outside a checkout."""
+    """The toolkit's own commit, with ``+`` when there are changes on top; ``None`` outside its checkout."""
     here = Path(__file__).resolve().parent.parent
+
+    def git(*command: str) -> str:
+        arguments = ["git", "-C", str(here), *command]
+        return subprocess.run(
+            arguments, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
     try:
-        revision, status = (
-            subprocess.run(
-                ["git", "-C", str(here), *command], capture_output=True, text=True, check=True, timeout=10
-            )
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-        )
+        if Path(git("rev-parse", "--show-toplevel")) != here:
+            return None  # installed inside somebody else's repository
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return revision.stdout.strip() + ("+" if status.stdout.strip() else "")

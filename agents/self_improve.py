@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 import tyro
 from rich.console import Console
@@ -19,8 +20,9 @@ from agents.models import ModelError
 from agents.run_folder import RunFolderError, check_free, is_disk_full, read_config
 from agents.session import Session
 from distill.opcd import DistillError
-from envs.text_env import EnvError
+from envs.words import EnvError
 from evals.report import print_summary, write_report
+from experience.insight import Insight
 from experience.store import StoreError
 
 __all__ = ["SelfImproveConfig", "self_improve"]
@@ -39,15 +41,19 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
     Raises:
         Exception: One of ``USER_ERRORS``, with a message for the user.
     """
-    path, resume = config.resume or config.output or default_output(config.env), config.resume is not None
-    if not resume:
+    path = config.resume or config.output or default_output(config.env)
+    if config.resume is None:
         check_free(path)
-    with Session(config, path, resume=resume, console=console or Console(stderr=True)) as session:
+    else:
+        config = resumed(config, path)
+    admitted: list[Insight] = []
+    with Session(config, path, console=console or Console(stderr=True)) as session:
         for round_number in range(1, config.rounds + 1):
             insights = session.collect(round_number)  # play, and draw insights from the traces
             if session.gate(round_number, insights):  # do they help on held-out episodes?
                 session.distil(round_number, insights)  # then train them into the weights
-        results = session.evaluate(insights)  # before and after, on test episodes
+                admitted = insights
+        results = session.evaluate(admitted or insights)  # before and after, on test episodes
     write_report(path)
     return results
 
@@ -58,33 +64,60 @@ def default_output(env_id: str) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def saved_config(path: Path) -> SelfImproveConfig:
+    """The configuration of the run in ``path``.
+
+    Raises:
+        RunFolderError: There is none, or another version's.
+    """
+    saved = read_config(path)
+    try:
+        tuples = {"eval_temperature": tuple(saved["eval_temperature"])}
+        return SelfImproveConfig(**{**saved, **tuples, "output": None, "resume": path})
+    except (TypeError, KeyError) as error:
+        raise RunFolderError(f"{path} was made by another version of opcd-gym: {error}") from error
+
+
+def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) -> SelfImproveConfig:
+    """The saved configuration, for going on with the run in ``path``.
+
+    Args:
+        config: What was asked for now. Device and memory settings are taken from it.
+        path: The run's folder.
+        explicit: Whether every value of ``config`` is meant; otherwise those that are defaults are not.
+
+    Raises:
+        ConfigError: It contradicts the run.
+    """
+    saved, defaults = saved_config(path), SelfImproveConfig()
+    changes = {}
+    for field in dataclasses.fields(SelfImproveConfig):
+        was, now = getattr(saved, field.name), getattr(config, field.name)
+        if was == now or (not explicit and now == getattr(defaults, field.name)):
+            continue
+        if field.name in ("device", "max_nodes"):
+            changes[field.name] = now
+        elif field.name not in ("output", "resume"):
+            raise ConfigError(
+                f"--{field.name.replace('_', '-')} {now} differs from the run in {path}, "
+                f"which has {was}: resume without it, or start another run"
+            )
+    return dataclasses.replace(saved, **changes)
+
+
 def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
     """The command line as a configuration; with ``--resume``, the saved one.
 
     Raises:
         RunFolderError: ``--resume`` names no run.
-        ConfigError: A flag contradicts the run to be resumed.
+        ConfigError: A flag contradicts the run to be resumed, or has no sense.
     """
     config = tyro.cli(SelfImproveConfig, args=args, prog="python -m agents.self_improve")
     if config.resume is None:
         return config
-    saved = read_config(config.resume)
-    try:
-        saved_config = SelfImproveConfig(
-            **{**saved, "eval_temperature": tuple(saved["eval_temperature"]), "output": None, "resume": None}
-        )
-    except (TypeError, KeyError) as error:
-        raise RunFolderError(f"{config.resume} was made by another version of opcd-gym: {error}") from error
-    # Parsed again over the saved values: only flags that were really given can differ from them.
-    given = tyro.cli(SelfImproveConfig, args=args, default=saved_config)
-    for field in dataclasses.fields(SelfImproveConfig):
-        was, now = getattr(saved_config, field.name), getattr(given, field.name)
-        if field.name not in ("output", "resume") and was != now:
-            raise ConfigError(
-                f"--{field.name.replace('_', '-')} {now} differs from the run in {config.resume}, "
-                f"which has {was}: resume without it, or start another run"
-            )
-    return dataclasses.replace(saved_config, resume=config.resume)
+    # Parsed again over the saved values, so that only flags that were really given can differ from them.
+    given = tyro.cli(SelfImproveConfig, args=args, default=saved_config(config.resume))
+    return resumed(given, config.resume, explicit=True)
 
 
 def main() -> int:
@@ -103,9 +136,14 @@ def main() -> int:
         _say_how_to_resume(console, path)
         return 130
     except USER_ERRORS as error:
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
-        if isinstance(error, (DistillError, StoreError)) or "disk" in str(error):
+        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        if is_disk_full(error):
             _say_how_to_resume(console, path)
+        return 2
+    except torch.OutOfMemoryError as error:
+        console.print("error: out of memory: lower --max-nodes", style="bold red", soft_wrap=True)
+        console.print(str(error).splitlines()[0], markup=False)
+        _say_how_to_resume(console, path)
         return 2
     except Exception as error:
         if not is_disk_full(error):
@@ -119,7 +157,12 @@ def main() -> int:
 
 def _say_how_to_resume(console: Console, path: Path | None) -> None:
     if path is not None and (path / "config.json").exists():
-        console.print(f"Nothing finished is lost. Go on with: python -m agents.self_improve --resume {path}")
+        console.print(
+            f"Nothing finished is lost. Go on with: python -m agents.self_improve --resume {path}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ import copy
 import random
 import resource
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -26,11 +29,13 @@ from agents.config import SelfImproveConfig
 from agents.hf_policy import HFPolicy
 from agents.models import load_model
 from agents.policy import Prompt, Sampling
+from agents.prefix_lm import PrefixLM
 from agents.prompts import build_prompt
 from agents.rollout import Retriever, no_experience, rollout, turn_seed, vector_env
 from agents.run_folder import RunFolder, RunFolderError, is_disk_full
 from distill.examples import sample_examples
-from distill.opcd import OPCD
+from distill.opcd import OPCD, StepStats
+from distill.teacher import FrozenTeacher
 from envs.text_env import make_text_env
 from evals.baselines import Baselines
 from evals.result import Comparison, EvalResult
@@ -52,8 +57,13 @@ MAX_BLIND_CANDIDATES = 64
 class Session:
     """The agent, its teacher, its env, its experience and its run folder."""
 
-    def __init__(self, config: SelfImproveConfig, path: Path, *, resume: bool, console: Console) -> None:
+    def __init__(self, config: SelfImproveConfig, path: Path, *, console: Console) -> None:
         """Load everything, and only then touch the folder, so that bad input leaves nothing behind.
+
+        Args:
+            config: With ``resume`` set, that run's.
+            path: The run's folder.
+            console: Where to report progress.
 
         Raises:
             EnvError: The env cannot be made or put into words.
@@ -68,7 +78,7 @@ class Session:
         self.env = make()
         self.words = self.env.words
         self.envs = vector_env(make, config.num_envs)
-        console.print(f"loading {config.model}")
+        console.print(f"loading {config.model}", markup=False)
         loaded = load_model(
             config.model,
             device=config.device,
@@ -79,7 +89,7 @@ class Session:
         self.student = HFPolicy(copy.deepcopy(loaded.model), loaded.tokenizer)
         self.trainer = OPCD(
             self.student.lm.model,
-            self.base.lm,
+            FrozenTeacher(PrefixLM(loaded.model)),
             lr=config.lr,
             temperature=config.temperature,
             teacher_temperature=config.teacher_temperature,
@@ -90,12 +100,16 @@ class Session:
         self.max_tokens = config.max_new_tokens or self.base.longest_action(
             self.words.reply_prefix, self.words.actions
         )
-        self.folder = RunFolder.open(path) if resume else RunFolder.create(path, _jsonable(config))
+        self.folder = RunFolder.open(path) if config.resume else RunFolder.create(path, _jsonable(config))
         self.store = ExperienceStore(path / "experience.db")
+        self.student_step = 0
+        """After which optimiser step the student's weights are."""
         self.played: list[str] = []
         """Finished train phases, in order: where insights come from."""
         self.best_score = -1.0
         """Validation success of the best checkpoint so far."""
+        self.best_step = -1
+        """The optimiser step after which it was saved."""
         self.trained_round = 0
         """The round in which the last checkpoint was made."""
         self.round_start = 0
@@ -134,7 +148,7 @@ class Session:
                 seeds,
                 sampling=Sampling(temperature=temperature, max_tokens=self.max_tokens),
                 phase=phase,
-                policy_id="base" if policy is self.base else f"step{self.trainer.step_count}",
+                policy_id="base" if policy is self.base else f"step{self.student_step}",
                 env_id=self.config.env,
                 retrieve=show,
                 context_id=context_id,
@@ -178,7 +192,7 @@ class Session:
                 SeedRange(split=Split.TRAIN, run_seed=config.seed, start=start, size=size),
                 config.temperature,
                 insights,
-                f"round{round_number}/insights{wave}" if wave else "none",
+                f"round{round_number}/insights{wave}" if insights else "none",
             )
             self.played.append(phase)
             if wave == 0:
@@ -203,7 +217,8 @@ class Session:
     def gate(self, round_number: int, insights: Sequence[Insight]) -> bool:
         """Whether the insights help the teacher on validation; without that nothing is trained.
 
-        Teacher and student see the same seeds with and without; McNemar's exact test decides.
+        The untrained model plays the same seeds with and without them, at the teacher's temperature;
+        McNemar's exact test decides.
         """
         if not insights:
             self.console.print(f"round {round_number}: no insights, since no reply was an action")
@@ -230,30 +245,35 @@ class Session:
         self.console.print(
             f"round {round_number}: {len(insights)} insights, the teacher succeeds in "
             f"{with_insights['success'].mean():.1%} with them and {without['success'].mean():.1%} without "
-            f"(p = {comparison.p_value:.2g}): {verdict}"
+            f"(p = {comparison.p_value:.2g}): {verdict}",
+            soft_wrap=True,
         )
         return admitted
 
     def distil(self, round_number: int, insights: Sequence[Insight]) -> None:
         """Train the insights into the student: OPCD, validated and checkpointed every few steps."""
         config = self.config
-        if self.best_score < 0:
-            self._validate(round_number)
         if round_number < self.trained_round:
             return
         if round_number > self.trained_round:
             self.trained_round, self.round_start = round_number, self.trainer.step_count
         pairs = self._prompt_pairs(insights)
-        end = self.round_start + config.steps
+        done = self.trainer.step_count - self.round_start
         with self.progress(f"round{round_number}/distil", config.steps) as bar:
-            while self.trainer.step_count < end:
-                self.base.clear()
-                for _ in range(min(config.eval_every, end - self.trainer.step_count)):
-                    self._train_step(pairs, round_number)
-                    done = self.trainer.step_count - self.round_start
-                    bar.update(bar.task_ids[0], completed=done, note=f"KL {self._last_loss:.4f}")
-                self._validate(round_number)
+            try:
+                if done % config.eval_every == 0:
+                    self._validate(round_number)
+                while done < config.steps:
+                    with deferred_interrupt():
+                        stats = self._train_step(pairs, round_number)
+                    done += 1
+                    bar.update(bar.task_ids[0], completed=done, note=f"KL {stats.loss:.4f}")
+                    if done % config.eval_every == 0 or done == config.steps:
+                        self._validate(round_number)
+                        self._save_checkpoint()
+            except KeyboardInterrupt:
                 self._save_checkpoint()
+                raise
 
     def _prompt_pairs(self, insights: Sequence[Insight]) -> list[tuple[Prompt, Prompt]]:
         """(bare prompt, prompt with experience) for every observation that an insight is about."""
@@ -268,17 +288,19 @@ class Session:
             )
         return pairs
 
-    def _train_step(self, pairs: Sequence[tuple[Prompt, Prompt]], round_number: int) -> None:
+    def _train_step(self, pairs: Sequence[tuple[Prompt, Prompt]], round_number: int) -> StepStats:
         config = self.config
         step = self.trainer.step_count + 1
         seeds = [turn_seed(config.seed, "distil", step, i) for i in range(config.batch_size)]
-        batch = spread_evenly(pairs, config.batch_size, random.Random(seeds[0]))
+        order = random.Random(turn_seed(config.seed, "order", step, 0))
+        batch = spread_evenly(pairs, config.batch_size, order)
         sampling = Sampling(temperature=config.temperature, max_tokens=self.max_tokens)
+        self.student.clear()
         examples = sample_examples(self.student, self.student.encode, batch, sampling, seeds)
         stats = self.trainer.step(examples)
-        self.student.clear()
-        self._last_loss = stats.loss
+        self.student_step = step
         self.folder.log(f"step{step}", kind="train", step=step, round=round_number, **stats.as_dict())
+        return stats
 
     def _validate(self, round_number: int) -> None:
         """Play the bare student on validation; keep its weights if it is the best so far."""
@@ -288,23 +310,23 @@ class Session:
             phase = f"validation{step}@{temperature:g}"
             rates.append(self.play(phase, self.student, self.validation_seeds, temperature)["success"].mean())
         score = float(sum(rates) / len(rates))
-        improved = score > self.best_score
-        if improved:
-            self.best_score = score
+        if score > self.best_score:
             about = {"step": step, "score": score}
             self.folder.save_tensors("best.safetensors", self.trainer.weights(), about)
+            self.best_score, self.best_step = score, step
         self.folder.log(
             f"validation{step}",
             kind="validation",
             step=step,
             round=round_number,
             success_rate=score,
-            best=improved,
+            best=self.best_step == step,
         )
 
     def _save_checkpoint(self) -> None:
         about = {
             "best_score": self.best_score,
+            "best_step": self.best_step,
             "trained_round": self.trained_round,
             "round_start": self.round_start,
         }
@@ -315,26 +337,29 @@ class Session:
             return
         tensors, about = loaded
         self.trainer.load_state(tensors)
-        self.best_score = about["best_score"]
+        self.student_step = self.trainer.step_count
+        self.best_score, self.best_step = about["best_score"], about["best_step"]
         self.trained_round, self.round_start = about["trained_round"], about["round_start"]
 
-    def use_best(self) -> int:
-        """Put the best checkpoint's weights into the student; returns its optimiser step."""
-        loaded = self.folder.load_tensors("best.safetensors")
-        if loaded is None:  # nothing was ever admitted
-            return 0
-        tensors, about = loaded
-        self.trainer.load_weights(tensors)
-        self.student.clear()
-        return int(about["step"])
+    def use_best(self) -> None:
+        """Put the best checkpoint's weights into the student."""
+        if (loaded := self.folder.load_tensors("best.safetensors")) is not None:
+            tensors, about = loaded
+            self.trainer.load_weights(tensors)
+            self.student_step = about["step"]
 
     # --- measuring ---------------------------------------------------------------------------
 
     def evaluate(self, insights: Sequence[Insight]) -> dict[str, Any]:
-        """Measure every arm on the test seeds, save the model, and write ``results.json``."""
+        """Measure every arm on the test seeds, save the model, and write ``results.json``.
+
+        Args:
+            insights: The context of the arms with experience.
+        """
         config = self.config
-        best_step = self.use_best()
+        self.use_best()
         self._save_model()
+        self.store.set_insights(insights, "final")
         baselines = Baselines(config.env, config.env_kwargs)
         random_arm = baselines.random(self.test_seeds)
         blind_arm, _ = baselines.blind(self._successful_actions(), self.validation_seeds, self.test_seeds)
@@ -364,7 +389,7 @@ class Session:
             "model": config.model,
             "seed": config.seed,
             "eval_temperature": list(config.eval_temperature),
-            "best_step": best_step,
+            "best_step": self.student_step,
             "arms": {arm: result.as_dict() for arm, result in tables[0][0].items()},
             "comparison": tables[0][1].as_dict(),
         }
@@ -429,6 +454,26 @@ class Session:
         )
         progress.add_task(name, total=total, note="")
         return progress
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block: half an optimiser step could not be saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals do not come here
+        return
+    pending: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda signum, frame: pending.append(signum))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if pending:
+        raise KeyboardInterrupt
 
 
 def spread_evenly(items: Sequence[Item], size: int, generator: random.Random) -> list[Item]:

@@ -2,27 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from agents.prefix_lm import tree_logits
 from agents.prefix_tree import PrefixTree, pack
-from distill.examples import DistillExample, TokenIds, scored_prefixes
+from distill.examples import DistillExample, scored_prefixes
 from distill.loss import Mode, topk_reverse_kl
+from distill.teacher import Teacher
 
 
 class DistillError(RuntimeError):
     """Training cannot go on; the message says why and what to do."""
-
-
-class Teacher(Protocol):
-    """Who is imitated: next-token logits after token prefixes, [N, V] (``agents.prefix_lm.PrefixLM``)."""
-
-    def logits(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
-        """The teacher's next-token logits after each prefix."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +118,8 @@ class OPCD:
                 "Lower the learning rate or raise the teacher temperature"
             )
         self._optimizer.step()
+        # A fused step does not count as a change with torch, and memos of the student's would miss it.
+        torch.autograd.graph.increment_version(list(self.student.parameters()))
         self._optimizer.zero_grad(set_to_none=True)
         self.step_count += 1
         return StepStats(
@@ -153,7 +147,9 @@ class OPCD:
         self.load_weights(tensors)
         kinds = {key.split("/", 1)[0] for key in tensors} - {"weight", "step_count"}
         for name, parameter in self.student.named_parameters():
-            self._optimizer.state[parameter] = {kind: tensors[f"{kind}/{name}"] for kind in kinds}
+            self._optimizer.state[parameter] = {
+                kind: tensors[f"{kind}/{name}"].to(parameter.device) for kind in kinds
+            }
         self.step_count = int(tensors["step_count"])
 
     def weights(self) -> dict[str, torch.Tensor]:

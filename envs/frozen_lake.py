@@ -7,14 +7,21 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
-from envs.words import EnvWords
+from envs.words import EnvError, EnvWords
 
 ACTIONS = ("left", "down", "right", "up")
 """Gymnasium's actions 0 to 3."""
 
 
 def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
-    """Words for any Frozen Lake: 4x4, 8x8, or a map of the user's own."""
+    """Words for any Frozen Lake: 4x4, 8x8, or a map of the user's own.
+
+    Raises:
+        EnvError: The map is drawn at random when the env is made: every copy would have another one.
+    """
+    given = env.spec.kwargs if env.spec else {}
+    if given.get("desc") is None and given.get("map_name", "4x4") is None:
+        raise EnvError("a random map differs in every copy of the env: draw one, and pass it as desc")
     lake = cast("FrozenLakeEnv", env.unwrapped)
     rows, columns = lake.nrow, lake.ncol
 

@@ -10,7 +10,7 @@ from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from gymnasium.spaces import Discrete, Text
 
 from envs.frozen_lake import frozen_lake_words
-from envs.words import EnvWords
+from envs.words import EnvError, EnvWords
 
 WORDS: dict[type[gym.Env[Any, Any]], Callable[[gym.Env[Any, Any]], EnvWords]] = {
     FrozenLakeEnv: frozen_lake_words,
@@ -21,17 +21,13 @@ MAX_CHARS = 4096
 """The longest observation or reply that the text spaces admit, in characters."""
 
 
-class EnvError(ValueError):
-    """An environment that cannot be made or put into words; the message says what to do."""
-
-
 class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
     """A Gymnasium environment that is read and answered in text; the 5-tuple stays as it is.
 
     ``step`` takes the agent's whole reply. A reply that is no action does not step the env: the turn
-    is spent with reward 0 and ``info["invalid_reply"] = True``, and ``max_invalid_replies`` of them in
-    a row truncate the episode with ``info["too_many_invalid"] = True``. A readable reply leaves its
-    action's word in ``info["action"]``.
+    is spent with reward 0 and no ``info["text/action"]``, and ``max_invalid_replies`` of them in a row
+    truncate the episode with ``info["text/too_many_invalid"] = True``. A readable reply leaves its
+    action's word in ``info["text/action"]``; the env's own info stays as it is.
     """
 
     def __init__(self, env: gym.Env[Any, Any], *, max_invalid_replies: int = 3) -> None:
@@ -81,14 +77,19 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
                 0.0,
                 False,
                 too_many,
-                {"invalid_reply": True, "too_many_invalid": too_many},
+                {"text/too_many_invalid": too_many},
             )
         self._invalid_in_a_row = 0
         space = cast("Discrete", self.env.action_space)
         index = int(space.start) + self.words.actions.index(word)
         observation, reward, terminated, truncated, info = self.env.step(index)
         self._observation = self.words.describe(observation)
-        return self._observation, reward, terminated, truncated, {**info, "action": word}
+        return self._observation, reward, terminated, truncated, {**info, "text/action": word}
+
+
+def is_success(declared: object, total_reward: float) -> bool:
+    """Whether an episode succeeded: as declared in ``info["is_success"]``, else by a positive return."""
+    return total_reward > 0 if declared is None else bool(declared)
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
@@ -99,10 +100,11 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
         env_kwargs: Passed to the env's constructor.
 
     Raises:
-        EnvError: No such id (with the nearest ones), or the env refuses the arguments.
+        EnvError: No such id (with the nearest ones), the env refuses the arguments, or its episodes
+            have no step limit.
     """
     try:
-        return gym.make(env_id, disable_env_checker=True, **env_kwargs)
+        env = gym.make(env_id, disable_env_checker=True, **env_kwargs)
     except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound) as error:
         near = difflib.get_close_matches(env_id, gym.registry, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -112,6 +114,12 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     except Exception as error:  # the env's own constructor: anything can come out of it
         given = f" with {dict(env_kwargs)}" if env_kwargs else ""
         raise EnvError(f"{env_id} cannot be made{given}: {type(error).__name__}: {error}") from error
+    if env.spec is None or env.spec.max_episode_steps is None:
+        raise EnvError(
+            f"{env_id} has no step limit, so an episode might never end: add "
+            "max_episode_steps to the env kwargs"
+        )
+    return env
 
 
 def make_text_env(env_id: str, env_kwargs: Mapping[str, Any], *, max_invalid_replies: int = 3) -> TextEnv:

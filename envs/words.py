@@ -8,6 +8,10 @@ MAX_ACTION_CHARS = 64
 """A reply longer than this is no action: nothing longer is looked at."""
 
 
+class EnvError(ValueError):
+    """An environment that cannot be made or put into words; the message says what to do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvWords:
     """The words of one environment with discrete actions."""

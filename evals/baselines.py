@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+from scipy.sparse import csr_array
 
-from envs.text_env import make_env
+from envs.text_env import is_success, make_env
 from evals.result import EvalResult
 from experience.split import SeedRange
 
@@ -31,9 +32,10 @@ class Baselines:
         """Uniformly random actions."""
 
         def actions(seed: int) -> Iterator[int]:
-            generator = np.random.default_rng(seed)
+            # Not default_rng(seed): that is the very stream from which the env draws its slips.
+            generator = np.random.default_rng([seed, 1])
             while True:
-                yield int(self._actions.start + generator.integers(self._actions.n))
+                yield int(generator.integers(self._actions.n))
 
         return self._play(actions, seeds)
 
@@ -46,12 +48,11 @@ class Baselines:
         best of them on all; the winner is measured on test.
 
         Args:
-            candidates: Further sequences, such as those of successful episodes.
+            candidates: Further sequences of action numbers from 0, such as those of successful episodes.
             validation: Where to choose.
             test: Where to measure.
         """
-        first = int(self._actions.start)
-        choices = range(first, first + int(self._actions.n))
+        choices = range(int(self._actions.n))
         patterns = itertools.chain.from_iterable(
             itertools.product(choices, repeat=length) for length in range(1, 5)
         )
@@ -81,31 +82,40 @@ class Baselines:
         if any(reward != (1.0 if done and reward else 0.0) for _, _, reward, done in outcomes):
             return None
         S, A = len(table), int(self._actions.n)
-        transitions_SAS, rewards_SA = np.zeros((S, A, S)), np.zeros((S, A))
+        rows, following, chances, rewards, goes_on = [], [], [], [], []
         for state, actions in table.items():
             for action, options in actions.items():
-                for probability, following, reward, done in options:
-                    rewards_SA[state, action] += probability * reward
-                    transitions_SAS[state, action, following] += probability * (not done)
+                for probability, next_state, reward, done in options:
+                    rows.append(state * A + action)
+                    following.append(next_state)
+                    chances.append(probability)
+                    rewards.append(reward)
+                    goes_on.append(not done)
+        weights = np.asarray(chances)
+        rewards_SA = np.bincount(rows, weights=weights * rewards, minlength=S * A).reshape(S, A)
+        transitions = csr_array((weights * goes_on, (rows, following)), shape=(S * A, S))
         values_S = np.zeros(S)
         for _ in range(horizon):
-            values_S = (rewards_SA + transitions_SAS @ values_S).max(axis=1)
+            values_S = (rewards_SA + (transitions @ values_S).reshape(S, A)).max(axis=1)
         rate = float(np.asarray(start_S) @ values_S)
         return EvalResult.exact(success_rate=rate, mean_return=rate)
 
     def _play(self, actions: Callable[[int], Iterator[int]], seeds: Iterable[int]) -> EvalResult:
-        """One episode per seed with actions that depend on nothing but the seed and the time."""
+        """One episode per seed with actions, from 0, that depend on nothing but the seed and the time."""
         returns = []
+        successes = 0
         for seed in seeds:
             self._env.reset(seed=seed)
+            info: dict[str, Any] = {}
             total, over = 0.0, False
             script = actions(seed)
             while not over:
-                _, reward, terminated, truncated, _ = self._env.step(next(script))
+                action = int(self._actions.start) + next(script)
+                _, reward, terminated, truncated, info = self._env.step(action)
                 total += float(reward)
                 over = terminated or truncated
             returns.append(total)
-        successes = sum(total > 0 for total in returns)
+            successes += is_success(info.get("is_success"), total)
         return EvalResult.from_episodes(
             successes=successes, n=len(returns), mean_return=float(np.mean(returns))
         )

@@ -77,7 +77,7 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
     console = console or Console()
     names = [_temperature_name(t) for t in results["eval_temperature"]]
     table = Table(title=f"{results['env']}: success on test episodes (95% interval)", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right")
     tables = [results["arms"], results.get("sampled_arms", {})][: len(names)]
@@ -92,8 +92,11 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
         f"p = {change['p_value']:.2g}, n = {change['n']}; {results['wall_seconds']:.0f} s, "
         f"{results['peak_rss_bytes'] / 2**30:.1f} GiB",
         highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"report: {path / 'report.html'}   model: {path / 'model'}", highlight=False)
+    console.print(
+        f"report: {path / 'report.html'}   model: {path / 'model'}", highlight=False, soft_wrap=True
+    )
 
 
 def _rate(arm: dict[str, Any]) -> str:

@@ -38,9 +38,9 @@ def paired_difference_interval(
     low1, high1 = wilson_interval(first, n)
     low2, high2 = wilson_interval(second, n)
     product = first * (n - first) * second * (n - second)
-    determinant = both * neither - only_first * only_second
+    determinant = float(both * neither - only_first * only_second)
     if determinant > 0:  # Newcombe's continuity correction of phi
-        determinant = max(determinant - n // 2, 0)
+        determinant = max(determinant - n / 2, 0.0)
     phi = determinant / math.sqrt(product) if product else 0.0
     difference = p1 - p2
     below = (p1 - low1) ** 2 - 2 * phi * (p1 - low1) * (high2 - p2) + (high2 - p2) ** 2

@@ -92,7 +92,9 @@ class ExperienceStore:
             StoreError: The file is no experience store, or a newer version's.
         """
         self.path = path
-        self._engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+        self._engine = sa.create_engine(
+            sa.URL.create("sqlite", database=str(path)), connect_args={"timeout": 30}
+        )
         sa.event.listen(self._engine, "connect", _set_up_connection)
         try:
             with self._engine.begin() as connection:
@@ -105,8 +107,9 @@ class ExperienceStore:
         tables = sa.inspect(connection).get_table_names()
         if application != APPLICATION_ID and tables:
             raise StoreError(f"{self.path} is a database of another program (tables {', '.join(tables)})")
-        metadata.create_all(connection)
+        # First, so that a kill in the middle leaves a file that is known as ours.
         connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+        metadata.create_all(connection)
         version = connection.execute(sa.select(schema_table.c.version)).scalar()
         if version is None:
             connection.execute(schema_table.insert().values(version=SCHEMA_VERSION))
@@ -179,12 +182,15 @@ class ExperienceStore:
         query = sa.select(traces_table).order_by(traces_table.c.phase, traces_table.c.seed)
         return self._frame(query if phase is None else query.where(traces_table.c.phase == phase))
 
-    def turns(self, *, phases: Sequence[str] | None = None, trace_id: str | None = None) -> pd.DataFrame:
+    def turns(
+        self, *, phases: Sequence[str] | None = None, trace_id: str | None = None, tokens: bool = False
+    ) -> pd.DataFrame:
         """One row per turn, with the trace's split, and what followed.
 
         Args:
             phases: Of these phases only.
             trace_id: Of this trace only.
+            tokens: Add the columns insight_ids, prompt_tokens, token_ids and logprobs (slow to read).
 
         Returns:
             The columns trace_id, turn, split, observation, reply, action, reward, next_observation,
@@ -201,6 +207,11 @@ class ExperienceStore:
             traces_table.c.final_observation,
             traces_table.c.stop_reason,
         ).join(traces_table)
+        if tokens:
+            columns = turns_table.c
+            query = query.add_columns(
+                columns.insight_ids, columns.prompt_tokens, columns.token_ids, columns.logprobs
+            )
         if phases is not None:
             query = query.where(traces_table.c.phase.in_(phases))
         if trace_id is not None:
@@ -219,6 +230,10 @@ class ExperienceStore:
             sa.select(insights_table, count).outerjoin(evidence_table).group_by(insights_table.c.insight_id)
         )
         return self._frame(query.order_by(insights_table.c.state, insights_table.c.text))
+
+    def evidence(self) -> pd.DataFrame:
+        """One row per insight and trace behind it: insight_id, trace_id."""
+        return self._frame(sa.select(evidence_table).order_by(*evidence_table.c))
 
     def _frame(self, query: sa.Select[Any]) -> pd.DataFrame:
         with self._engine.connect() as connection:

@@ -23,7 +23,7 @@ def test_the_five_tuple_stays() -> None:
         0.0,
         False,
         False,
-        {"prob": 1.0, "action": "right"},
+        {"prob": 1.0, "text/action": "right"},
     )
     observation, reward, terminated, truncated, _ = env.step("down")  # a hole
     assert (observation, reward, terminated, truncated) == ("You are at row 2, column 2.", 0.0, True, False)
@@ -54,7 +54,7 @@ def test_an_unreadable_reply_does_not_step() -> None:
         observation, reward, terminated, truncated, info = env.step("I move north")
         assert (observation, reward, terminated) == ("You are at row 1, column 1.", 0.0, False)
         assert truncated is expected
-        assert info == {"invalid_reply": True, "too_many_invalid": expected}
+        assert info == {"text/too_many_invalid": expected}
 
 
 def test_a_readable_reply_ends_the_row_of_invalid_ones() -> None:
@@ -102,6 +102,10 @@ WORDS = lake().words
 def test_the_agent_is_not_told_the_map() -> None:
     words = lake().words
     text = words.rules + words.question + words.describe(5)
+    assert (
+        lake(desc=["SFFF", "FHFH", "FFFH", "HFFG"]).words.rules
+        == lake(desc=["SFFF"] * 3 + ["FFFG"]).words.rules
+    )
     assert "H" not in text
     assert words.describe(5) == "You are at row 2, column 2."
     assert words.advise("You are at row 2, column 1.", "down") == "At row 2, column 1, move down."
@@ -123,6 +127,8 @@ def test_a_map_of_ones_own() -> None:
         ("FrozenLake-v1", {"slip": 1}, r"FrozenLake-v1 cannot be made with \{'slip': 1\}.*slip"),
         ("FrozenLake-v1", {"map_name": "9x9"}, "cannot be made"),
         ("CartPole-v1", {}, "CartPoleEnv has no text form yet .*FrozenLake"),
+        ("FrozenLake-v1", {"max_episode_steps": -1}, "no step limit"),
+        ("FrozenLake-v1", {"map_name": None}, "random map"),
     ],
 )
 def test_bad_envs_are_clear_errors(env_id: str, kwargs: dict[str, object], match: str) -> None:

@@ -26,6 +26,7 @@ def test_exact_paired_test() -> None:
 def test_paired_interval() -> None:
     # Newcombe 1998 (Statistics in Medicine 17, 2635), table III, method 10.
     assert paired_difference_interval(36, 12, 2, 0) == pytest.approx((0.0569, 0.3404), abs=1e-4)
+    assert paired_difference_interval(20, 12, 2, 16) == pytest.approx((0.0562, 0.3292), abs=1e-4)
     assert paired_difference_interval(0, 50, 0, 0)[0] > 0.85
     low, high = paired_difference_interval(0, 0, 0, 20)
     assert low < 0 < high

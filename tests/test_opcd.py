@@ -7,9 +7,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from agents.hf_policy import HFPolicy
 from agents.policy import Message, Prompt, Sampling
 from agents.prefix_lm import PrefixLM
-from distill.examples import DistillExample, sample_examples, scored_prefixes
+from distill.examples import DistillExample, TokenIds, sample_examples, scored_prefixes
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD, DistillError
+from distill.teacher import FrozenTeacher
 from tests.conftest import tiny_llama
 
 
@@ -31,7 +32,7 @@ EXAMPLES = [
 def trainer(student: PreTrainedModel, teacher: PreTrainedModel, max_nodes: int = 512) -> OPCD:
     return OPCD(
         student,
-        PrefixLM(teacher),
+        FrozenTeacher(PrefixLM(teacher)),
         lr=1e-3,
         temperature=0.9,
         teacher_temperature=0.5,
@@ -114,6 +115,15 @@ def test_a_loss_that_is_not_finite_stops_and_changes_nothing(model: PreTrainedMo
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
+def test_the_students_memo_notices_a_step(model: PreTrainedModel) -> None:
+    lm = PrefixLM(model)
+    before = lm.logits([(5, 6, 7)])
+    trainer(model, tiny_llama(1)).step(EXAMPLES)
+    after = lm.logits([(5, 6, 7)])
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, PrefixLM(model).logits([(5, 6, 7)]))
+
+
 def test_nothing_to_train_on(model: PreTrainedModel) -> None:
     with pytest.raises(DistillError, match="nothing to train on"):
         trainer(model, model).step([])
@@ -136,3 +146,28 @@ def test_examples_hold_what_was_sampled(model: PreTrainedModel, tokenizer: PreTr
     assert one.completion_ids == again.token_ids
     assert one.student_prompt_ids == policy.encode(bare)
     assert one.teacher_prompt_ids == policy.encode(rich)
+
+
+def test_a_frozen_teachers_answers_do_not_depend_on_what_came_before() -> None:
+    teacher = tiny_llama(1)
+    batches: list[list[TokenIds]] = [[(5, 6, 9, 7), (5, 6, 9, 7, 20)], [(5, 6, 9), (5, 6, 9, 7)], [(5, 8)]]
+    history = FrozenTeacher(PrefixLM(teacher))
+    for batch in batches:
+        history.logits(batch)
+    for batch in batches:
+        fresh = FrozenTeacher(PrefixLM(teacher)).logits(batch)
+        assert torch.equal(history.logits(batch), fresh)
+        assert torch.equal(history.logits(batch[::-1]), fresh.flip(0))
+
+
+def test_a_frozen_teacher_computes_a_batch_once_and_forgets_within_bounds() -> None:
+    lm = PrefixLM(tiny_llama(1))
+    teacher = FrozenTeacher(lm, max_bytes=3 * 258 * 4)
+    teacher.logits([(5, 6), (5, 7)])
+    teacher.logits([(5, 7), (5, 6), (5, 6)])
+    assert lm.computed_tokens == 3
+    teacher.logits([(8,), (9,)])  # takes the place of the first
+    teacher.logits([(8,), (9,)])
+    assert lm.computed_tokens == 5
+    teacher.logits([(5, 6), (5, 7)])
+    assert lm.computed_tokens == 8

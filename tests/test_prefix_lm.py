@@ -1,9 +1,14 @@
+from typing import Any
+from unittest.mock import patch
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedModel
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaAttention
 
-from agents.prefix_lm import Prefix, PrefixLM
+from agents.prefix_lm import Prefix, PrefixLM, UnsupportedModelError, check_supported, context_window
 from agents.prefix_tree import PrefixTree, pack, shared_length
 from tests.conftest import tiny_llama
 
@@ -85,13 +90,19 @@ def test_nothing_is_computed_twice(model: PreTrainedModel) -> None:
     assert lm.computed_tokens == 7
 
 
-def test_new_weights_need_clear(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize("how", ["in place", "optimiser", "load"])
+def test_new_weights_are_noticed(model: PreTrainedModel, how: str) -> None:
     lm = PrefixLM(model)
     before = lm.logits([(1, 2, 3)])
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.1)
-    lm.clear()
+    if how == "in place":
+        with torch.no_grad():
+            next(iter(model.parameters())).mul_(1.1)
+    elif how == "optimiser":
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        model(torch.tensor([[1, 2]])).logits.square().sum().backward()
+        optimizer.step()
+    else:
+        model.load_state_dict(tiny_llama(3).state_dict())
     after = lm.logits([(1, 2, 3)])
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after[0], plain_logits(model, (1, 2, 3)), atol=1e-4, rtol=1e-4)
@@ -104,3 +115,32 @@ def test_memory_is_bounded(model: PreTrainedModel) -> None:
         lm.logits([(start, start + 1, start + 2)])
         assert len(lm._logits) <= 8
         assert sum(k.numel() * 4 for k in [*lm._keys, *lm._values]) <= 2 * 8 * one  # room doubles
+
+
+def test_models_that_cannot_share_prefixes_are_refused(model: PreTrainedModel) -> None:
+    check_supported(model)
+    recurrent = tiny_llama()
+    attend = LlamaAttention.forward
+
+    def leaky(self: LlamaAttention, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Like a recurrent layer: what stands before a token leaks in, masked or not."""
+        return attend(self, hidden_states.cumsum(1), *args, **kwargs)
+
+    with patch.object(LlamaAttention, "forward", leaky), pytest.raises(UnsupportedModelError, match="off by"):
+        check_supported(recurrent)
+
+
+def test_the_context_window_is_the_shortest_limit(model: PreTrainedModel) -> None:
+    assert context_window(model) == 512
+    assert context_window(MistralForCausalLM(MISTRAL)) == 4
+
+
+MISTRAL = MistralConfig(
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    sliding_window=4,
+)

@@ -152,6 +152,16 @@ def test_an_env_that_raises_ends_its_own_episode_only(at_reset: bool) -> None:
         assert len(one.turns) == (0 if at_reset else 1)
 
 
+def test_an_env_may_declare_success_and_use_any_info_key() -> None:
+    class Declared(gym.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            return observation, reward, terminated, truncated, {**info, "error": 0.3, "is_success": True}
+
+    traces = play(random_walk, make=lambda: TextEnv(Declared(gym.make("FrozenLake-v1"))))
+    assert all(trace.success and trace.stop_reason == StopReason.TERMINATED for trace in traces)
+
+
 def test_out_of_tokens() -> None:
     class Full(ScriptedPolicy):
         def generate(self, prompts: Any, sampling: Any, seeds: Any) -> list[Completion]:

@@ -17,7 +17,8 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from sqlalchemy.exc import OperationalError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from agents.config import ConfigError, SelfImproveConfig
 from agents.run_folder import RunFolder, RunFolderError
@@ -70,7 +71,10 @@ def contents(path: Path) -> dict[str, Any]:
         "results": results,
         "metrics": {entry.pop("key"): entry for entry in metrics if entry.pop("seconds") >= 0},
         "tables": tables,
-        "weights": {k: v.tolist() for k, v in load_file(path / "model" / "model.safetensors").items()},
+        "weights": {
+            file: {key: tensor.tolist() for key, tensor in load_file(path / file).items()}
+            for file in ("checkpoint.safetensors", "best.safetensors", "model/model.safetensors")
+        },
     }
 
 
@@ -113,6 +117,8 @@ def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
     before = AutoModelForCausalLM.from_pretrained(walker_folder)
     changed = [not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)]
     assert any(changed) == (results["best_step"] > 0)
+    trained = load_file(whole / "checkpoint.safetensors")
+    assert not torch.equal(trained["weight/lm_head.weight"], before.lm_head.weight)
     html = (whole / "report.html").read_text()
     assert html.count("<svg") == 4
     assert "http" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
@@ -270,6 +276,9 @@ def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
         (["--model", "/no/such/model.gguf"], "no GGUF file /no/such/model.gguf"),
         (["--device", "quantum"], "quantum"),
         (["--rounds", "0"], "rounds must be at least 1"),
+        (["--episodes", "10", "--waves", "4"], "multiple of waves"),
+        (["--test-episodes", "1000001"], "test_episodes must be at most"),
+        (["--seed", "1000000000000"], "seed must be"),
         (["--eval-temperature", "-1"], "eval_temperature"),
         (["--resume", "/no/such/run"], "is not the folder of a run"),
     ],
@@ -321,22 +330,89 @@ def test_a_folder_in_use_is_left_alone(whole: Path, walker_folder: Path, tmp_pat
     assert contents(whole) == before
 
 
+def test_resume_from_python_uses_the_saved_configuration(whole: Path) -> None:
+    before = contents(whole)
+    with open_gate():
+        self_improve(SelfImproveConfig(resume=whole), QUIET)
+    assert contents(whole) == before
+    with pytest.raises(ConfigError, match="--steps 4 differs"):
+        self_improve(SelfImproveConfig(resume=whole, steps=4), QUIET)
+
+
 def test_resume_with_another_configuration(whole: Path) -> None:
+    assert parse_args(["--resume", str(whole), "--max-nodes", "64"]).max_nodes == 64
     with pytest.raises(ConfigError, match=r"--seed 5 differs .* which has 0"):
         parse_args(["--resume", str(whole), "--seed", "5"])
     assert parse_args(["--resume", str(whole), "--seed", "0"]).steps == 3
 
 
-def test_a_full_disk_is_said_and_loses_nothing(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError(28, "No space left on device")
+def test_ctrl_c_says_how_to_go_on(
+    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    with fail_at(ExperienceStore, "add_traces", 2)():
+        code, output = command(capsys, "--model", str(walker_folder), "--output", str(path))
+    assert code == 130
+    assert f"python -m agents.self_improve --resume {path}" in output
+
+
+def test_ctrl_c_waits_for_the_optimiser_step(walker_folder: Path, tmp_path: Path, whole: Path) -> None:
+    """A signal inside a step lets it end, is saved at once, and costs no step."""
+    original = OPCD.step
+
+    def interrupted(self: OPCD, examples: Any) -> Any:
+        if self.step_count == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, examples)
 
     path = tmp_path / "run"
     with open_gate():
-        with patch("agents.run_folder.save_file", full), pytest.raises(RunFolderError, match="disk is full"):
+        with patch.object(OPCD, "step", interrupted), pytest.raises(KeyboardInterrupt):
             self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
-        assert not list(path.glob("*.tmp"))
+        assert load_file(path / "checkpoint.safetensors")["step_count"].item() == 1
         self_improve(parse_args(["--resume", str(path)]), QUIET)
+    assert contents(path) == contents(whole)
+
+
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda: patch("agents.run_folder.save_file", side_effect=FULL),
+        lambda: patch("agents.self_improve.write_report", side_effect=FULL),
+        lambda: patch.object(PreTrainedModel, "save_pretrained", side_effect=FULL),
+        lambda: patch.object(
+            ExperienceStore,
+            "add_traces",
+            side_effect=OperationalError("INSERT", {}, Exception("database or disk is full")),
+        ),
+    ],
+    ids=["checkpoint", "report", "model", "database"],
+)
+def test_a_full_disk_is_said_and_loses_nothing(
+    fill: Callable[[], Any],
+    whole: Path,
+    walker_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "run"
+    arguments = ["--model", str(walker_folder), "--output", str(path)]
+    for name, value in TINY.items():
+        arguments += [
+            f"--{name.replace('_', '-')}",
+            json.dumps(value) if isinstance(value, dict) else str(value),
+        ]
+    with open_gate():
+        with fill():
+            code, output = command(capsys, *arguments)
+        assert code == 2
+        assert "disk is full" in output
+        assert f"--resume {path}" in output
+        assert not list(path.glob("*.tmp"))
+        assert command(capsys, "--resume", str(path))[0] == 0
     assert contents(path) == contents(whole)
 
 
@@ -365,5 +441,4 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     for name in SelfImproveConfig.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in output
-    assert "sharpened" not in output or "teacher" in output
     assert "Gymnasium id of the environment" in output
