@@ -7,6 +7,7 @@ printed, with the distance between the two action distributions, which must be t
 """
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,18 +16,21 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 import tyro
 from rich.console import Console
 from rich.progress import track
-from scipy.stats import chi2_contingency
+from scipy.stats import chi2, chi2_contingency
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.config import JsonObject
 from agents.hf_policy import HFPolicy
-from agents.models import load_model
+from agents.models import ModelError, load_model
 from agents.policy import Completion, Prompt, Sampling
+from agents.prompts import build_prompt
 from agents.rollout import rollout, vector_env
 from envs.text_env import make_text_env
+from envs.words import EnvError
 from experience.split import SeedRange, Split
 
 
@@ -48,6 +52,10 @@ class BenchConfig:
     """Episodes played at once."""
     seed: int = 0
     """Of the episodes and the draws."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.num_envs < 1 or not self.temperature > 0:
+            raise ValueError("steps and num_envs must be at least 1, temperature above 0")
 
 
 class Recorder:
@@ -81,7 +89,8 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
         temperature=config.temperature,
         max_tokens=policy.longest_action(words.reply_prefix, words.actions),
     )
-    plain_generate(loaded.model, loaded.tokenizer, [policy.encode(Prompt(messages=()))], sampling)  # warm up
+    warm_up = policy.encode(build_prompt(words, "Hello."))
+    plain_generate(loaded.model, loaded.tokenizer, [warm_up], sampling)
     recorder = Recorder(policy)
     turns, start = 0, 0
     started = time.perf_counter()
@@ -111,15 +120,18 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
             loaded.model, loaded.tokenizer, [policy.encode(p) for p in prompts], sampling
         )
     plain = time.perf_counter() - started
+    asked = [prompt for prompts in recorder.batches for prompt in prompts]
     return {
         "env_steps": turns,
-        "distinct_prompts": len({prompt for prompts in recorder.batches for prompt in prompts}),
+        "distinct_prompts": len(set(asked)),
         "memoised_seconds": round(recorder.seconds, 3),
         "memoised_seconds_with_env": round(played, 3),
         "generate_seconds": round(plain, 3),
         "ratio": round(plain / recorder.seconds, 1),
         "ratio_with_env": round(plain / played, 1),
-        "same_distribution_p": round(same_distribution([c.text for c in recorder.completions], answers), 4),
+        "same_distribution_p": round(
+            same_distribution(asked, [c.text for c in recorder.completions], answers), 4
+        ),
     }
 
 
@@ -131,6 +143,8 @@ def plain_generate(
     sampling: Sampling,
 ) -> list[str]:
     """What one writes without this toolkit: a left-padded batch through ``generate``."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = tokenizer.eos_token_id
     batch = tokenizer.pad(
         {"input_ids": [list(ids) for ids in prompts]}, padding_side="left", return_tensors="pt"
     )
@@ -147,23 +161,43 @@ def plain_generate(
     return tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
 
 
-def same_distribution(ours: Sequence[str], theirs: Sequence[str]) -> float:
-    """The p-value of a chi-square test that two samples of replies are of one distribution."""
-    first, second = Counter(ours), Counter(theirs)
-    common = [reply for reply in first | second if first[reply] + second[reply] >= 10]
-    rare = [sum(counts.values()) - sum(counts[r] for r in common) for counts in (first, second)]
-    table = [[counts[r] for r in common] for counts in (first, second)]
-    if sum(rare) > 0:
-        table = [[*row, rest] for row, rest in zip(table, rare, strict=True)]
-    return float(chi2_contingency(table).pvalue) if len(table[0]) > 1 else 1.0
+def same_distribution(prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> float:
+    """The p-value of a chi-square test that both sides answer each prompt with one distribution.
+
+    Args:
+        prompts: What was asked.
+        ours: One side's replies.
+        theirs: The other's.
+    """
+    statistic, degrees = 0.0, 0
+    for prompt in dict.fromkeys(prompts):
+        asked = [index for index, other in enumerate(prompts) if other == prompt]
+        counts = [Counter(side[index] for index in asked) for side in (ours, theirs)]
+        both = counts[0] + counts[1]
+        # The usual rule: at least 5 are expected in each cell; rarer replies count as one.
+        common = [reply for reply in both if both[reply] >= 10]
+        table = [
+            [side[reply] for reply in common] + [len(asked) - sum(side[r] for r in common)] for side in counts
+        ]
+        columns = [column for column in zip(*table, strict=True) if sum(column) > 0]
+        if len(columns) > 1:
+            test = chi2_contingency(list(zip(*columns, strict=True)), correction=False)
+            statistic, degrees = statistic + float(test.statistic), degrees + int(test.dof)
+    return float(chi2.sf(statistic, degrees)) if degrees else 1.0
 
 
-def main() -> None:
-    """The command."""
+def main() -> int:
+    """The command; returns its exit code."""
     console = Console(stderr=True)
-    result = bench(tyro.cli(BenchConfig, prog="python -m evals.bench_rollout"), console)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        result = bench(tyro.cli(BenchConfig, prog="python -m evals.bench_rollout"), console)
+    except (EnvError, ModelError, ValueError) as error:
+        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        return 2
     print(json.dumps(result, indent=2))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
