@@ -91,10 +91,8 @@ class PrefixLM:
     @torch.no_grad()
     def _forward(self, prefixes: Sequence[Prefix]) -> torch.Tensor:
         """[N, V]: compute prefixes whose logits are not known, and keep their keys and values."""
-        if (
-            self._keys
-            and self._bytes_per_node() * (len(self._tree) + sum(map(len, prefixes))) > self.max_bytes
-        ):
+        needed = len(self._tree) + sum(map(len, prefixes))
+        if self._keys and self._bytes_per_node() * needed > self.max_bytes:
             self._drop_keys()
         first_new = len(self._tree)
         ends = [self._tree.add(prefix)[-1] for prefix in prefixes]
@@ -107,11 +105,16 @@ class PrefixLM:
         if past:
             for layer, (keys_HND, values_HND) in enumerate(zip(self._keys, self._values, strict=True)):
                 cache.update(keys_HND[None, :, past_index], values_HND[None, :, past_index], layer)
-        logits_NV = tree_logits(
-            self.model, self._tree, queries, past, read=[queries.index(end) for end in ends], cache=cache
-        )
+        row = {node: index for index, node in enumerate(queries)}
+        try:
+            logits_NV = tree_logits(
+                self.model, self._tree, queries, past, read=[row[end] for end in ends], cache=cache
+            )
+            self._keep(cache, queries, len(past))
+        except BaseException:  # an interrupt, say: the tree has nodes without keys now
+            self.clear()
+            raise
         self.computed_tokens += len(queries)
-        self._keep(cache, queries, len(past))
         return logits_NV.float()
 
     def _bytes_per_node(self) -> int:

@@ -16,6 +16,8 @@ import tyro
 from rich.console import Console
 
 from agents.config import ConfigError, SelfImproveConfig
+from agents.consolidation import Consolidation
+from agents.measurement import measure
 from agents.models import ModelError
 from agents.run_folder import RunFolderError, check_free, is_disk_full, read_config
 from agents.session import Session
@@ -48,12 +50,16 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
         config = resumed(config, path)
     admitted: list[Insight] = []
     with Session(config, path, console=console or Console(stderr=True)) as session:
+        consolidation = Consolidation(session)
         for round_number in range(1, config.rounds + 1):
             insights = session.collect(round_number)  # play, and draw insights from the traces
             if session.gate(round_number, insights):  # do they help on held-out episodes?
-                session.distil(round_number, insights)  # then train them into the weights
+                consolidation.distil(round_number, insights)  # then train them into the weights
                 admitted = insights
-        results = session.evaluate(admitted or insights)  # before and after, on test episodes
+        consolidation.use_best()
+        session.save_model()
+        session.store.set_insights(admitted, "final")
+        results = measure(session, admitted or insights)  # before and after, on test episodes
     write_report(path)
     return results
 

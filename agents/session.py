@@ -1,25 +1,19 @@
-"""One run in progress: what it holds, and each part of the method as something that can be repeated.
+"""One run in progress: what it holds, how it plays, learns from its traces, and judges what it learned.
 
-A part is a *phase*. What a phase produces goes to the store and the run folder, and its name says whether it
-is there already. So a resumed run goes through the same loop again, finds what is done, and goes on with the
-rest. Everything that is drawn follows from the run's seed and the phase's name, and every phase begins with
-an empty memo, so a repeated phase gives the same result bit for bit.
+Everything happens in *phases*. What a phase produces goes to the store and the run folder, and its name says
+whether it is there already. So a resumed run goes through the same loop again, finds what is done, and goes
+on with the rest. Everything that is drawn follows from the run's seed and the phase's name, and every phase
+begins with an empty memo, so a repeated phase gives the same result bit for bit.
 """
 
 import copy
-import random
-import resource
 import shutil
-import signal
-import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import pandas as pd
 from rich.console import Console
@@ -28,30 +22,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agents.config import SelfImproveConfig
 from agents.hf_policy import HFPolicy
 from agents.models import load_model
-from agents.policy import Prompt, Sampling
-from agents.prefix_lm import PrefixLM
-from agents.prompts import build_prompt
-from agents.rollout import Retriever, no_experience, rollout, turn_seed, vector_env
+from agents.policy import Sampling
+from agents.rollout import Retriever, no_experience, rollout, vector_env
 from agents.run_folder import RunFolder, RunFolderError, is_disk_full
-from distill.examples import sample_examples
-from distill.opcd import OPCD, StepStats
-from distill.teacher import FrozenTeacher
 from envs.text_env import make_text_env
-from evals.baselines import Baselines
 from evals.result import Comparison, EvalResult
 from experience.insight import Insight, retrieve
 from experience.outcomes import outcome_insights
 from experience.split import SeedRange, Split
 from experience.store import ExperienceStore
 
-Item = TypeVar("Item")
-
 SIGNIFICANT = 0.05
 """The gate's level: a context must beat none with a smaller p-value."""
 COMMIT_EVERY = 64
 """Episodes per transaction."""
-MAX_BLIND_CANDIDATES = 64
-"""Successful action sequences that compete for the blind arm, the shortest first."""
 
 
 class Session:
@@ -87,16 +71,6 @@ class Session:
         )
         self.base = HFPolicy(loaded.model, loaded.tokenizer)
         self.student = HFPolicy(copy.deepcopy(loaded.model), loaded.tokenizer)
-        self.trainer = OPCD(
-            self.student.lm.model,
-            FrozenTeacher(PrefixLM(loaded.model)),
-            lr=config.lr,
-            temperature=config.temperature,
-            teacher_temperature=config.teacher_temperature,
-            k=config.top_k,
-            mode=config.loss,
-            max_nodes=config.max_nodes,
-        )
         self.max_tokens = config.max_new_tokens or self.base.longest_action(
             self.words.reply_prefix, self.words.actions
         )
@@ -106,15 +80,6 @@ class Session:
         """After which optimiser step the student's weights are."""
         self.played: list[str] = []
         """Finished train phases, in order: where insights come from."""
-        self.best_score = -1.0
-        """Validation success of the best checkpoint so far."""
-        self.best_step = -1
-        """The optimiser step after which it was saved."""
-        self.trained_round = 0
-        """The round in which the last checkpoint was made."""
-        self.round_start = 0
-        """Optimiser steps before that round."""
-        self._load_checkpoint()
 
     def __enter__(self) -> Self:
         return self
@@ -123,8 +88,6 @@ class Session:
         self.store.close()
         self.folder.close()
         self.envs.close()
-
-    # --- playing -----------------------------------------------------------------------------
 
     def play(
         self,
@@ -184,7 +147,7 @@ class Session:
             start = ((round_number - 1) * config.waves + wave) * size
             insights: list[Insight] = []
             if wave > 0 and not self.store.is_finished(phase):
-                insights = self.insights(explore=True)
+                insights = self.draw_insights(explore=True)
                 self.store.set_insights(insights, phase)
             traces = self.play(
                 phase,
@@ -200,19 +163,17 @@ class Session:
                     f"round{round_number}/start",
                     kind="round",
                     round=round_number,
-                    step=self.trainer.step_count,
+                    step=self.student_step,
                     **EvalResult.from_traces(traces).as_dict(),
                 )
-        insights = self.insights(explore=False)
+        insights = self.draw_insights(explore=False)
         self.store.set_insights(insights, f"round{round_number}")
         return insights
 
-    def insights(self, *, explore: bool) -> list[Insight]:
+    def draw_insights(self, *, explore: bool) -> list[Insight]:
         """What the traces played so far teach."""
         turns = self.store.turns(phases=self.played)
         return outcome_insights(turns, self.words.actions, self.words.advise, explore=explore)
-
-    # --- training ----------------------------------------------------------------------------
 
     def gate(self, round_number: int, insights: Sequence[Insight]) -> bool:
         """Whether the insights help the teacher on validation; without that nothing is trained.
@@ -250,170 +211,8 @@ class Session:
         )
         return admitted
 
-    def distil(self, round_number: int, insights: Sequence[Insight]) -> None:
-        """Train the insights into the student: OPCD, validated and checkpointed every few steps."""
-        config = self.config
-        if round_number < self.trained_round:
-            return
-        if round_number > self.trained_round:
-            self.trained_round, self.round_start = round_number, self.trainer.step_count
-        pairs = self._prompt_pairs(insights)
-        done = self.trainer.step_count - self.round_start
-        with self.progress(f"round{round_number}/distil", config.steps) as bar:
-            try:
-                if done % config.eval_every == 0:
-                    self._validate(round_number)
-                while done < config.steps:
-                    with deferred_interrupt():
-                        stats = self._train_step(pairs, round_number)
-                    done += 1
-                    bar.update(bar.task_ids[0], completed=done, note=f"KL {stats.loss:.4f}")
-                    if done % config.eval_every == 0 or done == config.steps:
-                        self._validate(round_number)
-                        self._save_checkpoint()
-            except KeyboardInterrupt:
-                self._save_checkpoint()
-                raise
-
-    def _prompt_pairs(self, insights: Sequence[Insight]) -> list[tuple[Prompt, Prompt]]:
-        """(bare prompt, prompt with experience) for every observation that an insight is about."""
-        pairs = []
-        for observation in sorted({i.observation for i in insights if i.observation is not None}):
-            shown = retrieve(insights, observation, self.config.insights_per_prompt)
-            pairs.append(
-                (
-                    build_prompt(self.words, observation),
-                    build_prompt(self.words, observation, [insight.text for insight in shown]),
-                )
-            )
-        return pairs
-
-    def _train_step(self, pairs: Sequence[tuple[Prompt, Prompt]], round_number: int) -> StepStats:
-        config = self.config
-        step = self.trainer.step_count + 1
-        seeds = [turn_seed(config.seed, "distil", step, i) for i in range(config.batch_size)]
-        order = random.Random(turn_seed(config.seed, "order", step, 0))
-        batch = spread_evenly(pairs, config.batch_size, order)
-        sampling = Sampling(temperature=config.temperature, max_tokens=self.max_tokens)
-        self.student.clear()
-        examples = sample_examples(self.student, self.student.encode, batch, sampling, seeds)
-        stats = self.trainer.step(examples)
-        self.student_step = step
-        self.folder.log(f"step{step}", kind="train", step=step, round=round_number, **stats.as_dict())
-        return stats
-
-    def _validate(self, round_number: int) -> None:
-        """Play the bare student on validation; keep its weights if it is the best so far."""
-        step = self.trainer.step_count
-        rates = []
-        for temperature in self.config.eval_temperature:
-            phase = f"validation{step}@{temperature:g}"
-            rates.append(self.play(phase, self.student, self.validation_seeds, temperature)["success"].mean())
-        score = float(sum(rates) / len(rates))
-        if score > self.best_score:
-            about = {"step": step, "score": score}
-            self.folder.save_tensors("best.safetensors", self.trainer.weights(), about)
-            self.best_score, self.best_step = score, step
-        self.folder.log(
-            f"validation{step}",
-            kind="validation",
-            step=step,
-            round=round_number,
-            success_rate=score,
-            best=self.best_step == step,
-        )
-
-    def _save_checkpoint(self) -> None:
-        about = {
-            "best_score": self.best_score,
-            "best_step": self.best_step,
-            "trained_round": self.trained_round,
-            "round_start": self.round_start,
-        }
-        self.folder.save_tensors("checkpoint.safetensors", self.trainer.state(), about)
-
-    def _load_checkpoint(self) -> None:
-        if (loaded := self.folder.load_tensors("checkpoint.safetensors")) is None:
-            return
-        tensors, about = loaded
-        self.trainer.load_state(tensors)
-        self.student_step = self.trainer.step_count
-        self.best_score, self.best_step = about["best_score"], about["best_step"]
-        self.trained_round, self.round_start = about["trained_round"], about["round_start"]
-
-    def use_best(self) -> None:
-        """Put the best checkpoint's weights into the student."""
-        if (loaded := self.folder.load_tensors("best.safetensors")) is not None:
-            tensors, about = loaded
-            self.trainer.load_weights(tensors)
-            self.student_step = about["step"]
-
-    # --- measuring ---------------------------------------------------------------------------
-
-    def evaluate(self, insights: Sequence[Insight]) -> dict[str, Any]:
-        """Measure every arm on the test seeds, save the model, and write ``results.json``.
-
-        Args:
-            insights: The context of the arms with experience.
-        """
-        config = self.config
-        self.use_best()
-        self._save_model()
-        self.store.set_insights(insights, "final")
-        baselines = Baselines(config.env, config.env_kwargs)
-        random_arm = baselines.random(self.test_seeds)
-        blind_arm, _ = baselines.blind(self._successful_actions(), self.validation_seeds, self.test_seeds)
-        optimal_arm = baselines.optimal()
-        tables = []
-        for temperature in config.eval_temperature:
-            frames = {}
-            for arm, policy in (("before", self.base), ("after", self.student)):
-                for suffix, shown in (("", ()), ("_with_experience", insights)):
-                    frames[arm + suffix] = self.play(
-                        f"test/{arm}{suffix}@{temperature:g}",
-                        policy,
-                        self.test_seeds,
-                        temperature,
-                        shown,
-                        "final" if shown else "none",
-                    )
-            arms = {"random": random_arm, "blind": blind_arm}
-            arms |= {arm: EvalResult.from_traces(frame) for arm, frame in frames.items()}
-            if optimal_arm is not None:
-                arms["optimal"] = optimal_arm
-            tables.append((arms, Comparison.of(frames["after"], frames["before"])))
-        results = {
-            "schema_version": 1,
-            "env": config.env,
-            "env_kwargs": config.env_kwargs,
-            "model": config.model,
-            "seed": config.seed,
-            "eval_temperature": list(config.eval_temperature),
-            "best_step": self.student_step,
-            "arms": {arm: result.as_dict() for arm, result in tables[0][0].items()},
-            "comparison": tables[0][1].as_dict(),
-        }
-        if len(tables) == 2:
-            results["sampled_arms"] = {arm: result.as_dict() for arm, result in tables[1][0].items()}
-            results["sampled_comparison"] = tables[1][1].as_dict()
-        results["wall_seconds"] = round(self.folder.seconds, 1)
-        results["peak_rss_bytes"] = peak_rss_bytes()
-        self.folder.write_json("results.json", results)
-        return results
-
-    def _successful_actions(self) -> list[tuple[int, ...]]:
-        """The action sequences of the train episodes that succeeded: candidates for the blind arm."""
-        turns = self.store.turns(phases=self.played)
-        winners = set(self.store.traces().query("success")["trace_id"])
-        turns = turns[turns["trace_id"].isin(winners) & turns["action"].notna()]
-        sequences = turns.groupby("trace_id")["action"].agg(tuple)
-        shortest = sorted(set(sequences), key=lambda sequence: (len(sequence), sequence))[
-            :MAX_BLIND_CANDIDATES
-        ]
-        return [tuple(self.words.actions.index(action) for action in sequence) for sequence in shortest]
-
-    def _save_model(self) -> None:
-        """The student and its tokenizer as a plain Hugging Face folder."""
+    def save_model(self) -> None:
+        """The student and its tokenizer as a plain Hugging Face folder, ``model/``."""
         tmp, target = self.folder.path / "model.tmp", self.folder.path / "model"
         shutil.rmtree(tmp, ignore_errors=True)
         try:
@@ -426,8 +225,6 @@ class Session:
             raise
         shutil.rmtree(target, ignore_errors=True)
         tmp.rename(target)
-
-    # --- odds and ends -----------------------------------------------------------------------
 
     @property
     def validation_seeds(self) -> SeedRange:
@@ -454,38 +251,6 @@ class Session:
         )
         progress.add_task(name, total=total, note="")
         return progress
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block: half an optimiser step could not be saved."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals do not come here
-        return
-    pending: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda signum, frame: pending.append(signum))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if pending:
-        raise KeyboardInterrupt
-
-
-def spread_evenly(items: Sequence[Item], size: int, generator: random.Random) -> list[Item]:
-    """``size`` items, each as often as any other or once more."""
-    rounds, rest = divmod(size, len(items))
-    return [*list(items) * rounds, *generator.sample(list(items), rest)]
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process ever held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _retriever(insights: Sequence[Insight], k: int) -> Retriever:

@@ -125,7 +125,7 @@ def kl_plot(metrics: Sequence[Mapping[str, Any]]) -> str:
         axes.plot(steps, [entry["entropy"] for entry in train], color=MUTED, label="entropy of the student")
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("nats per token")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=min(0.0, *(entry["loss"] for entry in train)))  # truncated goes below
         axes.legend(loc="upper right", fontsize=9)
         axes.set_title("How far the student is from its teacher", loc="left", fontsize=11)
         return _svg(figure)

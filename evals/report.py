@@ -22,6 +22,9 @@ from evals.plots import ARM_LABELS, arms_plot, kl_plot, learning_plot
 from experience.insight import InsightState
 from experience.store import ExperienceStore
 
+SHOWN_TRACES = 5
+"""Traces named as evidence of an insight; the database has them all."""
+
 
 def write_report(path: Path) -> Path:
     """Make ``report.html`` in a finished run's folder.
@@ -41,6 +44,9 @@ def write_report(path: Path) -> Path:
         tables.append((_temperature_name(temperatures[1]), results["sampled_arms"]))
     with ExperienceStore(path / "experience.db") as store:
         insights = store.insights()
+        evidence = (
+            store.evidence().groupby("insight_id")["trace_id"].agg(lambda ids: list(ids[:SHOWN_TRACES]))
+        )
         episodes = _replays(store, results)
     active = insights[insights["state"] == InsightState.ACTIVE]
     environment = jinja2.Environment(
@@ -61,14 +67,18 @@ def write_report(path: Path) -> Path:
         kl_plot=kl_plot(metrics) if any(entry.get("kind") == "train" for entry in metrics) else "",
         gates=[entry for entry in metrics if entry.get("kind") == "gate"],
         insights=active.to_dict("records"),
+        evidence=evidence.to_dict(),
         retired=len(insights) - len(active),
         episodes=episodes,
         about=about,
     )
     target = path / "report.html"
     tmp = path / "report.html.tmp"
-    tmp.write_text(html, encoding="utf-8")
-    os.replace(tmp, target)
+    try:
+        tmp.write_text(html, encoding="utf-8")
+        os.replace(tmp, target)
+    finally:
+        tmp.unlink(missing_ok=True)
     return target
 
 

@@ -10,7 +10,15 @@ PACKAGES = ("agents", "distill", "envs", "evals", "experience")
 
 # The picture of DESIGN section 2, and: distill and the policies share agents.prefix_tree and prefix_lm.
 # Composition roots: nothing imports them but each other.
-ROOTS = {"agents.self_improve", "agents.session", "agents.config", "agents.run_folder", "evals.bench_rollout"}
+ROOTS = {
+    "agents.self_improve",
+    "agents.session",
+    "agents.consolidation",
+    "agents.measurement",
+    "agents.config",
+    "agents.run_folder",
+    "evals.bench_rollout",
+}
 SHARED = {"agents.policy", "agents.prompts", "agents.rollout", "agents.prefix_tree"}
 WITH_TORCH = {"agents.prefix_lm", "agents.hf_policy", "agents.models"}
 

@@ -21,6 +21,7 @@ from sqlalchemy.exc import OperationalError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from agents.config import ConfigError, SelfImproveConfig
+from agents.consolidation import Consolidation
 from agents.run_folder import RunFolder, RunFolderError
 from agents.self_improve import main, parse_args, self_improve
 from agents.session import Session
@@ -29,7 +30,7 @@ from experience.insight import Insight
 from experience.store import ExperienceStore
 from tests.conftest import tiny_llama
 
-QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (open for the whole session)
+QUIET = Console(quiet=True)
 
 TINY: dict[str, Any] = {
     "env_kwargs": {"is_slippery": False},
@@ -174,7 +175,8 @@ def fail_at(owner: type, name: str, call: int) -> Callable[[], Any]:
         fail_at(OPCD, "step", 5),
         fail_at(RunFolder, "save_tensors", 2),
         fail_at(RunFolder, "save_tensors", 4),
-        fail_at(Session, "_save_model", 1),
+        fail_at(Session, "save_model", 1),
+        fail_at(Consolidation, "_validate", 3),
         fail_at(RunFolder, "write_json", 2),
     ],
 )

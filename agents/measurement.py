@@ -1,0 +1,88 @@
+"""Before and after on the test seeds, beside the random, the best blind and the optimal policy."""
+
+import resource
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from agents.session import Session
+from evals.baselines import Baselines
+from evals.result import Comparison, EvalResult
+from experience.insight import Insight
+
+MAX_BLIND_CANDIDATES = 64
+"""Successful action sequences that compete for the blind arm, the shortest first."""
+
+
+def measure(session: Session, insights: Sequence[Insight]) -> dict[str, Any]:
+    """Measure every arm and write ``results.json``, the run's public contract.
+
+    Args:
+        session: Its base policy is the agent before, its student the agent after.
+        insights: The context of the arms with experience.
+
+    Returns:
+        What was written.
+    """
+    config = session.config
+    baselines = Baselines(config.env, config.env_kwargs)
+    candidates = _successful_actions(session)
+    fixed = {"random": baselines.random(session.test_seeds)}
+    fixed["blind"], _ = baselines.blind(candidates, session.validation_seeds, session.test_seeds)
+    if (optimal := baselines.optimal()) is not None:
+        fixed["optimal"] = optimal
+    first, *others = (_played_arms(session, temperature, insights) for temperature in config.eval_temperature)
+    results: dict[str, Any] = {
+        "schema_version": 1,
+        "env": config.env,
+        "env_kwargs": config.env_kwargs,
+        "model": config.model,
+        "seed": config.seed,
+        "eval_temperature": list(config.eval_temperature),
+        "best_step": session.student_step,
+        "arms": _as_dicts(fixed | first[0]),
+        "comparison": first[1].as_dict(),
+    }
+    for arms, comparison in others:  # one at most
+        results["sampled_arms"] = _as_dicts(fixed | arms)
+        results["sampled_comparison"] = comparison.as_dict()
+    results["wall_seconds"] = round(session.folder.seconds, 1)
+    results["peak_rss_bytes"] = peak_rss_bytes()
+    session.folder.write_json("results.json", results)
+    return results
+
+
+def _played_arms(
+    session: Session, temperature: float, insights: Sequence[Insight]
+) -> tuple[dict[str, EvalResult], Comparison]:
+    """Before and after, with and without the insights; and after against before without them."""
+    frames = {}
+    for arm, policy in (("before", session.base), ("after", session.student)):
+        for suffix, shown in (("", ()), ("_with_experience", insights)):
+            phase = f"test/{arm}{suffix}@{temperature:g}"
+            context_id = "final" if shown else "none"
+            frames[arm + suffix] = session.play(
+                phase, policy, session.test_seeds, temperature, shown, context_id
+            )
+    arms = {arm: EvalResult.from_traces(frame) for arm, frame in frames.items()}
+    return arms, Comparison.of(frames["after"], frames["before"])
+
+
+def _successful_actions(session: Session) -> list[tuple[int, ...]]:
+    """The action sequences of the train episodes that succeeded, as numbers from 0."""
+    turns = session.store.turns(phases=session.played)
+    winners = set(session.store.traces().query("success")["trace_id"])
+    turns = turns[turns["trace_id"].isin(winners) & turns["action"].notna()]
+    sequences = set(turns.groupby("trace_id")["action"].agg(tuple))
+    shortest = sorted(sequences, key=lambda sequence: (len(sequence), sequence))[:MAX_BLIND_CANDIDATES]
+    return [tuple(session.words.actions.index(action) for action in sequence) for sequence in shortest]
+
+
+def _as_dicts(arms: dict[str, EvalResult]) -> dict[str, dict[str, Any]]:
+    return {name: arm.as_dict() for name, arm in arms.items()}
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
