@@ -51,16 +51,14 @@ class SelfImproveConfig:
     output: Path | None = None
     """The run's folder; by default runs/<env>-<time>."""
     resume: Path | None = None
-    """A run's folder, to go on with that run and its configuration; only device and max_nodes may
-    differ."""
+    """Go on with the run in this folder; of its configuration, only device and max_nodes may differ."""
 
     rounds: int = 3
     """How often to play, draw insights, and train."""
     episodes: int = 512
     """Train episodes per round."""
     waves: int = 8
-    """A round's episodes are played in so many parts: the first without experience, each further one
-    with the insights from all before it."""
+    """Parts of a round's play: the first without experience, each further one with the insights so far."""
     steps: int = 20
     """Optimiser steps per round."""
     temperature: float = 1.0
