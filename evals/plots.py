@@ -19,9 +19,9 @@ ARM_LABELS = {
     "random": "random",
     "blind": "best blind",
     "before": "before",
-    "before_with_experience": "before,\nexperience in prompt",
+    "before_with_experience": "before,\nwith experience",
     "after": "after",
-    "after_with_experience": "after,\nexperience in prompt",
+    "after_with_experience": "after,\nwith experience",
     "optimal": "optimal",
 }
 ARM_COLOURS = {"before": BLUE, "before_with_experience": BLUE, "after": GREEN, "after_with_experience": GREEN}
