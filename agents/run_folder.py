@@ -98,7 +98,7 @@ class RunFolder:
         if key in self._logged:
             return
         entry = {"key": key, "seconds": round(self.seconds, 3), **values}
-        with _clear_errors(self.path / "metrics.jsonl") as path, path.open("a", encoding="utf-8") as file:
+        with clear_errors(self.path / "metrics.jsonl") as path, path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self._logged[key] = entry
 
@@ -151,7 +151,7 @@ class RunFolder:
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         tmp = self.path / f"{name}.tmp"
-        with _clear_errors(self.path / name) as target:
+        with clear_errors(self.path / name) as target:
             try:
                 write(tmp)
                 os.replace(tmp, target)
@@ -160,8 +160,12 @@ class RunFolder:
 
 
 @contextmanager
-def _clear_errors(target: Path) -> Iterator[Path]:
-    """Say which file could not be written, and whether the disk is full."""
+def clear_errors(target: Path) -> Iterator[Path]:
+    """Say what could not be written, and whether the disk is full.
+
+    Raises:
+        RunFolderError: In place of errors from files and safetensors.
+    """
     try:
         yield target
     except (OSError, SafetensorError) as error:

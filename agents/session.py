@@ -10,7 +10,7 @@ import copy
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +24,7 @@ from agents.hf_policy import HFPolicy
 from agents.models import load_model
 from agents.policy import Sampling
 from agents.rollout import Retriever, no_experience, rollout, vector_env
-from agents.run_folder import RunFolder, RunFolderError, is_disk_full
+from agents.run_folder import RunFolder, clear_errors
 from envs.text_env import make_text_env
 from evals.result import Comparison, EvalResult
 from experience.insight import Insight, retrieve
@@ -59,8 +59,7 @@ class Session:
         make = partial(
             make_text_env, config.env, config.env_kwargs, max_invalid_replies=config.max_invalid_replies
         )
-        self.env = make()
-        self.words = self.env.words
+        self.words = make().words
         self.envs = vector_env(make, config.num_envs)
         console.print(f"loading {config.model}", markup=False)
         loaded = load_model(
@@ -103,7 +102,8 @@ class Session:
             policy.clear()
             show: Retriever = no_experience
             if insights:
-                show = _retriever(insights, self.config.insights_per_prompt)
+                k = self.config.insights_per_prompt
+                show = lru_cache(maxsize=None)(lambda observation: retrieve(insights, observation, k))
             traces = rollout(
                 self.envs,
                 self.words,
@@ -215,16 +215,14 @@ class Session:
         """The student and its tokenizer as a plain Hugging Face folder, ``model/``."""
         tmp, target = self.folder.path / "model.tmp", self.folder.path / "model"
         shutil.rmtree(tmp, ignore_errors=True)
-        try:
-            self.student.lm.model.save_pretrained(tmp)
-            self.student.tokenizer.save_pretrained(tmp)
-        except Exception as error:
-            shutil.rmtree(tmp, ignore_errors=True)
-            if is_disk_full(error):
-                raise RunFolderError(f"the disk is full: {target} could not be written") from error
-            raise
-        shutil.rmtree(target, ignore_errors=True)
-        tmp.rename(target)
+        with clear_errors(target):
+            try:
+                self.student.lm.model.save_pretrained(tmp)
+                self.student.tokenizer.save_pretrained(tmp)
+                shutil.rmtree(target, ignore_errors=True)
+                tmp.rename(target)
+            finally:
+                shutil.rmtree(tmp, ignore_errors=True)
 
     @property
     def validation_seeds(self) -> SeedRange:
@@ -251,18 +249,6 @@ class Session:
         )
         progress.add_task(name, total=total, note="")
         return progress
-
-
-def _retriever(insights: Sequence[Insight], k: int) -> Retriever:
-    """``retrieve``, with each observation's answer remembered."""
-    known: dict[str, tuple[Insight, ...]] = {}
-
-    def show(observation: str) -> tuple[Insight, ...]:
-        if observation not in known:
-            known[observation] = retrieve(insights, observation, k)
-        return known[observation]
-
-    return show
 
 
 def _jsonable(config: SelfImproveConfig) -> dict[str, Any]:
