@@ -8,10 +8,15 @@ from typing import Annotated, Any
 import tyro
 
 from agents.models import Dtype
-from distill.loss import Mode
+from distill.examples import Average, Data
+from distill.loss import Direction, Mode
+from distill.parallel import Engine
+from distill.teacher import TeacherKind
 from experience.split import STRIDE
 
 MAX_SEED = 1_000_000_000
+MACHINE = ("device", "max_nodes", "gradient_checkpointing", "engine")
+"""Settings that do not change what is computed: a resumed run may have others."""
 
 JsonObject = Annotated[
     dict[str, Any],
@@ -51,15 +56,15 @@ class SelfImproveConfig:
     output: Path | None = None
     """The run's folder; by default runs/<env>-<time>."""
     resume: Path | None = None
-    """Go on with the run in this folder; of its configuration, only device and max_nodes may differ."""
+    """Go on with the run in this folder; of its configuration, only the machine's part may differ."""
 
-    rounds: int = 3
+    rounds: int = 2
     """How often to play, draw insights, and train."""
-    episodes: int = 512
+    episodes: int = 768
     """Train episodes per round."""
-    waves: int = 8
+    waves: int = 12
     """Parts of a round's play: the first without experience, each further one with the insights so far."""
-    steps: int = 20
+    steps: int = 30
     """Optimiser steps per round."""
     temperature: float = 1.0
     """At which the agent plays and samples while training."""
@@ -70,16 +75,44 @@ class SelfImproveConfig:
     """Completions per optimiser step, spread evenly over the observations met so far."""
     lr: float = 2e-5
     """AdamW's learning rate. 2e-5 suits 135M weights; 1e-6 to 5e-6 suits 1.7B and more."""
+    warmup_steps: int = 0
+    """Over so many optimiser steps the learning rate rises to lr."""
+    weight_decay: float = 0.0
+    """AdamW's; the paper has 0.01."""
+    lora_rank: int = 0
+    """Train adapters of this rank in place of all weights; 0 trains all. Adapters want a higher lr."""
+    lora_alpha: float = 16.0
+    """The adapters' outputs are scaled by alpha / rank."""
+    lora_targets: str = "all-linear"
+    """The linear layers that get adapters, by name, separated by commas."""
+
+    teacher: TeacherKind = "base"
+    """Whose weights are imitated: `base` the initial ones, `round` the student's at each round's beginning,
+    `ema` a running mean of the student's, `self` the student's own of the moment."""
+    teacher_model: str | None = None
+    """Another model as the teacher, of the same tokenizer; larger, for instance."""
+    ema_decay: float = 0.95
+    """With teacher ema: what is kept of it per optimiser step."""
     teacher_temperature: float = 0.4
     """Divides the teacher's logits; below 1 it follows its insight more strictly."""
+    data: Data = "student"
+    """Whose completions are trained on: `student` is on-policy, `teacher` off-policy."""
+    direction: Direction = "reverse"
+    """KL(student || teacher) or KL(teacher || student). Off-policy and forward is context distillation."""
     loss: Mode = "tail"
-    """The reverse KL's form; see distill/loss.py."""
+    """The KL's form; see distill/loss.py."""
     top_k: int = 256
-    """The student's tokens that the KL looks at one by one."""
-    max_nodes: int = 384
-    """Tokens of one forward and backward pass; lower it when memory is short."""
+    """The tokens that the KL looks at one by one."""
+    average: Average = "completions"
+    """The loss is a mean over completions of their means, or over all tokens alike."""
+    trust_region: float = 0.0
+    """Weight of KL(student || initial weights) on the bare prompt; 0 is none."""
     eval_every: int = 10
     """Optimiser steps between validations, each with a checkpoint."""
+    stop_when_worse: bool = False
+    """End a round's training, with the best weights, when validation falls significantly below the best."""
+    stop_on_collapse: bool = True
+    """The same when the completions shrink to nothing, repeat themselves, or turn to noise."""
 
     validation_episodes: int = 256
     """Episodes by which insights are admitted and the best checkpoint is chosen."""
@@ -98,6 +131,14 @@ class SelfImproveConfig:
     """A torch device; auto takes a GPU if there is one."""
     dtype: Dtype = "auto"
     """Of the weights; auto is float32."""
+    compute_dtype: Dtype = "auto"
+    """What matrix products run in (autocast); auto is bfloat16 where the machine is faster with it."""
+    max_nodes: int = 384
+    """Tokens of one forward and backward pass; lower it when memory is short."""
+    gradient_checkpointing: bool = False
+    """Keep no activations but compute them again: less memory, a third more time."""
+    engine: Engine = "ddp"
+    """How several processes share the model: `ddp` each a copy, `fsdp` each a part."""
     trust_remote_code: bool = False
     """Let code that comes with the model run."""
 
@@ -109,9 +150,18 @@ class SelfImproveConfig:
         for name in at_least_one.split():
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("temperature", "teacher_temperature", "lr"):
+        for name in ("temperature", "teacher_temperature", "lr", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "lora_rank", "trust_region"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be from 0 to below 1, not {self.ema_decay}")
+        if self.teacher_model is not None and self.teacher != "base":
+            raise ConfigError(
+                f"teacher {self.teacher} follows the student: it cannot be another teacher_model"
+            )
         if not 0 <= self.seed < MAX_SEED or self.insights_per_prompt < 0:
             raise ConfigError(f"seed must be from 0 to {MAX_SEED - 1}, insights_per_prompt at least 0")
         if self.episodes % self.waves:

@@ -4,19 +4,24 @@ A checkpoint holds all that the next step depends on, so training goes on exactl
 step that was.
 """
 
+import copy
 import random
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
 
 from agents.interrupt import deferred_interrupt
 from agents.policy import Prompt, Sampling
-from agents.prefix_lm import PrefixLM
 from agents.prompts import build_prompt
 from agents.rollout import turn_seed
-from agents.session import Session
+from agents.session import SIGNIFICANT, Session
 from distill.examples import sample_examples
 from distill.opcd import OPCD, StepStats
-from distill.teacher import FrozenTeacher
+from distill.rails import collapse
+from distill.teacher import FollowingTeacher, FrozenTeacher, Teacher
+from evals.result import Comparison
 from experience.insight import Insight, retrieve
 
 Item = TypeVar("Item")
@@ -30,16 +35,29 @@ class Consolidation:
     def __init__(self, session: Session) -> None:
         """Begin, or go on from the checkpoint in the session's run folder."""
         self.session = session
-        config = session.config
+        config, student = session.config, session.student
+        self.teacher = self._make_teacher()
+        sharded = session.ranks.size > 1 and config.engine == "fsdp"
         self.trainer = OPCD(
-            session.student.lm.model,
-            FrozenTeacher(PrefixLM(session.base.lm.model)),
+            copy.deepcopy(student.lm.model) if sharded else student.lm.model,
+            self.teacher,
             lr=config.lr,
             temperature=config.temperature,
             teacher_temperature=config.teacher_temperature,
             k=config.top_k,
             mode=config.loss,
+            direction=config.direction,
+            average=config.average,
+            trust_region=config.trust_region,
+            base=FrozenTeacher(session.base.lm.fresh()) if config.trust_region else None,
+            vocabulary=len(student.tokenizer) if config.teacher_model is not None else None,
+            weight_decay=config.weight_decay,
+            warmup_steps=config.warmup_steps,
             max_nodes=config.max_nodes,
+            compute_dtype=student.lm.compute_dtype,
+            gradient_checkpointing=config.gradient_checkpointing,
+            ranks=session.ranks,
+            engine=config.engine,
         )
         self.best_score = -1.0
         """Validation success of the best weights so far."""
@@ -49,6 +67,10 @@ class Consolidation:
         """The last round that was trained."""
         self.round_start = 0
         """Optimiser steps before it."""
+        self.is_stopped = False
+        """Whether it was ended early."""
+        self.first: StepStats | None = None
+        """The first step's figures, by which a collapse is known."""
         self._load_checkpoint()
 
     def distil(self, round_number: int, insights: Sequence[Insight]) -> None:
@@ -57,35 +79,54 @@ class Consolidation:
         if round_number < self.round:
             return  # done before the run was resumed
         if round_number > self.round:
-            self.round, self.round_start = round_number, self.trainer.step_count
+            self._begin_round(round_number)
         pairs = self._prompt_pairs(insights)
         done = self.trainer.step_count - self.round_start
         with session.progress(f"round{round_number}/distil", config.steps) as bar:
             try:
-                if self._is_validated_after(done):
+                if done == 0:
                     self._validate()
-                while done < config.steps:
+                while done < config.steps and not self.is_stopped:
                     with deferred_interrupt():
                         stats = self._step(pairs)
                     done += 1
-                    bar.update(bar.task_ids[0], completed=done, note=f"KL {stats.loss:.4f}")
-                    if self._is_validated_after(done):
-                        self._validate()
+                    bar.update(bar.task_ids[0], completed=done, note=f"KL {stats.kl:.4f}")
+                    reason = collapse(stats, self.first or stats) if config.stop_on_collapse else None
+                    if reason is None and (done % config.eval_every == 0 or done == config.steps):
+                        reason = self._validate()
+                    if reason is not None:
+                        self._stop(reason)
+                    if reason is not None or done % config.eval_every == 0 or done == config.steps:
                         self._save_checkpoint()
             except KeyboardInterrupt:
-                self._save_checkpoint()
+                if session.ranks.size == 1:  # others may be elsewhere, and a checkpoint takes all of them
+                    self._save_checkpoint()
                 raise
 
     def use_best(self) -> None:
         """Put the best weights into the student; without any, it is as it was at first."""
-        if (loaded := self.session.folder.load_tensors(BEST)) is not None:
-            tensors, about = loaded
+        tensors, about = self._load(BEST)
+        if about is not None:
             self.trainer.load_weights(tensors)
+            self._refresh_student()
             self.session.student_step = about["step"]
 
-    def _is_validated_after(self, done: int) -> bool:
-        config = self.session.config
-        return done % config.eval_every == 0 or done == config.steps
+    def _make_teacher(self) -> Teacher:
+        session = self.session
+        if session.config.teacher in ("round", "ema"):
+            return FollowingTeacher(session.teacher.lm)
+        if session.config.teacher == "self":
+            return session.student.lm
+        # Of its own: a policy's memo is for playing.
+        return FrozenTeacher(session.teacher.lm.fresh())
+
+    def _begin_round(self, round_number: int) -> None:
+        self.round, self.round_start = round_number, self.trainer.step_count
+        self.is_stopped = False
+        if isinstance(self.teacher, FollowingTeacher) and (
+            self.session.config.teacher == "round" or self.trainer.step_count == 0
+        ):
+            self.teacher.follow(self.trainer.trained())
 
     def _prompt_pairs(self, insights: Sequence[Insight]) -> list[tuple[Prompt, Prompt]]:
         """(bare prompt, prompt with experience) for every observation that an insight is about."""
@@ -97,33 +138,58 @@ class Consolidation:
         return pairs
 
     def _step(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> StepStats:
-        """One optimiser step on the student's own answers, drawn by the step's number alone."""
+        """One optimiser step on fresh answers, drawn by the step's number alone.
+
+        The teacher's own (off-policy) are drawn from its sharpened distribution, so they are what a data set
+        that it wrote beforehand would hold.
+        """
         session, config = self.session, self.session.config
         step = self.trainer.step_count + 1
         order = random.Random(turn_seed(config.seed, "order", step, 0))
-        batch = spread_evenly(pairs, config.batch_size, order)
+        batch = spread_evenly(range(len(pairs)), config.batch_size, order)
         seeds = [turn_seed(config.seed, "distil", step, i) for i in range(config.batch_size)]
-        sampling = Sampling(temperature=config.temperature, max_tokens=session.max_tokens)
-        session.student.clear()
-        examples = sample_examples(session.student, session.student.encode, batch, sampling, seeds)
+        # Equal prompts side by side, so that one process computes them.
+        mine = session.ranks.share(sorted(zip(batch, seeds, strict=True)))
+        policy = session.student if config.data == "student" else session.teacher
+        temperature = config.temperature if config.data == "student" else config.teacher_temperature
+        policy.clear()
+        examples = sample_examples(
+            policy,
+            policy.encode,
+            [pairs[index] for index, _ in mine],
+            Sampling(temperature=temperature, max_tokens=session.max_tokens),
+            [seed for _, seed in mine],
+            data=config.data,
+        )
         stats = self.trainer.step(examples)
+        self._refresh_student()
+        if isinstance(self.teacher, FollowingTeacher) and config.teacher == "ema":
+            self.teacher.follow(self.trainer.trained(), config.ema_decay)
+        self.first = self.first or stats
         session.student_step = step
-        session.folder.log(f"step{step}", kind="train", step=step, round=self.round, **stats.as_dict())
+        session.log(f"step{step}", kind="train", step=step, round=self.round, **stats.as_dict())
         return stats
 
-    def _validate(self) -> None:
-        """Play the bare student on validation; keep its weights if they are the best so far."""
+    def _refresh_student(self) -> None:
+        """Where the trained model is sharded, the policy plays with a whole copy of it."""
+        if self.trainer.student is not self.session.student.lm.model:
+            self.trainer.copy_to(self.session.student.lm.model)
+
+    def _validate(self) -> str | None:
+        """Play the bare student on validation; keep its weights if they are the best so far.
+
+        Returns:
+            Why training should stop, if it should.
+        """
         session, step = self.session, self.trainer.step_count
-        rates = []
-        for temperature in session.config.eval_temperature:
-            phase = f"validation{step}@{temperature:g}"
-            traces = session.play(phase, session.student, session.validation_seeds, temperature)
-            rates.append(float(traces["success"].mean()))
-        score = sum(rates) / len(rates)
+        traces = self._validation_traces(step)
+        score = float(traces["success"].mean())
         if score > self.best_score:
-            session.folder.save_tensors(BEST, self.trainer.weights(), {"step": step, "score": score})
+            weights = self.trainer.weights()
+            if session.ranks.is_main:
+                session.folder.save_tensors(BEST, weights, {"step": step, "score": score})
             self.best_score, self.best_step = score, step
-        session.folder.log(
+        session.log(
             f"validation{step}",
             kind="validation",
             step=step,
@@ -131,6 +197,36 @@ class Consolidation:
             success_rate=score,
             best=self.best_step == step,
         )
+        if session.config.stop_when_worse and self.best_step != step:
+            comparison = Comparison.of(traces, self._validation_traces(self.best_step))
+            if comparison.difference < 0 and comparison.p_value < SIGNIFICANT:
+                fall = f"from {self.best_score:.1%} to {score:.1%}"
+                return f"validation fell {fall} (p = {comparison.p_value:.2g})"
+        return None
+
+    def _validation_traces(self, step: int) -> pd.DataFrame:
+        """Those of all evaluation temperatures; each (seed, temperature) is a pair of its own."""
+        session = self.session
+        frames = []
+        for temperature in session.config.eval_temperature:
+            phase = f"validation{step}@{temperature:g}"
+            frame = session.play(phase, session.student, session.validation_seeds, temperature)
+            frames.append(frame.assign(seed=frame["seed"].astype(str) + f"@{temperature:g}"))
+        return pd.concat(frames, ignore_index=True)
+
+    def _stop(self, reason: str) -> None:
+        """End the round early, with the best weights."""
+        session, step = self.session, self.trainer.step_count
+        session.log(f"stop{step}", kind="stop", step=step, round=self.round, reason=reason)
+        session.console.print(
+            f"round {self.round}: training stops after step {step}: {reason}. "
+            f"The weights of step {self.best_step} are taken",
+            soft_wrap=True,
+        )
+        tensors, _ = self._load(BEST)
+        self.trainer.load_weights(tensors)
+        self._refresh_student()
+        self.is_stopped = True
 
     def _save_checkpoint(self) -> None:
         about = {
@@ -138,17 +234,34 @@ class Consolidation:
             "best_step": self.best_step,
             "round": self.round,
             "round_start": self.round_start,
+            "is_stopped": self.is_stopped,
+            "first": None if self.first is None else self.first.as_dict(),
         }
-        self.session.folder.save_tensors(CHECKPOINT, self.trainer.state(), about)
+        tensors = self.trainer.state()
+        if isinstance(self.teacher, FollowingTeacher):
+            tensors |= self.teacher.state(name for name, _ in self.trainer.trained())
+        if self.session.ranks.is_main:
+            self.session.folder.save_tensors(CHECKPOINT, tensors, about)
 
     def _load_checkpoint(self) -> None:
-        if (loaded := self.session.folder.load_tensors(CHECKPOINT)) is None:
+        tensors, about = self._load(CHECKPOINT)
+        if about is None:
             return
-        tensors, about = loaded
         self.trainer.load_state(tensors)
+        self._refresh_student()
+        if isinstance(self.teacher, FollowingTeacher):
+            self.teacher.load_state(tensors, self.session.ranks)
         self.session.student_step = self.trainer.step_count
         self.best_score, self.best_step = about["best_score"], about["best_step"]
         self.round, self.round_start = about["round"], about["round_start"]
+        self.is_stopped = about["is_stopped"]
+        self.first = None if about["first"] is None else StepStats(**about["first"])
+
+    def _load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+        """A file of the run's folder: its tensors on the main process, and what it says about them on all."""
+        loaded = self.session.folder.load_tensors(name) if self.session.ranks.is_main else None
+        tensors, about = loaded or ({}, None)
+        return tensors, self.session.ranks.broadcast(about)
 
 
 def spread_evenly(items: Sequence[Item], size: int, generator: random.Random) -> list[Item]:

@@ -2,8 +2,10 @@
 
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.policy import Completion, FinishReason, Prompt, Sampling
-from agents.prefix_lm import Prefix, PrefixLM, context_window
+from agents.prefix_lm import Prefix, PrefixLM
 
 MAX_DISTINCT = 256
 """Distinct prefixes decoded at once: bounds the logits held, [256, V]."""
@@ -52,7 +54,13 @@ class HFPolicy:
     """A ``Policy`` over a transformers causal LM."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_bytes: int = 256 << 20
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_bytes: int = 256 << 20,
+        compute_dtype: torch.dtype | None = None,
+        within: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """Wrap a model.
 
@@ -60,14 +68,15 @@ class HFPolicy:
             model: See ``PrefixLM``.
             tokenizer: Its tokenizer, with a chat template.
             max_bytes: What remembered distributions may take; the oldest go first.
+            compute_dtype: See ``PrefixLM``.
+            within: See ``PrefixLM``.
         """
         self.tokenizer = tokenizer
-        self.lm = PrefixLM(model, max_bytes=max_bytes)
+        self.lm = PrefixLM(model, max_bytes=max_bytes, compute_dtype=compute_dtype, within=within)
         self.max_bytes = max_bytes
         self._tables: OrderedDict[tuple[Prefix, float, float], _DrawTable] = OrderedDict()
         self._encoded: dict[Prompt, Prefix] = {}
         self._decoded: dict[Prefix, str] = {}
-        self._window = context_window(model)
         self._version = self.lm.weights_version
         eos = model.generation_config.eos_token_id if model.generation_config else None
         ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
@@ -110,7 +119,7 @@ class HFPolicy:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         for request in requests:
-            if len(request.prompt_ids) + sampling.max_tokens > self._window:
+            if len(request.prompt_ids) + sampling.max_tokens > self.lm.window:
                 request.finish_reason = FinishReason.OVERFLOW
         for _ in range(sampling.max_tokens):
             waiting: dict[Prefix, list[_Request]] = {}

@@ -25,12 +25,7 @@ def measure(session: Session, insights: Sequence[Insight]) -> dict[str, Any]:
         What was written.
     """
     config = session.config
-    baselines = Baselines(config.env, config.env_kwargs)
-    candidates = _successful_actions(session)
-    fixed = {"random": baselines.random(session.test_seeds)}
-    fixed["blind"], _ = baselines.blind(candidates, session.validation_seeds, session.test_seeds)
-    if (optimal := baselines.optimal()) is not None:
-        fixed["optimal"] = optimal
+    fixed = session.ranks.from_main(lambda: _baselines(session))
     first, *others = (_played_arms(session, temperature, insights) for temperature in config.eval_temperature)
     results: dict[str, Any] = {
         "schema_version": 1,
@@ -46,10 +41,23 @@ def measure(session: Session, insights: Sequence[Insight]) -> dict[str, Any]:
     for arms, comparison in others:  # one at most
         results["sampled_arms"] = _as_dicts(fixed | arms)
         results["sampled_comparison"] = comparison.as_dict()
-    results["wall_seconds"] = round(session.folder.seconds, 1)
-    results["peak_rss_bytes"] = peak_rss_bytes()
-    session.folder.write_json("results.json", results)
-    return results
+    if session.ranks.is_main:
+        results["wall_seconds"] = round(session.folder.seconds, 1)
+        results["peak_rss_bytes"] = peak_rss_bytes()
+        results["processes"] = session.ranks.size
+        session.folder.write_json("results.json", results)
+    return session.ranks.broadcast(results)
+
+
+def _baselines(session: Session) -> dict[str, EvalResult]:
+    """The arms that nobody's weights play."""
+    baselines = Baselines(session.config.env, session.config.env_kwargs)
+    arms = {"random": baselines.random(session.test_seeds)}
+    candidates = _successful_actions(session)
+    arms["blind"], _ = baselines.blind(candidates, session.validation_seeds, session.test_seeds)
+    if (optimal := baselines.optimal()) is not None:
+        arms["optimal"] = optimal
+    return arms
 
 
 def _played_arms(

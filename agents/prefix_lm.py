@@ -1,19 +1,22 @@
-"""A causal language model as a function from token prefixes to next-token logits, memoised.
+"""A causal language model as a function from token prefixes to hidden states and logits, memoised.
 
 The memo holds while the weights do; torch's version counters tell when they change. Equal prefixes are
 computed once; a new prefix continues from the keys and values of the longest prefix that it shares with an
 earlier one; and all that one call misses is computed as a tree (``agents/prefix_tree.py``). Results are
 exact: nothing is approximated, only not repeated.
-Shape letters: N prefixes, Q queries, K keys, V vocabulary, H key/value heads, D head width.
+Shape letters: N prefixes, Q queries, K keys, V vocabulary, D hidden size, H key/value heads, W head width.
 """
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from agents.lm_head import LMHead
 from agents.prefix_tree import PrefixTree, pack
 
 Prefix = tuple[int, ...]
@@ -26,22 +29,45 @@ class UnsupportedModelError(ValueError):
 class PrefixLM:
     """``model`` behind a memo; see the module. Gradients are not kept."""
 
-    def __init__(self, model: PreTrainedModel, *, max_bytes: int = 256 << 20, max_nodes: int = 2048) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        max_bytes: int = 256 << 20,
+        max_nodes: int = 2048,
+        compute_dtype: torch.dtype | None = None,
+        within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         """Wrap ``model``, which is put into eval mode.
 
         Args:
             model: Any transformers causal LM with full attention and SDPA.
-            max_bytes: What keys and values may take, and again what logits may take. When they
+            max_bytes: What keys and values may take, and again what hidden states may take. When they
                 would exceed it, the old ones go. The work of one forward pass is kept whatever it takes.
             max_nodes: Tokens computed in one forward pass.
+            compute_dtype: See ``tree_hidden``.
+            within: Where the model's forward passes run, such as with its adapters switched off.
         """
         self.model = model
         model.eval()
         self.max_bytes = max_bytes
         self.max_nodes = max_nodes
+        self.compute_dtype = compute_dtype
+        self.window = context_window(model)
+        self._within = within
         self.computed_tokens = 0
         """Tokens that went through the model so far."""
         self.clear()
+
+    def fresh(self) -> "PrefixLM":
+        """The same function with a memo of its own."""
+        return PrefixLM(
+            self.model,
+            max_bytes=self.max_bytes,
+            max_nodes=self.max_nodes,
+            compute_dtype=self.compute_dtype,
+            within=self._within,
+        )
 
     @property
     def weights_version(self) -> int:
@@ -51,16 +77,21 @@ class PrefixLM:
     def clear(self) -> None:
         """Forget everything, as when the weights have changed."""
         self._version = self.weights_version
-        self._logits: OrderedDict[Prefix, torch.Tensor] = OrderedDict()
+        self._hidden: OrderedDict[Prefix, torch.Tensor] = OrderedDict()
         self._drop_keys()
 
     def _drop_keys(self) -> None:
         self._tree = PrefixTree()
-        self._keys: list[torch.Tensor] = []  # per layer [H, nodes, D], and the same for values
+        self._keys: list[torch.Tensor] = []  # per layer [H, nodes, W], and the same for values
         self._values: list[torch.Tensor] = []
 
+    @property
+    def head(self) -> LMHead:
+        """What turns hidden states into logits."""
+        return LMHead.of(self.model)
+
     def logits(self, prefixes: Sequence[Prefix]) -> torch.Tensor:
-        """The model's next-token logits after each prefix.
+        """The model's next-token logits after each prefix; the product with the head is not remembered.
 
         Args:
             prefixes: Non-empty token sequences, each with the whole prompt.
@@ -68,54 +99,66 @@ class PrefixLM:
         Returns:
             [N, V], fp32, on the model's device.
         """
+        return self.head.logits(self.hidden(prefixes)).float()
+
+    def hidden(self, prefixes: Sequence[Prefix]) -> torch.Tensor:
+        """What goes into the head after each prefix.
+
+        Args:
+            prefixes: Non-empty token sequences, each with the whole prompt.
+
+        Returns:
+            [N, D] in the model's dtype, on its device.
+        """
         if self.weights_version != self._version:
             self.clear()
         # Held here as well, so that making room cannot take away what this call returns.
-        known = {p: self._logits[p] for p in set(prefixes) if p in self._logits}
+        known = {p: self._hidden[p] for p in set(prefixes) if p in self._hidden}
         missing = sorted(set(prefixes) - known.keys())
         for group in pack(missing, self.max_nodes):
             wanted = [missing[index] for index in group]
             known |= zip(wanted, self._forward(wanted).unbind(), strict=True)
         for prefix in missing:
-            self._logits[prefix] = known[prefix]
-        self._make_room_for_logits()
+            self._hidden[prefix] = known[prefix]
+        self._make_room()
         return torch.stack([known[prefix] for prefix in prefixes])
 
-    def _make_room_for_logits(self) -> None:
-        if not self._logits:
+    def _make_room(self) -> None:
+        if not self._hidden:
             return
-        one = next(iter(self._logits.values()))
-        while len(self._logits) > max(1, self.max_bytes // (one.numel() * one.element_size())):
-            self._logits.popitem(last=False)
+        one = next(iter(self._hidden.values()))
+        while len(self._hidden) > max(1, self.max_bytes // (one.numel() * one.element_size())):
+            self._hidden.popitem(last=False)
 
     @torch.no_grad()
     def _forward(self, prefixes: Sequence[Prefix]) -> torch.Tensor:
-        """[N, V]: compute prefixes whose logits are not known, and keep their keys and values."""
+        """[N, D]: compute prefixes that are not known, and keep their keys and values."""
         needed = len(self._tree) + sum(map(len, prefixes))
         if self._keys and self._bytes_per_node() * needed > self.max_bytes:
             self._drop_keys()
         first_new = len(self._tree)
         ends = [self._tree.add(prefix)[-1] for prefix in prefixes]
-        # A prefix inside an earlier one has keys but no logits: its last token goes through again.
+        # A prefix inside an earlier one has keys but no hidden state: its last token goes through again.
         queries = sorted({*range(first_new, len(self._tree)), *ends})
         past = sorted({above for node in queries for above in self._tree.ancestors(node)} - set(queries))
         device = self.model.device
         cache = DynamicCache()
         past_index = torch.tensor(past, device=device)
         if past:
-            for layer, (keys_HND, values_HND) in enumerate(zip(self._keys, self._values, strict=True)):
-                cache.update(keys_HND[None, :, past_index], values_HND[None, :, past_index], layer)
+            for layer, (keys_HNW, values_HNW) in enumerate(zip(self._keys, self._values, strict=True)):
+                cache.update(keys_HNW[None, :, past_index], values_HNW[None, :, past_index], layer)
         row = {node: index for index, node in enumerate(queries)}
         try:
-            logits_NV = tree_logits(
-                self.model, self._tree, queries, past, read=[row[end] for end in ends], cache=cache
-            )
+            with self._within():
+                hidden_QD = tree_hidden(
+                    self.model, self._tree, queries, past, cache=cache, compute_dtype=self.compute_dtype
+                )
             self._keep(cache, queries, len(past))
         except BaseException:  # an interrupt, say: the tree has nodes without keys now
             self.clear()
             raise
         self.computed_tokens += len(queries)
-        return logits_NV.float()
+        return hidden_QD[[row[end] for end in ends]]
 
     def _bytes_per_node(self) -> int:
         return sum(2 * keys.shape[0] * keys.shape[2] * keys.element_size() for keys in self._keys)
@@ -125,64 +168,69 @@ class PrefixLM:
         index = torch.tensor(queries, device=self.model.device)
         for layer, computed in enumerate(cache.layers):
             for held, name in ((self._keys, "keys"), (self._values, "values")):
-                fresh_HND: torch.Tensor = getattr(computed, name)[0, :, skip:]
+                fresh_HNW: torch.Tensor = getattr(computed, name)[0, :, skip:]
                 if layer == len(held):
-                    held.append(fresh_HND[:, :0])
+                    held.append(fresh_HNW[:, :0])
                 held[layer] = _grown(held[layer], len(self._tree))
-                held[layer][:, index] = fresh_HND
+                held[layer][:, index] = fresh_HNW
 
 
-def tree_logits(
+def tree_hidden(
     model: PreTrainedModel,
     tree: PrefixTree,
     queries: Sequence[int],
-    past: Sequence[int],
+    past: Sequence[int] = (),
     *,
-    read: Sequence[int],
     cache: DynamicCache | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """One forward pass over nodes of a tree.
+    """One forward pass over nodes of a tree, up to what goes into the head.
 
     Args:
         model: The language model.
         tree: Where the nodes are.
         queries: Nodes to compute, ascending.
         past: The nodes whose keys and values are in ``cache``, in its order.
-        read: Which queries' logits are wanted, as indices into ``queries``.
         cache: Keys and values of ``past``; extended by those of the queries. ``None`` keeps none.
+        compute_dtype: What matrix products run in, by torch's autocast; by default the weights' own.
 
     Returns:
-        [len(read), V] in the model's dtype.
+        [Q, D] in the model's dtype, or what autocast makes of it.
     """
     device = model.device
+    decoder = model.base_model
     mask_QK = torch.from_numpy(tree.attention_mask(queries, [*past, *queries])).to(device)
-    output = model(
-        input_ids=torch.tensor([[tree.tokens[node] for node in queries]], device=device),
-        position_ids=torch.tensor([[tree.depths[node] for node in queries]], device=device),
-        attention_mask=mask_QK[None, None],
-        **({} if cache is None else {_cache_argument(model): cache}),
-        use_cache=cache is not None,
-        logits_to_keep=torch.tensor(read, device=device),
-    )
-    logits: torch.Tensor = output.logits[0]
-    return logits
+    with torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None):
+        output = decoder(
+            input_ids=torch.tensor([[tree.tokens[node] for node in queries]], device=device),
+            position_ids=torch.tensor([[tree.depths[node] for node in queries]], device=device),
+            attention_mask=mask_QK[None, None],
+            **({} if cache is None else {_cache_argument(decoder): cache}),
+            use_cache=cache is not None,
+        )
+    hidden_QD: torch.Tensor = output.last_hidden_state[0]
+    return hidden_QD
 
 
 @torch.no_grad()
 def check_supported(model: PreTrainedModel) -> None:
-    """Make sure that trees give what plain forward passes give.
+    """Make sure that trees and the head give what plain forward passes give.
 
     Raises:
         UnsupportedModelError: A probe shows other logits: recurrent layers, for instance, see their
-            neighbours whatever the attention mask says.
+            neighbours whatever the attention mask says; or the head does more than ``LMHead`` knows.
     """
     probes = [(3, 4, 5, 6), (3, 4, 7), (8, 9)]
     plain = torch.stack([model(torch.tensor([p], device=model.device)).logits[0, -1] for p in probes]).float()
-    trees = PrefixLM(model).logits(probes)
-    if not torch.allclose(plain, trees, atol=0.02 * float(plain.abs().max())):
+    try:
+        trees = PrefixLM(model).logits(probes)
+    except TypeError as error:
+        raise UnsupportedModelError(str(error)) from error
+    if trees.shape != plain.shape or not torch.allclose(plain, trees, atol=0.02 * float(plain.abs().max())):
+        off = f"{float((plain - trees).abs().max()):.3g}" if trees.shape == plain.shape else "everything"
         raise UnsupportedModelError(
-            f"its logits in a prefix tree are off by {float((plain - trees).abs().max()):.3g}, "
-            "so its layers do more than attend"
+            f"its logits in a prefix tree are off by {off}, so its layers do more than attend, "
+            "or its head more than multiply, scale and soft-cap"
         )
 
 
@@ -193,16 +241,16 @@ def context_window(model: PreTrainedModel) -> int:
     return min((limit for name in limits if (limit := getattr(config, name, None))), default=1 << 30)
 
 
-def _cache_argument(model: PreTrainedModel) -> str:
+def _cache_argument(decoder: torch.nn.Module) -> str:
     """What the model calls its cache; later transformers renamed it."""
-    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(type(decoder).forward).parameters else "past_key_values"
 
 
-def _grown(tensor_HND: torch.Tensor, nodes: int) -> torch.Tensor:
+def _grown(tensor_HNW: torch.Tensor, nodes: int) -> torch.Tensor:
     """The tensor with room for ``nodes`` nodes; doubled, so that growing is linear in all."""
-    have = tensor_HND.shape[1]
+    have = tensor_HNW.shape[1]
     if nodes <= have:
-        return tensor_HND
-    grown = tensor_HND.new_zeros((tensor_HND.shape[0], max(nodes, 2 * have), tensor_HND.shape[2]))
-    grown[:, :have] = tensor_HND
+        return tensor_HNW
+    grown = tensor_HNW.new_zeros((tensor_HNW.shape[0], max(nodes, 2 * have), tensor_HNW.shape[2]))
+    grown[:, :have] = tensor_HNW
     return grown

@@ -80,22 +80,34 @@ def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
 def pack(sequences: Sequence[tuple[int, ...]], max_nodes: int) -> list[list[int]]:
     """Group sequences so that the tree of each group has at most ``max_nodes`` nodes.
 
-    Sorted, sequences that share the most are neighbours, so few nodes are paid for twice. A single
-    longer sequence makes a group of its own.
+    Sorted, sequences that share the most are neighbours, so few nodes are paid for twice. A sequence and its
+    own beginnings stay together, since they take no more nodes than it takes alone; one that is longer than
+    ``max_nodes`` makes a group with them.
 
     Returns:
         Indices into ``sequences``, each exactly once.
     """
+    chains: list[list[int]] = []  # each the beginning of the next
+    for index in sorted(range(len(sequences)), key=sequences.__getitem__):
+        if chains and is_beginning(sequences[chains[-1][-1]], sequences[index]):
+            chains[-1].append(index)
+        else:
+            chains.append([index])
     groups: list[list[int]] = []
     nodes = 0
     previous: tuple[int, ...] = ()
-    for index in sorted(range(len(sequences)), key=sequences.__getitem__):
-        tokens = sequences[index]
-        new = len(tokens) - shared_length(previous, tokens)
+    for chain in chains:
+        longest = sequences[chain[-1]]
+        new = len(longest) - shared_length(previous, longest)
         if not groups or nodes + new > max_nodes:
             groups.append([])
-            nodes, new = 0, len(tokens)
-        groups[-1].append(index)
+            nodes, new = 0, len(longest)
+        groups[-1] += chain
         nodes += new
-        previous = tokens
+        previous = longest
     return groups
+
+
+def is_beginning(left: Sequence[int], right: Sequence[int]) -> bool:
+    """Whether ``right`` begins with all of ``left``."""
+    return len(left) <= len(right) and shared_length(left, right) == len(left)

@@ -15,13 +15,14 @@ import transformers
 import tyro
 from rich.console import Console
 
-from agents.config import ConfigError, SelfImproveConfig
+from agents.config import MACHINE, ConfigError, SelfImproveConfig
 from agents.consolidation import Consolidation
 from agents.measurement import measure
 from agents.models import ModelError
 from agents.run_folder import RunFolderError, check_free, is_disk_full, read_config
 from agents.session import Session
 from distill.opcd import DistillError
+from distill.parallel import Ranks
 from envs.words import EnvError
 from evals.report import print_summary, write_report
 from experience.insight import Insight
@@ -43,13 +44,15 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
     Raises:
         Exception: One of ``USER_ERRORS``, with a message for the user.
     """
+    ranks = Ranks.connect(config.device)
     path = config.resume or config.output or default_output(config.env)
-    if config.resume is None:
-        check_free(path)
-    else:
+    if config.resume is not None:
         config = resumed(config, path)
+    elif ranks.is_main:
+        check_free(path)
+    console = (console or Console(stderr=True)) if ranks.is_main else Console(quiet=True)
     admitted: list[Insight] = []
-    with Session(config, path, console=console or Console(stderr=True)) as session:
+    with Session(config, path, console=console, ranks=ranks) as session:
         consolidation = Consolidation(session)
         for round_number in range(1, config.rounds + 1):
             insights = session.collect(round_number)  # play, and draw insights from the traces
@@ -58,9 +61,10 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
                 admitted = insights
         consolidation.use_best()
         session.save_model()
-        session.store.set_insights(admitted, "final")
+        session.keep_insights(admitted, "final")
         results = measure(session, admitted or insights)  # before and after, on test episodes
-    write_report(path)
+    if ranks.is_main:
+        write_report(path)
     return results
 
 
@@ -88,7 +92,7 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
     """The saved configuration, for going on with the run in ``path``.
 
     Args:
-        config: What was asked for now. Device and memory settings are taken from it.
+        config: What was asked for now. The machine's settings are taken from it.
         path: The run's folder.
         explicit: Whether every value of ``config`` is meant; otherwise those that are defaults are not.
 
@@ -101,7 +105,7 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
         was, now = getattr(saved, field.name), getattr(config, field.name)
         if was == now or (not explicit and now == getattr(defaults, field.name)):
             continue
-        if field.name in ("device", "max_nodes"):
+        if field.name in MACHINE:
             changes[field.name] = now
         elif field.name not in ("output", "resume"):
             raise ConfigError(

@@ -9,22 +9,27 @@ begins with an empty memo, so a repeated phase gives the same result bit for bit
 import copy
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents.config import SelfImproveConfig
 from agents.hf_policy import HFPolicy
-from agents.models import load_model
+from agents.models import LoadedModel, compute_dtype, load_model
 from agents.policy import Sampling
 from agents.rollout import Retriever, no_experience, rollout, vector_env
 from agents.run_folder import RunFolder, clear_errors
+from distill.lora import LoRA
+from distill.parallel import Ranks
+from distill.teacher import check_same_tokens
 from envs.text_env import make_text_env
 from evals.result import Comparison, EvalResult
 from experience.insight import Insight, retrieve
@@ -39,17 +44,23 @@ COMMIT_EVERY = 64
 
 
 class Session:
-    """The agent, its teacher, its env, its experience and its run folder."""
+    """The agent, its teacher, its env, its experience and its run folder.
 
-    def __init__(self, config: SelfImproveConfig, path: Path, *, console: Console) -> None:
+    Where several processes share a run, each plays its part of the seeds, and the main one alone has the
+    store and the folder.
+    """
+
+    def __init__(self, config: SelfImproveConfig, path: Path, *, console: Console, ranks: Ranks) -> None:
         """Load everything, and only then touch the folder, so that bad input leaves nothing behind.
 
         Args:
             config: With ``resume`` set, that run's.
             path: The run's folder.
             console: Where to report progress.
+            ranks: This process among those of the run.
 
         Raises:
+            DistillError: Teacher or adapters do not fit the model.
             EnvError: The env cannot be made or put into words.
             ModelError: The model cannot be had.
             RunFolderError: The folder cannot be used.
@@ -61,20 +72,34 @@ class Session:
         )
         self.words = make().words
         self.envs = vector_env(make, config.num_envs)
-        console.print(f"loading {config.model}", markup=False)
-        loaded = load_model(
-            config.model,
-            device=config.device,
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
+        self.ranks = ranks
+        loaded = self._load(config.model)
+        self.config = config = replace(
+            config,
+            compute_dtype=ranks.from_main(lambda: compute_dtype(config.compute_dtype, loaded.model.device)),
         )
-        self.base = HFPolicy(loaded.model, loaded.tokenizer)
-        self.student = HFPolicy(copy.deepcopy(loaded.model), loaded.tokenizer)
+        self.lora: LoRA | None = None
+        if config.lora_rank:
+            self.lora = LoRA(
+                loaded.model, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets
+            )
+            self.base = self._policy(loaded, self.lora)
+            self.student = self._policy(loaded)
+        else:
+            self.base = self._policy(loaded)
+            self.student = self._policy(replace(loaded, model=copy.deepcopy(loaded.model)))
+        self.teacher = self._make_teacher(loaded)
+        """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
         self.max_tokens = config.max_new_tokens or self.base.longest_action(
             self.words.reply_prefix, self.words.actions
         )
-        self.folder = RunFolder.open(path) if config.resume else RunFolder.create(path, _jsonable(config))
-        self.store = ExperienceStore(path / "experience.db")
+        self._folder: RunFolder | None = None
+        self._store: ExperienceStore | None = None
+        if ranks.is_main:
+            self._folder = (
+                RunFolder.open(path) if config.resume else RunFolder.create(path, _jsonable(config))
+            )
+            self._store = ExperienceStore(path / "experience.db")
         self.student_step = 0
         """After which optimiser step the student's weights are."""
         self.played: list[str] = []
@@ -84,9 +109,59 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.store.close()
-        self.folder.close()
+        if self.ranks.is_main:
+            self.store.close()
+            self.folder.close()
         self.envs.close()
+
+    @property
+    def folder(self) -> RunFolder:
+        """The main process's."""
+        assert self._folder is not None
+        return self._folder
+
+    @property
+    def store(self) -> ExperienceStore:
+        """The main process's."""
+        assert self._store is not None
+        return self._store
+
+    def log(self, key: str, **values: Any) -> None:
+        """Log a metric, once; see ``RunFolder.log``."""
+        if self.ranks.is_main:
+            self.folder.log(key, **values)
+
+    def _load(self, name: str) -> LoadedModel:
+        config = self.config
+        self.console.print(f"loading {name}", markup=False)
+        return load_model(
+            name,
+            device=str(self.ranks.device or config.device),
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
+        """The model as a policy; with ``lora`` its adapters are off."""
+        dtype = getattr(torch, self.config.compute_dtype)
+        return HFPolicy(
+            loaded.model,
+            loaded.tokenizer,
+            compute_dtype=None if dtype == loaded.model.dtype else dtype,
+            within=nullcontext if lora is None else lora.off,
+        )
+
+    def _make_teacher(self, loaded: LoadedModel) -> HFPolicy:
+        config = self.config
+        if config.teacher_model is not None:
+            other = self._load(config.teacher_model)
+            check_same_tokens(loaded.tokenizer, other.tokenizer)
+            return self._policy(other)
+        if config.teacher == "base":
+            return self.base
+        if config.teacher == "self":
+            return self.student
+        return self._policy(replace(loaded, model=copy.deepcopy(self.student.lm.model)))
 
     def play(
         self,
@@ -98,7 +173,7 @@ class Session:
         context_id: str = "none",
     ) -> pd.DataFrame:
         """Play one phase, unless it is in the store already; returns its traces."""
-        if not self.store.is_finished(phase):
+        if not self._is_finished(phase):
             policy.clear()
             show: Retriever = no_experience
             if insights:
@@ -108,24 +183,27 @@ class Session:
                 self.envs,
                 self.words,
                 policy,
-                seeds,
+                seeds.part(self.ranks.rank, self.ranks.size),
                 sampling=Sampling(temperature=temperature, max_tokens=self.max_tokens),
                 phase=phase,
-                policy_id="base" if policy is self.base else f"step{self.student_step}",
+                policy_id=self._policy_id(policy),
                 env_id=self.config.env,
                 retrieve=show,
                 context_id=context_id,
             )
             successes = done = 0
             with self.progress(phase, len(seeds)) as bar:
-                while batch := list(islice(traces, COMMIT_EVERY)):
-                    self.store.add_traces(batch)
+                while done < len(seeds):
+                    batch = self.ranks.gather(list(islice(traces, COMMIT_EVERY)))
+                    if self.ranks.is_main:
+                        self.store.add_traces(batch)
                     successes += sum(trace.success for trace in batch)
                     done += len(batch)
                     bar.update(bar.task_ids[0], completed=done, note=f"success {successes / done:.1%}")
-            self.store.finish_phase(phase)
-        traces_frame = self.store.traces(phase=phase)
-        self.folder.log(
+            if self.ranks.is_main:
+                self.store.finish_phase(phase)
+        traces_frame = self.ranks.from_main(lambda: self.store.traces(phase=phase))
+        self.log(
             phase,
             kind="play",
             success_rate=float(traces_frame["success"].mean()),
@@ -133,6 +211,14 @@ class Session:
             turns=int(traces_frame["num_turns"].sum()),
         )
         return traces_frame
+
+    def _is_finished(self, phase: str) -> bool:
+        return self.ranks.from_main(lambda: self.store.is_finished(phase))
+
+    def _policy_id(self, policy: HFPolicy) -> str:
+        if policy is self.base:
+            return "base"
+        return f"step{self.student_step}" if policy is self.student else "teacher"
 
     def collect(self, round_number: int) -> list[Insight]:
         """Play a round's train episodes, with more and more experience; returns the insights from all.
@@ -146,9 +232,8 @@ class Session:
             phase = f"round{round_number}/play{wave}"
             start = ((round_number - 1) * config.waves + wave) * size
             insights: list[Insight] = []
-            if wave > 0 and not self.store.is_finished(phase):
-                insights = self.draw_insights(explore=True)
-                self.store.set_insights(insights, phase)
+            if wave > 0 and not self._is_finished(phase):
+                insights = self.draw_insights(phase, explore=True)
             traces = self.play(
                 phase,
                 self.student,
@@ -159,41 +244,53 @@ class Session:
             )
             self.played.append(phase)
             if wave == 0:
-                self.folder.log(
+                self.log(
                     f"round{round_number}/start",
                     kind="round",
                     round=round_number,
                     step=self.student_step,
                     **EvalResult.from_traces(traces).as_dict(),
                 )
-        insights = self.draw_insights(explore=False)
-        self.store.set_insights(insights, f"round{round_number}")
+        return self.draw_insights(f"round{round_number}", explore=False)
+
+    def draw_insights(self, phase: str, *, explore: bool) -> list[Insight]:
+        """What the traces played so far teach, kept in the store as what is shown in ``phase``."""
+
+        def draw() -> list[Insight]:
+            turns = self.store.turns(phases=self.played)
+            return outcome_insights(turns, self.words.actions, self.words.advise, explore=explore)
+
+        insights = self.ranks.from_main(draw)
+        self.keep_insights(insights, phase)
         return insights
 
-    def draw_insights(self, *, explore: bool) -> list[Insight]:
-        """What the traces played so far teach."""
-        turns = self.store.turns(phases=self.played)
-        return outcome_insights(turns, self.words.actions, self.words.advise, explore=explore)
+    def keep_insights(self, insights: Sequence[Insight], phase: str) -> None:
+        """Write into the store what is shown in ``phase``."""
+        if self.ranks.is_main:
+            self.store.set_insights(insights, phase)
 
     def gate(self, round_number: int, insights: Sequence[Insight]) -> bool:
         """Whether the insights help the teacher on validation; without that nothing is trained.
 
-        The untrained model plays the same seeds with and without them, at the teacher's temperature;
-        McNemar's exact test decides.
+        The teacher plays the same seeds with and without them, at its temperature; McNemar's exact test
+        decides.
         """
         if not insights:
             self.console.print(f"round {round_number}: no insights, since no reply was an action")
             return False
         temperature = self.config.teacher_temperature
         seeds = self.validation_seeds
-        without = self.play("gate/none", self.base, seeds, temperature)
-        context_id = f"round{round_number}/insights"
+        # A teacher that follows the student is as the student is now.
+        moves = self.config.teacher != "base"
+        teacher = self.student if moves else self.teacher
+        phase = f"round{round_number}/gate"
+        without = self.play(f"{phase}-none" if moves else "gate/none", teacher, seeds, temperature)
         with_insights = self.play(
-            f"round{round_number}/gate", self.base, seeds, temperature, insights, context_id
+            phase, teacher, seeds, temperature, insights, f"round{round_number}/insights"
         )
         comparison = Comparison.of(with_insights, without)
         admitted = comparison.difference > 0 and comparison.p_value < SIGNIFICANT
-        self.folder.log(
+        self.log(
             f"round{round_number}/gate-verdict",
             kind="gate",
             round=round_number,
@@ -212,12 +309,15 @@ class Session:
         return admitted
 
     def save_model(self) -> None:
-        """The student and its tokenizer as a plain Hugging Face folder, ``model/``."""
+        """The student and its tokenizer as a plain Hugging Face folder, ``model/``, adapters merged in."""
+        if not self.ranks.is_main:
+            return
+        model = self.student.lm.model if self.lora is None else self.lora.merged()
         tmp, target = self.folder.path / "model.tmp", self.folder.path / "model"
         shutil.rmtree(tmp, ignore_errors=True)
         with clear_errors(target):
             try:
-                self.student.lm.model.save_pretrained(tmp)
+                model.save_pretrained(tmp)
                 self.student.tokenizer.save_pretrained(tmp)
                 shutil.rmtree(target, ignore_errors=True)
                 tmp.rename(target)

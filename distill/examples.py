@@ -1,11 +1,18 @@
-"""What OPCD trains on: completions of the student, under the bare prompt and under the teacher's."""
+"""What is trained on: completions under the bare prompt and under the prompt with its context."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from agents.policy import Policy, Prompt, Sampling
+from agents.policy import FinishReason, Policy, Prompt, Sampling
 
 TokenIds = tuple[int, ...]
+Average = Literal["completions", "tokens"]
+Data = Literal["student", "teacher"]
+
+
+class DistillError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +24,49 @@ class DistillExample:
     teacher_prompt_ids: TokenIds
     """The prompt with its context, c + x."""
     completion_ids: TokenIds
-    """y, exactly as the student sampled it on x."""
+    """y, exactly as it was sampled; it has at least one token."""
+    is_cut_off: bool = False
+    """Whether the length limit ended it."""
+
+    def __post_init__(self) -> None:
+        if not (self.student_prompt_ids and self.teacher_prompt_ids and self.completion_ids):
+            raise ValueError("prompts and completion must have at least one token each")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationTurn:
+    """What a conversation grew by: first the prompts' new tokens, then the reply to them."""
+
+    student_ids: TokenIds
+    """All between the last reply and this one as the student sees it: the end of the last message, the
+    new observation, the beginning of the reply."""
+    teacher_ids: TokenIds
+    """The same for the teacher."""
+    completion_ids: TokenIds
+    """The reply."""
+
+
+def conversation_examples(turns: Iterable[ConversationTurn]) -> list[DistillExample]:
+    """One example per reply of an agent that keeps its conversation.
+
+    Each example's prompts are all that went before, token by token. So the examples of one episode lie on one
+    path of the prefix tree: its history is computed once, not once per turn. Empty replies give no example.
+    """
+    examples = []
+    student: TokenIds = ()
+    teacher: TokenIds = ()
+    for turn in turns:
+        student, teacher = student + turn.student_ids, teacher + turn.teacher_ids
+        if turn.completion_ids:
+            examples.append(
+                DistillExample(
+                    student_prompt_ids=student,
+                    teacher_prompt_ids=teacher,
+                    completion_ids=turn.completion_ids,
+                )
+            )
+        student, teacher = student + turn.completion_ids, teacher + turn.completion_ids
+    return examples
 
 
 def sample_examples(
@@ -26,43 +75,78 @@ def sample_examples(
     pairs: Sequence[tuple[Prompt, Prompt]],
     sampling: Sampling,
     seeds: Sequence[int],
+    *,
+    data: Data = "student",
 ) -> list[DistillExample]:
-    """Let the student answer the bare prompts.
+    """Let the policy answer.
 
     Args:
-        policy: The student.
+        policy: The student, which answers the bare prompts, or the teacher, which answers those with context.
         encode: A prompt's token ids, the same that the policy generates from.
         pairs: (bare prompt, prompt with context).
-        sampling: How the student samples.
+        sampling: How it samples.
         seeds: One per pair.
+        data: Who ``policy`` is: ``student`` makes the data on-policy, ``teacher`` off-policy.
 
     Returns:
         One example per non-empty completion.
+
+    Raises:
+        DistillError: A prompt and its completion do not fit the policy's context window.
     """
-    completions = policy.generate([bare for bare, _ in pairs], sampling, seeds)
-    return [
-        DistillExample(
-            student_prompt_ids=encode(bare),
-            teacher_prompt_ids=encode(with_context),
-            completion_ids=completion.token_ids,
-        )
-        for (bare, with_context), completion in zip(pairs, completions, strict=True)
-        if completion.token_ids
-    ]
+    asked = [bare if data == "student" else with_context for bare, with_context in pairs]
+    examples = []
+    for (bare, with_context), completion in zip(pairs, policy.generate(asked, sampling, seeds), strict=True):
+        if completion.finish_reason == FinishReason.OVERFLOW:
+            raise DistillError(
+                f"a prompt of {completion.prompt_tokens} tokens and {sampling.max_tokens} new ones do not fit "
+                "the model's context window: shorten the prompt or its context, or allow fewer new tokens"
+            )
+        if completion.token_ids:
+            examples.append(
+                DistillExample(
+                    student_prompt_ids=encode(bare),
+                    teacher_prompt_ids=encode(with_context),
+                    completion_ids=completion.token_ids,
+                    is_cut_off=completion.finish_reason == FinishReason.LENGTH,
+                )
+            )
+    return examples
 
 
-def scored_prefixes(examples: Sequence[DistillExample]) -> dict[tuple[TokenIds, TokenIds], float]:
+def count(examples: Sequence[DistillExample], average: Average) -> int:
+    """What the loss divides by: completions, or their tokens."""
+    return len(examples) if average == "completions" else sum(len(e.completion_ids) for e in examples)
+
+
+def scored_prefixes(
+    examples: Sequence[DistillExample], average: Average = "completions", total: int | None = None
+) -> dict[tuple[TokenIds, TokenIds], float]:
     """Every distinct (student prefix, teacher prefix) at which a next token is scored, with its weight.
 
-    The loss is the mean over completions of the mean over a completion's tokens (the paper's). So a token
-    of a completion of n tokens, of B in the step, weighs 1 / (B n); equal ones add up and are computed
-    once. The weights sum to 1.
+    With ``completions`` the loss is the mean over completions of the mean over a completion's tokens (the
+    paper's): a token of a completion of n tokens weighs 1 / (total n). With ``tokens`` it is the mean over
+    all tokens: each weighs 1 / total. Equal ones add up and are computed once.
+
+    Args:
+        examples: A step's, or one process's share of them.
+        average: See above.
+        total: The ``count`` of the whole step; by default that of ``examples``. The weights of the whole
+            step sum to 1.
     """
+    total = count(examples, average) if total is None else total
     weights: dict[tuple[TokenIds, TokenIds], float] = {}
     for example in examples:
         length = len(example.completion_ids)
+        weight = 1.0 / (total * length) if average == "completions" else 1.0 / total
         for position in range(length):
             written = example.completion_ids[:position]
             key = (example.student_prompt_ids + written, example.teacher_prompt_ids + written)
-            weights[key] = weights.get(key, 0.0) + 1.0 / (len(examples) * length)
+            weights[key] = weights.get(key, 0.0) + weight
     return weights
+
+
+def repetition(token_ids: Sequence[int], n: int = 4) -> float:
+    """The share of n-grams that were there before: 0 for varied or short text, near 1 for a loop."""
+    grams = [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,5 +1,7 @@
-"""The OPCD loss: reverse KL on the student's top-k tokens (arXiv 2602.12275).
+"""The OPCD loss: reverse KL on the student's top-k tokens (arXiv 2602.12275), and forward KL beside it.
 
+These are the plain forms, from logits. ``distill/chunked_loss.py`` computes the same from hidden states
+without ever holding the logits of all positions.
 Shape letters: T positions, V vocabulary, K top-k.
 """
 
@@ -8,6 +10,7 @@ from typing import Literal, get_args
 import torch
 
 Mode = Literal["truncated", "renormalised", "tail", "full"]
+Direction = Literal["reverse", "forward"]
 
 
 def topk_reverse_kl(
@@ -40,45 +43,73 @@ def topk_reverse_kl(
     Raises:
         ValueError: Shapes that differ, k < 1, or an unknown mode.
     """
-    if student_logits_TV.shape != teacher_logits_TV.shape or student_logits_TV.dim() != 2:
-        raise ValueError(
-            f"both logits must be [T, V]: {tuple(student_logits_TV.shape)}, {tuple(teacher_logits_TV.shape)}"
-        )
+    student_logits_TV, teacher_logits_TV = _checked(student_logits_TV, teacher_logits_TV, k, mode)
+    index_TK = student_logits_TV.topk(min(k, student_logits_TV.shape[-1]), dim=-1).indices
+    return _kl(_restricted(student_logits_TV, index_TK, mode), _restricted(teacher_logits_TV, index_TK, mode))
+
+
+def forward_kl(
+    student_logits_TV: torch.Tensor,
+    teacher_logits_TV: torch.Tensor,
+    *,
+    k: int = 256,
+    mode: Mode = "tail",
+) -> torch.Tensor:
+    """KL(teacher || student) at each position, with the support cut to the teacher's top-k tokens.
+
+    On the teacher's own completions this is context distillation, the paper's off-policy baseline.
+    ``truncated`` is the sum over the teacher's top-k of q log(q/p); the other modes, the arguments, the
+    result and the errors are as in ``topk_reverse_kl``.
+    """
+    student_logits_TV, teacher_logits_TV = _checked(student_logits_TV, teacher_logits_TV, k, mode)
+    index_TK = teacher_logits_TV.topk(min(k, teacher_logits_TV.shape[-1]), dim=-1).indices
+    return _kl(_restricted(teacher_logits_TV, index_TK, mode), _restricted(student_logits_TV, index_TK, mode))
+
+
+def check_top_k(k: int, mode: str) -> None:
+    """Refuse settings that make no sense.
+
+    Raises:
+        ValueError: k < 1, or an unknown mode.
+    """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     if mode not in get_args(Mode):
         raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
+
+
+def _checked(
+    student_logits_TV: torch.Tensor, teacher_logits_TV: torch.Tensor, k: int, mode: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if student_logits_TV.shape != teacher_logits_TV.shape or student_logits_TV.dim() != 2:
+        raise ValueError(
+            f"both logits must be [T, V]: {tuple(student_logits_TV.shape)}, {tuple(teacher_logits_TV.shape)}"
+        )
+    check_top_k(k, mode)
     teacher_logits_TV = teacher_logits_TV.detach()
-    if student_logits_TV.dtype != torch.float64:
-        student_logits_TV, teacher_logits_TV = student_logits_TV.float(), teacher_logits_TV.float()
-    if k >= student_logits_TV.shape[-1]:
-        mode = "full"
+    if student_logits_TV.dtype == torch.float64:
+        return student_logits_TV, teacher_logits_TV.double()
+    return student_logits_TV.float(), teacher_logits_TV.float()
 
-    if mode == "full":
-        return _kl(student_logits_TV.log_softmax(-1), teacher_logits_TV.log_softmax(-1))
-    student_top_TK, index_TK = student_logits_TV.topk(k, dim=-1)
-    teacher_top_TK = teacher_logits_TV.gather(-1, index_TK)
+
+def _restricted(logits_TV: torch.Tensor, index_TK: torch.Tensor, mode: Mode) -> torch.Tensor:
+    """Log-probabilities on the support: [T, K], or [T, K + 1] with the tail's bucket last."""
+    if mode == "full" or index_TK.shape[-1] == logits_TV.shape[-1]:
+        return logits_TV.log_softmax(-1)
+    top_TK = logits_TV.gather(-1, index_TK)
     if mode == "renormalised":
-        return _kl(student_top_TK.log_softmax(-1), teacher_top_TK.log_softmax(-1))
-    student_norm_T1 = student_logits_TV.logsumexp(-1, keepdim=True)
-    teacher_norm_T1 = teacher_logits_TV.logsumexp(-1, keepdim=True)
-    student_top_TK = student_top_TK - student_norm_T1
-    teacher_top_TK = teacher_top_TK - teacher_norm_T1
-    if mode == "truncated":
-        return _kl(student_top_TK, teacher_top_TK)
-    # The rest's mass as its own logsumexp: 1 - (mass of S) would cancel to nothing in fp32.
-    student_rest_T1 = student_logits_TV.scatter(-1, index_TK, -torch.inf).logsumexp(-1, keepdim=True)
-    teacher_rest_T1 = teacher_logits_TV.scatter(-1, index_TK, -torch.inf).logsumexp(-1, keepdim=True)
-    return _kl(
-        torch.cat([student_top_TK, student_rest_T1 - student_norm_T1], -1),
-        torch.cat([teacher_top_TK, teacher_rest_T1 - teacher_norm_T1], -1),
-    )
+        return top_TK.log_softmax(-1)
+    if mode == "tail":
+        # The rest's mass as its own logsumexp: 1 - (mass of S) would cancel to nothing in fp32.
+        rest_T1 = logits_TV.scatter(-1, index_TK, -torch.inf).logsumexp(-1, keepdim=True)
+        top_TK = torch.cat([top_TK, rest_T1], -1)
+    return top_TK - logits_TV.logsumexp(-1, keepdim=True)
 
 
-def _kl(student_logprobs: torch.Tensor, teacher_logprobs: torch.Tensor) -> torch.Tensor:
+def _kl(p_logprobs: torch.Tensor, q_logprobs: torch.Tensor) -> torch.Tensor:
     """Sum of p (log p - log q) over the last dimension, where 0 log 0 = 0."""
-    possible = student_logprobs > -torch.inf
+    possible = p_logprobs > -torch.inf
     # Both branches of a where are differentiated: impossible tokens must not meet inf - inf.
-    student = torch.where(possible, student_logprobs, 0.0)
-    teacher = torch.where(possible, teacher_logprobs, 0.0)
-    return torch.where(possible, student.exp() * (student - teacher), 0.0).sum(-1)
+    p = torch.where(possible, p_logprobs, 0.0)
+    q = torch.where(possible, q_logprobs, 0.0)
+    return torch.where(possible, p.exp() * (p - q), 0.0).sum(-1)

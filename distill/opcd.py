@@ -1,34 +1,58 @@
 """The OPCD update: make the student on the bare prompt behave like the teacher with the context."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from agents.prefix_lm import tree_logits
+from agents.lm_head import LMHead
+from agents.prefix_lm import context_window, tree_hidden
 from agents.prefix_tree import PrefixTree, pack
-from distill.examples import DistillExample, scored_prefixes
-from distill.loss import Mode, topk_reverse_kl
+from distill.chunked_loss import KLResult, chunked_forward_kl, chunked_topk_reverse_kl
+from distill.examples import (
+    Average,
+    DistillError,
+    DistillExample,
+    TokenIds,
+    count,
+    repetition,
+    scored_prefixes,
+)
+from distill.loss import Direction, Mode, check_top_k
+from distill.parallel import Engine, Ranks, like, shared, whole
 from distill.teacher import Teacher
 
-
-class DistillError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
+__all__ = ["OPCD", "DistillError", "StepStats"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStats:
-    """One optimiser step, measured before its update."""
+    """One optimiser step, measured before its update, over all processes."""
 
     loss: float
-    """The reverse KL in nats: mean over completions of the mean over their tokens."""
+    """What was minimised: the KL, and the trust region's times its weight."""
+    kl: float
+    """To the teacher, in nats, averaged as the loss is."""
+    trust_region_kl: float
+    """KL(student || base) on the bare prompt, in nats; 0 when there is no trust region."""
+    student_mass: float
+    """The student's probability of the top-k tokens that the KL looks at one by one."""
+    teacher_mass: float
+    """The teacher's probability of the same tokens."""
+    entropy: float
+    """Of the student's next-token distribution, in nats."""
+    teacher_entropy: float
     grad_norm: float
     """Before clipping."""
-    entropy: float
-    """Of the student's next-token distribution, in nats, with the loss's weights."""
     completion_tokens: float
     """Mean length of the completions."""
+    cut_off: float
+    """Share of the completions that the length limit ended."""
+    repetition: float
+    """Mean share of a completion's 4-grams that it had before."""
     nodes: int
     """Tokens that went through the student: the distinct prefixes of the batch."""
 
@@ -38,7 +62,7 @@ class StepStats:
 
 
 class OPCD:
-    """The student's optimiser: AdamW on all weights, gradients clipped to ``max_grad_norm``."""
+    """The student's optimiser: AdamW on its weights, or on its adapters, with clipped gradients."""
 
     def __init__(
         self,
@@ -46,126 +70,334 @@ class OPCD:
         teacher: Teacher,
         *,
         lr: float,
-        temperature: float,
-        teacher_temperature: float,
+        temperature: float = 1.0,
+        teacher_temperature: float = 1.0,
         k: int = 256,
         mode: Mode = "tail",
+        direction: Direction = "reverse",
+        average: Average = "completions",
+        trust_region: float = 0.0,
+        base: Teacher | None = None,
+        vocabulary: int | None = None,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
         max_grad_norm: float = 1.0,
         max_nodes: int = 512,
+        chunk: int = 256,
+        compute_dtype: torch.dtype | None = None,
+        gradient_checkpointing: bool = False,
+        ranks: Ranks | None = None,
+        engine: Engine = "ddp",
     ) -> None:
         """Set up.
 
         Args:
-            student: Its weights are trained in place, in eval mode (no dropout).
-            teacher: Who is imitated; it never changes.
-            lr: AdamW's learning rate; betas (0.9, 0.999), no weight decay.
+            student: Its weights that require gradients are trained in place, without dropout. With ``fsdp``
+                they become shards, and the model can be used through this object only.
+            teacher: Who is imitated.
+            lr: AdamW's learning rate; betas (0.9, 0.999).
             temperature: Divides the student's logits, as when it samples.
             teacher_temperature: Divides the teacher's; below 1 it is sharpened.
             k: See ``topk_reverse_kl``.
             mode: See ``topk_reverse_kl``.
+            direction: ``reverse`` is OPCD; ``forward`` on the teacher's completions is context distillation.
+            average: What the loss is a mean over; see ``scored_prefixes``.
+            trust_region: Weight of KL(student || base) on the bare prompt, added to the loss.
+            base: What the trust region holds on to.
+            vocabulary: Token ids from here on are padding, with which models of one family differ.
+            weight_decay: AdamW's.
+            warmup_steps: Over so many steps the learning rate rises linearly to ``lr``.
             max_grad_norm: Gradients with a larger norm are scaled down to it.
-            max_nodes: Tokens of one forward and backward pass; bounds the memory of a step.
-        """
-        self.student = student
-        self.teacher = teacher
-        self.temperature = temperature
-        self.teacher_temperature = teacher_temperature
-        self.k = k
-        self.mode: Mode = mode
-        self.max_grad_norm = max_grad_norm
-        self.max_nodes = max_nodes
-        self.step_count = 0
-        self._optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0.0, fused=True)
-
-    def step(self, examples: Sequence[DistillExample]) -> StepStats:
-        """One update from the student's own completions.
+            max_nodes: Tokens of one forward and backward pass. A step is as many passes as it takes.
+            chunk: Positions whose logits exist at a time.
+            compute_dtype: What matrix products run in (autocast); the weights and moments keep their type.
+            gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
+            ranks: The processes that share each step.
+            engine: How they share the model.
 
         Raises:
-            DistillError: No example, or a loss or gradient that is not finite. The weights are then
-                as before the step.
+            DistillError: Student and teacher do not fit each other, or a setting makes no sense.
         """
-        weights = scored_prefixes(examples)
-        if not weights:
+        try:
+            check_top_k(k, mode)
+        except ValueError as error:
+            raise DistillError(str(error)) from error
+        if trust_region and base is None:
+            raise DistillError("a trust region needs the base to hold on to")
+        sizes = [LMHead.of(student).weight_VD.shape[0], teacher.head.weight_VD.shape[0]]
+        if vocabulary is None and sizes[0] != sizes[1]:
+            raise DistillError(f"the teacher knows {sizes[1]} tokens and the student {sizes[0]}")
+        self.student = student
+        self.teacher = teacher
+        self.ranks = ranks or Ranks()
+        self.step_count = 0
+        self._vocabulary = vocabulary or sizes[0]
+        self._temperature, self._teacher_temperature = temperature, teacher_temperature
+        self._k, self._mode, self._chunk = k, mode, chunk
+        self._kl = chunked_topk_reverse_kl if direction == "reverse" else chunked_forward_kl
+        self._average: Average = average
+        self._trust_region, self._base = trust_region, base
+        self._lr, self._warmup_steps, self._max_grad_norm = lr, warmup_steps, max_grad_norm
+        self._max_nodes = max_nodes
+        self._window = context_window(student)
+        self._checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            _disable_dropout(student)
+            # transformers 5.24 has a new name for it.
+            enable = getattr(
+                student, "activation_checkpointing_enable", student.gradient_checkpointing_enable
+            )
+            enable({"use_reentrant": False})
+        layers = [m for m in student.modules() if type(m).__name__ in (student._no_split_modules or ())]
+        self._forward = shared(_Scored(student, compute_dtype), layers, self.ranks, engine)
+        self._optimizer = torch.optim.AdamW(
+            [p for p in student.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay, fused=True
+        )
+
+    def step(self, examples: Sequence[DistillExample]) -> StepStats:
+        """One update.
+
+        Args:
+            examples: This process's share of the step. The loss is averaged over the shares of all.
+
+        Raises:
+            DistillError: No example, a sequence that does not fit a context window, or a loss or gradient
+                that is not finite. The weights are then as before the step.
+        """
+        total, completions = map(int, self.ranks.sums([count(examples, self._average), len(examples)]))
+        if not completions:
             raise DistillError("there is nothing to train on: every completion was empty")
-        pairs = sorted(weights)
-        students = sorted({student for student, _ in pairs})
-        loss = entropy = 0.0
+        self._check_windows(examples)
+        weights = scored_prefixes(examples, self._average, total)
+        batches = list(self._batches(weights))
+        sums = torch.zeros(7, dtype=torch.float64)
         nodes = 0
         self._optimizer.zero_grad(set_to_none=True)
-        for group in pack(students, self.max_nodes):
-            members = {students[index] for index in group}
-            batch = [pair for pair in pairs if pair[0] in members]
-            tree = PrefixTree()
-            ends = [tree.add(student)[-1] for student, _ in batch]
-            nodes += len(tree)
-            student_logits_TV = tree_logits(self.student, tree, range(len(tree)), [], read=ends).float()
-            student_logits_TV = student_logits_TV / self.temperature
-            teacher_logits_TV = (
-                self.teacher.logits([teacher for _, teacher in batch]) / self.teacher_temperature
-            )
-            kl_T = topk_reverse_kl(student_logits_TV, teacher_logits_TV, k=self.k, mode=self.mode)
-            weight_T = torch.tensor([weights[pair] for pair in batch], device=kl_T.device)
-            group_loss = (weight_T * kl_T).sum()
-            group_loss.backward()
-            loss += group_loss.item()
-            logprobs_TV = student_logits_TV.detach().log_softmax(-1)
-            entropy -= float((weight_T * (logprobs_TV.exp() * logprobs_TV).sum(-1)).sum())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm))
+        self.student.train(self._checkpointing)  # in eval mode nothing is computed again
+        passes = self.ranks.maximum(len(batches))
+        for index in range(passes):
+            # Every process makes as many passes, since they exchange shards and gradients.
+            batch = batches[index] if index < len(batches) else [((0,), (0,))]
+            is_last = index == passes - 1
+            with self._forward.no_sync() if self._waits_to_sync and not is_last else nullcontext():
+                pass_sums, tokens = self._forward_backward(batch, [weights.get(pair, 0.0) for pair in batch])
+            sums += pass_sums
+            nodes += tokens if index < len(batches) else 0
+        self.student.eval()
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self._trained(), self._max_grad_norm)))
+        of_completions = [
+            [len(e.completion_ids), e.is_cut_off, repetition(e.completion_ids)] for e in examples
+        ]
+        per_completion = [sum(column) for column in zip(*of_completions, strict=True)] or [0.0] * 3
+        *reduced, length, cut_off, repeated, all_nodes = self.ranks.sums(
+            [*sums.tolist(), *per_completion, nodes]
+        )
+        loss = reduced[0]
         if not torch.isfinite(torch.tensor([loss, norm])).all():
             self._optimizer.zero_grad(set_to_none=True)
             raise DistillError(
                 f"loss {loss} with gradient norm {norm} at step {self.step_count + 1}: nothing was updated. "
                 "Lower the learning rate or raise the teacher temperature"
             )
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr * min(1.0, (self.step_count + 1) / max(1, self._warmup_steps))
         self._optimizer.step()
         # A fused step does not count as a change with torch, and memos of the student's would miss it.
-        torch.autograd.graph.increment_version(list(self.student.parameters()))
+        torch.autograd.graph.increment_version([p for p in self._trained() if type(p) is torch.nn.Parameter])
         self._optimizer.zero_grad(set_to_none=True)
         self.step_count += 1
+        names = (
+            "loss",
+            "kl",
+            "trust_region_kl",
+            "student_mass",
+            "teacher_mass",
+            "entropy",
+            "teacher_entropy",
+        )
         return StepStats(
-            loss=loss,
+            **dict(zip(names, reduced, strict=True)),
             grad_norm=norm,
-            entropy=entropy,
-            completion_tokens=sum(len(e.completion_ids) for e in examples) / len(examples),
-            nodes=nodes,
+            completion_tokens=length / completions,
+            cut_off=cut_off / completions,
+            repetition=repeated / completions,
+            nodes=int(all_nodes),
         )
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Everything that the next step depends on, by name: weights, moments, step count."""
-        tensors = {"step_count": torch.tensor(self.step_count), **self.weights()}
-        for name, parameter in self.student.named_parameters():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = value
-        return tensors
+    def _batches(
+        self, weights: Mapping[tuple[TokenIds, TokenIds], float]
+    ) -> Iterator[list[tuple[TokenIds, TokenIds]]]:
+        """The scored prefixes, as they are computed together."""
+        teachers: dict[TokenIds, list[TokenIds]] = {}
+        for student, teacher in sorted(weights):
+            teachers.setdefault(student, []).append(teacher)
+        students = list(teachers)
+        for group in pack(students, self._max_nodes):
+            yield [(students[i], teacher) for i in group for teacher in teachers[students[i]]]
 
-    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Continue from ``state()``.
+    def _forward_backward(
+        self, batch: Sequence[tuple[TokenIds, TokenIds]], weights: Sequence[float]
+    ) -> tuple[torch.Tensor, int]:
+        """Add to the gradients; returns the pass's part of the step's sums, and its tokens."""
+        teacher_ND = self.teacher.hidden([teacher for _, teacher in batch])
+        base_ND = self._base.hidden([s for s, _ in batch]) if self._trust_region and self._base else None
+        tree = PrefixTree()
+        ends = [tree.add(student)[-1] for student, _ in batch]
+        weight_T = torch.tensor(weights, dtype=torch.float64, device=teacher_ND.device)
+
+        def score(hidden_TD: torch.Tensor, head: LMHead) -> torch.Tensor:
+            """Loss, then what is logged."""
+            result = self._scored(
+                hidden_TD, head, teacher_ND, self.teacher.head, self._teacher_temperature, weight_T
+            )
+            loss = result.loss
+            trust_region_kl = torch.zeros_like(loss)
+            if base_ND is not None and self._base is not None:
+                held = self._scored(hidden_TD, head, base_ND, self._base.head, self._temperature, weight_T)
+                trust_region_kl = held.loss
+                loss = loss + self._trust_region * trust_region_kl
+            logged = [(weight_T * stat_T).sum() for stat_T in result[2:]]
+            return torch.stack([loss, result.loss, trust_region_kl, *logged])
+
+        sums = self._forward(tree, ends, score)
+        (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
+        return sums.detach().double().cpu(), len(tree)
+
+    def _scored(
+        self,
+        hidden_TD: torch.Tensor,
+        head: LMHead,
+        teacher_TD: torch.Tensor,
+        teacher_head: LMHead,
+        teacher_temperature: float,
+        weight_T: torch.Tensor,
+    ) -> KLResult:
+        student_head = head.cut(self._vocabulary).at(self._temperature)
+        teacher_head = teacher_head.cut(self._vocabulary).at(teacher_temperature)
+        return self._kl(
+            hidden_TD,
+            student_head.weight_VD,
+            teacher_TD,
+            teacher_head.weight_VD,
+            k=self._k,
+            mode=self._mode,
+            chunk=self._chunk,
+            weights_T=weight_T,
+            student_map=student_head.map,
+            teacher_map=teacher_head.map,
+        )
+
+    @property
+    def _waits_to_sync(self) -> bool:
+        return isinstance(self._forward, DistributedDataParallel)
+
+    def _check_windows(self, examples: Sequence[DistillExample]) -> None:
+        for e in examples:
+            for who, prompt_ids, window in (
+                ("student", e.student_prompt_ids, self._window),
+                ("teacher", e.teacher_prompt_ids, self.teacher.window),
+            ):
+                if (length := len(prompt_ids) + len(e.completion_ids)) > window:
+                    raise DistillError(
+                        f"a prompt of {len(prompt_ids)} tokens with its completion of "
+                        f"{len(e.completion_ids)} makes {length}, and the {who}'s context window is {window}: "
+                        "shorten the prompt or its context"
+                    )
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+
+    def trained(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The trained weights by name, whole, one after the other; every process has to take part."""
+        for name, parameter in self.student.named_parameters():
+            if parameter.requires_grad:
+                yield name, whole(parameter.detach())
+
+    @torch.no_grad()
+    def copy_to(self, model: PreTrainedModel) -> None:
+        """Give the trained weights to another copy of the student."""
+        theirs = dict(model.named_parameters())
+        for name, weight in self.trained():
+            theirs[name].copy_(weight)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights for a checkpoint; empty except on the main process."""
+        return self._collected((f"weight/{name}", weight) for name, weight in self.trained())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the next step depends on, by name: weights, moments, step count.
+
+        It does not depend on how many processes there are: a run may go on with another number.
+        """
+        moments = (
+            (f"{key}/{name}", whole(value))
+            for name, parameter in self.student.named_parameters()
+            for key, value in self._optimizer.state.get(parameter, {}).items()
+        )
+        return self.weights() | self._collected(moments) | {"step_count": torch.tensor(self.step_count)}
+
+    def _collected(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in tensors if self.ranks.is_main}
+
+    def load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over the weights of ``state()`` or ``weights()``, which the main process has.
+
+        Raises:
+            DistillError: They are another model's.
+        """
+        shapes = {f"weight/{n}": p.shape for n, p in self.student.named_parameters() if p.requires_grad}
+        theirs = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("weight/")}
+        if self.ranks.broadcast(theirs) != shapes:
+            raise DistillError("the checkpoint is of another model")
+        with torch.no_grad():
+            for name, parameter in self.student.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(like(self.ranks.entry(tensors, f"weight/{name}"), parameter))
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Continue from ``state()``, which the main process has.
 
         Raises:
             DistillError: It is another model's.
         """
         self.load_weights(tensors)
-        kinds = {key.split("/", 1)[0] for key in tensors} - {"weight", "step_count"}
-        for name, parameter in self.student.named_parameters():
-            self._optimizer.state[parameter] = {
-                kind: tensors[f"{kind}/{name}"].to(parameter.device) for kind in kinds
-            }
-        self.step_count = int(tensors["step_count"])
+        moments = self.ranks.broadcast([key for key in tensors if key.split("/")[0] in MOMENTS])
+        parameters = dict(self.student.named_parameters())
+        for key in moments:
+            kind, name = key.split("/", 1)
+            value = like(self.ranks.entry(tensors, key), parameters[name])
+            self._optimizer.state[parameters[name]][kind] = value
+        self.step_count = int(self.ranks.entry(tensors, "step_count"))
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The part of ``state`` that is the model."""
-        return {f"weight/{name}": parameter.detach() for name, parameter in self.student.named_parameters()}
 
-    @torch.no_grad()
-    def load_weights(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over the weights of ``state()`` or ``weights()``.
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps per weight."""
 
-        Raises:
-            DistillError: They are another model's.
-        """
-        mine = self.weights()
-        theirs = {name: tensor for name, tensor in tensors.items() if name.startswith("weight/")}
-        if {n: t.shape for n, t in mine.items()} != {n: t.shape for n, t in theirs.items()}:
-            raise DistillError("the checkpoint is of another model")
-        for name, weight in mine.items():
-            weight.copy_(theirs[name])
+
+class _Scored(torch.nn.Module):
+    """The student's forward pass and its loss as one module, which is what DDP and FSDP2 wrap."""
+
+    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.model = model
+        self.compute_dtype = compute_dtype
+
+    def forward(
+        self,
+        tree: PrefixTree,
+        ends: Sequence[int],
+        score: Callable[[torch.Tensor, LMHead], torch.Tensor],
+    ) -> torch.Tensor:
+        nodes = range(len(tree))
+        hidden_QD = tree_hidden(self.model, tree, nodes, compute_dtype=self.compute_dtype)
+        return score(hidden_QD[ends], LMHead.of(self.model))
+
+
+def _disable_dropout(model: PreTrainedModel) -> None:
+    """Make train mode compute what eval mode computes."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

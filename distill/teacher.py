@@ -1,28 +1,54 @@
-"""Who is imitated."""
+"""Who is imitated.
+
+===========  =============================================================================
+base         the initial weights, never touched; the paper's choice and the default
+round        the student's weights at the beginning of each round
+ema          a running mean of the student's weights
+self         the student's weights of the moment
+===========  =============================================================================
+
+A teacher may also be another model with the same vocabulary. With LoRA ``base`` is the student's own model
+with the adapter switched off. A plain ``PrefixLM`` over the student's model is the teacher ``self``.
+"""
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, Protocol
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from agents.lm_head import LMHead
 from agents.prefix_lm import PrefixLM
-from distill.examples import TokenIds
+from distill.examples import DistillError, TokenIds
+from distill.parallel import Ranks
+
+TeacherKind = Literal["base", "round", "ema", "self"]
 
 
 class Teacher(Protocol):
-    """Anything that gives next-token logits."""
+    """Anything that gives next-token distributions, as hidden states and the head that reads them."""
 
-    def logits(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
-        """[N, V]: the logits after each prefix, before any temperature."""
+    @property
+    def head(self) -> LMHead:
+        """Of the student's vocabulary; its temperature is 1."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """The longest sequence, in tokens."""
+        ...
+
+    def hidden(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
+        """[N, D]: what goes into the head after each prefix."""
         ...
 
 
 class FrozenTeacher:
-    """Weights that never change; a batch that comes again is not computed again.
+    """Weights that stay; a batch that comes again is not computed again.
 
-    Every batch is computed from nothing, so its logits are the same to the last bit whatever came before
-    it, and a resumed run continues exactly.
+    Every batch is computed from nothing, so its hidden states are the same to the last bit whatever came
+    before it, and a resumed run continues exactly.
     """
 
     def __init__(self, lm: PrefixLM, *, max_bytes: int = 256 << 20) -> None:
@@ -32,21 +58,75 @@ class FrozenTeacher:
             lm: Of its own: what it remembers is dropped.
             max_bytes: What remembered batches may take; the oldest go first, the last one stays.
         """
-        self._lm = lm
+        self.lm = lm
         self._max_bytes = max_bytes
         self._batches: OrderedDict[tuple[TokenIds, ...], torch.Tensor] = OrderedDict()
 
-    def logits(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
+    @property
+    def head(self) -> LMHead:
+        """See ``Teacher``."""
+        return self.lm.head
+
+    @property
+    def window(self) -> int:
+        """See ``Teacher``."""
+        return self.lm.window
+
+    def hidden(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
         """See ``Teacher``."""
         batch = tuple(sorted(set(prefixes)))
-        logits_NV = self._batches.get(batch)
-        if logits_NV is None:
-            self._lm.clear()
-            logits_NV = self._batches[batch] = self._lm.logits(batch)
-            self._lm.clear()
+        hidden_ND = self._batches.get(batch)
+        if hidden_ND is None:
+            self.lm.clear()
+            hidden_ND = self._batches[batch] = self.lm.hidden(batch)
+            self.lm.clear()
             held = sum(tensor.numel() * tensor.element_size() for tensor in self._batches.values())
             while held > self._max_bytes and len(self._batches) > 1:
                 _, dropped = self._batches.popitem(last=False)
                 held -= dropped.numel() * dropped.element_size()
         row = {prefix: index for index, prefix in enumerate(batch)}
-        return logits_NV[[row[prefix] for prefix in prefixes]]
+        return hidden_ND[[row[prefix] for prefix in prefixes]]
+
+
+class FollowingTeacher(FrozenTeacher):
+    """A copy of the student's model that takes over its weights when it is told to: ``round`` and ``ema``."""
+
+    @torch.no_grad()
+    def follow(self, weights: Iterable[tuple[str, torch.Tensor]], decay: float = 0.0) -> None:
+        """Move towards the student: teacher = decay teacher + (1 - decay) student.
+
+        Args:
+            weights: The student's trained weights by name, whole.
+            decay: 0 takes them over.
+        """
+        mine = dict(self.lm.model.named_parameters())
+        for name, weight in weights:
+            mine[name].lerp_(weight.to(mine[name]), 1.0 - decay)
+        self._batches.clear()
+
+    def state(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named weights, for a checkpoint."""
+        mine = dict(self.lm.model.named_parameters())
+        return {f"teacher/{name}": mine[name].detach() for name in names}
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], ranks: Ranks) -> None:
+        """Continue from ``state``, which the main process has."""
+        keys = ranks.broadcast([key for key in tensors if key.startswith("teacher/")])
+        self.follow((key.removeprefix("teacher/"), ranks.entry(tensors, key)) for key in keys)
+
+
+def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Make sure that token ids mean the same to both.
+
+    Raises:
+        DistillError: They do not, with an example.
+    """
+    mine, theirs = student.get_vocab(), teacher.get_vocab()
+    if mine == theirs:
+        return
+    token = min(token for token, _ in mine.items() ^ theirs.items())
+    raise DistillError(
+        f"the teacher has another tokenizer: {len(theirs)} tokens against {len(mine)}; {token!r} is "
+        f"{theirs.get(token, 'unknown')} there and {mine.get(token, 'unknown')} here. "
+        "Take a teacher of the student's own model family"
+    )

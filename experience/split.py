@@ -1,7 +1,7 @@
 """Train, validation and test seeds, which cannot be mixed up."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 STRIDE = 1_000_000
@@ -27,14 +27,19 @@ class SeedRange:
     size: int
 
     def __post_init__(self) -> None:
-        if self.run_seed < 0 or self.start < 0 or self.size < 1 or self.start + self.size > STRIDE:
-            raise ValueError(f"a seed range needs 0 <= start, 1 <= size, start + size <= {STRIDE}: {self}")
+        if self.run_seed < 0 or self.start < 0 or self.size < 0 or self.start + self.size > STRIDE:
+            raise ValueError(f"a seed range needs 0 <= start, 0 <= size, start + size <= {STRIDE}: {self}")
 
     def __iter__(self) -> Iterator[int]:
         """The seeds, as given to ``env.reset``."""
         offset = list(Split).index(self.split)
         first = self.run_seed * STRIDE + self.start
         return (3 * number + offset for number in range(first, first + self.size))
+
+    def part(self, index: int, parts: int) -> "SeedRange":
+        """One of ``parts`` that make up the range, in order; their sizes differ by one at most."""
+        first, end = self.size * index // parts, self.size * (index + 1) // parts
+        return replace(self, start=self.start + first, size=end - first)
 
     def __len__(self) -> int:
         return self.size

@@ -153,21 +153,21 @@ def test_a_frozen_teachers_answers_do_not_depend_on_what_came_before() -> None:
     batches: list[list[TokenIds]] = [[(5, 6, 9, 7), (5, 6, 9, 7, 20)], [(5, 6, 9), (5, 6, 9, 7)], [(5, 8)]]
     history = FrozenTeacher(PrefixLM(teacher))
     for batch in batches:
-        history.logits(batch)
+        history.hidden(batch)
     for batch in batches:
-        fresh = FrozenTeacher(PrefixLM(teacher)).logits(batch)
-        assert torch.equal(history.logits(batch), fresh)
-        assert torch.equal(history.logits(batch[::-1]), fresh.flip(0))
+        fresh = FrozenTeacher(PrefixLM(teacher)).hidden(batch)
+        assert torch.equal(history.hidden(batch), fresh)
+        assert torch.equal(history.hidden(batch[::-1]), fresh.flip(0))
 
 
 def test_a_frozen_teacher_computes_a_batch_once_and_forgets_within_bounds() -> None:
     lm = PrefixLM(tiny_llama(1))
-    teacher = FrozenTeacher(lm, max_bytes=3 * 258 * 4)
-    teacher.logits([(5, 6), (5, 7)])
-    teacher.logits([(5, 7), (5, 6), (5, 6)])
+    teacher = FrozenTeacher(lm, max_bytes=3 * 32 * 4)
+    teacher.hidden([(5, 6), (5, 7)])
+    teacher.hidden([(5, 7), (5, 6), (5, 6)])
     assert lm.computed_tokens == 3
-    teacher.logits([(8,), (9,)])  # takes the place of the first
-    teacher.logits([(8,), (9,)])
+    teacher.hidden([(8,), (9,)])  # takes the place of the first
+    teacher.hidden([(8,), (9,)])
     assert lm.computed_tokens == 5
-    teacher.logits([(5, 6), (5, 7)])
+    teacher.hidden([(5, 6), (5, 7)])
     assert lm.computed_tokens == 8

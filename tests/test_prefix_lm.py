@@ -9,7 +9,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from agents.prefix_lm import Prefix, PrefixLM, UnsupportedModelError, check_supported, context_window
-from agents.prefix_tree import PrefixTree, pack, shared_length
+from agents.prefix_tree import PrefixTree, is_beginning, pack, shared_length
 from tests.conftest import tiny_llama
 
 # Few letters, so that prefixes are shared often.
@@ -54,7 +54,13 @@ def test_pack_covers_everything_within_the_limit(sequences: list[Prefix], limit:
         tree = PrefixTree()
         for index in group:
             tree.add(sequences[index])
-        assert len(tree) <= limit or len(group) == 1
+        longest = max((sequences[index] for index in group), key=len)
+        assert len(tree) <= limit or all(is_beginning(sequences[index], longest) for index in group)
+
+
+def test_a_long_conversation_is_one_group() -> None:
+    conversation = tuple(range(100))
+    assert pack([conversation[: i + 1] for i in range(100)], 10) == [list(range(100))]
 
 
 def test_shared_length() -> None:
@@ -109,11 +115,11 @@ def test_new_weights_are_noticed(model: PreTrainedModel, how: str) -> None:
 
 
 def test_memory_is_bounded(model: PreTrainedModel) -> None:
-    one = 258 * 4
+    one = 32 * 4
     lm = PrefixLM(model, max_bytes=8 * one)
     for start in range(2, 100):
         lm.logits([(start, start + 1, start + 2)])
-        assert len(lm._logits) <= 8
+        assert len(lm._hidden) <= 8
         assert sum(k.numel() * 4 for k in [*lm._keys, *lm._values]) <= 2 * 8 * one  # room doubles
 
 

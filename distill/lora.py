@@ -1,0 +1,59 @@
+"""LoRA adapters (peft) in a student, and the student without them."""
+
+import copy
+from contextlib import AbstractContextManager
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from agents.lm_head import LMHead
+from distill.examples import DistillError
+
+
+class LoRA:
+    """Adapters of rank r beside the linear layers of a model; everything else is frozen.
+
+    The model stays the object that it was, with layers replaced in place.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, rank: int, alpha: float, targets: str = "all-linear"
+    ) -> None:
+        """Put adapters into ``model``; at first they change nothing.
+
+        Args:
+            model: The student.
+            rank: Of the adapters.
+            alpha: The adapters' outputs are scaled by alpha / rank.
+            targets: Names of linear layers, separated by commas, or ``all-linear``.
+
+        Raises:
+            DistillError: No layer has such a name, or one that does cannot be adapted.
+        """
+        modules: str | list[str] = targets if targets == "all-linear" else targets.split(",")
+        # Weights need no names of their own in a checkpoint, so the base's path on a hub is not looked up.
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, bias="none")  # type: ignore[arg-type]
+        try:
+            self._peft: Any = get_peft_model(model, config)
+            LMHead.of(model)
+        except (TypeError, ValueError) as error:
+            names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)}
+            raise DistillError(
+                f"LoRA cannot be put on {targets!r}: {str(error).splitlines()[0]} "
+                f"The linear layers are: {', '.join(sorted(names))}; lm_head cannot have an adapter"
+            ) from error
+
+    def off(self) -> AbstractContextManager[Any]:
+        """Within it the model is what it was without adapters."""
+        context: AbstractContextManager[Any] = self._peft.disable_adapter()
+        return context
+
+    def merged(self) -> PreTrainedModel:
+        """A copy with the adapters multiplied into its weights: a plain model."""
+        merged: PreTrainedModel = copy.deepcopy(self._peft).merge_and_unload()
+        return merged
+
+
+def _is_linear(module: Any) -> bool:
+    return hasattr(module, "in_features") and hasattr(module, "out_features")

@@ -1,0 +1,116 @@
+"""Many processes as one: who they are, what they tell each other, and how they share a model.
+
+The processes are started by ``accelerate launch`` or ``torchrun``; without either there is one. Models are
+shared by torch's own engines: DDP keeps a whole copy per process, FSDP2 (``fully_shard``) a shard of
+weights, gradients and optimizer moments.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+Engine = Literal["ddp", "fsdp"]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """This process among all."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device | None = None
+    """Of this process, where there are several."""
+
+    @classmethod
+    def connect(cls, device: str = "auto") -> "Ranks":
+        """Join the processes that a launcher started; a process that was started plainly is alone."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+        return cls(rank=state.process_index, size=state.num_processes, device=state.device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and the database."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's part, neighbours together; the parts differ in length by one at most."""
+        return items[len(items) * self.rank // self.size : len(items) * (self.rank + 1) // self.size]
+
+    def gather(self, items: list[Item]) -> list[Item]:
+        """The items of all processes, on every one."""
+        return cast("list[Item]", gather_object(items)) if self.size > 1 else items
+
+    def broadcast(self, value: Item) -> Item:
+        """The main process's value, on every process."""
+        return self.from_main(lambda: value)
+
+    def from_main(self, make: Callable[[], Item]) -> Item:
+        """What ``make`` gives on the main process, where alone it is called, on every process."""
+        if self.size == 1:
+            return make()
+        [shared] = broadcast_object_list([make() if self.is_main else None])
+        return cast("Item", shared)
+
+    def entry(self, tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+        """A tensor by name, of a mapping that the main process has, on every process."""
+        return self.from_main(lambda: tensors[name])
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over the processes."""
+        return self._reduced(values, "SUM")
+
+    def maximum(self, value: int) -> int:
+        """The largest of the processes' values."""
+        return int(self._reduced([value], "MAX")[0])
+
+    def _reduced(self, values: Sequence[float], how: str) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.size > 1:
+            dist.all_reduce(tensor, getattr(dist.ReduceOp, how))
+        return cast("list[float]", tensor.tolist())
+
+
+def shared(module: torch.nn.Module, layers: Sequence[torch.nn.Module], ranks: Ranks, engine: Engine) -> Any:
+    """The module as ``engine`` shares it among the processes; alone it is left as it is.
+
+    Args:
+        module: Whose forward pass gives the loss.
+        layers: Its blocks, which FSDP2 gathers one at a time.
+        ranks: The processes. Gradients come out averaged over them.
+        engine: See the module's docstring.
+    """
+    if ranks.size == 1:
+        return module
+    if engine == "ddp":
+        return DistributedDataParallel(module, gradient_as_bucket_view=True)
+    assert ranks.device is not None
+    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(module, mesh=mesh)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that may be sharded, as a whole; every process has to take part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(whole_tensor: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, which every process has, placed as ``model`` is."""
+    placed = whole_tensor.to(model.device)
+    if not isinstance(model, DTensor) or placed.dim() == 0:
+        return placed
+    return distribute_tensor(placed, model.device_mesh, model.placements, src_data_rank=None)
