@@ -84,20 +84,15 @@ class Consolidation:
         done = self.trainer.step_count - self.round_start
         with session.progress(f"round{round_number}/distil", config.steps) as bar:
             try:
-                if done == 0:
-                    self._validate()
+                self._validate_if_due(done)  # after a resume too: it may have been cut off in there
                 while done < config.steps and not self.is_stopped:
                     with deferred_interrupt():
                         stats = self._step(pairs)
                     done += 1
                     bar.update(bar.task_ids[0], completed=done, note=f"KL {stats.kl:.4f}")
-                    reason = collapse(stats, self.first or stats) if config.stop_on_collapse else None
-                    if reason is None and (done % config.eval_every == 0 or done == config.steps):
-                        reason = self._validate()
-                    if reason is not None:
+                    if config.stop_on_collapse and (reason := collapse(stats, self.first or stats)):
                         self._stop(reason)
-                    if reason is not None or done % config.eval_every == 0 or done == config.steps:
-                        self._save_checkpoint()
+                    self._validate_if_due(done)
             except KeyboardInterrupt:
                 if session.ranks.size == 1:  # others may be elsewhere, and a checkpoint takes all of them
                     self._save_checkpoint()
@@ -175,6 +170,15 @@ class Consolidation:
         if self.trainer.student is not self.session.student.lm.model:
             self.trainer.copy_to(self.session.student.lm.model)
 
+    def _validate_if_due(self, done: int) -> None:
+        config = self.session.config
+        if self.is_stopped or (done % config.eval_every != 0 and done != config.steps):
+            return
+        if reason := self._validate():
+            self._stop(reason)
+        elif done > 0:
+            self._save_checkpoint()
+
     def _validate(self) -> str | None:
         """Play the bare student on validation; keep its weights if they are the best so far.
 
@@ -215,7 +219,7 @@ class Consolidation:
         return pd.concat(frames, ignore_index=True)
 
     def _stop(self, reason: str) -> None:
-        """End the round early, with the best weights."""
+        """End the round early, with the best weights; all of it or nothing."""
         session, step = self.session, self.trainer.step_count
         session.log(f"stop{step}", kind="stop", step=step, round=self.round, reason=reason)
         session.console.print(
@@ -224,9 +228,11 @@ class Consolidation:
             soft_wrap=True,
         )
         tensors, _ = self._load(BEST)
-        self.trainer.load_weights(tensors)
-        self._refresh_student()
-        self.is_stopped = True
+        with deferred_interrupt():
+            self.trainer.load_weights(tensors)
+            self._refresh_student()
+            self.is_stopped = True
+            self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
         about = {

@@ -200,8 +200,8 @@ def _chunked_kl(
         scored=scored,
         weights_T=weights_T.detach(),
     )
-    # The function's outputs are untyped in torch's stubs.
-    outputs: Any = _ChunkedKL.apply(hidden_TD, head_VD, student_map.bias_V, call)
+    apply: Any = _ChunkedKL.apply  # untyped in torch
+    outputs = apply(hidden_TD, head_VD, student_map.bias_V, call)
     return KLResult(*outputs)
 
 

@@ -99,8 +99,8 @@ def sample_examples(
     for (bare, with_context), completion in zip(pairs, policy.generate(asked, sampling, seeds), strict=True):
         if completion.finish_reason == FinishReason.OVERFLOW:
             raise DistillError(
-                f"a prompt of {completion.prompt_tokens} tokens and {sampling.max_tokens} new ones do not fit "
-                "the model's context window: shorten the prompt or its context, or allow fewer new tokens"
+                f"a prompt of {completion.prompt_tokens} tokens and {sampling.max_tokens} new ones do not "
+                "fit the model's context window: shorten the prompt or its context, or allow fewer new tokens"
             )
         if completion.token_ids:
             examples.append(

@@ -299,9 +299,9 @@ class OPCD:
             ):
                 if (length := len(prompt_ids) + len(e.completion_ids)) > window:
                     raise DistillError(
-                        f"a prompt of {len(prompt_ids)} tokens with its completion of "
-                        f"{len(e.completion_ids)} makes {length}, and the {who}'s context window is {window}: "
-                        "shorten the prompt or its context"
+                        f"a prompt of {len(prompt_ids)} tokens and its completion of "
+                        f"{len(e.completion_ids)} make {length}, and the {who}'s context window is "
+                        f"{window}: shorten the prompt or its context"
                     )
 
     def _trained(self) -> list[torch.nn.Parameter]:
@@ -340,7 +340,7 @@ class OPCD:
         return {name: tensor for name, tensor in tensors if self.ranks.is_main}
 
     def load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over the weights of ``state()`` or ``weights()``, which the main process has.
+        """Take over the weights of ``state()`` or ``weights()``, which the main process has, and no moments.
 
         Raises:
             DistillError: They are another model's.
@@ -349,6 +349,7 @@ class OPCD:
         theirs = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("weight/")}
         if self.ranks.broadcast(theirs) != shapes:
             raise DistillError("the checkpoint is of another model")
+        self._optimizer.state.clear()
         with torch.no_grad():
             for name, parameter in self.student.named_parameters():
                 if parameter.requires_grad:

@@ -30,7 +30,7 @@ def collapse(stats: StepStats, first: StepStats) -> str | None:
     if stats.repetition > LOOPING and stats.repetition > 2 * first.repetition:
         return f"completions repeat themselves: {stats.repetition:.0%} of their 4-grams were there before"
     if stats.entropy > NOISE + max(first.entropy, stats.teacher_entropy):
-        return f"the student turns to noise: its entropy rose from {first.entropy:.2f} nats to {stats.entropy:.2f}"
+        return f"the student turns to noise: {stats.entropy:.2f} nats of entropy after {first.entropy:.2f}"
     if stats.student_mass < LOST_MASS * first.student_mass:
         return (
             f"the student's probability leaks out of its top tokens: {stats.student_mass:.1%} is left of "

@@ -66,7 +66,7 @@ def test_splits_and_runs_share_no_seed(run: int, other: int, start: int, size: i
         assert len(seeds) == size
 
 
-@pytest.mark.parametrize(("start", "size", "run"), [(-1, 1, 0), (0, 0, 0), (0, STRIDE + 1, 0), (0, 1, -1)])
+@pytest.mark.parametrize(("start", "size", "run"), [(-1, 1, 0), (0, -1, 0), (0, STRIDE + 1, 0), (0, 1, -1)])
 def test_bad_seed_ranges(start: int, size: int, run: int) -> None:
     with pytest.raises(ValueError, match="seed range"):
         SeedRange(split=Split.TEST, run_seed=run, start=start, size=size)

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("agents", "distill", "envs", "evals", "experience")
 
-# The picture of DESIGN section 2, and: distill and the policies share agents.prefix_tree and prefix_lm.
+# The picture of DESIGN section 2, and: distill shares the policies' agents.prefix_tree, prefix_lm, lm_head.
 # Composition roots: nothing imports them but each other.
 ROOTS = {
     "agents.self_improve",
@@ -18,9 +18,11 @@ ROOTS = {
     "agents.config",
     "agents.run_folder",
     "evals.bench_rollout",
+    "evals.two_by_two",
+    "distill.benchmark",
 }
 SHARED = {"agents.policy", "agents.prompts", "agents.rollout", "agents.prefix_tree"}
-WITH_TORCH = {"agents.prefix_lm", "agents.hf_policy", "agents.models"}
+WITH_TORCH = {"agents.lm_head", "agents.prefix_lm", "agents.hf_policy", "agents.models"}
 
 ALLOWED_PACKAGES = {
     "envs": {"envs"},
@@ -57,7 +59,7 @@ def is_allowed(module: str, target: str) -> bool:
     if module in ROOTS or target.split(".")[0] in ALLOWED_PACKAGES[module.split(".")[0]]:
         return True
     if module.startswith("distill."):
-        return target in {*SHARED, "agents.prefix_lm"}
+        return target in {*SHARED, "agents.prefix_lm", "agents.lm_head"}
     return module.startswith("evals.") and target in SHARED
 
 
