@@ -1,12 +1,14 @@
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.loss import Mode, topk_reverse_kl
+from trl.experimental.sdft.loss_utils import compute_topk_self_distillation_loss
+
+from distill.loss import Mode, forward_kl, topk_reverse_kl
 
 MODES = get_args(Mode)
 
@@ -25,6 +27,36 @@ def reference(student: torch.Tensor, teacher: torch.Tensor, k: int, mode: str) -
             qs.append(1 - sum(qs))
         rows.append(sum(a * math.log(a / b) for a, b in zip(ps, qs, strict=True)))
     return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("k", [1, 5, 49, 50, 1000])
+def test_forward_is_reverse_with_the_parts_exchanged(mode: Mode, k: int) -> None:
+    """Value: KL(q || p) on the teacher's top-k is the reverse KL of a student that is the teacher."""
+    student, teacher = logits(0), logits(1)
+    kl = forward_kl(student, teacher, k=k, mode=mode)
+    torch.testing.assert_close(kl, reference(teacher, student, k, "full" if k >= 50 else mode))
+    torch.testing.assert_close(kl, topk_reverse_kl(teacher, student, k=k, mode=mode))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_forward_gradcheck(mode: Mode) -> None:
+    student, teacher = logits(2, T=3, V=9).requires_grad_(), logits(3, T=3, V=9)
+    assert torch.autograd.gradcheck(lambda s: forward_kl(s, teacher, k=4, mode=mode), (student,))
+
+
+@pytest.mark.parametrize(("alpha", "ours"), [(1.0, topk_reverse_kl), (0.0, forward_kl)])
+@pytest.mark.parametrize(("mode", "add_tail"), [("tail", True), ("renormalised", False)])
+def test_trl_computes_the_same(alpha: float, ours: Any, mode: Mode, add_tail: bool) -> None:
+    """TRL takes the student's top-k in both directions; forward is compared where both top-k agree."""
+    student, teacher = logits(5).float(), logits(6).float()
+    if alpha == 0.0:  # the same ten tokens on top of both
+        student[:, :10] += 20
+        teacher[:, :10] += 20
+    theirs = compute_topk_self_distillation_loss(
+        student, teacher, distillation_topk=10, distillation_alpha=alpha, distillation_add_tail=add_tail
+    )
+    torch.testing.assert_close(ours(student, teacher, k=10, mode=mode), theirs, atol=1e-5, rtol=1e-4)
 
 
 def logits(seed: int, T: int = 7, V: int = 50, scale: float = 2.0) -> torch.Tensor:
