@@ -133,7 +133,7 @@ class SelfImproveConfig:
     """Of the weights; auto is float32."""
     compute_dtype: Dtype = "auto"
     """What matrix products run in (autocast); auto is bfloat16 where the machine is faster with it."""
-    max_nodes: int = 384
+    max_nodes: int = 768
     """Tokens of one forward and backward pass; lower it when memory is short."""
     gradient_checkpointing: bool = False
     """Keep no activations but compute them again: less memory, a third more time."""

@@ -156,6 +156,7 @@ class Consolidation:
             [seed for _, seed in mine],
             data=config.data,
         )
+        policy.clear()  # its memo is of no use to the update, which needs the room
         stats = self.trainer.step(examples)
         self._refresh_student()
         if isinstance(self.teacher, FollowingTeacher) and config.teacher == "ema":

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from agents import tree_attention
 from agents.prefix_lm import UnsupportedModelError, check_supported
 
 EMBEDDED = "smollm2"
@@ -58,7 +59,11 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch_dtype, attn_implementation="sdpa", use_safetensors=True, **options
+            source,
+            dtype=torch_dtype,
+            attn_implementation=tree_attention.NAME,
+            use_safetensors=True,
+            **options,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from agents import tree_attention
 from agents.lm_head import LMHead
 from agents.prefix_tree import PrefixTree, pack
 
@@ -198,13 +199,16 @@ def tree_hidden(
         [Q, D] in the model's dtype, or what autocast makes of it.
     """
     device = model.device
-    decoder = model.base_model
-    mask_QK = torch.from_numpy(tree.attention_mask(queries, [*past, *queries])).to(device)
+    decoder: Any = model.base_model
+    if decoder.config._attn_implementation != tree_attention.NAME:
+        decoder.config._attn_implementation = tree_attention.NAME
+    blocks = tree_attention.TreeBlocks(tree.blocks(queries, [*past, *queries]), device)
     with torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None):
         output = decoder(
             input_ids=torch.tensor([[tree.tokens[node] for node in queries]], device=device),
             position_ids=torch.tensor([[tree.depths[node] for node in queries]], device=device),
-            attention_mask=mask_QK[None, None],
+            attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),  # the blocks have it
+            tree_blocks=blocks,
             **({} if cache is None else {_cache_argument(decoder): cache}),
             use_cache=cache is not None,
         )
@@ -224,7 +228,7 @@ def check_supported(model: PreTrainedModel) -> None:
     plain = torch.stack([model(torch.tensor([p], device=model.device)).logits[0, -1] for p in probes]).float()
     try:
         trees = PrefixLM(model).logits(probes)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UnsupportedModelError(str(error)) from error
     if trees.shape != plain.shape or not torch.allclose(plain, trees, atol=0.02 * float(plain.abs().max())):
         off = f"{float((plain - trees).abs().max()):.3g}" if trees.shape == plain.shape else "everything"

@@ -3,10 +3,11 @@
 Sequences that begin alike share their beginning's nodes. Laid out flat, parents before children, with
 a node's depth as its position and with attention to its ancestors only, the whole tree is one causal
 forward pass whose result at each node is the one that its sequence alone would give.
-Shape letters: Q query nodes, K key nodes.
+Shape letters: Q query nodes, B blocks, L queries of a block, P keys of a block.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +52,8 @@ class PrefixTree:
             node = self.parents[node]
         return above
 
-    def attention_mask(self, queries: Sequence[int], keys: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """[Q, K]: whether a query attends to a key, that is, is it or descends from it.
+    def blocks(self, queries: Sequence[int], keys: Sequence[int]) -> "Blocks":
+        """The queries cut into blocks that lie on one path each; see ``Blocks``.
 
         Args:
             queries: Nodes in ascending order.
@@ -60,15 +61,51 @@ class PrefixTree:
         """
         column = {node: index for index, node in enumerate(keys)}
         row = {node: index for index, node in enumerate(queries)}
-        mask_QK = np.zeros((len(queries), len(keys)), dtype=np.bool_)
-        for index, node in enumerate(queries):
-            parent = self.parents[node]
-            if parent in row:
-                mask_QK[index] = mask_QK[row[parent]]
-            else:
-                mask_QK[index, [column[above] for above in self.ancestors(node)]] = True
-            mask_QK[index, column[node]] = True
-        return mask_QK
+        inner = {self.parents[node] for node in queries}
+        paths = [[*reversed(self.ancestors(node)), node] for node in queries if node not in inner]
+        # Long branches are cut, so that blocks are of a size; not into more than a few parts, since each
+        # part's keys are a copy.
+        most = max(MIN_BLOCK, max(map(len, paths), default=0) // 4)
+        taken: set[int] = set()
+        cut: list[tuple[list[int], list[int]]] = []  # a block's nodes, and its path down to the last of them
+        for path in paths:
+            branch = [node for node in path if node in row and node not in taken]
+            for first in range(0, len(branch), most):
+                nodes = branch[first : first + most]
+                cut.append((nodes, path[: self.depths[nodes[-1]] + 1]))
+            taken.update(branch)
+        shape = (len(cut), max((len(nodes) for nodes, _ in cut), default=0))
+        widest = max((len(path) for _, path in cut), default=0)
+        queries_BL = np.zeros(shape, dtype=np.int64)
+        keys_BP = np.zeros((len(cut), widest), dtype=np.int64)
+        mask_BLP = np.zeros((*shape, widest), dtype=np.bool_)
+        mask_BLP[:, :, 0] = True  # a place that no query takes must still attend to something
+        places_Q = np.zeros(len(queries), dtype=np.int64)
+        for block, (nodes, path) in enumerate(cut):
+            depths_L = np.array([self.depths[node] for node in nodes])
+            queries_BL[block, : len(nodes)] = [row[node] for node in nodes]
+            keys_BP[block, : len(path)] = [column[node] for node in path]
+            mask_BLP[block, : len(nodes)] = np.arange(widest) <= depths_L[:, None]
+            places_Q[queries_BL[block, : len(nodes)]] = block * shape[1] + np.arange(len(nodes))
+        return Blocks(queries_BL=queries_BL, keys_BP=keys_BP, mask_BLP=mask_BLP, places_Q=places_Q)
+
+
+MIN_BLOCK = 32
+"""Queries up to which a block is not cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """Queries in blocks, the nodes of each on one path, which holds all that they attend to."""
+
+    queries_BL: npt.NDArray[np.int64]
+    """Rows of the queries; places that are not taken hold 0."""
+    keys_BP: npt.NDArray[np.int64]
+    """Columns of the path's keys, from the root down; places that are not taken hold 0."""
+    mask_BLP: npt.NDArray[np.bool_]
+    """Whether the query attends to the key: it is the key or stands below it."""
+    places_Q: npt.NDArray[np.int64]
+    """Where each query is in the flattened blocks."""
 
 
 def shared_length(left: Sequence[int], right: Sequence[int]) -> int:

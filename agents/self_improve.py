@@ -22,7 +22,7 @@ from agents.models import ModelError
 from agents.run_folder import RunFolderError, check_free, is_disk_full, read_config
 from agents.session import Session
 from distill.opcd import DistillError
-from distill.parallel import Ranks
+from distill.parallel import Ranks, is_lost_connection, is_main_process
 from envs.words import EnvError
 from evals.report import print_summary, write_report
 from experience.insight import Insight
@@ -156,12 +156,17 @@ def main() -> int:
         _say_how_to_resume(console, path)
         return 2
     except Exception as error:
+        if is_lost_connection(error):
+            console.print("error: another process of this run has died", style="bold red")
+            _say_how_to_resume(console, path)
+            return 3
         if not is_disk_full(error):
             raise
         console.print("error: the disk is full", style="bold red")
         _say_how_to_resume(console, path)
         return 2
-    print_summary(results, path)
+    if is_main_process():
+        print_summary(results, path)
     return 0
 
 

@@ -3,7 +3,8 @@
     pip install 'opcd-gym[bench]'
     python -m distill.benchmark
 
-Every measurement is a process of its own, so that peaks of memory are its own; sides that are compared take turns.
+Every measurement is a process of its own, so that peaks of memory are its own; sides that are compared take
+turns.
 JSON goes to standard output, tables to standard error.
 """
 
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -32,8 +34,7 @@ from agents.hf_policy import HFPolicy
 from agents.models import load_model
 from agents.policy import Message, Prompt, Sampling
 from agents.prefix_lm import PrefixLM
-from distill.chunked_loss import chunked_topk_reverse_kl, topk_ids
-from distill.chunked_loss import ScoredTopK
+from distill.chunked_loss import ScoredTopK, chunked_topk_reverse_kl, topk_ids
 from distill.examples import DistillExample, sample_examples
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
@@ -52,8 +53,8 @@ class BenchConfig:
     """Measure the distillation engine against its baselines."""
 
     parts: tuple[Part, ...] = ("step", "loss", "scaling", "processes")
-    """`step`: a whole OPCD step against TRL's SDFTTrainer; `loss`: the loss alone against its matrix products;
-    `scaling`: training as the number of tokens grows; `processes`: two processes against one."""
+    """`step`: a whole OPCD step against TRL's SDFTTrainer; `loss`: the loss alone against its matrix
+    products; `scaling`: training as the number of tokens grows; `processes`: two processes against one."""
     repeats: int = 2
     """Times that the sides take turns."""
     steps: int = 4
@@ -76,13 +77,21 @@ class BenchConfig:
 # --- what is measured, each in a process of its own ----------------------------------------------
 
 
-def step_ours(steps: int) -> dict[str, Any]:
+def step_ours(steps: int, gradient_checkpointing: bool = False) -> dict[str, Any]:
     """Generate, teacher, update, with this toolkit."""
     loaded = load_model("smollm2")
     ranks = Ranks.connect("cpu")
     student = HFPolicy(copy.deepcopy(loaded.model), loaded.tokenizer)
     teacher = FrozenTeacher(PrefixLM(loaded.model))
-    trainer = OPCD(student.lm.model, teacher, lr=1e-5, k=256, mode="tail", ranks=ranks)
+    trainer = OPCD(
+        student.lm.model,
+        teacher,
+        lr=1e-5,
+        k=256,
+        mode="tail",
+        gradient_checkpointing=gradient_checkpointing,
+        ranks=ranks,
+    )
     seconds, parts, tokens = [], [], []
     for step in range(steps + 1):
         pairs = [(_prompt(question), _prompt(question, INSIGHT)) for question in _questions(step)]
@@ -95,6 +104,7 @@ def step_ours(steps: int) -> dict[str, Any]:
             Sampling(max_tokens=NEW_TOKENS),
             ranks.share([100 * step + i for i in range(PROMPTS)]),
         )
+        student.clear()
         sampled = time.perf_counter()
         trainer.step(examples)
         seconds.append(time.perf_counter() - started)
@@ -109,6 +119,7 @@ def step_trl(steps: int, gradient_checkpointing: bool) -> dict[str, Any]:
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
     loaded = load_model("smollm2")
+    loaded.model.set_attn_implementation("sdpa")
     rows: dict[str, list[Any]] = {"prompt": [], "privileged_context": []}
     for step in range(steps + 1):
         for question in _questions(step):
@@ -117,7 +128,7 @@ def step_trl(steps: int, gradient_checkpointing: bool) -> dict[str, Any]:
             )
             rows["privileged_context"].append(INSIGHT)
 
-    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+    class Clock(transformers.TrainerCallback):
         def __init__(self) -> None:
             self.times: list[float] = []
 
@@ -182,7 +193,7 @@ def loss_ours(
     before = _resident_bytes()
     started = time.perf_counter()
     result = chunked_topk_reverse_kl(student_TD, student_VD, *teacher, chunk=chunk, scored=scores)
-    result.loss.backward()  # type: ignore[no-untyped-call]
+    result.loss.backward()
     seconds = time.perf_counter() - started
     extra = _peak_bytes() - before
     products = 2 + (not scored) + head
@@ -217,7 +228,7 @@ def loss_plain(positions: int, vocabulary: int, hidden: int) -> dict[str, Any]:
     started = time.perf_counter()
     with torch.no_grad():
         teacher_TV = teacher_TD @ teacher_VD.T
-    topk_reverse_kl(student_TD @ student_VD.T, teacher_TV).sum().backward()  # type: ignore[no-untyped-call]
+    topk_reverse_kl(student_TD @ student_VD.T, teacher_TV).sum().backward()
     return {"seconds": [time.perf_counter() - started], "extra_bytes": _peak_bytes() - before}
 
 
@@ -324,14 +335,20 @@ def part_step(config: BenchConfig) -> tuple[dict[str, Any], Table]:
     sides = take_turns(
         config.repeats,
         {
-            "opcd-gym": lambda: measure("step_ours", steps=config.steps),
-            "TRL": lambda: measure("step_trl", steps=config.steps, gradient_checkpointing=True),
-            "TRL, activations kept": lambda: measure(
-                "step_trl", steps=config.steps, gradient_checkpointing=False
-            ),
+            f"{name}{', activations computed again' if again else ''}": partial(
+                measure, worker, steps=config.steps, gradient_checkpointing=again
+            )
+            for name, worker in (("opcd-gym", "step_ours"), ("TRL", "step_trl"))
+            for again in (False, True)
         },
     )
-    table = _table("One OPCD step: 16 sums, 32 new tokens, SmolLM2-135M", "seconds", "peak memory", "ratios")
+    table = _table(
+        "One OPCD step: 16 sums, 32 new tokens, SmolLM2-135M",
+        "seconds",
+        "peak memory",
+        "our time to its",
+        "our memory to its",
+    )
     ours = sides["opcd-gym"]
     for name, side in sides.items():
         side["median_seconds"] = statistics.median(side["seconds"])
@@ -339,8 +356,8 @@ def part_step(config: BenchConfig) -> tuple[dict[str, Any], Table]:
             "seconds": statistics.median(ours["seconds"]) / side["median_seconds"],
             "peak_bytes": ours["peak_bytes"] / side["peak_bytes"],
         }
-        ratios = f"{side['ours_to_it']['seconds']:.2f} of its time, {side['ours_to_it']['peak_bytes']:.2f} of its memory"
-        table.add_row(name, f"{side['median_seconds']:.2f}", _gib(side["peak_bytes"]), ratios)
+        ratios = [f"{side['ours_to_it'][key]:.2f}" for key in ("seconds", "peak_bytes")]
+        table.add_row(name, f"{side['median_seconds']:.2f}", _gib(side["peak_bytes"]), *ratios)
     return sides, table
 
 

@@ -5,6 +5,7 @@ shared by torch's own engines: DDP keeps a whole copy per process, FSDP2 (``full
 weights, gradients and optimizer moments.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Ranks:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+        atexit.register(state.destroy_process_group)  # else its threads may outlive what they need
         return cls(rank=state.process_index, size=state.num_processes, device=state.device)
 
     @property
@@ -81,6 +83,21 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(tensor, getattr(dist.ReduceOp, how))
         return cast("list[float]", tensor.tolist())
+
+
+def is_main_process() -> bool:
+    """Whether this process is the main one, as its launcher says."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether ``error`` says that another process is gone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        sign in text for sign in ("connection closed by peer", "connection reset by peer", "broken pipe")
+    )
 
 
 def shared(module: torch.nn.Module, layers: Sequence[torch.nn.Module], ranks: Ranks, engine: Engine) -> Any:

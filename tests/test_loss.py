@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from trl.experimental.sdft.loss_utils import compute_topk_self_distillation_loss
 
 from distill.loss import Mode, forward_kl, topk_reverse_kl

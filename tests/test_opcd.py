@@ -418,8 +418,8 @@ def test_adapters_that_have_no_place(targets: str) -> None:
 # --- rails and bad input --------------------------------------------------------------------------
 
 HEALTHY = StepStats(
-    loss=1.0, kl=1.0, trust_region_kl=0.0, student_mass=0.9, teacher_mass=0.9, entropy=1.0, teacher_entropy=1.0,
-    grad_norm=1.0, completion_tokens=20.0, cut_off=0.0, repetition=0.0, nodes=100,
+    loss=1.0, kl=1.0, trust_region_kl=0.0, student_mass=0.9, teacher_mass=0.9, entropy=1.0,
+    teacher_entropy=1.0, grad_norm=1.0, completion_tokens=20.0, cut_off=0.0, repetition=0.0, nodes=100,
 )  # fmt: skip
 
 
@@ -464,7 +464,8 @@ def test_the_paper_form_collapses_and_is_noticed() -> None:
 def test_what_does_not_fit_the_window_is_refused_with_the_numbers(who: str) -> None:
     long = tuple(itertools.islice(itertools.cycle(range(2, 200)), 511))
     fits = example((5, 6), (5, 7), (20, 21))
-    overlong = dataclasses.replace(fits, **{f"{who}_prompt_ids": long})
+    change: dict[str, Any] = {f"{who}_prompt_ids": long}
+    overlong = dataclasses.replace(fits, **change)
     before = tiny_llama(0).state_dict()
     student = tiny_llama(0)
     with pytest.raises(DistillError, match=f"511 tokens and its completion of 2 make 513, and the {who}'s"):
@@ -489,8 +490,9 @@ def test_settings_without_sense(settings: dict[str, Any]) -> None:
 
 def test_an_example_has_tokens_everywhere() -> None:
     for empty in ("student_prompt_ids", "teacher_prompt_ids", "completion_ids"):
+        change: dict[str, Any] = {empty: ()}
         with pytest.raises(ValueError, match="at least one token"):
-            dataclasses.replace(EXAMPLES[0], **{empty: ()})
+            dataclasses.replace(EXAMPLES[0], **change)
 
 
 def test_the_teachers_own_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,3 +1,4 @@
+import copy
 from typing import Any
 from unittest.mock import patch
 
@@ -5,11 +6,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from agents import tree_attention
 from agents.prefix_lm import Prefix, PrefixLM, UnsupportedModelError, check_supported, context_window
 from agents.prefix_tree import PrefixTree, is_beginning, pack, shared_length
+from distill.examples import DistillExample
+from distill.loss import topk_reverse_kl
+from distill.opcd import OPCD
+from distill.teacher import FrozenTeacher
 from tests.conftest import tiny_llama
 
 # Few letters, so that prefixes are shared often.
@@ -35,15 +53,24 @@ def test_tree_nodes_are_the_distinct_prefixes(sequences: list[Prefix]) -> None:
         assert [*reversed(tree.ancestors(path[-1])), path[-1]] == path
 
 
-@given(Sequences)
-def test_mask_is_descent(sequences: list[Prefix]) -> None:
+@given(Sequences, st.integers(1, 4), st.data())
+def test_blocks_show_each_query_its_ancestors(
+    sequences: list[Prefix], most: int, data: st.DataObject
+) -> None:
     tree = PrefixTree()
     for sequence in sequences:
         tree.add(sequence)
-    nodes = range(len(tree))
-    mask = tree.attention_mask(nodes, nodes)
-    for query in nodes:
-        assert set(mask[query].nonzero()[0].tolist()) == {query, *tree.ancestors(query)}
+    queries = sorted(data.draw(st.sets(st.sampled_from(range(len(tree))), min_size=1)))
+    keys = data.draw(st.permutations(range(len(tree))))
+    with patch("agents.prefix_tree.MIN_BLOCK", most):
+        blocks = tree.blocks(queries, keys)
+    longest = blocks.queries_BL.shape[1]
+    for row, (query, place) in enumerate(zip(queries, blocks.places_Q, strict=True)):
+        block, line = divmod(int(place), longest)
+        assert blocks.queries_BL[block, line] == row
+        attended = blocks.keys_BP[block][blocks.mask_BLP[block, line]]
+        assert sorted(keys[column] for column in attended) == sorted({query, *tree.ancestors(query)})
+    assert blocks.mask_BLP.any(-1).all()  # nothing attends to nothing
 
 
 @given(Sequences, st.integers(1, 30))
@@ -134,6 +161,71 @@ def test_models_that_cannot_share_prefixes_are_refused(model: PreTrainedModel) -
 
     with patch.object(LlamaAttention, "forward", leaky), pytest.raises(UnsupportedModelError, match="off by"):
         check_supported(recurrent)
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 0,
+    "eos_token_id": 1, "initializer_range": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma2Config(
+            **SMALL, final_logit_softcapping=2.0, attn_logit_softcapping=3.0, query_pre_attn_scalar=8
+        ),
+        GraniteConfig(**SMALL, logits_scaling=8.0, attention_multiplier=0.3, residual_multiplier=0.5),
+        CohereConfig(**SMALL, logit_scale=0.25),
+        MistralConfig(**SMALL),
+        Qwen3Config(**SMALL),
+        PhiConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}),  # a head with a bias
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_models_that_cap_scale_or_shift_their_logits(config: PreTrainedConfig) -> None:
+    """Exactly, through the trees, the head and the gradients."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
+    if (bias := model.get_output_embeddings().bias) is not None:
+        torch.nn.init.normal_(bias)
+    prefixes = [(3, 4, 5), (3, 4, 6, 7), (8, 9)]
+    expected = torch.stack([plain_logits(model, prefix) for prefix in prefixes])
+    model.set_attn_implementation(tree_attention.NAME)
+    check_supported(model)
+    torch.testing.assert_close(PrefixLM(model).logits(prefixes), expected, atol=1e-4, rtol=1e-4)
+
+    example = DistillExample(student_prompt_ids=(3, 4), teacher_prompt_ids=(3, 5), completion_ids=(6, 7))
+    naive = copy.deepcopy(model)
+    OPCD(model, FrozenTeacher(PrefixLM(copy.deepcopy(model))), lr=1e-3, temperature=0.7, k=8).step([example])
+    student_TV = naive(torch.tensor([[3, 4, 6]])).logits[0, 1:]
+    teacher_TV = naive(torch.tensor([[3, 5, 6]])).logits[0, 1:]
+    topk_reverse_kl(student_TV / 0.7, teacher_TV, k=8).mean().backward()
+    torch.nn.utils.clip_grad_norm_(naive.parameters(), 1.0)
+    torch.optim.AdamW(naive.parameters(), lr=1e-3, weight_decay=0.0).step()
+    for (name, mine), theirs in zip(model.named_parameters(), naive.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=2e-5, rtol=1e-4), name
+
+
+def test_a_head_that_does_more_than_is_known_is_refused() -> None:
+    class Odd(LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits.abs()
+            return output
+
+    torch.manual_seed(0)
+    config: Any = tiny_llama().config
+    model: Any = Odd(config)
+    with pytest.raises(UnsupportedModelError, match="its head more than"):
+        check_supported(model.eval())
+
+
+def test_a_head_that_is_no_linear_layer_is_refused(model: PreTrainedModel) -> None:
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    with pytest.raises(UnsupportedModelError, match="a Sequential, not a linear layer"):
+        check_supported(model)
 
 
 def test_the_context_window_is_the_shortest_limit(model: PreTrainedModel) -> None:
