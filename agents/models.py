@@ -93,16 +93,16 @@ def load_model(
     return LoadedModel(model=model, tokenizer=tokenizer)
 
 
-def compute_dtype(name: Dtype, device: torch.device) -> Dtype:
+def compute_dtype(name: Dtype, model: PreTrainedModel) -> Dtype:
     """What matrix products are to run in: what was asked for, or for ``auto`` bfloat16 where it is faster.
 
     On a GPU that is so where it has bfloat16; on a CPU it is measured, in a few milliseconds.
     """
     if name != "auto":
         return name
-    if device.type == "cuda":
+    if model.device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type != "cpu":
+    if model.device.type != "cpu":
         return "float32"
 
     def seconds(dtype: torch.dtype) -> float:

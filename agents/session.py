@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel
 
 from agents.config import SelfImproveConfig
 from agents.hf_policy import HFPolicy
@@ -76,7 +77,7 @@ class Session:
         loaded = self._load(config.model)
         self.config = config = replace(
             config,
-            compute_dtype=ranks.from_main(lambda: compute_dtype(config.compute_dtype, loaded.model.device)),
+            compute_dtype=ranks.from_main(lambda: compute_dtype(config.compute_dtype, loaded.model)),
         )
         self.lora: LoRA | None = None
         if config.lora_rank:
@@ -86,8 +87,12 @@ class Session:
             self.base = self._policy(loaded, self.lora)
             self.student = self._policy(loaded)
         else:
-            self.base = self._policy(loaded)
             self.student = self._policy(replace(loaded, model=copy.deepcopy(loaded.model)))
+            if (narrow := self._autocast(loaded.model)) is not None:
+                torch.nn.Module.to(
+                    loaded.model, narrow
+                )  # what is never trained need not be wider than what is computed in
+            self.base = self._policy(loaded)
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
         self.max_tokens = config.max_new_tokens or self.base.longest_action(
@@ -143,13 +148,17 @@ class Session:
 
     def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
         """The model as a policy; with ``lora`` its adapters are off."""
-        dtype = getattr(torch, self.config.compute_dtype)
         return HFPolicy(
             loaded.model,
             loaded.tokenizer,
-            compute_dtype=None if dtype == loaded.model.dtype else dtype,
+            compute_dtype=self._autocast(loaded.model),
             within=nullcontext if lora is None else lora.off,
         )
+
+    def _autocast(self, model: PreTrainedModel) -> torch.dtype | None:
+        """What the model's matrix products are narrowed to, if they are."""
+        dtype: torch.dtype = getattr(torch, self.config.compute_dtype)
+        return dtype if dtype.itemsize < model.dtype.itemsize else None
 
     def _make_teacher(self, loaded: LoadedModel) -> HFPolicy:
         config = self.config

@@ -38,7 +38,7 @@ from distill.chunked_loss import ScoredTopK, chunked_topk_reverse_kl, topk_ids
 from distill.examples import DistillExample, sample_examples
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
-from distill.parallel import Ranks
+from distill.parallel import Engine, Ranks
 from distill.teacher import FrozenTeacher
 
 Part = Literal["step", "loss", "scaling", "processes"]
@@ -77,20 +77,22 @@ class BenchConfig:
 # --- what is measured, each in a process of its own ----------------------------------------------
 
 
-def step_ours(steps: int, gradient_checkpointing: bool = False) -> dict[str, Any]:
+def step_ours(steps: int, gradient_checkpointing: bool = False, engine: Engine = "ddp") -> dict[str, Any]:
     """Generate, teacher, update, with this toolkit."""
     loaded = load_model("smollm2")
     ranks = Ranks.connect("cpu")
     student = HFPolicy(copy.deepcopy(loaded.model), loaded.tokenizer)
     teacher = FrozenTeacher(PrefixLM(loaded.model))
+    trained = copy.deepcopy(student.lm.model) if engine == "fsdp" else student.lm.model
     trainer = OPCD(
-        student.lm.model,
+        trained,
         teacher,
         lr=1e-5,
         k=256,
         mode="tail",
         gradient_checkpointing=gradient_checkpointing,
         ranks=ranks,
+        engine=engine,
     )
     seconds, parts, tokens = [], [], []
     for step in range(steps + 1):
@@ -107,6 +109,8 @@ def step_ours(steps: int, gradient_checkpointing: bool = False) -> dict[str, Any
         student.clear()
         sampled = time.perf_counter()
         trainer.step(examples)
+        if trained is not student.lm.model:
+            trainer.copy_to(student.lm.model)
         seconds.append(time.perf_counter() - started)
         parts.append(sampled - started)
         tokens.append(sum(len(e.completion_ids) for e in examples))
@@ -415,14 +419,19 @@ def part_processes(config: BenchConfig) -> tuple[dict[str, Any], Table]:
         config.repeats,
         {
             "one": lambda: measure("step_ours", steps=config.steps, threads=1),
-            "two": lambda: measure("step_ours", steps=config.steps, threads=1, processes=2),
+            "two, DDP": lambda: measure("step_ours", steps=config.steps, threads=1, processes=2),
+            "two, FSDP2": lambda: measure(
+                "step_ours", steps=config.steps, engine="fsdp", threads=1, processes=2
+            ),
         },
     )
-    one, two = (statistics.median(sides[name]["seconds"]) for name in ("one", "two"))
-    sides["speed_up"] = one / two
-    table = _table("One OPCD step, one core per process", "seconds", "speed-up")
-    table.add_row("one process", f"{one:.2f}", "1.00")
-    table.add_row("two processes (DDP, gloo)", f"{two:.2f}", f"{one / two:.2f}")
+    table = _table("One OPCD step, one core per process", "seconds", "speed-up", "peak memory of one")
+    one = statistics.median(sides["one"]["seconds"])
+    for name, side in sides.items():
+        side["median_seconds"] = statistics.median(side["seconds"])
+        side["speed_up"] = one / side["median_seconds"]
+        row = (f"{side['median_seconds']:.2f}", f"{side['speed_up']:.2f}", _gib(side["peak_bytes"]))
+        table.add_row(name, *row)
     return sides, table
 
 

@@ -121,11 +121,11 @@ def kl_plot(metrics: Sequence[Mapping[str, Any]]) -> str:
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.2, 2.6))
         steps = [entry["step"] for entry in train]
-        axes.plot(steps, [entry["loss"] for entry in train], color=GREEN, label="KL(student || teacher)")
+        axes.plot(steps, [entry["kl"] for entry in train], color=GREEN, label="KL to the teacher")
         axes.plot(steps, [entry["entropy"] for entry in train], color=MUTED, label="entropy of the student")
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("nats per token")
-        axes.set_ylim(bottom=min(0.0, *(entry["loss"] for entry in train)))  # truncated goes below
+        axes.set_ylim(bottom=min(0.0, *(entry["kl"] for entry in train)))  # truncated goes below
         axes.legend(loc="upper right", fontsize=9)
         axes.set_title("How far the student is from its teacher", loc="left", fontsize=11)
         return _svg(figure)

@@ -2,12 +2,13 @@
 
 python -m torch.distributed.run --nproc-per-node 2 -m tests.parallel_worker ENGINE OUT [FROM]
 
-With all weights and with adapters: three steps from the beginning, their state after the first; and two more steps
-from such a state in FROM.
+With all weights and with adapters: three steps from the beginning, their state after the first; and two
+more steps from such a state in FROM.
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -57,7 +58,7 @@ def main(engine: str, out: str, start: str = "") -> None:
             engine=cast(Engine, engine),
         )
 
-    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
+    def save(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
         if ranks.is_main:
             save_file({k: v.detach().contiguous() for k, v in tensors.items()}, Path(out) / name)
 

@@ -73,8 +73,8 @@ def assert_same(one: Path, two: Path) -> None:
 
 
 TINY: dict[str, Any] = {
-    "env_kwargs": {"is_slippery": False}, "rounds": 1, "episodes": 10, "waves": 2, "steps": 3, "eval_every": 2,
-    "batch_size": 8, "lr": 1e-3, "validation_episodes": 7, "test_episodes": 6, "num_envs": 4,
+    "env_kwargs": {"is_slippery": False}, "rounds": 1, "episodes": 10, "waves": 2, "steps": 3,
+    "eval_every": 2, "batch_size": 8, "lr": 1e-3, "validation_episodes": 7, "test_episodes": 6, "num_envs": 4,
 }  # fmt: skip
 
 

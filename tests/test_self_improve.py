@@ -25,7 +25,9 @@ from agents.consolidation import Consolidation
 from agents.run_folder import RunFolder, RunFolderError
 from agents.self_improve import main, parse_args, self_improve
 from agents.session import Session
-from distill.opcd import OPCD, DistillError
+from distill.opcd import OPCD, DistillError, StepStats
+from evals.result import Comparison
+from evals.two_by_two import print_table, two_by_two
 from experience.insight import Insight
 from experience.store import ExperienceStore
 from tests.conftest import tiny_llama
@@ -444,3 +446,149 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
     for name in SelfImproveConfig.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in output
     assert "Gymnasium id of the environment" in output
+
+
+# --- every way to distil --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher": "round"},
+        {"teacher": "ema", "ema_decay": 0.5},
+        {"teacher": "self"},
+        {"lora_rank": 2, "lr": 1e-2, "trust_region": 0.1},
+        {"lora_rank": 2, "teacher": "round", "lora_targets": "q_proj,v_proj"},
+        {"data": "teacher", "direction": "forward", "average": "tokens"},
+        {"teacher": "ema", "data": "teacher"},
+        {
+            "compute_dtype": "bfloat16",
+            "gradient_checkpointing": True,
+            "warmup_steps": 2,
+            "weight_decay": 0.01,
+        },
+    ],
+    ids=lambda change: ",".join(map(str, change.values())),
+)
+def test_every_way_to_distil_runs_resumes_and_ends_the_same(
+    change: dict[str, Any], walker_folder: Path, tmp_path: Path
+) -> None:
+    ended = []
+    for interrupt in (None, fail_at(OPCD, "step", 5)):
+        path = tmp_path / ("interrupted" if interrupt else "whole")
+        config = SelfImproveConfig(model=str(walker_folder), output=path, **(TINY | change))
+        with open_gate():
+            if interrupt is not None:
+                with interrupt(), pytest.raises(KeyboardInterrupt):
+                    self_improve(config, QUIET)
+                config = parse_args(["--resume", str(path)])
+            self_improve(config, QUIET)
+        ended.append(contents(path))
+        model = AutoModelForCausalLM.from_pretrained(path / "model")
+        assert not any("lora" in name for name, _ in model.named_parameters())
+    assert ended[0] == ended[1]
+    steps = [entry for entry in ended[0]["metrics"].values() if entry["kind"] == "train"]
+    assert len(steps) == 6
+    assert all(entry["kl"] > -1e-6 for entry in steps)
+    if change.get("teacher") == "round":
+        # The second round's teacher is the student of the first: what it imitates has changed.
+        teacher = {k: v for k, v in ended[0]["weights"]["checkpoint.safetensors"].items() if "teacher/" in k}
+        assert teacher
+
+
+def test_another_model_teaches(walker_folder: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    model = AutoModelForCausalLM.from_pretrained(walker_folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2.0)
+    model.save_pretrained(teacher)
+    AutoTokenizer.from_pretrained(walker_folder).save_pretrained(teacher)
+    path = tmp_path / "run"
+    with open_gate():
+        self_improve(
+            SelfImproveConfig(
+                model=str(walker_folder), teacher_model=str(teacher), output=path, **(TINY | {"rounds": 1})
+            ),
+            QUIET,
+        )
+    with ExperienceStore(path / "experience.db") as store:
+        assert set(store.traces().query("phase.str.contains('gate')")["policy_id"]) == {"teacher"}
+
+    tokenizer = AutoTokenizer.from_pretrained(walker_folder)
+    tokenizer.add_tokens([" upwards"])
+    tokenizer.save_pretrained(teacher)
+    with pytest.raises(DistillError, match="another tokenizer"):
+        self_improve(
+            SelfImproveConfig(
+                model=str(walker_folder), teacher_model=str(teacher), output=tmp_path / "other", **TINY
+            ),
+            QUIET,
+        )
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("how", ["collapse", "validation"])
+def test_training_that_goes_wrong_ends_early_with_the_best_weights(
+    how: str, walker_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    config = SelfImproveConfig(
+        model=str(walker_folder), output=path, stop_when_worse=True, **(TINY | {"steps": 6, "rounds": 1})
+    )
+
+    def worse(first: pd.DataFrame, second: pd.DataFrame) -> Comparison:
+        return Comparison(difference=-0.5, ci_low=-0.6, ci_high=-0.4, p_value=0.01, n=6)
+
+    def rail(stats: StepStats, first: StepStats) -> str | None:
+        return "gone" if how == "collapse" and stats.nodes and stats is not first else None
+
+    with (
+        open_gate(),
+        patch("agents.consolidation.collapse", rail),
+        patch("agents.consolidation.Comparison.of", worse if how == "validation" else Comparison.of),
+    ):
+        results = self_improve(config, QUIET)
+    metrics = contents(path)["metrics"]
+    [stop] = [entry for entry in metrics.values() if entry["kind"] == "stop"]
+    assert stop["reason"].startswith("gone" if how == "collapse" else "validation fell from")
+    assert stop["step"] == 2
+    assert len([entry for entry in metrics.values() if entry["kind"] == "train"]) == 2
+    assert results["best_step"] == 0
+    before = AutoModelForCausalLM.from_pretrained(walker_folder)
+    after = AutoModelForCausalLM.from_pretrained(path / "model")
+    for one, two in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_four_ways_as_one_table(
+    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SelfImproveConfig(
+        model=str(walker_folder), output=tmp_path / "cells", **(TINY | {"rounds": 1, "steps": 2})
+    )
+    with open_gate():
+        table = two_by_two(config, QUIET)
+    cells = [f"{row['data']} {row['direction']}" for row in table["rows"]]
+    assert cells == ["student reverse", "student forward", "teacher reverse", "teacher forward"]
+    assert table["rows"][3]["against_context_distillation"]["difference"] == 0
+    print_table(table, config)
+    assert capsys.readouterr().out.count("student") == 2
+    with patch.object(Session, "play", side_effect=AssertionError("a finished cell is not run again")):
+        assert two_by_two(config, QUIET) == table
+    with pytest.raises(ConfigError, match="--output"):
+        two_by_two(SelfImproveConfig(), QUIET)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"lora_rank": -1}, "lora_rank"),
+        ({"trust_region": -0.1}, "trust_region"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"teacher": "ema", "teacher_model": "x"}, "teacher ema follows the student"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+    ],
+)
+def test_settings_of_the_distillation_without_sense(change: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        SelfImproveConfig(**change)

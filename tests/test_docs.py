@@ -1,0 +1,40 @@
+"""What the documentation shows is run."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from agents.models import load_model
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def code_blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.model
+def test_distilling_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, *_ = code_blocks("distill.md")
+    exec(compile(script, "docs/distill.md", "exec"), {"STEPS": 8, "FOLDER": tmp_path / "model"})
+    losses = [float(loss) for loss in re.findall(r"StepStats\(loss=([\d.]+)", capsys.readouterr().out)]
+    assert len(losses) == 8
+    assert losses[-1] < 0.8 * losses[0]
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    before = load_model("smollm2").model
+    assert not torch.equal(trained.lm_head.weight, before.get_output_embeddings().weight)
+
+
+def test_the_loss_alone() -> None:
+    _, script = code_blocks("distill.md")
+    tensors = {
+        "student_hidden_TD": torch.randn(5, 4, requires_grad=True),
+        "student_head_VD": torch.randn(20, 4, requires_grad=True),
+        "teacher_hidden_TD": torch.randn(5, 6),
+        "teacher_head_VD": torch.randn(20, 6),
+    }
+    exec(compile(script, "docs/distill.md", "exec"), tensors)
+    assert tensors["student_hidden_TD"].grad is not None
