@@ -45,7 +45,7 @@ Part = Literal["step", "loss", "scaling", "processes"]
 GIB = 1 << 30
 RULES = "You are good at mathematics. Answer with the number only."
 INSIGHT = "Experience: Add the ones first and carry, then add the tens."
-PROMPTS, NEW_TOKENS = 16, 32
+NEW_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +65,24 @@ class BenchConfig:
     """V of the loss."""
     hidden: int = 1024
     """D of the loss."""
+    prompts: int = 16
+    """Completions per step, for the step."""
+    global_batch: int = 64
+    """Completions per step, for the processes."""
     tokens: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
     """Completion tokens per step, for the scaling."""
 
     def __post_init__(self) -> None:
-        sizes = (self.repeats, self.steps, self.positions, self.vocabulary, self.hidden, *self.tokens)
+        sizes = (
+            self.repeats,
+            self.steps,
+            self.positions,
+            self.vocabulary,
+            self.hidden,
+            *self.tokens,
+            self.prompts,
+            self.global_batch,
+        )
         if min(sizes) < 1:
             raise ValueError("every number must be at least 1")
 
@@ -77,7 +90,9 @@ class BenchConfig:
 # --- what is measured, each in a process of its own ----------------------------------------------
 
 
-def step_ours(steps: int, gradient_checkpointing: bool = False, engine: Engine = "ddp") -> dict[str, Any]:
+def step_ours(
+    steps: int, prompts: int, gradient_checkpointing: bool = False, engine: Engine = "ddp"
+) -> dict[str, Any]:
     """Generate, teacher, update, with this toolkit."""
     loaded = load_model("smollm2")
     ranks = Ranks.connect("cpu")
@@ -96,7 +111,7 @@ def step_ours(steps: int, gradient_checkpointing: bool = False, engine: Engine =
     )
     seconds, parts, tokens = [], [], []
     for step in range(steps + 1):
-        pairs = [(_prompt(question), _prompt(question, INSIGHT)) for question in _questions(step)]
+        pairs = [(_prompt(question), _prompt(question, INSIGHT)) for question in _questions(step, prompts)]
         started = time.perf_counter()
         student.clear()
         examples = sample_examples(
@@ -104,7 +119,7 @@ def step_ours(steps: int, gradient_checkpointing: bool = False, engine: Engine =
             student.encode,
             ranks.share(pairs),
             Sampling(max_tokens=NEW_TOKENS),
-            ranks.share([100 * step + i for i in range(PROMPTS)]),
+            ranks.share([prompts * step + i for i in range(prompts)]),
         )
         student.clear()
         sampled = time.perf_counter()
@@ -117,7 +132,7 @@ def step_ours(steps: int, gradient_checkpointing: bool = False, engine: Engine =
     return {"seconds": seconds[1:], "generate_seconds": parts[1:], "completion_tokens": tokens[1:]}
 
 
-def step_trl(steps: int, gradient_checkpointing: bool) -> dict[str, Any]:
+def step_trl(steps: int, prompts: int, gradient_checkpointing: bool) -> dict[str, Any]:
     """The same work with TRL's SDFTTrainer."""
     from datasets import Dataset
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
@@ -126,7 +141,7 @@ def step_trl(steps: int, gradient_checkpointing: bool) -> dict[str, Any]:
     loaded.model.set_attn_implementation("sdpa")
     rows: dict[str, list[Any]] = {"prompt": [], "privileged_context": []}
     for step in range(steps + 1):
-        for question in _questions(step):
+        for question in _questions(step, prompts):
             rows["prompt"].append(
                 [{"role": m.role, "content": m.content} for m in _prompt(question).messages]
             )
@@ -151,7 +166,7 @@ def step_trl(steps: int, gradient_checkpointing: bool) -> dict[str, Any]:
             callbacks=[clock],
             args=SDFTConfig(
                 output_dir=folder,
-                per_device_train_batch_size=PROMPTS,
+                per_device_train_batch_size=prompts,
                 max_steps=steps + 1,
                 max_completion_length=NEW_TOKENS,
                 temperature=1.0,
@@ -267,9 +282,9 @@ WORKERS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def _questions(step: int) -> list[str]:
+def _questions(step: int, count: int) -> list[str]:
     generator = random.Random(step)
-    return [f"What is {generator.randint(1, 99)} + {generator.randint(1, 99)}?" for _ in range(PROMPTS)]
+    return [f"What is {generator.randint(1, 99)} + {generator.randint(1, 99)}?" for _ in range(count)]
 
 
 def _prompt(question: str, insight: str = "") -> Prompt:
@@ -339,15 +354,15 @@ def part_step(config: BenchConfig) -> tuple[dict[str, Any], Table]:
     sides = take_turns(
         config.repeats,
         {
-            f"{name}{', activations computed again' if again else ''}": partial(
-                measure, worker, steps=config.steps, gradient_checkpointing=again
+            f"{name}{', checkpointed' if again else ''}": partial(
+                measure, worker, steps=config.steps, prompts=config.prompts, gradient_checkpointing=again
             )
             for name, worker in (("opcd-gym", "step_ours"), ("TRL", "step_trl"))
             for again in (False, True)
         },
     )
     table = _table(
-        "One OPCD step: 16 sums, 32 new tokens, SmolLM2-135M",
+        f"One OPCD step: {config.prompts} sums, 32 new tokens, SmolLM2-135M",
         "seconds",
         "peak memory",
         "our time to its",
@@ -415,17 +430,21 @@ def part_scaling(config: BenchConfig) -> tuple[dict[str, Any], Table]:
 
 def part_processes(config: BenchConfig) -> tuple[dict[str, Any], Table]:
     """The same global batch on one process and on two, one core each."""
+    step = partial(measure, "step_ours", steps=config.steps, prompts=config.global_batch, threads=1)
     sides: dict[str, Any] = take_turns(
         config.repeats,
         {
-            "one": lambda: measure("step_ours", steps=config.steps, threads=1),
-            "two, DDP": lambda: measure("step_ours", steps=config.steps, threads=1, processes=2),
-            "two, FSDP2": lambda: measure(
-                "step_ours", steps=config.steps, engine="fsdp", threads=1, processes=2
-            ),
+            "one": step,
+            "two, DDP": partial(step, processes=2),
+            "two, FSDP2": partial(step, processes=2, engine="fsdp"),
         },
     )
-    table = _table("One OPCD step, one core per process", "seconds", "speed-up", "peak memory of one")
+    table = _table(
+        f"One OPCD step of {config.global_batch}, one core per process",
+        "seconds",
+        "speed-up",
+        "peak memory of one",
+    )
     one = statistics.median(sides["one"]["seconds"])
     for name, side in sides.items():
         side["median_seconds"] = statistics.median(side["seconds"])
