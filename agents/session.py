@@ -82,7 +82,11 @@ class Session:
         self.lora: LoRA | None = None
         if config.lora_rank:
             self.lora = LoRA(
-                loaded.model, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets
+                loaded.model,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                targets=config.lora_targets,
+                seed=config.seed,
             )
             self.base = self._policy(loaded, self.lora)
             self.student = self._policy(loaded)

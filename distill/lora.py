@@ -4,6 +4,7 @@ import copy
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
@@ -18,7 +19,13 @@ class LoRA:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, rank: int, alpha: float, targets: str = "all-linear"
+        self,
+        model: PreTrainedModel,
+        *,
+        rank: int,
+        alpha: float,
+        targets: str = "all-linear",
+        seed: int = 0,
     ) -> None:
         """Put adapters into ``model``; at first they change nothing.
 
@@ -27,6 +34,7 @@ class LoRA:
             rank: Of the adapters.
             alpha: The adapters' outputs are scaled by alpha / rank.
             targets: Names of linear layers, separated by commas, or ``all-linear``.
+            seed: Of the adapters' first weights: the same on every process, and in a resumed run.
 
         Raises:
             DistillError: No layer has such a name, or one that does cannot be adapted.
@@ -35,7 +43,9 @@ class LoRA:
         # Weights need no names of their own in a checkpoint, so the base's path on a hub is not looked up.
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, bias="none")  # type: ignore[arg-type]
         try:
-            self._peft: Any = get_peft_model(model, config)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                self._peft: Any = get_peft_model(model, config)
             LMHead.of(model)
         except (TypeError, ValueError) as error:
             names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)}

@@ -393,7 +393,6 @@ def test_adapters_learn_the_base_stays_and_teaches() -> None:
 def test_adapters_resume_exactly() -> None:
     def adapted() -> OPCD:
         student = tiny_llama(0)
-        torch.manual_seed(0)
         LoRA(student, rank=2, alpha=4)
         return trainer(student, tiny_llama(1))
 
