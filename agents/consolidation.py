@@ -16,7 +16,7 @@ from agents.interrupt import deferred_interrupt
 from agents.policy import Prompt, Sampling
 from agents.prompts import build_prompt
 from agents.rollout import turn_seed
-from agents.session import SIGNIFICANT, Session
+from agents.session import Session
 from distill.examples import sample_examples
 from distill.opcd import OPCD, StepStats
 from distill.rails import collapse
@@ -27,6 +27,8 @@ from experience.insight import Insight, retrieve
 Item = TypeVar("Item")
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+WORSE = 0.01
+"""Validation has fallen when it is below its best with a smaller p-value: small, as the best was lucky."""
 
 
 class Consolidation:
@@ -88,10 +90,10 @@ class Consolidation:
                 while done < config.steps and not self.is_stopped:
                     with deferred_interrupt():
                         stats = self._step(pairs)
+                        if config.stop_on_collapse and (reason := collapse(stats, self.first or stats)):
+                            self._stop(reason)
                     done += 1
                     bar.update(bar.task_ids[0], completed=done, note=f"KL {stats.kl:.4f}")
-                    if config.stop_on_collapse and (reason := collapse(stats, self.first or stats)):
-                        self._stop(reason)
                     self._validate_if_due(done)
             except KeyboardInterrupt:
                 if session.ranks.size == 1:  # others may be elsewhere, and a checkpoint takes all of them
@@ -175,6 +177,8 @@ class Consolidation:
         config = self.session.config
         if self.is_stopped or (done % config.eval_every != 0 and done != config.steps):
             return
+        if done == 0 and self.best_step >= 0:
+            return  # these weights are the last round's, which it has judged
         if reason := self._validate():
             self._stop(reason)
         elif done > 0:
@@ -187,8 +191,8 @@ class Consolidation:
             Why training should stop, if it should.
         """
         session, step = self.session, self.trainer.step_count
-        traces = self._validation_traces(step)
-        score = float(traces["success"].mean())
+        frames = self._validation_traces(step)
+        score = sum(float(frame["success"].mean()) for frame in frames) / len(frames)
         if score > self.best_score:
             weights = self.trainer.weights()
             if session.ranks.is_main:
@@ -203,21 +207,22 @@ class Consolidation:
             best=self.best_step == step,
         )
         if session.config.stop_when_worse and self.best_step != step:
-            comparison = Comparison.of(traces, self._validation_traces(self.best_step))
-            if comparison.difference < 0 and comparison.p_value < SIGNIFICANT:
+            # At one temperature: the same seed at another is no second witness.
+            comparison = Comparison.of(frames[0], self._validation_traces(self.best_step)[0])
+            if comparison.difference < 0 and comparison.p_value < WORSE:
                 fall = f"from {self.best_score:.1%} to {score:.1%}"
                 return f"validation fell {fall} (p = {comparison.p_value:.2g})"
         return None
 
-    def _validation_traces(self, step: int) -> pd.DataFrame:
-        """Those of all evaluation temperatures; each (seed, temperature) is a pair of its own."""
+    def _validation_traces(self, step: int) -> list[pd.DataFrame]:
+        """One frame per evaluation temperature."""
         session = self.session
-        frames = []
-        for temperature in session.config.eval_temperature:
-            phase = f"validation{step}@{temperature:g}"
-            frame = session.play(phase, session.student, session.validation_seeds, temperature)
-            frames.append(frame.assign(seed=frame["seed"].astype(str) + f"@{temperature:g}"))
-        return pd.concat(frames, ignore_index=True)
+        return [
+            session.play(
+                f"validation{step}@{temperature:g}", session.student, session.validation_seeds, temperature
+            )
+            for temperature in session.config.eval_temperature
+        ]
 
     def _stop(self, reason: str) -> None:
         """End the round early, with the best weights; all of it or nothing."""
@@ -233,6 +238,7 @@ class Consolidation:
             self.trainer.load_weights(tensors)
             self._refresh_student()
             self.is_stopped = True
+            session.student_step = self.best_step
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
@@ -246,7 +252,9 @@ class Consolidation:
         }
         tensors = self.trainer.state()
         if isinstance(self.teacher, FollowingTeacher):
-            tensors |= self.teacher.state(name for name, _ in self.trainer.trained())
+            tensors |= self.teacher.state(
+                n for n, p in self.trainer.student.named_parameters() if p.requires_grad
+            )
         if self.session.ranks.is_main:
             self.session.folder.save_tensors(CHECKPOINT, tensors, about)
 
@@ -258,10 +266,10 @@ class Consolidation:
         self._refresh_student()
         if isinstance(self.teacher, FollowingTeacher):
             self.teacher.load_state(tensors, self.session.ranks)
-        self.session.student_step = self.trainer.step_count
         self.best_score, self.best_step = about["best_score"], about["best_step"]
         self.round, self.round_start = about["round"], about["round_start"]
         self.is_stopped = about["is_stopped"]
+        self.session.student_step = self.best_step if self.is_stopped else self.trainer.step_count
         self.first = None if about["first"] is None else StepStats(**about["first"])
 
     def _load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:

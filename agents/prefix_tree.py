@@ -76,6 +76,10 @@ class PrefixTree:
             taken.update(branch)
         shape = (len(cut), max((len(nodes) for nodes, _ in cut), default=0))
         widest = max((len(path) for _, path in cut), default=0)
+        if len(cut) * widest > MAX_COPIES * len(keys) or (
+            len(cut) > 1 and (shape[0] * shape[1] * widest > len(queries) * len(keys))
+        ):
+            return self._one_block(row, column)
         queries_BL = np.zeros(shape, dtype=np.int64)
         keys_BP = np.zeros((len(cut), widest), dtype=np.int64)
         mask_BLP = np.zeros((*shape, widest), dtype=np.bool_)
@@ -89,7 +93,21 @@ class PrefixTree:
             places_Q[queries_BL[block, : len(nodes)]] = block * shape[1] + np.arange(len(nodes))
         return Blocks(queries_BL=queries_BL, keys_BP=keys_BP, mask_BLP=mask_BLP, places_Q=places_Q)
 
+    def _one_block(self, row: dict[int, int], column: dict[int, int]) -> "Blocks":
+        """All queries together, which is less work where many short branches hang on a long trunk."""
+        mask_BLP = np.zeros((1, len(row), len(column)), dtype=np.bool_)
+        for node, index in row.items():
+            mask_BLP[0, index, [column[above] for above in (*self.ancestors(node), node)]] = True
+        return Blocks(
+            queries_BL=np.arange(len(row))[None],
+            keys_BP=np.arange(len(column))[None],
+            mask_BLP=mask_BLP,
+            places_Q=np.arange(len(row)),
+        )
 
+
+MAX_COPIES = 6
+"""How often the blocks of a pass may copy a key on average."""
 MIN_BLOCK = 32
 """Queries up to which a block is not cut."""
 

@@ -92,10 +92,6 @@ class Session:
             self.student = self._policy(loaded)
         else:
             self.student = self._policy(replace(loaded, model=copy.deepcopy(loaded.model)))
-            if (narrow := self._autocast(loaded.model)) is not None:
-                torch.nn.Module.to(
-                    loaded.model, narrow
-                )  # what is never trained need not be wider than what is computed in
             self.base = self._policy(loaded)
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
@@ -293,9 +289,9 @@ class Session:
             return False
         temperature = self.config.teacher_temperature
         seeds = self.validation_seeds
-        # A teacher that follows the student is as the student is now.
         moves = self.config.teacher != "base"
-        teacher = self.student if moves else self.teacher
+        # ``round`` is about to become what the student is now.
+        teacher = self.student if self.config.teacher == "round" else self.teacher
         phase = f"round{round_number}/gate"
         without = self.play(f"{phase}-none" if moves else "gate/none", teacher, seeds, temperature)
         with_insights = self.play(

@@ -84,7 +84,8 @@ def chunked_topk_reverse_kl(
         teacher_head_VD: Of the same vocabulary.
         k: Size of the support, at least 1.
         mode: See ``distill.loss.topk_reverse_kl``.
-        chunk: Positions whose logits exist at a time: 2 x chunk x V x 4 bytes.
+        chunk: Positions whose logits exist at a time: 2 x chunk x V x 4 bytes, more with ``full``, a
+            soft-cap, or a GPU.
         weights_T: What each position counts; 1 for all by default. Weight 0 leaves a position out, whatever
             its hidden state holds.
         student_map: Bias, scale, soft-cap and temperature of the student's logits. A bias gets its gradient.
@@ -246,7 +247,8 @@ class _ChunkedKL(torch.autograd.Function):
         space_CV = hidden_TD.new_empty(shape, dtype=dtype)
         teacher_space_CV = space_CV if call.scored is not None else torch.empty_like(space_CV)
         scratch_BV = torch.empty_like(space_CV[: _block_size(space_CV)])
-        with torch.autocast(device.type, enabled=False), _exact_products(hidden_TD, head_VD):
+        heads = [head for head in (head_VD, call.teacher_head_VD) if head is not None]
+        with torch.autocast(device.type, enabled=False), _exact_products(hidden_TD, *heads):
             for start in range(0, len(counted), call.chunk):
                 index_C = counted[start : start + call.chunk]
                 hidden_CD = hidden_TD[index_C].to(dtype)
@@ -464,7 +466,11 @@ def _per_head_block(
 
 @contextmanager
 def _exact_products(*tensors: torch.Tensor) -> Iterator[None]:
-    """On a GPU let products of bf16 values run in TF32, which holds them exactly."""
+    """On a GPU let the products of bf16 inputs run in TF32.
+
+    It holds their values exactly; gradients by the logits it rounds to 10 bits, finer than the bf16 that the
+    gradients become in the end.
+    """
     if not all(tensor.is_cuda and tensor.dtype == torch.bfloat16 for tensor in tensors):
         yield
         return

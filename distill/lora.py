@@ -60,8 +60,11 @@ class LoRA:
         return context
 
     def merged(self) -> PreTrainedModel:
-        """A copy with the adapters multiplied into its weights: a plain model."""
-        merged: PreTrainedModel = copy.deepcopy(self._peft).merge_and_unload()
+        """A copy with the adapters multiplied into its weights: a plain model, in fp32.
+
+        In 16 bits most of what the adapters learned would be rounded away.
+        """
+        merged: PreTrainedModel = copy.deepcopy(self._peft).float().merge_and_unload()
         return merged
 
 

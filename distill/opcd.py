@@ -134,7 +134,7 @@ class OPCD:
         self._vocabulary = vocabulary or sizes[0]
         self._temperature, self._teacher_temperature = temperature, teacher_temperature
         self._k, self._mode, self._chunk = k, mode, chunk
-        self._kl = chunked_topk_reverse_kl if direction == "reverse" else chunked_forward_kl
+        self._direction = direction
         self._average: Average = average
         self._trust_region, self._base = trust_region, base
         self._lr, self._warmup_steps, self._max_grad_norm = lr, warmup_steps, max_grad_norm
@@ -173,7 +173,6 @@ class OPCD:
         sums = torch.zeros(7, dtype=torch.float64)
         nodes = 0
         self._optimizer.zero_grad(set_to_none=True)
-        self.student.train(self._checkpointing)  # in eval mode nothing is computed again
         passes = self.ranks.maximum(len(batches))
         for index in range(passes):
             # Every process makes as many passes, since they exchange shards and gradients.
@@ -239,52 +238,53 @@ class OPCD:
         self, batch: Sequence[tuple[TokenIds, TokenIds]], weights: Sequence[float]
     ) -> tuple[torch.Tensor, int]:
         """Add to the gradients; returns the pass's part of the step's sums, and its tokens."""
+        self.student.eval()
         teacher_ND = self.teacher.hidden([teacher for _, teacher in batch])
         base_ND = self._base.hidden([s for s, _ in batch]) if self._trust_region and self._base else None
         tree = PrefixTree()
         ends = [tree.add(student)[-1] for student, _ in batch]
-        weight_T = torch.tensor(weights, dtype=torch.float64, device=teacher_ND.device)
+        weight_T = torch.tensor(weights, device=teacher_ND.device)
 
         def score(hidden_TD: torch.Tensor, head: LMHead) -> torch.Tensor:
             """Loss, then what is logged."""
-            result = self._scored(
-                hidden_TD, head, teacher_ND, self.teacher.head, self._teacher_temperature, weight_T
-            )
+            student = (hidden_TD, head.cut(self._vocabulary).at(self._temperature))
+            teacher = (teacher_ND, self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature))
+            form = chunked_topk_reverse_kl if self._direction == "reverse" else chunked_forward_kl
+            result = self._scored(form, self._mode, student, teacher, weight_T)
             loss = result.loss
             trust_region_kl = torch.zeros_like(loss)
             if base_ND is not None and self._base is not None:
-                held = self._scored(hidden_TD, head, base_ND, self._base.head, self._temperature, weight_T)
+                base = (base_ND, self._base.head.cut(self._vocabulary).at(self._temperature))
+                held = self._scored(chunked_topk_reverse_kl, "tail", student, base, weight_T)
                 trust_region_kl = held.loss
                 loss = loss + self._trust_region * trust_region_kl
             logged = [(weight_T * stat_T).sum() for stat_T in result[2:]]
             return torch.stack([loss, result.loss, trust_region_kl, *logged])
 
+        self.student.train(self._checkpointing)  # in eval mode nothing is computed again
         sums = self._forward(tree, ends, score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
-        return sums.detach().double().cpu(), len(tree)
+        return sums.detach().cpu().double(), len(tree)
 
     def _scored(
         self,
-        hidden_TD: torch.Tensor,
-        head: LMHead,
-        teacher_TD: torch.Tensor,
-        teacher_head: LMHead,
-        teacher_temperature: float,
+        form: Callable[..., KLResult],
+        mode: Mode,
+        student: tuple[torch.Tensor, LMHead],
+        other: tuple[torch.Tensor, LMHead],
         weight_T: torch.Tensor,
     ) -> KLResult:
-        student_head = head.cut(self._vocabulary).at(self._temperature)
-        teacher_head = teacher_head.cut(self._vocabulary).at(teacher_temperature)
-        return self._kl(
-            hidden_TD,
-            student_head.weight_VD,
-            teacher_TD,
-            teacher_head.weight_VD,
+        return form(
+            student[0],
+            student[1].weight_VD,
+            other[0],
+            other[1].weight_VD,
             k=self._k,
-            mode=self._mode,
+            mode=mode,
             chunk=self._chunk,
             weights_T=weight_T,
-            student_map=student_head.map,
-            teacher_map=teacher_head.map,
+            student_map=student[1].map,
+            teacher_map=other[1].map,
         )
 
     @property
@@ -337,7 +337,7 @@ class OPCD:
         return self.weights() | self._collected(moments) | {"step_count": torch.tensor(self.step_count)}
 
     def _collected(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in tensors if self.ranks.is_main}
+        return {name: tensor.cpu() for name, tensor in tensors if self.ranks.is_main}
 
     def load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take over the weights of ``state()`` or ``weights()``, which the main process has, and no moments.

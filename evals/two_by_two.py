@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from agents.config import ConfigError, SelfImproveConfig
+from agents.config import MACHINE, ConfigError, SelfImproveConfig
 from agents.self_improve import USER_ERRORS, saved_config, self_improve
 from distill.examples import Data
 from distill.loss import Direction
@@ -37,7 +37,7 @@ def two_by_two(config: SelfImproveConfig, console: Console) -> dict[str, Any]:
         console: Where to report progress.
 
     Raises:
-        ConfigError: No ``output``.
+        ConfigError: No ``output``, or a cell in it that was begun with other settings.
     """
     if config.output is None:
         raise ConfigError("--output is needed: the folder for the four runs")
@@ -48,7 +48,7 @@ def two_by_two(config: SelfImproveConfig, console: Console) -> dict[str, Any]:
             path = config.output / f"{data}-{direction}"
             console.print(f"{path}", style="bold", markup=False)
             cell = dataclasses.replace(config, data=data, direction=direction, output=path)
-            cells[data, direction] = _finished(path) or self_improve(_to_run(cell, path), console)
+            cells[data, direction] = _run(cell, path, console)
             with ExperienceStore(path / "experience.db") as store:
                 frames[data, direction] = store.traces(phase=f"test/after@{config.eval_temperature[0]:g}")
     rows = [
@@ -70,14 +70,28 @@ def two_by_two(config: SelfImproveConfig, console: Console) -> dict[str, Any]:
     return table
 
 
-def _finished(path: Path) -> dict[str, Any] | None:
-    results = path / "results.json"
-    return dict(json.loads(results.read_text(encoding="utf-8"))) if results.exists() else None
-
-
 def _to_run(cell: SelfImproveConfig, path: Path) -> SelfImproveConfig:
-    """The cell, or the rest of it if it was begun."""
-    return saved_config(path) if (path / "config.json").exists() else cell
+    """The cell, or the rest of it if it was begun.
+
+    Raises:
+        ConfigError: What is there was begun with other settings.
+    """
+    if not (path / "config.json").exists():
+        return cell
+    begun = saved_config(path)
+    for field in dataclasses.fields(cell):
+        was, now = getattr(begun, field.name), getattr(cell, field.name)
+        if was != now and field.name not in (*MACHINE, "output", "resume", "compute_dtype"):
+            raise ConfigError(f"{path} was begun with {field.name} {was}, not {now}: take another --output")
+    return begun
+
+
+def _run(cell: SelfImproveConfig, path: Path, console: Console) -> dict[str, Any]:
+    """The cell's results, from its folder if it is finished."""
+    to_run, results = _to_run(cell, path), path / "results.json"
+    if results.exists():
+        return dict(json.loads(results.read_text(encoding="utf-8")))
+    return self_improve(to_run, console)
 
 
 def print_table(table: Mapping[str, Any], config: SelfImproveConfig) -> None:

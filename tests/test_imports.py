@@ -22,7 +22,13 @@ ROOTS = {
     "distill.benchmark",
 }
 SHARED = {"agents.policy", "agents.prompts", "agents.rollout", "agents.prefix_tree"}
-WITH_TORCH = {"agents.lm_head", "agents.prefix_lm", "agents.hf_policy", "agents.models"}
+WITH_TORCH = {
+    "agents.lm_head",
+    "agents.prefix_lm",
+    "agents.hf_policy",
+    "agents.models",
+    "agents.tree_attention",
+}
 
 ALLOWED_PACKAGES = {
     "envs": {"envs"},
