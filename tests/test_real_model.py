@@ -38,6 +38,9 @@ def test_the_agent_learns_to_cross_the_lake(tmp_path: Path) -> None:
             env_kwargs={"is_slippery": False},
             output=tmp_path / "run",
             rounds=2,
+            episodes=512,
+            waves=8,
+            steps=20,
             validation_episodes=64,
             test_episodes=200,
         )

@@ -455,19 +455,11 @@ def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"teacher": "round"},
-        {"teacher": "ema", "ema_decay": 0.5},
-        {"teacher": "self"},
+        {"teacher": "round", "lora_rank": 2, "lora_targets": "q_proj,v_proj"},
         {"lora_rank": 2, "lr": 1e-2, "trust_region": 0.1},
-        {"lora_rank": 2, "teacher": "round", "lora_targets": "q_proj,v_proj"},
-        {"data": "teacher", "direction": "forward", "average": "tokens"},
-        {"teacher": "ema", "data": "teacher"},
-        {
-            "compute_dtype": "bfloat16",
-            "gradient_checkpointing": True,
-            "warmup_steps": 2,
-            "weight_decay": 0.01,
-        },
+        {"teacher": "ema", "ema_decay": 0.5, "data": "teacher"},
+        {"teacher": "self", "compute_dtype": "bfloat16", "gradient_checkpointing": True, "warmup_steps": 2},
+        {"data": "teacher", "direction": "forward", "average": "tokens", "weight_decay": 0.01},
     ],
     ids=lambda change: ",".join(map(str, change.values())),
 )
