@@ -177,7 +177,7 @@ class Consolidation:
         config = self.session.config
         if self.is_stopped or (done % config.eval_every != 0 and done != config.steps):
             return
-        if done == 0 and self.best_step >= 0:
+        if done == 0 < self.round_start:
             return  # these weights are the last round's, which it has judged
         if reason := self._validate():
             self._stop(reason)
@@ -252,9 +252,7 @@ class Consolidation:
         }
         tensors = self.trainer.state()
         if isinstance(self.teacher, FollowingTeacher):
-            tensors |= self.teacher.state(
-                n for n, p in self.trainer.student.named_parameters() if p.requires_grad
-            )
+            tensors |= self.teacher.state(self.trainer.parameters)
         if self.session.ranks.is_main:
             self.session.folder.save_tensors(CHECKPOINT, tensors, about)
 

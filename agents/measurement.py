@@ -1,10 +1,9 @@
 """Before and after on the test seeds, beside the random, the best blind and the optimal policy."""
 
-import resource
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from agents.run_folder import peak_rss_bytes
 from agents.session import Session
 from evals.baselines import Baselines
 from evals.result import Comparison, EvalResult
@@ -88,9 +87,3 @@ def _successful_actions(session: Session) -> list[tuple[int, ...]]:
 
 def _as_dicts(arms: dict[str, EvalResult]) -> dict[str, dict[str, Any]]:
     return {name: arm.as_dict() for name, arm in arms.items()}
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process ever held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

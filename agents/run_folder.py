@@ -5,7 +5,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -211,6 +213,12 @@ def is_disk_full(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return "no space left" in text or "disk is full" in text or "os error 28" in text
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def provenance() -> dict[str, Any]:

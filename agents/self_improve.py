@@ -6,6 +6,7 @@ python -m agents.self_improve --env FrozenLake-v1
 import dataclasses
 import signal
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -101,18 +102,24 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
     """
     saved, defaults = saved_config(path), SelfImproveConfig()
     changes = {}
-    for field in dataclasses.fields(SelfImproveConfig):
-        was, now = getattr(saved, field.name), getattr(config, field.name)
-        if was == now or (not explicit and now == getattr(defaults, field.name)):
+    for name, was, now in differences(saved, config):
+        if not explicit and now == getattr(defaults, name):
             continue
-        if field.name in MACHINE:
-            changes[field.name] = now
-        elif field.name not in ("output", "resume"):
+        if name not in MACHINE:
             raise ConfigError(
-                f"--{field.name.replace('_', '-')} {now} differs from the run in {path}, "
+                f"--{name.replace('_', '-')} {now} differs from the run in {path}, "
                 f"which has {was}: resume without it, or start another run"
             )
+        changes[name] = now
     return dataclasses.replace(saved, **changes)
+
+
+def differences(saved: SelfImproveConfig, asked: SelfImproveConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Name, saved and asked value of every setting that differs, but for the folder."""
+    for field in dataclasses.fields(SelfImproveConfig):
+        was, now = getattr(saved, field.name), getattr(asked, field.name)
+        if was != now and field.name not in ("output", "resume"):
+            yield field.name, was, now
 
 
 def parse_args(args: list[str] | None = None) -> SelfImproveConfig:

@@ -34,11 +34,12 @@ from agents.hf_policy import HFPolicy
 from agents.models import load_model
 from agents.policy import Message, Prompt, Sampling
 from agents.prefix_lm import PrefixLM
+from agents.run_folder import peak_rss_bytes
 from distill.chunked_loss import ScoredTopK, chunked_topk_reverse_kl, topk_ids
 from distill.examples import DistillExample, sample_examples
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
-from distill.parallel import Engine, Ranks
+from distill.parallel import Engine, Ranks, is_main_process
 from distill.teacher import FrozenTeacher
 
 Part = Literal["step", "loss", "scaling", "processes"]
@@ -113,7 +114,6 @@ def step_ours(
     for step in range(steps + 1):
         pairs = [(_prompt(question), _prompt(question, INSIGHT)) for question in _questions(step, prompts)]
         started = time.perf_counter()
-        student.clear()
         examples = sample_examples(
             student,
             student.encode,
@@ -214,7 +214,7 @@ def loss_ours(
     result = chunked_topk_reverse_kl(student_TD, student_VD, *teacher, chunk=chunk, scored=scores)
     result.loss.backward()
     seconds = time.perf_counter() - started
-    extra = _peak_bytes() - before
+    extra = peak_rss_bytes() - before
     products = 2 + (not scored) + head
     logits_CV, grad_CD = torch.empty(chunk, vocabulary), torch.empty(chunk, hidden)
     grad_VD = torch.zeros(vocabulary, hidden) if head else None
@@ -248,7 +248,7 @@ def loss_plain(positions: int, vocabulary: int, hidden: int) -> dict[str, Any]:
     with torch.no_grad():
         teacher_TV = teacher_TD @ teacher_VD.T
     topk_reverse_kl(student_TD @ student_VD.T, teacher_TV).sum().backward()
-    return {"seconds": [time.perf_counter() - started], "extra_bytes": _peak_bytes() - before}
+    return {"seconds": [time.perf_counter() - started], "extra_bytes": peak_rss_bytes() - before}
 
 
 def training(tokens: int) -> dict[str, Any]:
@@ -312,10 +312,6 @@ def _resident_bytes() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 # --- the parts -----------------------------------------------------------------------------------
 
 
@@ -332,7 +328,9 @@ def measure(
     if done.returncode != 0:
         raise RuntimeError(f"{worker} {settings} failed: {done.stderr.strip()[-2000:]}")
     [line] = [line for line in done.stdout.splitlines() if line.startswith('{"worker"')]
-    return dict(json.loads(line))
+    measured = dict(json.loads(line))
+    del measured["worker"]
+    return measured
 
 
 def take_turns(repeats: int, sides: dict[str, Callable[[], dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -345,7 +343,7 @@ def take_turns(repeats: int, sides: dict[str, Callable[[], dict[str, Any]]]) -> 
                 if isinstance(value, list):
                     known[key] = [*known.get(key, []), *value]
                 else:
-                    known[key] = max(value, known[key]) if key in known and key != "worker" else value
+                    known[key] = max(value, known.get(key, value))
     return together
 
 
@@ -480,8 +478,8 @@ def main(args: Sequence[str]) -> int:
     if args[:1] == ["--worker"]:
         _, worker, settings = args
         measured = WORKERS[worker](**json.loads(settings))
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(json.dumps({"worker": worker, **measured, "peak_bytes": _peak_bytes()}))
+        if is_main_process():
+            print(json.dumps({"worker": worker, **measured, "peak_bytes": peak_rss_bytes()}))
         return 0
     console = Console(stderr=True)
     try:

@@ -151,7 +151,7 @@ class OPCD:
         layers = [m for m in student.modules() if type(m).__name__ in (student._no_split_modules or ())]
         self._forward = shared(_Scored(student, compute_dtype), layers, self.ranks, engine)
         self._optimizer = torch.optim.AdamW(
-            [p for p in student.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay, fused=True
+            self.parameters.values(), lr=lr, weight_decay=weight_decay, fused=True
         )
 
     def step(self, examples: Sequence[DistillExample]) -> StepStats:
@@ -183,7 +183,8 @@ class OPCD:
             sums += pass_sums
             nodes += tokens if index < len(batches) else 0
         self.student.eval()
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self._trained(), self._max_grad_norm)))
+        parameters = self.parameters.values()
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(list(parameters), self._max_grad_norm)))
         of_completions = [
             [len(e.completion_ids), e.is_cut_off, repetition(e.completion_ids)] for e in examples
         ]
@@ -202,7 +203,7 @@ class OPCD:
             group["lr"] = self._lr * min(1.0, (self.step_count + 1) / max(1, self._warmup_steps))
         self._optimizer.step()
         # A fused step does not count as a change with torch, and memos of the student's would miss it.
-        torch.autograd.graph.increment_version([p for p in self._trained() if type(p) is torch.nn.Parameter])
+        torch.autograd.graph.increment_version([p for p in parameters if type(p) is torch.nn.Parameter])
         self._optimizer.zero_grad(set_to_none=True)
         self.step_count += 1
         names = (
@@ -304,14 +305,15 @@ class OPCD:
                         f"{window}: shorten the prompt or its context"
                     )
 
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained, by name; with ``fsdp`` this process's shards."""
+        return {name: p for name, p in self.student.named_parameters() if p.requires_grad}
 
     def trained(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The trained weights by name, whole, one after the other; every process has to take part."""
-        for name, parameter in self.student.named_parameters():
-            if parameter.requires_grad:
-                yield name, whole(parameter.detach())
+        for name, parameter in self.parameters.items():
+            yield name, whole(parameter.detach())
 
     @torch.no_grad()
     def copy_to(self, model: PreTrainedModel) -> None:
@@ -331,7 +333,7 @@ class OPCD:
         """
         moments = (
             (f"{key}/{name}", whole(value))
-            for name, parameter in self.student.named_parameters()
+            for name, parameter in self.parameters.items()
             for key, value in self._optimizer.state.get(parameter, {}).items()
         )
         return self.weights() | self._collected(moments) | {"step_count": torch.tensor(self.step_count)}
@@ -345,15 +347,14 @@ class OPCD:
         Raises:
             DistillError: They are another model's.
         """
-        shapes = {f"weight/{n}": p.shape for n, p in self.student.named_parameters() if p.requires_grad}
+        shapes = {f"weight/{name}": parameter.shape for name, parameter in self.parameters.items()}
         theirs = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("weight/")}
         if self.ranks.broadcast(theirs) != shapes:
             raise DistillError("the checkpoint is of another model")
         self._optimizer.state.clear()
         with torch.no_grad():
-            for name, parameter in self.student.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(like(self.ranks.entry(tensors, f"weight/{name}"), parameter))
+            for name, parameter in self.parameters.items():
+                parameter.copy_(like(self.ranks.entry(tensors, f"weight/{name}"), parameter))
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Continue from ``state()``, which the main process has.
@@ -363,7 +364,7 @@ class OPCD:
         """
         self.load_weights(tensors)
         moments = self.ranks.broadcast([key for key in tensors if key.split("/")[0] in MOMENTS])
-        parameters = dict(self.student.named_parameters())
+        parameters = self.parameters
         for key in moments:
             kind, name = key.split("/", 1)
             value = like(self.ranks.entry(tensors, key), parameters[name])

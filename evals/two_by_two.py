@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.config import MACHINE, ConfigError, SelfImproveConfig
-from agents.self_improve import USER_ERRORS, saved_config, self_improve
+from agents.self_improve import USER_ERRORS, differences, saved_config, self_improve
 from distill.examples import Data
 from distill.loss import Direction
 from evals.result import Comparison
@@ -79,10 +79,9 @@ def _to_run(cell: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     if not (path / "config.json").exists():
         return cell
     begun = saved_config(path)
-    for field in dataclasses.fields(cell):
-        was, now = getattr(begun, field.name), getattr(cell, field.name)
-        if was != now and field.name not in (*MACHINE, "output", "resume", "compute_dtype"):
-            raise ConfigError(f"{path} was begun with {field.name} {was}, not {now}: take another --output")
+    for name, was, now in differences(begun, cell):
+        if name not in (*MACHINE, "compute_dtype"):  # a run settles what ``auto`` is
+            raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
     return begun
 
 
