@@ -22,7 +22,8 @@ from distill.opcd import OPCD, StepStats
 from distill.rails import collapse
 from distill.teacher import FollowingTeacher, FrozenTeacher, Teacher
 from evals.result import Comparison
-from experience.insight import Insight, retrieve
+from experience.context import retrieve
+from experience.insight import Insight
 
 Item = TypeVar("Item")
 

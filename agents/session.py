@@ -33,7 +33,8 @@ from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
 from envs.text_env import make_text_env
 from evals.result import Comparison, EvalResult
-from experience.insight import Insight, retrieve
+from experience.context import retrieve
+from experience.insight import Insight
 from experience.outcomes import outcome_insights
 from experience.split import SeedRange, Split
 from experience.store import ExperienceStore

@@ -1,7 +1,6 @@
-"""One lesson, with what supports it, and which lessons belong to an observation."""
+"""One lesson, with what supports it."""
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -21,11 +20,22 @@ class Insight:
     observation: str | None
     """The observation it is about; ``None`` if it is about none in particular."""
     score: float
-    """What following it is expected to be worth, in discounted return."""
+    """What following it is expected to be worth: discounted return, or success on validation."""
     support: int
-    """How many decisions in the traces bear on it; 0 for a guess that is worth trying."""
+    """How often it was drawn: decisions in the traces that bear on it, or traces from which it was written
+    independently; 0 for a guess that is worth trying."""
     evidence: tuple[str, ...] = field(default=(), repr=False)
-    """Ids of the traces behind it."""
+    """Ids of the traces that speak for it."""
+    against: tuple[str, ...] = field(default=(), repr=False)
+    """Ids of the traces that speak against it."""
+    source: str = "outcomes"
+    """What drew it: ``outcomes``, ``llm``, ``raw`` or ``fixed``."""
+    writer: str = ""
+    """The model that wrote it, such as ``step30`` or an endpoint's model; empty if none did."""
+    prompt_version: str = ""
+    """Which prompts it was written with; empty if with none."""
+    is_instance_specific: bool = False
+    """Whether it merely quotes the problem that it came from."""
     state: InsightState = InsightState.ACTIVE
     reason: str = ""
     """Why it has that state."""
@@ -34,22 +44,3 @@ class Insight:
     def id(self) -> str:
         """The same text is the same insight, in every round."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:12]
-
-
-def retrieve(insights: Iterable[Insight], observation: str, k: int) -> tuple[Insight, ...]:
-    """The at most ``k`` insights to show at ``observation``, the most valuable first.
-
-    Those about this very observation come before those about none in particular. One about *another*
-    observation misleads a small model (DESIGN section 6), so it is only shown when all are asked for.
-
-    Args:
-        insights: Where to choose from.
-        observation: What the agent reads now.
-        k: How many at most; 0 for every insight, the most relevant first.
-    """
-    ranked = sorted(
-        insights, key=lambda i: (i.observation != observation, i.observation is not None, -i.score, i.id)
-    )
-    if k == 0:
-        return tuple(ranked)
-    return tuple(i for i in ranked if i.observation in (observation, None))[:k]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.frozen_lake import ACTIONS
-from experience.insight import Insight, InsightState, retrieve
+from experience.context import retrieve
+from experience.insight import Insight, InsightState
 from experience.outcomes import action_values, outcome_insights, outcome_model
 from experience.split import STRIDE, SeedRange, Split
 from experience.store import SCHEMA_VERSION, ExperienceStore, StoreError
