@@ -1,0 +1,134 @@
+"""Many insights into few: duplicates merge, contradictions are settled by evidence.
+
+Pure functions of texts and evidence, so that the same insights always end up in the same state.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from rapidfuzz import fuzz
+from scipy.stats import binomtest
+
+from experience.insight import Insight, InsightState
+
+MERGE_RATIO = 85
+"""Two texts whose words agree to so many percent can be the same lesson; less cannot."""
+FILLER = frozenset(
+    "a an the this that these those it its is are was be been being to of in on at for with by and or so as "
+    "then than you your we our i my one should must always please when while if will can do does".split()
+)
+"""Words that change no lesson."""
+NEGATIONS = frozenset("not no never none without avoid dont don't cannot can't instead except unless stop".split())
+LOST = 0.05
+"""An insight retires when the evidence against it prevails with a smaller p-value."""
+
+
+def is_duplicate(first: str, second: str, opposites: Collection[str] = ()) -> bool:
+    """Whether two texts are one lesson in almost the same words.
+
+    They may differ in filler words and endings. A number, a negation, or one of the ``opposites`` too many
+    makes another lesson.
+
+    Args:
+        first: One text.
+        second: The other.
+        opposites: Words that exclude each other, such as an env's actions.
+    """
+    if first == second:
+        return True
+    return _likeness(first, second) >= MERGE_RATIO and not _difference(first, second, opposites)
+
+
+def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -> bool:
+    """Whether two texts speak about the same situation and differ in what decides: see ``is_duplicate``."""
+    if first == second or _likeness(first, second) < MERGE_RATIO - 15:
+        return False
+    decisive = NEGATIONS | set(opposites)
+    return any(word in decisive for word in _difference(first, second, opposites))
+
+
+def merged(known: Sequence[Insight], new: Sequence[Insight], opposites: Collection[str] = ()) -> list[Insight]:
+    """``known`` and ``new`` insights, duplicates made one with the support and evidence of both.
+
+    The one that was known first keeps its text; its state is decided anew by ``settled``.
+    """
+    result = list(known)
+    for insight in new:
+        for index, other in enumerate(result):
+            if other.observation == insight.observation and is_duplicate(other.text, insight.text, opposites):
+                result[index] = replace(
+                    other,
+                    support=other.support + insight.support,
+                    evidence=tuple(dict.fromkeys(other.evidence + insight.evidence)),
+                    against=tuple(dict.fromkeys(other.against + insight.against)),
+                )
+                break
+        else:
+            result.append(insight)
+    return result
+
+
+def settled(insights: Sequence[Insight], opposites: Collection[str] = ()) -> list[Insight]:
+    """The same insights, each with the state that its evidence gives it.
+
+    One retires when the evidence against it prevails significantly, or when it contradicts another that has more
+    for it. One that retired for such a reason comes back when the evidence turns.
+    """
+    result = []
+    for insight in insights:
+        state, reason = InsightState.ACTIVE, ""
+        tried = len(insight.evidence) + len(insight.against)
+        rivals = [
+            other
+            for other in insights
+            if other is not insight
+            and other.observation == insight.observation
+            and is_contradiction(insight.text, other.text, opposites)
+        ]
+        if tried and binomtest(len(insight.evidence), tried, alternative="less").pvalue < LOST:
+            state = InsightState.RETIRED
+            reason = f"{len(insight.against)} traces against it, {len(insight.evidence)} for it"
+        elif rivals and (best := max(rivals, key=_net)) and _net(best) > _net(insight):
+            state = InsightState.RETIRED
+            reason = f"contradicted by {best.id}, which has more evidence ({_net(best)} to {_net(insight)})"
+        result.append(replace(insight, state=state, reason=reason))
+    return result
+
+
+def _net(insight: Insight) -> int:
+    return len(insight.evidence) - len(insight.against)
+
+
+def _words(text: str) -> list[str]:
+    words = re.findall(r"[\w'+*/=%.-]*\w[\w'%-]*|[+*/=<>-]", text.casefold())
+    return [word for word in words if word not in FILLER]
+
+
+def _likeness(first: str, second: str) -> float:
+    """In percent, whatever the words' order."""
+    return float(fuzz.ratio(" ".join(sorted(_words(first))), " ".join(sorted(_words(second)))))
+
+
+def _difference(first: str, second: str, opposites: Collection[str]) -> list[str]:
+    """The words of one text that have no counterpart in the other."""
+    left, right = Counter(_words(first)), Counter(_words(second))
+    only_left, only_right = sorted((left - right).elements()), sorted((right - left).elements())
+    decisive = NEGATIONS | set(opposites)
+    for word in list(only_left):
+        for other in only_right:
+            if word not in decisive and other not in decisive and _is_inflection(word, other):
+                only_left.remove(word)
+                only_right.remove(other)
+                break
+    return only_left + only_right
+
+
+def _is_inflection(first: str, second: str) -> bool:
+    """Whether two words, such as "number" and "numbers", differ in their ending only."""
+    if any(character.isdigit() for character in first + second):
+        return False
+    stem = len(os.path.commonprefix([first, second]))
+    return stem >= 3 and max(len(first), len(second)) - stem <= 3
