@@ -121,7 +121,7 @@ class SelfImproveConfig:
     eval_temperature: tuple[float, ...] = (0.0, 0.7)
     """One or two temperatures to measure at; 0 is greedy. The first gives the headline figures."""
     max_new_tokens: int | None = None
-    """Longest reply; by default what the longest action takes."""
+    """Longest reply; by default what the longest action takes, or 64 where the reply is text."""
     max_invalid_replies: int = 3
     """So many unreadable replies in a row end an episode."""
     num_envs: int = 64

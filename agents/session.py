@@ -43,6 +43,8 @@ SIGNIFICANT = 0.05
 """The gate's level: a context must beat none with a smaller p-value."""
 COMMIT_EVERY = 64
 """Episodes per transaction."""
+FREE_TEXT_TOKENS = 64
+"""The longest reply where it is text, unless the config says otherwise."""
 
 
 class Session:
@@ -96,9 +98,7 @@ class Session:
             self.base = self._policy(loaded)
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
-        self.max_tokens = config.max_new_tokens or self.base.longest_action(
-            self.words.reply_prefix, self.words.actions
-        )
+        self.max_tokens = config.max_new_tokens or self._default_max_tokens()
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
         if ranks.is_main:
@@ -136,6 +136,11 @@ class Session:
         """Log a metric, once; see ``RunFolder.log``."""
         if self.ranks.is_main:
             self.folder.log(key, **values)
+
+    def _default_max_tokens(self) -> int:
+        if not self.words.actions:
+            return FREE_TEXT_TOKENS
+        return self.base.longest_action(self.words.reply_prefix, self.words.actions)
 
     def _load(self, name: str) -> LoadedModel:
         config = self.config
@@ -267,6 +272,8 @@ class Session:
         """What the traces played so far teach, kept in the store as what is shown in ``phase``."""
 
         def draw() -> list[Insight]:
+            if self.words.advise is None:
+                return []
             turns = self.store.turns(phases=self.played)
             return outcome_insights(turns, self.words.actions, self.words.advise, explore=explore)
 

@@ -1,6 +1,12 @@
 """Gymnasium environments as text: what an agent reads, and how what it writes becomes an action."""
 
+import gymnasium as gym
+
+from envs.math_env import MAX_ATTEMPTS
 from envs.text_env import TextEnv, make_env, make_text_env
 from envs.words import EnvError, EnvWords
 
 __all__ = ["EnvError", "EnvWords", "TextEnv", "make_env", "make_text_env"]
+
+# One step more than there can be attempts: the env ends its episodes itself.
+gym.register("Math-v0", entry_point="envs.math_env:MathEnv", max_episode_steps=MAX_ATTEMPTS + 1)

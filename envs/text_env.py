@@ -1,24 +1,23 @@
 """``TextEnv``: any supported Gymnasium environment with text in and text out."""
 
 import difflib
-import string
 from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat, cast
 
 import gymnasium as gym
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
-from gymnasium.spaces import Discrete, Text
+from gymnasium.spaces import Discrete
 
+from envs.any_text import AnyText
 from envs.frozen_lake import frozen_lake_words
+from envs.math_env import MathEnv, math_words
 from envs.words import EnvError, EnvWords
 
 WORDS: dict[type[gym.Env[Any, Any]], Callable[[gym.Env[Any, Any]], EnvWords]] = {
     FrozenLakeEnv: frozen_lake_words,
+    MathEnv: math_words,
 }
 """Env class -> its words. An env outside this table has no text form yet."""
-
-MAX_CHARS = 4096
-"""The longest observation or reply that the text spaces admit, in characters."""
 
 
 class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -28,6 +27,9 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
     is spent with reward 0 and no ``info["text/action"]``, and ``max_invalid_replies`` of them in a row
     truncate the episode with ``info["text/too_many_invalid"] = True``. A readable reply leaves its
     action's word in ``info["text/action"]``; the env's own info stays as it is.
+
+    Where the env's actions are text every reply is one. ``info["text/action"]`` is then the env's
+    ``info["answer"]``, what it read in the reply (``None`` for nothing), or without one the text.
     """
 
     def __init__(self, env: gym.Env[Any, Any], *, max_invalid_replies: int = 3) -> None:
@@ -53,9 +55,8 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         self.max_invalid_replies = max_invalid_replies
         self._observation = ""
         self._invalid_in_a_row = 0
-        # Gymnasium's default charset has neither space nor full stop.
-        self.observation_space = Text(MAX_CHARS, min_length=0, charset=string.printable)
-        self.action_space = Text(MAX_CHARS, min_length=0, charset=string.printable)
+        self.observation_space = AnyText()
+        self.action_space = AnyText()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -80,11 +81,18 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
                 {"text/too_many_invalid": too_many},
             )
         self._invalid_in_a_row = 0
-        space = cast("Discrete", self.env.action_space)
-        index = int(space.start) + self.words.actions.index(word)
-        observation, reward, terminated, truncated, info = self.env.step(index)
+        observation, reward, terminated, truncated, info = self.env.step(self._env_action(word))
         self._observation = self.words.describe(observation)
+        if not self.words.actions:
+            word = info.get("answer", word)
         return self._observation, reward, terminated, truncated, {**info, "text/action": word}
+
+    def _env_action(self, word: str) -> int | str:
+        """What the env's ``step`` takes for an action."""
+        if not self.words.actions:
+            return word
+        space = cast("Discrete", self.env.action_space)
+        return int(space.start) + self.words.actions.index(word)
 
 
 def is_success(declared: object, total_reward: float) -> bool:
