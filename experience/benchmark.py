@@ -83,8 +83,10 @@ def measure(path: Path, count: int) -> dict[str, float]:
     phase = _phase(count // 2)
     trace = f"{phase}/{3 * (count // 2)}"
     with ExperienceStore(path) as store:
+        store.runs()  # the first frame loads pandas
         queries: dict[str, Callable[[], object]] = {
             "one phase's traces": lambda: store.traces(phase=phase),
+            "one phase's turns": lambda: store.turns(phases=[phase]),
             "one trace's turns": lambda: store.turns(trace_id=trace, tokens=True),
             "is_finished": lambda: store.is_finished(phase),
             "result": lambda: store.result(_phase(0)),
@@ -95,8 +97,6 @@ def measure(path: Path, count: int) -> dict[str, float]:
         }
         for name, query in queries.items():
             figures[name] = _slowest(query)
-        # No target: it grows with what is asked for.
-        figures["one phase's turns"] = _slowest(lambda: store.turns(phases=[phase]))
     return figures
 
 
@@ -169,8 +169,6 @@ def _print_table(figures: dict[str, float]) -> int:
         else:
             target = OPEN_TARGET if name == "open" else QUERY_TARGET
             is_met, row = value < target, (f"{1000 * value:.1f} ms", f"under {1000 * target:.0f} ms")
-        if name == "one phase's turns":
-            is_met, row = True, (row[0], "none")
         missed += not is_met
         table.add_row(name, *row, "" if is_met else "missed")
     Console(stderr=True).print(table)

@@ -109,8 +109,14 @@ class Database:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(APPLICATION_ID)))
             version = self._version(connection)  # others may have been faster
-            if version != VERSIONS[-1]:
+            if version == VERSIONS[-1]:
+                return
+            try:
                 _migrate(connection, version)
+            except sa.exc.IntegrityError as error:
+                raise StoreError(
+                    f"{self.name} contradicts itself, it stays as it is: {error.orig}"
+                ) from error
 
     def _version(self, connection: sa.Connection) -> str | None:
         """The schema's version; ``None`` in an empty database.

@@ -106,28 +106,26 @@ def import_runs(folder: Path, database: Database, *, run: str | None = None) -> 
     format, counts = _about(folder)
     if run is not None and counts.get("runs") != 1:
         raise StoreError(f"{folder} holds {counts.get('runs')} runs: only a single one can be given a name")
-    read = _read_parquet if format == "parquet" else _read_jsonl
-    keys: dict[str, int] = {}
+    # Of what was there before, a trace keeps its own turns, and an insight its own evidence.
     new: dict[str, set[tuple[Any, ...]]] = {"traces": set(), "insights": set()}
+    owners = {"turns": ("traces", "trace_id"), "evidence": ("insights", "insight_id")}
     turns: Counter[tuple[Any, ...]] = Counter()
     with database.writing() as connection:
-        for table in tables.metadata.sorted_tables:
+        keys = {
+            row["run_id"]: _begin(connection, run or row["run_id"], row)
+            for batch in _batches(folder / f"runs.{format}", tables.runs, counts)
+            for row in batch
+        }
+        for table in tables.metadata.sorted_tables[1:]:
             path = folder / f"{table.name}.{format}"
-            rows, count = _checked(path, table, read(path)), 0
-            while batch := list(islice(rows, BATCH)):
-                count += len(batch)
-                if table is tables.runs:
-                    keys |= {row["run_id"]: _begin(connection, run or row["run_id"], row) for row in batch}
-                    continue
+            for batch in _batches(path, table, counts):
                 for row in batch:
                     if row["run"] not in keys:
                         raise StoreError(f"{path}: the run {row['run']} is not in runs.{format}")
                     row["run"] = keys[row["run"]]
-                # A trace that was there keeps its own turns, an insight its own evidence.
-                if table is tables.turns:
-                    batch = [row for row in batch if (row["run"], row["trace_id"]) in new["traces"]]
-                elif table is tables.evidence:
-                    batch = [row for row in batch if (row["run"], row["insight_id"]) in new["insights"]]
+                if table.name in owners:
+                    owner, name = owners[table.name]
+                    batch = [row for row in batch if (row["run"], row[name]) in new[owner]]
                 try:
                     written = insert_new(connection, table, batch)
                 except sa.exc.IntegrityError as error:
@@ -136,16 +134,28 @@ def import_runs(folder: Path, database: Database, *, run: str | None = None) -> 
                     new[table.name] |= written
                 elif table is tables.turns:
                     turns.update(key[:2] for key in written)
-            if count != counts.get(table.name):
-                raise StoreError(f"{path} has {count} rows and should have {counts.get(table.name)}")
         traces = tables.traces.c
         query = sa.select(traces.run, traces.trace_id, traces.num_turns).where(traces.run.in_(keys.values()))
-        for key, trace_id, num_turns in connection.execute(query):
-            if (key, trace_id) in new["traces"] and turns[key, trace_id] != num_turns:
-                raise StoreError(
-                    f"{folder} has {turns[key, trace_id]} of the {num_turns} turns of {trace_id}"
-                )
+        for *key, num_turns in connection.execute(query):
+            found = turns[tuple(key)]
+            if tuple(key) in new["traces"] and found != num_turns:
+                raise StoreError(f"{folder} has {found} of the {num_turns} turns of {key[1]}")
     return len(new["traces"])
+
+
+def _batches(path: Path, table: sa.Table, counts: Mapping[str, int]) -> Iterator[list[Row]]:
+    """The rows of a file.
+
+    Raises:
+        StoreError: They are not of the table, or not as many as were exported.
+    """
+    read = _read_parquet if path.suffix == ".parquet" else _read_jsonl
+    rows, count = _checked(table, read(path)), 0
+    while batch := list(islice(rows, BATCH)):
+        count += len(batch)
+        yield batch
+    if count != counts.get(table.name):
+        raise StoreError(f"{path} has {count} rows and should have {counts.get(table.name)}")
 
 
 def _begin(connection: sa.Connection, name: str, row: Row) -> int:
@@ -275,7 +285,7 @@ def _type(column: sa.Column[Any]) -> type:
     return column.type.python_type
 
 
-def _checked(path: Path, table: sa.Table, rows: Iterable[tuple[str, Any]]) -> Iterator[Row]:
+def _checked(table: sa.Table, rows: Iterable[tuple[str, Any]]) -> Iterator[Row]:
     """The rows, each with the table's columns and types.
 
     Raises:

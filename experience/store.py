@@ -239,15 +239,17 @@ class ExperienceStore:
                 traces.stop_reason,
             )
             .join_from(tables.traces, tables.turns)
-            .where(traces.run == self._run)
+            .where(turns.run == self._run)
         )
         if tokens:
             query = query.add_columns(turns.insight_ids, turns.prompt_tokens, turns.token_ids, turns.logprobs)
         if phases is not None:
-            query = query.where(traces.phase.in_(phases))
+            # Not as a condition of the join: SQLite would read the turns of the whole run first.
+            chosen = sa.select(traces.trace_id).where(traces.run == self._run, traces.phase.in_(phases))
+            query = query.where(turns.trace_id.in_(chosen))
         if trace_id is not None:
-            query = query.where(traces.trace_id == trace_id)
-        frame = self._frame(query.order_by(traces.trace_id, turns.turn))
+            query = query.where(turns.trace_id == trace_id)
+        frame = self._frame(query.order_by(turns.trace_id, turns.turn))
         following = frame.groupby("trace_id")["observation"].shift(-1)
         last = following.isna()
         frame["next_observation"] = following.where(~last, frame["final_observation"])
@@ -317,7 +319,7 @@ class ExperienceStore:
         import pandas as pd
 
         with self._database.reading() as connection:
-            rows = connection.execute(query).all()
+            rows = [tuple(row) for row in connection.execute(query)]
         names = [column.name for column in query.selected_columns]
         flags = [column.name for column in query.selected_columns if isinstance(column.type, sa.Boolean)]
         return pd.DataFrame.from_records(rows, columns=names).astype(dict.fromkeys(flags, bool))

@@ -8,15 +8,20 @@ import json
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from experience.text import storable
 
 
 class Text(sa.TypeDecorator[str]):
-    """Text that every database can keep, see ``storable``; the same where it is looked for."""
+    """Text that every database can keep, see ``storable``, in the same order in each; also to look for."""
 
     impl = sa.Text
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """In the order of code points, as in SQLite, whatever a server's locale is."""
+        return postgresql.TEXT(collation="C") if dialect.name == "postgresql" else sa.Text()
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
         """To the database; a plain ``str``, since drivers have ideas of their own about enums."""

@@ -31,6 +31,7 @@ from experience.insight import Insight, InsightState
 from experience.store import ExperienceStore, StoreError
 from experience.text import printable
 from experience.trace import StopReason, Trace
+from tests.postgres import new_database
 from tests.store_worker import fill, make_trace, make_turn
 
 MIGRATIONS = Path(database.__file__).parent / "migrations"
@@ -191,6 +192,14 @@ def test_text_that_databases_refuse_is_replaced(store: ExperienceStore) -> None:
     assert [i.id for i in store.load_insights()] == [insight.id]
 
 
+def test_the_order_is_that_of_code_points(store: ExperienceStore) -> None:
+    phases = ["A", "Z", "_", "a", "é"]
+    store.add_traces(make_trace(seed, phase=phase) for phase in reversed(phases) for seed in (10, 9))
+    assert store.traces()["phase"].tolist() == [phase for phase in phases for _ in range(2)]
+    assert store.traces()["seed"].tolist() == [9, 10] * 5
+    assert store.turns().empty
+
+
 # --- many runs -----------------------------------------------------------------------------------
 
 
@@ -323,8 +332,8 @@ INSERT INTO turns VALUES
     ('round1/play0/3', 1, 'b', '["i1"]', 7, 'I move None', '[1, 2]', '[-0.5, -0.25]', NULL, 0.0),
     ('round1/play0/3', 2, 'b', '["i1"]', 7, 'I move up', '[1, 2]', '[-0.5, -0.25]', 'up', 1.0),
     ('round1/play0/6', 0, 'a', '["i1"]', 7, 'I move left', '[1, 2]', '[-0.5, -0.25]', 'left', 0.0);
-INSERT INTO insights VALUES ('1f3ef3df02df', 'go left', 'a', 0.5, 2, 'active', 'best', 'p');
-INSERT INTO evidence VALUES ('1f3ef3df02df', 'round1/play0/6'), ('1f3ef3df02df', 'round1/play0/3');
+INSERT INTO insights VALUES ('3fd282462b21', 'go left', 'a', 0.5, 2, 'active', 'best', 'p');
+INSERT INTO evidence VALUES ('3fd282462b21', 'round1/play0/6'), ('3fd282462b21', 'round1/play0/3');
 INSERT INTO finished_phases VALUES ('p/insights'), ('round1/play0');
 """
 """A file as version 1 made it, with ``two_traces``; frozen."""
@@ -360,6 +369,17 @@ def test_version_1_opens_and_loses_nothing(tmp_path: Path) -> None:
         assert len(again.traces()) == 3
 
 
+def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = make_v1(tmp_path / "old.db")
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO evidence VALUES ('3fd282462b21', 'nowhere')")
+        before = list(connection.iterdump())
+    with pytest.raises(StoreError, match="contradicts itself, it stays as it is: FOREIGN KEY"):
+        ExperienceStore(path)
+    with sqlite3.connect(path) as connection:
+        assert list(connection.iterdump()) == before
+
+
 def schema_differences(url: str) -> list[Any]:
     engine = sa.create_engine(url)
     with engine.connect() as connection:
@@ -375,7 +395,7 @@ def reflected(url: str) -> Any:
     inspector = sa.inspect(engine)
     known = {
         name: [
-            [(c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(name)],
+            [(c["name"], repr(c["type"]), c["nullable"]) for c in inspector.get_columns(name)],
             inspector.get_pk_constraint(name)["constrained_columns"],
             sorted(str(sorted(k.items())) for k in map(_without_name, inspector.get_foreign_keys(name))),
             inspector.get_indexes(name) if name == "traces" else [],
@@ -390,13 +410,14 @@ def _without_name(key: Any) -> dict[str, Any]:
     return {name: value for name, value in key.items() if name != "name"}
 
 
-def test_a_migrated_schema_is_the_fresh_one(tmp_path: Path, postgres_url: str) -> None:
+def test_a_migrated_schema_is_the_fresh_one(tmp_path: Path, postgres_server: str) -> None:
     fresh, migrated = (f"sqlite:///{tmp_path}/{name}.db" for name in ("fresh", "migrated"))
     make_v1(tmp_path / "migrated.db")
     for url in (fresh, migrated):
         ExperienceStore(url).close()
         assert schema_differences(url) == []
     assert reflected(fresh) == reflected(migrated)
+    postgres_url = new_database(postgres_server)
     # On a server nobody has version 1, but the steps from nothing have to lead to the same.
     engine = sa.create_engine(postgres_url)
     with engine.begin() as connection:
@@ -404,6 +425,10 @@ def test_a_migrated_schema_is_the_fresh_one(tmp_path: Path, postgres_url: str) -
         database._migrate(connection, "")
     engine.dispose()
     assert schema_differences(postgres_url) == []
+    fresh = new_database(postgres_server)
+    ExperienceStore(fresh).close()
+    assert schema_differences(fresh) == []
+    assert reflected(fresh) == reflected(postgres_url)
     with ExperienceStore(postgres_url) as store:
         store.add_traces(two_traces())
 

@@ -10,6 +10,7 @@ from alembic import op
 revision = "0002"
 down_revision = "0001"
 
+TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 COPIES = {
     "traces": """
         INSERT INTO new_traces
@@ -47,81 +48,81 @@ def upgrade() -> None:
     op.create_table(
         "runs",
         sa.Column("run", sa.Integer, primary_key=True),
-        sa.Column("run_id", sa.Text, nullable=False, unique=True),
-        sa.Column("begun", sa.Text),
+        sa.Column("run_id", TEXT, nullable=False, unique=True),
+        sa.Column("begun", TEXT),
     )
     _create(
         "traces",
-        sa.Column("trace_id", sa.Text, primary_key=True),
-        sa.Column("phase", sa.Text, nullable=False),
-        sa.Column("split", sa.Text, nullable=False),
+        sa.Column("trace_id", TEXT, primary_key=True),
+        sa.Column("phase", TEXT, nullable=False),
+        sa.Column("split", TEXT, nullable=False),
         sa.Column("seed", sa.BigInteger, nullable=False),
-        sa.Column("env_id", sa.Text, nullable=False),
-        sa.Column("policy_id", sa.Text, nullable=False),
-        sa.Column("context_id", sa.Text, nullable=False),
-        sa.Column("stop_reason", sa.Text, nullable=False),
+        sa.Column("env_id", TEXT, nullable=False),
+        sa.Column("policy_id", TEXT, nullable=False),
+        sa.Column("context_id", TEXT, nullable=False),
+        sa.Column("stop_reason", TEXT, nullable=False),
         sa.Column("success", sa.Boolean, nullable=False),
         sa.Column("total_reward", sa.Float, nullable=False),
         sa.Column("num_turns", sa.Integer, nullable=False),
         sa.Column("invalid_replies", sa.Integer, nullable=False),
         sa.Column("prompt_tokens", sa.Integer, nullable=False),
-        sa.Column("final_observation", sa.Text, nullable=False),
-        sa.Column("error", sa.Text),
+        sa.Column("final_observation", TEXT, nullable=False),
+        sa.Column("error", TEXT),
     )
     _create(
         "turns",
-        sa.Column("trace_id", sa.Text, primary_key=True),
+        sa.Column("trace_id", TEXT, primary_key=True),
         sa.Column("turn", sa.Integer, primary_key=True),
-        sa.Column("observation", sa.Text, nullable=False),
+        sa.Column("observation", TEXT, nullable=False),
         sa.Column("insight_ids", sa.Text, nullable=False),
         sa.Column("prompt_tokens", sa.Integer, nullable=False),
-        sa.Column("reply", sa.Text, nullable=False),
+        sa.Column("reply", TEXT, nullable=False),
         sa.Column("token_ids", sa.Text, nullable=False),
         sa.Column("logprobs", sa.Text, nullable=False),
-        sa.Column("action", sa.Text),
+        sa.Column("action", TEXT),
         sa.Column("reward", sa.Float, nullable=False),
         sa.ForeignKeyConstraint(["run", "trace_id"], ["new_traces.run", "new_traces.trace_id"]),
     )
     _create(
         "insights",
-        sa.Column("insight_id", sa.Text, primary_key=True),
+        sa.Column("insight_id", TEXT, primary_key=True),
         sa.Column("number", sa.Integer, nullable=False),
-        sa.Column("text", sa.Text, nullable=False),
-        sa.Column("observation", sa.Text),
+        sa.Column("text", TEXT, nullable=False),
+        sa.Column("observation", TEXT),
         sa.Column("score", sa.Float, nullable=False),
         sa.Column("support", sa.Integer, nullable=False),
-        sa.Column("source", sa.Text, nullable=False),
-        sa.Column("writer", sa.Text, nullable=False),
-        sa.Column("prompt_version", sa.Text, nullable=False),
+        sa.Column("source", TEXT, nullable=False),
+        sa.Column("writer", TEXT, nullable=False),
+        sa.Column("prompt_version", TEXT, nullable=False),
         sa.Column("is_instance_specific", sa.Boolean, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("reason", sa.Text, nullable=False),
-        sa.Column("phase", sa.Text, nullable=False),
-        sa.Column("updated_in", sa.Text, nullable=False),
+        sa.Column("state", TEXT, nullable=False),
+        sa.Column("reason", TEXT, nullable=False),
+        sa.Column("phase", TEXT, nullable=False),
+        sa.Column("updated_in", TEXT, nullable=False),
     )
     _create(
         "evidence",
-        sa.Column("insight_id", sa.Text, primary_key=True),
+        sa.Column("insight_id", TEXT, primary_key=True),
         sa.Column("supports", sa.Boolean, primary_key=True),
-        sa.Column("trace_id", sa.Text, primary_key=True),
+        sa.Column("trace_id", TEXT, primary_key=True),
         sa.Column("position", sa.Integer, nullable=False),
         sa.ForeignKeyConstraint(["run", "insight_id"], ["new_insights.run", "new_insights.insight_id"]),
         sa.ForeignKeyConstraint(["run", "trace_id"], ["new_traces.run", "new_traces.trace_id"]),
     )
-    _create("finished_phases", sa.Column("phase", sa.Text, primary_key=True), sa.Column("result", sa.Text))
+    _create("finished_phases", sa.Column("phase", TEXT, primary_key=True), sa.Column("result", sa.Text))
     op.create_table(
         "context_scores",
         sa.Column("run", sa.Integer, sa.ForeignKey("runs.run"), primary_key=True),
-        sa.Column("phase", sa.Text, primary_key=True),
-        sa.Column("context_id", sa.Text, primary_key=True),
+        sa.Column("phase", TEXT, primary_key=True),
+        sa.Column("context_id", TEXT, primary_key=True),
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("insight_ids", sa.Text, nullable=False),
-        sa.Column("policy_id", sa.Text, nullable=False),
+        sa.Column("policy_id", TEXT, nullable=False),
         sa.Column("seeds", sa.Text, nullable=False),
         sa.Column("successes", sa.Integer, nullable=False),
         sa.Column("successes_without", sa.Integer, nullable=False),
         sa.Column("p_value", sa.Float, nullable=False),
-        sa.Column("verdict", sa.Text, nullable=False),
+        sa.Column("verdict", TEXT, nullable=False),
     )
     op.execute("INSERT INTO runs (run_id) VALUES ('run')")  # gets the key 1, as the first
     for copy in COPIES.values():
