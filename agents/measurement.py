@@ -78,8 +78,7 @@ def _played_arms(
 def _successful_actions(session: Session) -> list[tuple[int, ...]]:
     """The action sequences of the train episodes that succeeded, as numbers from 0."""
     turns = session.store.turns(phases=session.played)
-    winners = set(session.store.traces().query("success")["trace_id"])
-    turns = turns[turns["trace_id"].isin(winners) & turns["action"].notna()]
+    turns = turns[turns["success"] & turns["action"].notna()]
     sequences = set(turns.groupby("trace_id")["action"].agg(tuple))
     shortest = sorted(sequences, key=lambda sequence: (len(sequence), sequence))[:MAX_BLIND_CANDIDATES]
     return [tuple(session.words.actions.index(action) for action in sequence) for sequence in shortest]

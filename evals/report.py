@@ -45,7 +45,10 @@ def write_report(path: Path) -> Path:
     with ExperienceStore(path / "experience.db") as store:
         insights = store.insights()
         evidence = (
-            store.evidence().groupby("insight_id")["trace_id"].agg(lambda ids: list(ids[:SHOWN_TRACES]))
+            store.evidence()
+            .query("supports")
+            .groupby("insight_id")["trace_id"]
+            .agg(lambda ids: list(ids[:SHOWN_TRACES]))
         )
         episodes = _replays(store, results)
     active = insights[insights["state"] == InsightState.ACTIVE]

@@ -4,6 +4,8 @@ import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from experience.text import storable
+
 
 class InsightState(StrEnum):
     """Whether an insight is in use. Insights are never deleted."""
@@ -43,4 +45,4 @@ class Insight:
     @property
     def id(self) -> str:
         """The same text is the same insight, in every round."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+        return hashlib.sha256(storable(self.text).encode()).hexdigest()[:12]

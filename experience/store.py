@@ -1,127 +1,77 @@
-"""The database of one run: traces, insights, and which phases are finished."""
+"""What a run lived through and made of it: traces, insights, scores of contexts, finished phases.
+
+python -m experience.store export RUN/experience.db FOLDER
+python -m experience.store import FOLDER postgresql+psycopg://user@host/experience
+"""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import pandas as pd
 import sqlalchemy as sa
 
+from experience import tables
+from experience.context import ContextScore
+from experience.database import Database, StoreError, insert_new
 from experience.insight import Insight, InsightState
+from experience.text import storable
 from experience.trace import StopReason, Trace, Turn
 
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x4F504344  # "OPCD", in the SQLite header, so that other programs' files are told apart
+if TYPE_CHECKING:
+    import pandas as pd  # only the methods that return frames wait for it
 
-metadata = sa.MetaData()
+__all__ = ["ExperienceStore", "StoreError"]
 
-traces_table = sa.Table(
-    "traces",
-    metadata,
-    sa.Column("trace_id", sa.Text, primary_key=True),
-    sa.Column("phase", sa.Text, nullable=False, index=True),
-    sa.Column("split", sa.Text, nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("env_id", sa.Text, nullable=False),
-    sa.Column("policy_id", sa.Text, nullable=False),
-    sa.Column("context_id", sa.Text, nullable=False),
-    sa.Column("stop_reason", sa.Text, nullable=False),
-    sa.Column("success", sa.Boolean, nullable=False),
-    sa.Column("total_reward", sa.Float, nullable=False),
-    sa.Column("num_turns", sa.Integer, nullable=False),
-    sa.Column("invalid_replies", sa.Integer, nullable=False),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False),
-    sa.Column("final_observation", sa.Text, nullable=False),
-    sa.Column("error", sa.Text),
-)
-turns_table = sa.Table(
-    "turns",
-    metadata,
-    sa.Column("trace_id", sa.ForeignKey("traces.trace_id"), primary_key=True),
-    sa.Column("turn", sa.Integer, primary_key=True),
-    sa.Column("observation", sa.Text, nullable=False),
-    sa.Column("insight_ids", sa.JSON, nullable=False),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False),
-    sa.Column("reply", sa.Text, nullable=False),
-    sa.Column("token_ids", sa.JSON, nullable=False),
-    sa.Column("logprobs", sa.JSON, nullable=False),
-    sa.Column("action", sa.Text),
-    sa.Column("reward", sa.Float, nullable=False),
-)
-insights_table = sa.Table(
-    "insights",
-    metadata,
-    sa.Column("insight_id", sa.Text, primary_key=True),
-    sa.Column("text", sa.Text, nullable=False),
-    sa.Column("observation", sa.Text),
-    sa.Column("score", sa.Float, nullable=False),
-    sa.Column("support", sa.Integer, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("phase", sa.Text, nullable=False),
-)
-evidence_table = sa.Table(
-    "evidence",
-    metadata,
-    sa.Column("insight_id", sa.ForeignKey("insights.insight_id"), primary_key=True),
-    sa.Column("trace_id", sa.ForeignKey("traces.trace_id"), primary_key=True),
-)
-phases_table = sa.Table(
-    "finished_phases",
-    metadata,
-    sa.Column("phase", sa.Text, primary_key=True),
-)
-schema_table = sa.Table("schema", metadata, sa.Column("version", sa.Integer, primary_key=True))
-
-
-class StoreError(RuntimeError):
-    """A database that cannot be used; the message says why."""
+TURN_FIELDS = [field.name for field in fields(Turn)]
+"""Each of them is a column as well."""
 
 
 class ExperienceStore:
-    """Traces and insights in one SQLite file.
+    """One run in a database, which many runs and processes may share.
 
-    Every write is one transaction: a killed process leaves whole traces or none. Writing a trace,
-    an insight or a finished phase again changes nothing that is already there.
+    Every write is one transaction: a killed process leaves whole traces or none. Writing a trace, a score or
+    a finished phase again changes nothing that is already there, also where two processes do so at once.
+    NUL and lone surrogates, which not every database can keep in text, are written as U+FFFD.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the database at ``path``; make it if there is none.
+    def __init__(self, location: str | Path, run: str | None = None) -> None:
+        """Open the database; make it, or the run in it, if there is none.
+
+        Args:
+            location: The path of a SQLite file, or an SQLAlchemy URL such as
+                ``postgresql+psycopg://user:password@host/database``.
+            run: The run's name; by default the only run there is, or ``run`` if there is none.
 
         Raises:
-            StoreError: The file is no experience store, or a newer version's.
+            StoreError: The database cannot be used, or holds several runs and ``run`` names none.
         """
-        self.path = path
-        self._engine = sa.create_engine(
-            sa.URL.create("sqlite", database=str(path)), connect_args={"timeout": 30}
-        )
-        sa.event.listen(self._engine, "connect", _set_up_connection)
+        self._database = Database(location)
+        self.path = self._database.path
+        """The SQLite file; ``None`` if it is on a server."""
         try:
-            with self._engine.begin() as connection:
-                self._check_or_create(connection)
-        except sa.exc.DatabaseError as error:
-            raise StoreError(f"{path} cannot be opened as an experience store: {error.orig}") from error
+            self._run = self._find_run(run)
+        except BaseException:
+            self.close()
+            raise
 
-    def _check_or_create(self, connection: sa.Connection) -> None:
-        application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
-        tables = sa.inspect(connection).get_table_names()
-        if application != APPLICATION_ID and tables:
-            raise StoreError(f"{self.path} is a database of another program (tables {', '.join(tables)})")
-        # First, so that a kill in the middle leaves a file that is known as ours.
-        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-        metadata.create_all(connection)
-        version = connection.execute(sa.select(schema_table.c.version)).scalar()
-        if version is None:
-            connection.execute(schema_table.insert().values(version=SCHEMA_VERSION))
-        elif version != SCHEMA_VERSION:
-            raise StoreError(
-                f"{self.path} has schema version {version}, this opcd-gym reads {SCHEMA_VERSION}: "
-                "use the version that wrote it"
-            )
+    def _find_run(self, name: str | None) -> int:
+        """The run's key."""
+        with self._database.reading() as connection:
+            known = run_keys(connection)
+        if name is None and len(known) > 1:
+            names = ", ".join(sorted(known)[:20])
+            raise StoreError(f"{self._database.name} holds {len(known)} runs, say which: {names}")
+        name = name or next(iter(known), "run")
+        if name in known:
+            return known[name]
+        with self._database.writing() as connection:
+            return find_or_begin(connection, name, datetime.now(UTC).isoformat())
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._engine.dispose()
+        """Let go of the database."""
+        self._database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -131,61 +81,139 @@ class ExperienceStore:
 
     # --- writing -----------------------------------------------------------------------------
 
-    def add_traces(self, traces: Sequence[Trace]) -> None:
+    def add_traces(self, traces: Iterable[Trace]) -> None:
         """Keep ``traces``, all or none; those that are already there are left as they are."""
-        with self._engine.begin() as connection:
-            known = self._known_ids(connection, [trace.id for trace in traces])
-            new = [trace for trace in traces if trace.id not in known]
-            _insert(connection, traces_table, [_trace_row(trace) for trace in new])
-            rows = [_turn_row(trace.id, i, turn) for trace in new for i, turn in enumerate(trace.turns)]
-            _insert(connection, turns_table, rows)
+        by_id = {storable(trace.id): trace for trace in traces}
+        # In the order of ids, so that two processes never wait for each other's.
+        rows = [self._row(**_trace_row(by_id[trace_id])) for trace_id in sorted(by_id)]
+        with self._database.writing() as connection:
+            new = sorted(trace_id for _, trace_id in insert_new(connection, tables.traces, rows))
+            turns = [
+                self._row(trace_id=trace_id, turn=i, **{name: getattr(turn, name) for name in TURN_FIELDS})
+                for trace_id in new
+                for i, turn in enumerate(by_id[trace_id].turns)
+            ]
+            if turns:
+                connection.execute(tables.turns.insert(), turns)
 
-    def finish_phase(self, phase: str) -> None:
-        """Note that every trace of ``phase`` is in the store."""
-        with self._engine.begin() as connection:
-            if not self._is_finished(connection, phase):
-                connection.execute(phases_table.insert().values(phase=phase))
-
-    def set_insights(self, insights: Iterable[Insight], phase: str) -> None:
-        """Make ``insights`` the active ones: others retire, with the reason; none is deleted.
+    def finish_phase(self, phase: str, result: Any = None) -> None:
+        """Note that ``phase`` is done: all its traces are in the store, or it came to ``result``.
 
         Args:
-            insights: All that are to be in use.
+            phase: Its name; finishing it again changes nothing.
+            result: Anything that goes through JSON, for ``result`` to give back.
+        """
+        with self._database.writing() as connection:
+            insert_new(connection, tables.finished_phases, [self._row(phase=phase, result=result)])
+
+    def set_insights(self, insights: Iterable[Insight], phase: str) -> None:
+        """Write ``insights`` with the state that each has; other active ones retire, none is deleted.
+
+        Args:
+            insights: All that are to be in use, and any that are not.
             phase: What they were drawn for; the second call for a phase changes nothing.
         """
-        marker = f"{phase}/insights"
-        with self._engine.begin() as connection:
-            if self._is_finished(connection, marker):
+        table = tables.insights
+        with self._database.writing() as connection:
+            marker = self._row(phase=f"{phase}/insights", result=None)
+            if not insert_new(connection, tables.finished_phases, [marker]):
                 return
-            connection.execute(phases_table.insert().values(phase=marker))
+            number = self._next_number(connection, table)
             connection.execute(
-                insights_table.update()
-                .where(insights_table.c.state == InsightState.ACTIVE)
-                .values(state=InsightState.RETIRED, reason=f"superseded in {phase}")
+                table.update()
+                .where(table.c.run == self._run, table.c.state == InsightState.ACTIVE)
+                .values(state=InsightState.RETIRED, reason=f"superseded in {phase}", updated_in=phase)
             )
             for insight in insights:
-                connection.execute(evidence_table.delete().where(evidence_table.c.insight_id == insight.id))
-                connection.execute(insights_table.delete().where(insights_table.c.insight_id == insight.id))
-                connection.execute(insights_table.insert().values(**_insight_row(insight), phase=phase))
-                rows = [{"insight_id": insight.id, "trace_id": trace_id} for trace_id in insight.evidence]
-                _insert(connection, evidence_table, rows)
+                values = _insight_row(insight) | {"updated_in": phase}
+                is_it = (table.c.run == self._run) & (table.c.insight_id == insight.id)
+                if not connection.execute(table.update().where(is_it).values(values)).rowcount:
+                    values |= {"insight_id": insight.id, "number": number, "phase": phase}
+                    connection.execute(table.insert(), self._row(**values))
+                    number += 1
+                self._set_evidence(connection, insight)
+
+    def _set_evidence(self, connection: sa.Connection, insight: Insight) -> None:
+        table = tables.evidence
+        connection.execute(table.delete().where(table.c.run == self._run, table.c.insight_id == insight.id))
+        rows = [
+            self._row(insight_id=insight.id, supports=supports, trace_id=trace_id, position=position)
+            for supports, trace_ids in ((True, insight.evidence), (False, insight.against))
+            for position, trace_id in enumerate(dict.fromkeys(trace_ids))
+        ]
+        if rows:
+            connection.execute(table.insert(), rows)
+
+    def add_scores(self, scores: Iterable[ContextScore]) -> None:
+        """Keep ``scores``, all or none; a phase's score of a context that is already there stays."""
+        with self._database.writing() as connection:
+            first = self._next_number(connection, tables.context_scores)
+            rows = [self._row(number=number, **asdict(score)) for number, score in enumerate(scores, first)]
+            insert_new(connection, tables.context_scores, rows)
+
+    def _row(self, **values: Any) -> dict[str, Any]:
+        return {"run": self._run, **values}
+
+    def _next_number(self, connection: sa.Connection, table: sa.Table) -> int:
+        """The number of a table's next row; who else numbers rows of the run waits."""
+        is_run = tables.runs.c.run == self._run
+        connection.execute(sa.select(tables.runs.c.run).where(is_run).with_for_update(key_share=True))
+        query = sa.select(sa.func.max(table.c.number)).where(table.c.run == self._run)
+        last: int | None = connection.execute(query).scalar()
+        return 0 if last is None else last + 1
 
     # --- reading -----------------------------------------------------------------------------
 
+    def runs(self) -> "pd.DataFrame":
+        """One row per run of the database: run, begun (UTC, ISO 8601), traces, successes (how many)."""
+        traces = tables.traces.c
+        counts = (
+            sa.select(
+                traces.run,
+                sa.func.count().label("traces"),
+                sa.func.count(sa.case((traces.success, 1))).label("successes"),
+            )
+            .group_by(traces.run)
+            .subquery()
+        )
+        query = sa.select(
+            tables.runs.c.run_id.label("run"),
+            tables.runs.c.begun,
+            sa.func.coalesce(counts.c.traces, 0).label("traces"),
+            sa.func.coalesce(counts.c.successes, 0).label("successes"),
+        ).outerjoin(counts, counts.c.run == tables.runs.c.run)
+        return self._frame(query.order_by(tables.runs.c.run))
+
     def is_finished(self, phase: str) -> bool:
         """Whether ``finish_phase`` was called for it."""
-        with self._engine.connect() as connection:
-            return self._is_finished(connection, phase)
+        return self._finished(phase) is not None
 
-    def traces(self, *, phase: str | None = None) -> pd.DataFrame:
-        """One row per trace, in the order of phase and seed; see ``traces_table`` for the columns."""
-        query = sa.select(traces_table).order_by(traces_table.c.phase, traces_table.c.seed)
-        return self._frame(query if phase is None else query.where(traces_table.c.phase == phase))
+    def result(self, phase: str) -> Any:
+        """What ``phase`` was finished with, as JSON gives it back: tuples are lists.
+
+        Raises:
+            KeyError: It is not finished.
+        """
+        row = self._finished(phase)
+        if row is None:
+            raise KeyError(phase)
+        return row.result
+
+    def _finished(self, phase: str) -> "sa.Row[Any] | None":
+        table = tables.finished_phases.c
+        query = sa.select(table.result).where(table.run == self._run, table.phase == phase)
+        with self._database.reading() as connection:
+            return connection.execute(query).first()
+
+    def traces(self, *, phase: str | None = None) -> "pd.DataFrame":
+        """One row per trace, in the order of phase and seed; see ``tables.traces`` for the columns."""
+        query = self._select(tables.traces).order_by(tables.traces.c.phase, tables.traces.c.seed)
+        return self._frame(query if phase is None else query.where(tables.traces.c.phase == phase))
 
     def turns(
         self, *, phases: Sequence[str] | None = None, trace_id: str | None = None, tokens: bool = False
-    ) -> pd.DataFrame:
-        """One row per turn, with the trace's split, and what followed.
+    ) -> "pd.DataFrame":
+        """One row per turn, with the trace's split and success, and what followed.
 
         Args:
             phases: Of these phases only.
@@ -193,73 +221,127 @@ class ExperienceStore:
             tokens: Add the columns insight_ids, prompt_tokens, token_ids and logprobs (slow to read).
 
         Returns:
-            The columns trace_id, turn, split, observation, reply, action, reward, next_observation,
+            The columns trace_id, turn, split, success, observation, reply, action, reward, next_observation,
             terminated (whether the episode terminated with this turn).
         """
-        query = sa.select(
-            turns_table.c.trace_id,
-            turns_table.c.turn,
-            traces_table.c.split,
-            turns_table.c.observation,
-            turns_table.c.reply,
-            turns_table.c.action,
-            turns_table.c.reward,
-            traces_table.c.final_observation,
-            traces_table.c.stop_reason,
-        ).join(traces_table)
-        if tokens:
-            columns = turns_table.c
-            query = query.add_columns(
-                columns.insight_ids, columns.prompt_tokens, columns.token_ids, columns.logprobs
+        traces, turns = tables.traces.c, tables.turns.c
+        query = (
+            sa.select(
+                turns.trace_id,
+                turns.turn,
+                traces.split,
+                traces.success,
+                turns.observation,
+                turns.reply,
+                turns.action,
+                turns.reward,
+                traces.final_observation,
+                traces.stop_reason,
             )
+            .join_from(tables.traces, tables.turns)
+            .where(turns.run == self._run)
+        )
+        if tokens:
+            query = query.add_columns(turns.insight_ids, turns.prompt_tokens, turns.token_ids, turns.logprobs)
         if phases is not None:
-            query = query.where(traces_table.c.phase.in_(phases))
+            # Not as a condition of the join: SQLite would read the turns of the whole run first.
+            chosen = sa.select(traces.trace_id).where(traces.run == self._run, traces.phase.in_(phases))
+            query = query.where(turns.trace_id.in_(chosen))
         if trace_id is not None:
-            query = query.where(traces_table.c.trace_id == trace_id)
-        frame = self._frame(query.order_by(turns_table.c.trace_id, turns_table.c.turn))
+            query = query.where(turns.trace_id == trace_id)
+        frame = self._frame(query.order_by(turns.trace_id, turns.turn))
         following = frame.groupby("trace_id")["observation"].shift(-1)
         last = following.isna()
         frame["next_observation"] = following.where(~last, frame["final_observation"])
         frame["terminated"] = last & (frame["stop_reason"] == StopReason.TERMINATED)
         return frame.drop(columns=["final_observation", "stop_reason"])
 
-    def insights(self) -> pd.DataFrame:
-        """One row per insight, with the number of traces behind it as ``traces``."""
-        count = sa.func.count(evidence_table.c.trace_id).label("traces")
+    def insights(self) -> "pd.DataFrame":
+        """One row per insight, with the number of ``traces`` for it and of ``traces_against`` it."""
+        supports = tables.evidence.c.supports
         query = (
-            sa.select(insights_table, count).outerjoin(evidence_table).group_by(insights_table.c.insight_id)
+            self._select(tables.insights)
+            .add_columns(
+                sa.func.count(sa.case((supports, 1))).label("traces"),
+                sa.func.count(sa.case((~supports, 1))).label("traces_against"),
+            )
+            .outerjoin(tables.evidence)
+            .group_by(tables.insights.c.run, tables.insights.c.insight_id)
         )
-        return self._frame(query.order_by(insights_table.c.state, insights_table.c.text))
+        return self._frame(query.order_by(tables.insights.c.state, tables.insights.c.text))
 
-    def evidence(self) -> pd.DataFrame:
-        """One row per insight and trace behind it: insight_id, trace_id."""
-        return self._frame(sa.select(evidence_table).order_by(*evidence_table.c))
+    def load_insights(self) -> list[Insight]:
+        """All insights, in the order in which they were first written."""
+        insights, evidence = tables.insights.c, tables.evidence.c
+        cited: dict[tuple[str, bool], list[str]] = {}
+        with self._database.reading() as connection:
+            order = (evidence.insight_id, evidence.supports, evidence.position)
+            for row in connection.execute(self._select(tables.evidence).order_by(*order)):
+                cited.setdefault((row.insight_id, row.supports), []).append(row.trace_id)
+            rows = connection.execute(
+                self._select(tables.insights).order_by(insights.number, insights.insight_id)
+            ).all()
+        return [
+            Insight(
+                text=row.text,
+                observation=row.observation,
+                score=row.score,
+                support=row.support,
+                evidence=tuple(cited.get((row.insight_id, True), ())),
+                against=tuple(cited.get((row.insight_id, False), ())),
+                source=row.source,
+                writer=row.writer,
+                prompt_version=row.prompt_version,
+                is_instance_specific=row.is_instance_specific,
+                state=InsightState(row.state),
+                reason=row.reason,
+            )
+            for row in rows
+        ]
 
-    def _frame(self, query: sa.Select[Any]) -> pd.DataFrame:
-        with self._engine.connect() as connection:
-            return pd.read_sql_query(query, connection)
+    def evidence(self) -> "pd.DataFrame":
+        """One row per insight and trace: insight_id, supports (for it or against it), trace_id, position."""
+        table = tables.evidence.c
+        return self._frame(
+            self._select(tables.evidence).order_by(table.insight_id, table.supports.desc(), table.position)
+        )
 
-    @staticmethod
-    def _is_finished(connection: sa.Connection, phase: str) -> bool:
-        query = sa.select(phases_table.c.phase).where(phases_table.c.phase == phase)
-        return connection.execute(query).first() is not None
+    def scores(self) -> "pd.DataFrame":
+        """One row per ``ContextScore``, in the order of writing."""
+        return self._frame(self._select(tables.context_scores).order_by(tables.context_scores.c.number))
 
-    @staticmethod
-    def _known_ids(connection: sa.Connection, ids: Sequence[str]) -> set[str]:
-        query = sa.select(traces_table.c.trace_id).where(traces_table.c.trace_id.in_(ids))
-        return set(connection.execute(query).scalars())
+    def _select(self, table: sa.Table) -> sa.Select[Any]:
+        """The run's rows of a table, without the columns that only the database needs."""
+        shown = [column for column in table.columns if column.name not in ("run", "number")]
+        return sa.select(*shown).where(table.c.run == self._run)
+
+    def _frame(self, query: sa.Select[Any]) -> "pd.DataFrame":
+        import pandas as pd
+
+        with self._database.reading() as connection:
+            rows = [tuple(row) for row in connection.execute(query)]
+        names = [column.name for column in query.selected_columns]
+        flags = [column.name for column in query.selected_columns if isinstance(column.type, sa.Boolean)]
+        return pd.DataFrame.from_records(rows, columns=names).astype(dict.fromkeys(flags, bool))
 
 
-def _set_up_connection(connection: Any, _: object) -> None:
-    """WAL: a reader never waits for the writer, and a killed writer leaves no half transaction."""
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA foreign_keys = ON")
+def run_keys(connection: sa.Connection) -> dict[str, int]:
+    """The key of each run of a database, by its name, in the order in which they were begun."""
+    query = sa.select(tables.runs.c.run_id, tables.runs.c.run).order_by(tables.runs.c.run)
+    return {row.run_id: row.run for row in connection.execute(query)}
 
 
-def _insert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        connection.execute(table.insert(), rows)
+def find_or_begin(connection: sa.Connection, name: str, begun: str | None) -> int:
+    """The key of the run called ``name``; if there is none, one begins.
+
+    Args:
+        connection: In a transaction that writes.
+        name: The run's.
+        begun: When it began, if it is new; UTC, ISO 8601.
+    """
+    insert_new(connection, tables.runs, [{"run_id": name, "begun": begun}])
+    query = sa.select(tables.runs.c.run).where(tables.runs.c.run_id == name)
+    return int(connection.execute(query).scalar_one())
 
 
 def _trace_row(trace: Trace) -> dict[str, Any]:
@@ -282,28 +364,13 @@ def _trace_row(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _turn_row(trace_id: str, index: int, turn: Turn) -> dict[str, Any]:
-    return {
-        "trace_id": trace_id,
-        "turn": index,
-        "observation": turn.observation,
-        "insight_ids": turn.insight_ids,
-        "prompt_tokens": turn.prompt_tokens,
-        "reply": turn.reply,
-        "token_ids": turn.token_ids,
-        "logprobs": turn.logprobs,
-        "action": turn.action,
-        "reward": turn.reward,
-    }
-
-
 def _insight_row(insight: Insight) -> dict[str, Any]:
-    return {
-        "insight_id": insight.id,
-        "text": insight.text,
-        "observation": insight.observation,
-        "score": insight.score,
-        "support": insight.support,
-        "state": insight.state,
-        "reason": insight.reason,
-    }
+    row = asdict(insight)
+    del row["evidence"], row["against"]  # a table of their own
+    return row
+
+
+if __name__ == "__main__":
+    from experience.exchange import main
+
+    main()

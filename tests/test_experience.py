@@ -1,5 +1,3 @@
-import dataclasses
-import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -10,46 +8,10 @@ from hypothesis import strategies as st
 
 from envs.frozen_lake import ACTIONS
 from experience.context import retrieve
-from experience.insight import Insight, InsightState
+from experience.insight import Insight
 from experience.outcomes import action_values, outcome_insights, outcome_model
 from experience.split import STRIDE, SeedRange, Split
-from experience.store import SCHEMA_VERSION, ExperienceStore, StoreError
-from experience.trace import StopReason, Trace, Turn
-
-
-def turn(observation: str, action: str | None, reward: float = 0.0) -> Turn:
-    return Turn(
-        observation=observation,
-        insight_ids=("i1",),
-        prompt_tokens=7,
-        reply=f"I move {action}",
-        token_ids=(1, 2),
-        logprobs=(-0.5, -0.25),
-        action=action,
-        reward=reward,
-    )
-
-
-def trace(seed: int, *turns: Turn, final: str = "end", **changes: object) -> Trace:
-    values: dict[str, object] = {
-        "phase": "round1/play0",
-        "split": Split.TRAIN,
-        "seed": seed,
-        "env_id": "E",
-        "policy_id": "base",
-        "context_id": "none",
-        "turns": turns,
-        "final_observation": final,
-        "stop_reason": StopReason.TERMINATED,
-        "success": sum(t.reward for t in turns) > 0,
-    }
-    return Trace(**{**values, **changes})  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ExperienceStore:
-    return ExperienceStore(tmp_path / "experience.db")
-
+from experience.store import ExperienceStore
 
 # --- splits --------------------------------------------------------------------------------------
 
@@ -71,86 +33,6 @@ def test_splits_and_runs_share_no_seed(run: int, other: int, start: int, size: i
 def test_bad_seed_ranges(start: int, size: int, run: int) -> None:
     with pytest.raises(ValueError, match="seed range"):
         SeedRange(split=Split.TEST, run_seed=run, start=start, size=size)
-
-
-# --- the store -----------------------------------------------------------------------------------
-
-
-def test_traces_come_back(store: ExperienceStore) -> None:
-    store.add_traces(
-        [
-            trace(3, turn("a", "left"), turn("b", None), turn("b", "up", 1.0), final="goal"),
-            trace(6, turn("a", "left"), final="b", stop_reason=StopReason.TRUNCATED),
-        ]
-    )
-    [first, second] = store.traces().to_dict("records")
-    assert first["trace_id"] == "round1/play0/3"
-    assert (first["num_turns"], first["invalid_replies"], first["total_reward"]) == (3, 1, 1.0)
-    assert (first["success"], first["prompt_tokens"], second["success"]) == (1, 21, 0)
-    turns = store.turns(phases=["round1/play0"])
-    assert turns["next_observation"].tolist() == ["b", "b", "goal", "b"]
-    assert turns["terminated"].tolist() == [False, False, True, False]
-    assert turns["action"].tolist()[0] == "left"
-    assert pd.isna(turns["action"].tolist()[1])
-    assert len(store.turns(trace_id="round1/play0/6")) == 1
-    assert store.turns(phases=["other"]).empty
-
-
-def test_adding_again_changes_nothing(store: ExperienceStore) -> None:
-    store.add_traces([trace(3, turn("a", "left"))])
-    store.add_traces([trace(3, turn("z", "up"), turn("z", "up")), trace(6, turn("a", "up"))])
-    assert store.traces()["num_turns"].tolist() == [1, 1]
-    assert store.turns()["observation"].tolist() == ["a", "a"]
-    assert not store.is_finished("p")
-    store.finish_phase("p")
-    store.finish_phase("p")
-    assert store.is_finished("p")
-
-
-def test_a_trace_is_kept_whole_or_not_at_all(store: ExperienceStore) -> None:
-    unwritable = dataclasses.replace(turn("a", "left"), token_ids=(b"bytes",))  # type: ignore[arg-type]
-    bad = trace(6, turn("a", "left"), unwritable)
-    with pytest.raises(Exception, match="not JSON serializable"):
-        store.add_traces([trace(3, turn("a", "left")), bad])
-    assert store.traces().empty
-    assert store.turns().empty
-
-
-def test_insights_retire_and_return(store: ExperienceStore) -> None:
-    store.add_traces([trace(3, turn("a", "left")), trace(6, turn("a", "left"))])
-    one = Insight(text="go left", observation="a", score=0.5, support=2, evidence=("round1/play0/3",))
-    two = Insight(text="go up", observation="a", score=0.1, support=0)
-    store.set_insights([one], "p1")
-    store.set_insights([two], "p2")
-    rows = store.insights().set_index("insight_id")
-    assert list(rows.loc[one.id, ["state", "reason", "traces"]]) == ["retired", "superseded in p2", 1]
-    assert list(rows.loc[two.id, ["state", "traces"]]) == ["active", 0]
-    store.set_insights([one], "p3")
-    assert store.insights().set_index("insight_id").loc[one.id, "state"] == InsightState.ACTIVE
-
-
-def test_evidence_must_exist(store: ExperienceStore) -> None:
-    with pytest.raises(Exception, match="FOREIGN KEY"):
-        store.set_insights([Insight(text="x", observation=None, score=0, support=1, evidence=("nope",))], "p")
-    assert store.insights().empty
-
-
-def test_other_databases_are_refused(tmp_path: Path) -> None:
-    other = tmp_path / "other.db"
-    with sqlite3.connect(other) as connection:
-        connection.execute("CREATE TABLE songs (title TEXT)")
-    with pytest.raises(StoreError, match=r"another program .tables songs"):
-        ExperienceStore(other)
-    garbage = tmp_path / "garbage.db"
-    garbage.write_bytes(b"not a database, but long enough to be read as a header of one" * 20)
-    with pytest.raises(StoreError, match="cannot be opened"):
-        ExperienceStore(garbage)
-    newer = tmp_path / "newer.db"
-    ExperienceStore(newer).close()
-    with sqlite3.connect(newer) as connection:
-        connection.execute("UPDATE schema SET version = ?", (SCHEMA_VERSION + 1,))
-    with pytest.raises(StoreError, match=f"schema version {SCHEMA_VERSION + 1}"):
-        ExperienceStore(newer)
 
 
 # --- insights ------------------------------------------------------------------------------------
@@ -254,5 +136,6 @@ def test_only_train_traces_teach() -> None:
         outcome_insights(turns, ACTIONS, lambda o, a: a, explore=False)
 
 
-def test_no_traces_no_insights(store: ExperienceStore) -> None:
+def test_no_traces_no_insights(tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path / "experience.db")
     assert outcome_insights(store.turns(), ACTIONS, lambda o, a: a, explore=True) == []

@@ -1,0 +1,282 @@
+"""A SQLite file or a database server that holds a store: opened, brought to the present schema, shared.
+
+Whatever goes wrong in it is a ``StoreError`` that says what to do and shows no password.
+"""
+
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from experience.tables import metadata
+
+APPLICATION_ID = 0x4F504344  # "OPCD", in the SQLite header, so that other programs' files are told apart
+VERSION_TABLE = "opcd_gym_version"
+"""Alembic's; of our own name, so that a server's database of another program is told apart."""
+VERSIONS = ("0001", "0002")
+"""Known versions of the schema, the present one last; here so that Alembic, which is slow to import, is not
+needed to see that nothing is to be migrated."""
+BUSY_SECONDS = 30.0
+"""How long a writer waits for another."""
+CONNECT_SECONDS = 10
+"""How long a server may take to answer at first."""
+
+_INSERTS: Mapping[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+"""The dialects that know ON CONFLICT DO NOTHING."""
+_PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""Where a driver's package has another name."""
+_ADVICE = {
+    sqlite3.SQLITE_BUSY: "another process is writing to it: wait for it, or stop it, and try again",
+    sqlite3.SQLITE_READONLY: "make the file and its folder writable, or work on a copy",
+    sqlite3.SQLITE_CANTOPEN: "its folder must exist and be writable",
+    sqlite3.SQLITE_FULL: "free some space and try again",
+    sqlite3.SQLITE_NOTADB: "it is no SQLite file: name another",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: take a copy, or save what is left with sqlite3's .recover",
+}
+
+
+class StoreError(RuntimeError):
+    """A store that cannot be used; the message says why and what to do."""
+
+
+class Database:
+    """Connections to one database of the present schema."""
+
+    def __init__(self, location: str | Path, *, create: bool = True) -> None:
+        """Open it; make or migrate its tables where they are missing or old.
+
+        Args:
+            location: The path of a SQLite file, or an SQLAlchemy URL, which has "://" in it.
+            create: Whether to begin a new store where there is none.
+
+        Raises:
+            StoreError: It cannot be opened or is no store; or there is none and ``create`` is off.
+        """
+        url = _url(location)
+        is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+        self.path = Path(str(url.database)) if is_file and "uri" not in url.query else None
+        """The file; ``None`` if it is on a server."""
+        # Options of a URL may hold a password as well.
+        shown = url.set(query={}).render_as_string(hide_password=True)
+        self.name = shown if self.path is None else str(self.path)
+        """What to call it in messages."""
+        self._secrets = [str(secret) for secret in (url.password, url.query.get("password")) if secret]
+        if self.path is not None and not create and not self.path.exists():
+            raise StoreError(f"there is no store at {self.name}")
+        self._engine = self._create_engine(url)
+        self._reader, self._writer = self._engine, self._engine.execution_options(immediate=True)
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _set_up_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
+        elif self._engine.dialect.name == "postgresql":
+            # What is read in one transaction is of one moment, as in SQLite.
+            self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ")
+        try:
+            self._prepare(create)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create_engine(self, url: sa.URL) -> sa.Engine:
+        options: dict[str, Any] = {"pool_pre_ping": True}
+        if url.get_backend_name() == "sqlite":
+            options = {"connect_args": {"timeout": BUSY_SECONDS}}
+        elif url.get_backend_name() == "postgresql" and "connect_timeout" not in url.query:
+            options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
+        try:
+            return sa.create_engine(url, **options)
+        except ImportError as error:
+            driver = error.name or url.get_driver_name()
+            package = _PACKAGES.get(driver, driver)
+            raise StoreError(f"{self.name} needs the driver {driver}: pip install '{package}'") from error
+        except (sa.exc.ArgumentError, TypeError) as error:
+            raise StoreError(f"{self.name} cannot be opened: {self._without_secrets(error)}") from error
+
+    def _prepare(self, create: bool) -> None:
+        with self.reading() as connection:
+            version = self._version(connection)
+        if version == VERSIONS[-1]:
+            return
+        if version is None and not create:
+            raise StoreError(f"there is no store in {self.name}, it has no tables")
+        with self.writing() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(APPLICATION_ID)))
+            version = self._version(connection)  # others may have been faster
+            if version == VERSIONS[-1]:
+                return
+            try:
+                _migrate(connection, version)
+            except sa.exc.IntegrityError as error:
+                raise StoreError(
+                    f"{self.name} contradicts itself, it stays as it is: {error.orig}"
+                ) from error
+
+    def _version(self, connection: sa.Connection) -> str | None:
+        """The schema's version; ``None`` in an empty database.
+
+        Raises:
+            StoreError: Another program's, or of a version that is not known here.
+        """
+        tables = sa.inspect(connection).get_table_names()
+        version: str | None
+        if not tables:
+            return None
+        if VERSION_TABLE in tables:
+            version = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
+        elif _is_marked(connection) and "schema" in tables:
+            version = f"{connection.exec_driver_sql('SELECT version FROM schema').scalar() or 0:04}"
+        elif _is_marked(connection):
+            version = "0000"
+        else:
+            names = ", ".join(sorted(tables)[:8])
+            raise StoreError(
+                f"{self.name} is a database of another program (tables {names}): name another, or an empty "
+                "one"
+            )
+        if version == "0000":
+            raise StoreError(f"{self.name} was killed when it was made and holds nothing: delete it")
+        if version not in VERSIONS:
+            raise StoreError(
+                f"{self.name} has schema version {version}, this opcd-gym knows those up to {VERSIONS[-1]}: "
+                "use the version that wrote it, or a newer one"
+            )
+        return version
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """One transaction that reads, and sees the database of one moment."""
+        with self._clear_errors(), self._reader.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """One transaction that writes: all of it is kept, or none."""
+        with self._clear_errors(), self._writer.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.IntegrityError:
+            raise  # what is written contradicts itself: not the database's fault
+        except sa.exc.DBAPIError as error:
+            message = f"{self.name}: {self._without_secrets(error.orig)}"
+            advice = _ADVICE.get(getattr(error.orig, "sqlite_errorcode", 0) & 0xFF)
+            if self._engine.dialect.name != "sqlite" and getattr(error.orig, "sqlstate", None) is None:
+                advice = "see that the server runs, and that address, user, password and database are right"
+            raise StoreError(f"{message}: {advice}" if advice else message) from error
+
+    def _without_secrets(self, error: object) -> str:
+        text = " ".join(str(error).split())
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def insert_new(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]
+) -> set[tuple[Any, ...]]:
+    """Insert the rows that are not there yet; returns their primary keys.
+
+    Another process may insert the same at the same moment: each row is inserted by one of them.
+    """
+    if not rows:
+        return set()
+    insert = _INSERTS.get(connection.dialect.name)
+    if insert is not None:
+        statement = insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
+        return {tuple(row) for row in connection.execute(statement, rows)}
+    keys = set()
+    for row in rows:
+        try:
+            with connection.begin_nested():
+                result = connection.execute(table.insert(), row)
+        except sa.exc.IntegrityError:
+            continue
+        keys.add(tuple(result.inserted_primary_key or ()))
+    return keys
+
+
+def _url(location: str | Path) -> sa.URL:
+    if isinstance(location, Path) or "://" not in location:
+        return sa.URL.create("sqlite", database=str(location))
+    try:
+        url = sa.make_url(location)
+        url.get_dialect()
+    except ImportError:
+        return url  # the dialect's driver, which ``create_engine`` will miss as well
+    except (sa.exc.ArgumentError, ValueError):
+        scheme = re.sub(r"[^\w+].*", "", location)
+        # No word of the rest, nor of the error: they may show a password.
+        raise StoreError(
+            f"{scheme}://... is no database URL, which is like postgresql+psycopg://user:password@host/name, "
+            "with %40 for @ and %2F for / in the password"
+        ) from None
+    return url
+
+
+def _is_marked(connection: sa.Connection) -> bool:
+    """Whether a SQLite file says that it is ours."""
+    if connection.dialect.name != "sqlite":
+        return False
+    return connection.exec_driver_sql("PRAGMA application_id").scalar() == APPLICATION_ID
+
+
+def _migrate(connection: sa.Connection, version: str | None) -> None:
+    """Bring an empty or an old database to the present schema, within the connection's transaction."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    if version is None:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+        metadata.create_all(connection)
+        command.stamp(config, "head")
+    else:
+        if version == VERSIONS[0]:
+            command.stamp(config, version)  # it was made before there were migrations
+        command.upgrade(config, "head")
+
+
+def _set_up_sqlite(connection: Any, _: object) -> None:
+    """WAL: a reader never waits for the writer, and a killed writer leaves no half transaction."""
+    connection.isolation_level = None  # transactions begin in ``_begin_sqlite``, not when the driver thinks
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # Where many processes make the file at once, SQLite does not wait by itself.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    """A writer waits for others when it begins; later it could only fail."""
+    immediate = connection.get_execution_options().get("immediate")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

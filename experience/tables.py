@@ -1,0 +1,145 @@
+"""The tables of the store, version 2 of the schema; ``migrations`` leads there from version 1.
+
+Each row belongs to a run, whose integer key comes first in every primary key, so that many runs share a
+database and what one of them reads lies together.
+"""
+
+import json
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from experience.text import storable
+
+
+class Text(sa.TypeDecorator[str]):
+    """Text that every database can keep, see ``storable``, in the same order in each; also to look for."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """In the order of code points, as in SQLite, whatever a server's locale is."""
+        return postgresql.TEXT(collation="C") if dialect.name == "postgresql" else sa.Text()
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """To the database; a plain ``str``, since drivers have ideas of their own about enums."""
+        return None if value is None else storable(str(value))
+
+
+class Json(sa.TypeDecorator[Any]):
+    """JSON as text: ``Infinity`` and the escape of NUL pass, which PostgreSQL's own type refuses."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str | None:
+        """To the database; ``None`` is NULL."""
+        return None if value is None else json.dumps(value, separators=(",", ":"))
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+        """From the database."""
+        return None if value is None else json.loads(value)
+
+
+metadata = sa.MetaData()
+
+
+def _table(name: str, *items: sa.schema.SchemaItem) -> sa.Table:
+    """A table of rows that belong to a run."""
+    return sa.Table(name, metadata, sa.Column("run", sa.ForeignKey("runs.run"), primary_key=True), *items)
+
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("run", sa.Integer, primary_key=True),
+    sa.Column("run_id", Text, nullable=False, unique=True),
+    # UTC, ISO 8601; version 1 did not note it
+    sa.Column("begun", Text),
+)
+traces = _table(
+    "traces",
+    sa.Column("trace_id", Text, primary_key=True),
+    sa.Column("phase", Text, nullable=False),
+    sa.Column("split", Text, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("env_id", Text, nullable=False),
+    sa.Column("policy_id", Text, nullable=False),
+    sa.Column("context_id", Text, nullable=False),
+    sa.Column("stop_reason", Text, nullable=False),
+    sa.Column("success", sa.Boolean, nullable=False),
+    sa.Column("total_reward", sa.Float, nullable=False),
+    sa.Column("num_turns", sa.Integer, nullable=False),
+    sa.Column("invalid_replies", sa.Integer, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("final_observation", Text, nullable=False),
+    sa.Column("error", Text),
+    # A phase in the order of its seeds; with success, counts need nothing but the index.
+    sa.Index("ix_traces_phase", "run", "phase", "seed", "success"),
+)
+turns = _table(
+    "turns",
+    sa.Column("trace_id", Text, primary_key=True),
+    sa.Column("turn", sa.Integer, primary_key=True),
+    sa.Column("observation", Text, nullable=False),
+    sa.Column("insight_ids", Json, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("reply", Text, nullable=False),
+    sa.Column("token_ids", Json, nullable=False),
+    sa.Column("logprobs", Json, nullable=False),
+    sa.Column("action", Text),
+    sa.Column("reward", sa.Float, nullable=False),
+    sa.ForeignKeyConstraint(["run", "trace_id"], ["traces.run", "traces.trace_id"]),
+)
+insights = _table(
+    "insights",
+    sa.Column("insight_id", Text, primary_key=True),
+    # counts a run's insights in the order of first writing
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("text", Text, nullable=False),
+    sa.Column("observation", Text),
+    sa.Column("score", sa.Float, nullable=False),
+    sa.Column("support", sa.Integer, nullable=False),
+    sa.Column("source", Text, nullable=False),
+    sa.Column("writer", Text, nullable=False),
+    sa.Column("prompt_version", Text, nullable=False),
+    sa.Column("is_instance_specific", sa.Boolean, nullable=False),
+    sa.Column("state", Text, nullable=False),
+    sa.Column("reason", Text, nullable=False),
+    # where it was first written, and where it last changed
+    sa.Column("phase", Text, nullable=False),
+    sa.Column("updated_in", Text, nullable=False),
+)
+evidence = _table(
+    "evidence",
+    sa.Column("insight_id", Text, primary_key=True),
+    # whether the trace speaks for the insight or against it
+    sa.Column("supports", sa.Boolean, primary_key=True),
+    sa.Column("trace_id", Text, primary_key=True),
+    # its place in ``Insight.evidence`` or ``Insight.against``
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.ForeignKeyConstraint(["run", "insight_id"], ["insights.run", "insights.insight_id"]),
+    sa.ForeignKeyConstraint(["run", "trace_id"], ["traces.run", "traces.trace_id"]),
+)
+context_scores = _table(
+    "context_scores",
+    sa.Column("phase", Text, primary_key=True),
+    sa.Column("context_id", Text, primary_key=True),
+    # counts a run's scores in the order of writing
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("insight_ids", Json, nullable=False),
+    sa.Column("policy_id", Text, nullable=False),
+    sa.Column("seeds", Json, nullable=False),
+    sa.Column("successes", sa.Integer, nullable=False),
+    sa.Column("successes_without", sa.Integer, nullable=False),
+    sa.Column("p_value", sa.Float, nullable=False),
+    sa.Column("verdict", Text, nullable=False),
+)
+finished_phases = _table(
+    "finished_phases",
+    sa.Column("phase", Text, primary_key=True),
+    # what it came to; NULL for a phase of play, which came to its traces
+    sa.Column("result", Json),
+)
