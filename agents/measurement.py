@@ -51,6 +51,9 @@ def measure(session: Session, insights: Sequence[Insight]) -> dict[str, Any]:
 def _baselines(session: Session) -> dict[str, EvalResult]:
     """The arms that nobody's weights play."""
     baselines = Baselines(session.config.env, session.config.env_kwargs)
+    if not session.words.actions:  # there is no random text, and no end of texts to choose from
+        constant = baselines.constant(session.validation_seeds, session.test_seeds)
+        return {} if constant is None else {"blind": constant[0]}
     arms = {"random": baselines.random(session.test_seeds)}
     candidates = _successful_actions(session)
     arms["blind"], _ = baselines.blind(candidates, session.validation_seeds, session.test_seeds)

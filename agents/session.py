@@ -293,7 +293,7 @@ class Session:
         decides.
         """
         if not insights:
-            self.console.print(f"round {round_number}: no insights, since no reply was an action")
+            self.console.print(f"round {round_number}: no insights, since there was no action to learn from")
             return False
         temperature = self.config.teacher_temperature
         seeds = self.validation_seeds

@@ -65,8 +65,8 @@ _UNITS = {
         "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre",
         "in inch inche", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram",
         "lb pound", "oz ounce", "ms millisecond", "s sec second", "min minute", "h hr hour", "day", "week",
-        "month", "year", "ml milliliter millilitre", "l liter litre", "degree ^\\circ deg", "rad radian", "cent",
-        "$ dollar usd", "€ euro", "mph", "km/h kph",
+        "month", "year", "ml milliliter millilitre", "l liter litre", "degree ^\\circ deg", "rad radian",
+        "cent", "$ dollar usd", "€ euro", "mph", "km/h kph",
     )
     for name in names.split()
 }  # fmt: skip

@@ -151,7 +151,7 @@ def file_problems(path: str, question: str, answer: str) -> RowProblems:
 @lru_cache(maxsize=8)
 def _file_problems(path: str, changed: int, question: str, answer: str) -> RowProblems:
     readers: dict[str, Callable[[str], pd.DataFrame]] = {
-        ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False, convert_dates=False),
+        ".jsonl": _read_jsonl,
         ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
         ".parquet": pd.read_parquet,
     }
@@ -194,6 +194,12 @@ def dataset_problems(name: str, config: str | None, split: str, question: str, a
     return _frame_problems(f"the data set {name}", rows.to_pandas(), question, answer)
 
 
+def _read_jsonl(path: str) -> pd.DataFrame:
+    """Line by line: pandas would make dates and floats of what looks like them."""
+    with open(path, encoding="utf-8") as lines:
+        return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+
+
 def _frame_problems(source: str, frame: pd.DataFrame, question: str, answer: str) -> RowProblems:
     if frame.empty:
         raise EnvError(f"{source} is empty")
@@ -201,6 +207,7 @@ def _frame_problems(source: str, frame: pd.DataFrame, question: str, answer: str
         if column not in frame.columns:
             columns = ", ".join(map(str, frame.columns))
             raise EnvError(f"{source} has no column {column!r}: name one with {option}=; it has {columns}")
+    frame = frame[[question, answer]].dropna()
     return RowProblems(source, zip(frame[question].map(str), frame[answer].map(str), strict=True))
 
 

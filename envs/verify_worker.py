@@ -56,7 +56,7 @@ def math_judge() -> Judge:
     logging.disable()  # math-verify says at every call that its own time limit is off
 
     def read(answer: str) -> list[Any]:
-        return list(parse(rf"\boxed{{{answer}}}", parsing_timeout=None))  # type: ignore[arg-type]
+        return list(parse(rf"\boxed{{{answer}}}", parsing_timeout=None))
 
     def judge(job: dict[str, Any]) -> dict[str, Any]:
         answers = read(job["answer"])
