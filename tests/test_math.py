@@ -1,6 +1,7 @@
 """Math-v0: problems, their parts, attempts, sources, and what is said when a source is no good."""
 
 import builtins
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from gymnasium.utils.env_checker import check_env
+from rich.console import Console
 
+from agents.config import SelfImproveConfig
 from agents.policy import Prompt, Sampling
 from agents.rollout import rollout, vector_env
 from agents.scripted_policy import ScriptedPolicy
+from agents.self_improve import self_improve
+from agents.session import Session
+from distill.parallel import Ranks
 from envs import EnvError, TextEnv, make_text_env
 from envs.any_text import AnyText, clean
 from envs.frozen_lake import lake_map
@@ -22,6 +28,7 @@ from envs.problems import Problem, task_problems
 from envs.text_env import make_env
 from envs.words import MAX_REPLY_CHARS
 from evals.baselines import Baselines
+from evals.report import print_summary
 from experience.split import SeedRange, Split
 from experience.trace import StopReason, Trace
 
@@ -277,7 +284,7 @@ def test_a_part_without_problems(tmp_path: Path) -> None:
     env = gym.make("Math-v0", file=str(path))
     part = Problem.of("What is 1 + 1?", "2").part
     assert env.reset(seed=part)[0] == "What is 1 + 1?"
-    with pytest.raises(EnvError, match="one.csv has no problem for seeds of remainder"):
+    with pytest.raises(EnvError, match="has no problem for seeds of remainder"):
         env.reset(seed=part + 1)
     problems, random = task_problems("lcm", {"size": 1}), np.random.default_rng(0)
     only = Problem.of(problems._dataset[0]["question"], "").part
@@ -381,3 +388,25 @@ def test_no_constant_answer_where_no_answer_is_told() -> None:
 
 def test_a_problem_has_no_map() -> None:
     assert lake_map(make_env("Math-v0", SUMS)) is None
+
+
+def test_a_whole_run(walker_folder: Path, tmp_path: Path) -> None:
+    """Without insights nothing is trained, but everything is measured and reported."""
+    config = SelfImproveConfig(
+        env="Math-v0", env_kwargs=SUMS, model=str(walker_folder), output=tmp_path / "run", compute_dtype="float32",
+        rounds=1, episodes=2, waves=1, validation_episodes=2, test_episodes=2, eval_temperature=(0.0,),
+        max_new_tokens=1,
+    )  # fmt: skip
+    results = self_improve(config, Console(quiet=True))
+    assert results["arms"].keys() == {
+        "blind", "before", "before_with_experience", "after", "after_with_experience",
+    }  # fmt: skip
+    assert "best blind" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    print_summary(results, tmp_path / "run", Console(quiet=True))
+    with Session(
+        dataclasses.replace(config, max_new_tokens=None),
+        tmp_path / "other",
+        console=Console(quiet=True),
+        ranks=Ranks.connect("cpu"),
+    ) as session:
+        assert session.max_tokens == 64
