@@ -1,22 +1,43 @@
 """Every knob of a run, documented once: the command line, the Python call and ``config.json``."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from agents.models import Dtype
+from agents.prompts import Layout, Place
 from distill.examples import Average, Data
 from distill.loss import Direction, Mode
 from distill.parallel import Engine
 from distill.teacher import TeacherKind
 from experience.split import STRIDE
 
+InsightKind = Literal["auto", "outcomes", "llm", "raw"]
+
 MAX_SEED = 1_000_000_000
-MACHINE = ("device", "max_nodes", "gradient_checkpointing", "engine")
+MACHINE = ("device", "max_nodes", "gradient_checkpointing", "engine", "store")
 """Settings that do not change what is computed: a resumed run may have others."""
+
+RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
+    "Math-v0": {
+        "rounds": 1,
+        "episodes": 240,
+        "waves": 1,
+        "steps": 15,
+        "eval_every": 5,
+        "batch_size": 16,
+        "lr": 1e-5,
+        "teacher_temperature": 1.0,
+        "test_episodes": 512,
+        "eval_temperature": (0.0,),
+        "max_new_tokens": 32,
+    },
+}
+"""Where an env wants other defaults than the ones below, which are Frozen Lake's."""
 
 JsonObject = Annotated[
     dict[str, Any],
@@ -55,6 +76,9 @@ class SelfImproveConfig:
     """Everything that is drawn follows from it: the same command gives the same numbers."""
     output: Path | None = None
     """The run's folder; by default runs/<env>-<time>."""
+    store: str | None = None
+    """Database of the experience, an SQLAlchemy URL such as postgresql+psycopg://user@host/name, which many
+    runs can share; by default a SQLite file in the run's folder."""
     resume: Path | None = None
     """Go on with the run in this folder; of its configuration, only the machine's part may differ."""
 
@@ -69,8 +93,33 @@ class SelfImproveConfig:
     temperature: float = 1.0
     """At which the agent plays and samples while training."""
 
+    insights: InsightKind = "auto"
+    """What draws insights: `outcomes` counts what followed each action; with `llm` a model reads traces and
+    writes; `raw` shows whole transcripts, for the ablation. `auto` is outcomes where actions are words."""
     insights_per_prompt: int = 1
     """How many insights a prompt shows; 0 for all. Small models follow one, large ones can take all."""
+    insight_traces: int = 16
+    """With llm and raw: of so many traces of each round."""
+    insight_model: str | None = None
+    """With llm: the model that writes, or its name at insight_url; by default the agent itself."""
+    insight_url: str | None = None
+    """With llm: an OpenAI-compatible endpoint that writes. Its key is read from OPENAI_API_KEY."""
+    insight_prompts: Path | None = None
+    """With llm: a file of prompts in place of experience/prompts.toml."""
+    insight_tokens: int = 64
+    """With llm: the longest reply of the writer."""
+    insight_temperature: float = 0.7
+    """With llm: at which the writer samples."""
+    candidates: int = 64
+    """With llm: so many insights at most are tried at the gate in each round."""
+    context_file: Path | None = None
+    """A text to train in, such as a system prompt, in place of insights."""
+    context_tokens: int = 1024
+    """What the insights of one context may take together; the least useful are left out. 0 is no limit."""
+    context_place: Place = "after"
+    """Where the context stands: `after` the observation, `before` it, or in the `system` message."""
+    context_wrapper: str = "Experience: {}"
+    """The words around it."""
     batch_size: int = 64
     """Completions per optimiser step, spread evenly over the observations met so far."""
     lr: float = 2e-5
@@ -142,10 +191,15 @@ class SelfImproveConfig:
     trust_remote_code: bool = False
     """Let code that comes with the model run."""
 
+    @classmethod
+    def for_env(cls, env: str, **settings: Any) -> "SelfImproveConfig":
+        """The command's defaults for an environment, and what is given beside them."""
+        return cls(env=env, **{**RECOMMENDED.get(env, {}), **settings})
+
     def __post_init__(self) -> None:
         at_least_one = (
             "rounds episodes waves steps batch_size top_k max_nodes eval_every validation_episodes "
-            "test_episodes max_invalid_replies num_envs"
+            "test_episodes max_invalid_replies num_envs insight_traces insight_tokens candidates"
         )
         for name in at_least_one.split():
             if getattr(self, name) < 1:
@@ -153,7 +207,14 @@ class SelfImproveConfig:
         for name in ("temperature", "teacher_temperature", "lr", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "lora_rank", "trust_region"):
+        for name in (
+            "warmup_steps",
+            "weight_decay",
+            "lora_rank",
+            "trust_region",
+            "insight_temperature",
+            "context_tokens",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
@@ -177,5 +238,13 @@ class SelfImproveConfig:
             raise ConfigError(
                 f"eval_temperature takes one or two numbers from 0 up, not {self.eval_temperature}"
             )
+        if self.insight_url is not None and self.insight_model is None:
+            raise ConfigError("insight_url needs insight_model: the model's name there")
+        if self.context_file is not None and not self.context_file.is_file():
+            raise ConfigError(f"there is no context_file {self.context_file}")
+        try:
+            Layout(place=self.context_place, wrapper=self.context_wrapper)
+        except ValueError as error:
+            raise ConfigError(f"context_wrapper: {error}") from error
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")

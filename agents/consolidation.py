@@ -22,8 +22,7 @@ from distill.opcd import OPCD, StepStats
 from distill.rails import collapse
 from distill.teacher import FollowingTeacher, FrozenTeacher, Teacher
 from evals.result import Comparison
-from experience.context import retrieve
-from experience.insight import Insight
+from experience.context import Context
 
 Item = TypeVar("Item")
 
@@ -76,14 +75,14 @@ class Consolidation:
         """The first step's figures, by which a collapse is known."""
         self._load_checkpoint()
 
-    def distil(self, round_number: int, insights: Sequence[Insight]) -> None:
-        """Train the student to do with the bare prompt what the teacher does with the insights."""
+    def distil(self, round_number: int, context: Context) -> None:
+        """Train the student to do with the bare prompt what the teacher does with the context."""
         session, config = self.session, self.session.config
         if round_number < self.round:
             return  # done before the run was resumed
         if round_number > self.round:
             self._begin_round(round_number)
-        pairs = self._prompt_pairs(insights)
+        pairs = self._prompt_pairs(context)
         done = self.trainer.step_count - self.round_start
         with session.progress(f"round{round_number}/distil", config.steps) as bar:
             try:
@@ -126,14 +125,20 @@ class Consolidation:
         ):
             self.teacher.follow(self.trainer.trained())
 
-    def _prompt_pairs(self, insights: Sequence[Insight]) -> list[tuple[Prompt, Prompt]]:
-        """(bare prompt, prompt with experience) for every observation that an insight is about."""
-        words, k = self.session.words, self.session.config.insights_per_prompt
-        pairs = []
-        for observation in sorted({i.observation for i in insights if i.observation is not None}):
-            shown = [insight.text for insight in retrieve(insights, observation, k)]
-            pairs.append((build_prompt(words, observation), build_prompt(words, observation, shown)))
-        return pairs
+    def _prompt_pairs(self, context: Context) -> list[tuple[Prompt, Prompt]]:
+        """(bare prompt, prompt with experience) for every train observation that the context speaks to."""
+        session = self.session
+        observations: list[str] = session.ranks.from_main(
+            lambda: session.store.observations(phases=session.played)
+        )
+        return [
+            (
+                build_prompt(session.words, observation),
+                build_prompt(session.words, observation, [insight.text for insight in shown], session.layout),
+            )
+            for observation in observations
+            if (shown := context.show(observation))
+        ]
 
     def _step(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> StepStats:
         """One optimiser step on fresh answers, drawn by the step's number alone.

@@ -1,31 +1,30 @@
 """Before and after on the test seeds, beside the random, the best blind and the optimal policy."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from agents.run_folder import peak_rss_bytes
 from agents.session import Session
 from evals.baselines import Baselines
 from evals.result import Comparison, EvalResult
-from experience.insight import Insight
+from experience.context import NO_CONTEXT, Context
 
 MAX_BLIND_CANDIDATES = 64
 """Successful action sequences that compete for the blind arm, the shortest first."""
 
 
-def measure(session: Session, insights: Sequence[Insight]) -> dict[str, Any]:
+def measure(session: Session, context: Context) -> dict[str, Any]:
     """Measure every arm and write ``results.json``, the run's public contract.
 
     Args:
         session: Its base policy is the agent before, its student the agent after.
-        insights: The context of the arms with experience.
+        context: Of the arms with experience.
 
     Returns:
         What was written.
     """
     config = session.config
     fixed = session.ranks.from_main(lambda: _baselines(session))
-    first, *others = (_played_arms(session, temperature, insights) for temperature in config.eval_temperature)
+    first, *others = (_played_arms(session, temperature, context) for temperature in config.eval_temperature)
     results: dict[str, Any] = {
         "schema_version": 1,
         "env": config.env,
@@ -51,6 +50,9 @@ def measure(session: Session, insights: Sequence[Insight]) -> dict[str, Any]:
 def _baselines(session: Session) -> dict[str, EvalResult]:
     """The arms that nobody's weights play."""
     baselines = Baselines(session.config.env, session.config.env_kwargs)
+    if not session.words.actions:  # there is no random text, and no end of texts to choose from
+        constant = baselines.constant(session.validation_seeds, session.test_seeds)
+        return {} if constant is None else {"blind": constant[0]}
     arms = {"random": baselines.random(session.test_seeds)}
     candidates = _successful_actions(session)
     arms["blind"], _ = baselines.blind(candidates, session.validation_seeds, session.test_seeds)
@@ -60,17 +62,14 @@ def _baselines(session: Session) -> dict[str, EvalResult]:
 
 
 def _played_arms(
-    session: Session, temperature: float, insights: Sequence[Insight]
+    session: Session, temperature: float, context: Context
 ) -> tuple[dict[str, EvalResult], Comparison]:
     """Before and after, with and without the insights; and after against before without them."""
     frames = {}
     for arm, policy in (("before", session.base), ("after", session.student)):
-        for suffix, shown in (("", ()), ("_with_experience", insights)):
+        for suffix, shown in (("", NO_CONTEXT), ("_with_experience", context)):
             phase = f"test/{arm}{suffix}@{temperature:g}"
-            context_id = "final" if shown else "none"
-            frames[arm + suffix] = session.play(
-                phase, policy, session.test_seeds, temperature, shown, context_id
-            )
+            frames[arm + suffix] = session.play(phase, policy, session.test_seeds, temperature, shown)
     arms = {arm: EvalResult.from_traces(frame) for arm, frame in frames.items()}
     return arms, Comparison.of(frames["after"], frames["before"])
 

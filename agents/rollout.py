@@ -1,9 +1,9 @@
 """Episodes: a policy plays many at once over a Gymnasium vector env."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -11,9 +11,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agents.policy import FinishReason, Policy, Prompt, Sampling
-from agents.prompts import build_prompt
+from agents.prompts import Layout, build_prompt
 from envs.text_env import TextEnv, is_success
 from envs.words import EnvWords
+from experience.context import NO_CONTEXT, Context
 from experience.insight import Insight
 from experience.split import SeedRange
 from experience.trace import StopReason, Trace, Turn
@@ -21,13 +22,15 @@ from experience.trace import StopReason, Trace, Turn
 ERROR = "rollout/error"
 """Key of the info that says what the env raised."""
 
-Retriever = Callable[[str], tuple[Insight, ...]]
-"""Observation -> the insights to show there."""
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A named part of a run: one episode per seed, all with one context."""
 
-def no_experience(observation: str) -> tuple[Insight, ...]:
-    """The bare prompt's ``Retriever``."""
-    return ()
+    name: str
+    """Part of every trace's id and of every reply's seed."""
+    seeds: SeedRange
+    context: Context = NO_CONTEXT
 
 
 class _Slot(gym.Wrapper[str, str, str, str]):
@@ -64,8 +67,11 @@ class _Slot(gym.Wrapper[str, str, str, str]):
 class _Episode:
     """An episode on its way."""
 
+    phase: Phase
+    show: Callable[[str], tuple[Insight, ...]]
+    """Observation -> what of the context is shown there."""
     seed: int
-    observation: str
+    observation: str = ""
     turns: list[Turn] = field(default_factory=list)
 
 
@@ -78,32 +84,29 @@ def rollout(
     envs: SyncVectorEnv,
     words: EnvWords,
     policy: Policy,
-    seeds: SeedRange,
+    phases: Sequence[Phase],
     *,
     sampling: Sampling,
-    phase: str,
     policy_id: str,
     env_id: str,
-    retrieve: Retriever = no_experience,
-    context_id: str = "none",
+    layout: Layout | None = None,
 ) -> Iterator[Trace]:
-    """Play one episode per seed, as many at once as ``envs`` has places, and yield each when it ends.
+    """Play the episodes, as many at once as ``envs`` has places, and yield each when it ends.
 
-    What happens in an episode depends on its seed, the phase's name and the policy, not on ``num_envs``.
+    What happens in an episode depends on its seed, its phase's name and context, and the policy, not on
+    ``num_envs`` and not on the other episodes.
 
     Args:
         envs: From ``vector_env``.
         words: The env's.
         policy: Who plays.
-        seeds: The env seeds, one episode each.
+        phases: What to play.
         sampling: How replies are drawn.
-        phase: Name of this part of the run; part of every trace's id and of every reply's seed.
         policy_id: Which weights play, for the record.
         env_id: The env, for the record.
-        retrieve: What experience to show.
-        context_id: Which experience that is, for the record.
+        layout: Where the context stands in the prompt.
     """
-    queue = iter(seeds)
+    queue = _episodes(phases)
     slots: list[_Episode | None] = [None] * envs.num_envs
     free = np.ones(envs.num_envs, dtype=np.bool_)
 
@@ -111,12 +114,12 @@ def rollout(
         episode: _Episode, stop: StopReason, final: str, success: bool, error: str | None = None
     ) -> Trace:
         return Trace(
-            phase=phase,
-            split=seeds.split,
+            phase=episode.phase.name,
+            split=episode.phase.seeds.split,
             seed=episode.seed,
             env_id=env_id,
             policy_id=policy_id,
-            context_id=context_id,
+            context_id=episode.phase.context.id,
             turns=tuple(episode.turns),
             final_observation=final,
             stop_reason=stop,
@@ -126,15 +129,18 @@ def rollout(
 
     @lru_cache(maxsize=4096)
     def prompt(observation: str, experience: tuple[str, ...]) -> Prompt:
-        return build_prompt(words, observation, experience)
+        return build_prompt(words, observation, experience, layout)
 
     while True:
         if free.any():
             starting = [next(queue, None) if is_free else None for is_free in free]
-            observations, infos = envs.reset(seed=starting, options={"reset_mask": free.copy()})
+            seeds = [None if episode is None else episode.seed for episode in starting]
+            observations, infos = envs.reset(seed=seeds, options={"reset_mask": free.copy()})
             for i in np.flatnonzero(free).tolist():
-                seed = starting[i]
-                slots[i] = None if seed is None else _Episode(seed, observations[i])
+                slots[i] = starting[i]
+            for i, episode in enumerate(slots):
+                if free[i] and episode is not None:
+                    episode.observation = observations[i]
             free[:] = False
             for i, episode in enumerate(slots):
                 if episode is not None and (error := _info(infos, ERROR, i)):
@@ -147,14 +153,17 @@ def rollout(
         if not playing:
             return
 
-        shown = [retrieve(episode.observation) for _, episode in playing]
+        shown = [episode.show(episode.observation) for _, episode in playing]
         completions = policy.generate(
             [
                 prompt(episode.observation, tuple(insight.text for insight in insights))
                 for (_, episode), insights in zip(playing, shown, strict=True)
             ],
             sampling,
-            [turn_seed(seeds.run_seed, phase, episode.seed, len(episode.turns)) for _, episode in playing],
+            [
+                turn_seed(episode.phase.seeds.run_seed, episode.phase.name, episode.seed, len(episode.turns))
+                for _, episode in playing
+            ],
         )
         replies = [""] * envs.num_envs
         for (i, _), completion in zip(playing, completions, strict=True):
@@ -190,6 +199,12 @@ def rollout(
                 success = is_success(_info(infos, "is_success", i), total_reward)
                 yield trace(episode, stop, observations[i], success)
                 free[i] = True
+
+
+def _episodes(phases: Sequence[Phase]) -> Iterator[_Episode]:
+    for phase in phases:
+        show = lru_cache(maxsize=4096)(phase.context.show)
+        yield from map(partial(_Episode, phase, show), phase.seeds)
 
 
 def turn_seed(run_seed: int, phase: str, seed: int, turn: int) -> int:

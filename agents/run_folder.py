@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import resource
+import secrets
 import subprocess
 import sys
 import time
@@ -59,7 +60,8 @@ class RunFolder:
             RunFolderError: It holds another run, or cannot be made.
         """
         check_free(path)
-        about = {"config": dict(config), **provenance()}
+        run_id = f"{path.resolve().name}-{secrets.token_hex(4)}"
+        about = {"run_id": run_id, "config": dict(config), **provenance()}
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,6 +79,13 @@ class RunFolder:
         """
         read_config(path)
         return cls(path)
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's name in a store that it shares; ``None`` in folders from before there were such."""
+        about = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        run_id: str | None = about.get("run_id")
+        return run_id
 
     def close(self) -> None:
         """Let go of the folder."""

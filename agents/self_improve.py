@@ -3,6 +3,7 @@
 python -m agents.self_improve --env FrozenLake-v1
 """
 
+import argparse
 import dataclasses
 import signal
 import sys
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from agents.config import MACHINE, ConfigError, SelfImproveConfig
 from agents.consolidation import Consolidation
+from agents.learning import Learning
 from agents.measurement import measure
 from agents.models import ModelError
 from agents.run_folder import RunFolderError, check_free, is_disk_full, read_config
@@ -26,12 +28,23 @@ from distill.opcd import DistillError
 from distill.parallel import Ranks, is_lost_connection, is_main_process
 from envs.words import EnvError
 from evals.report import print_summary, write_report
-from experience.insight import Insight
+from experience.context import NO_CONTEXT, Context
+from experience.endpoint import EndpointError
+from experience.extract import PromptsError
 from experience.store import StoreError
 
 __all__ = ["SelfImproveConfig", "self_improve"]
 
-USER_ERRORS = (ConfigError, DistillError, EnvError, ModelError, RunFolderError, StoreError)
+USER_ERRORS = (
+    ConfigError,
+    DistillError,
+    EndpointError,
+    EnvError,
+    ModelError,
+    PromptsError,
+    RunFolderError,
+    StoreError,
+)
 """What can go wrong without a bug of ours: one clear line, no stack trace."""
 
 
@@ -52,18 +65,19 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
     elif ranks.is_main:
         check_free(path)
     console = (console or Console(stderr=True)) if ranks.is_main else Console(quiet=True)
-    admitted: list[Insight] = []
+    trained: Context | None = None
     with Session(config, path, console=console, ranks=ranks) as session:
-        consolidation = Consolidation(session)
+        learning, consolidation = Learning(session), Consolidation(session)
         for round_number in range(1, config.rounds + 1):
-            insights = session.collect(round_number)  # play, and draw insights from the traces
-            if session.gate(round_number, insights):  # do they help on held-out episodes?
-                consolidation.distil(round_number, insights)  # then train them into the weights
-                admitted = insights
+            learning.collect(round_number)  # play
+            candidates = learning.reflect(round_number)  # draw insights from the traces
+            context = learning.gate(round_number, candidates)  # which of them help on held-out episodes?
+            if context is not None:
+                consolidation.distil(round_number, context)  # then train them into the weights
+                trained = context
         consolidation.use_best()
         session.save_model()
-        session.keep_insights(admitted, "final")
-        results = measure(session, admitted or insights)  # before and after, on test episodes
+        results = measure(session, trained or (candidates or [NO_CONTEXT])[0])  # before and after, on test
     if ranks.is_main:
         write_report(path)
     return results
@@ -84,7 +98,8 @@ def saved_config(path: Path) -> SelfImproveConfig:
     saved = read_config(path)
     try:
         tuples = {"eval_temperature": tuple(saved["eval_temperature"])}
-        return SelfImproveConfig(**{**saved, **tuples, "output": None, "resume": path})
+        paths = {name: saved[name] and Path(saved[name]) for name in ("insight_prompts", "context_file")}
+        return SelfImproveConfig(**{**saved, **tuples, **paths, "output": None, "resume": path})
     except (TypeError, KeyError) as error:
         raise RunFolderError(f"{path} was made by another version of opcd-gym: {error}") from error
 
@@ -100,7 +115,7 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
     Raises:
         ConfigError: It contradicts the run.
     """
-    saved, defaults = saved_config(path), SelfImproveConfig()
+    saved, defaults = saved_config(path), SelfImproveConfig.for_env(config.env)
     changes = {}
     for name, was, now in differences(saved, config):
         if not explicit and now == getattr(defaults, name):
@@ -129,7 +144,10 @@ def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
         RunFolderError: ``--resume`` names no run.
         ConfigError: A flag contradicts the run to be resumed, or has no sense.
     """
-    config = tyro.cli(SelfImproveConfig, args=args, prog="python -m agents.self_improve")
+    env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    env.add_argument("--env", default=SelfImproveConfig().env)
+    defaults = SelfImproveConfig.for_env(env.parse_known_args(args)[0].env)
+    config = tyro.cli(SelfImproveConfig, args=args, default=defaults, prog="python -m agents.self_improve")
     if config.resume is None:
         return config
     # Parsed again over the saved values, so that only flags that were really given can differ from them.

@@ -1,4 +1,4 @@
-"""One run in progress: what it holds, how it plays, learns from its traces, and judges what it learned.
+"""One run in progress: what it holds, and how it plays.
 
 Everything happens in *phases*. What a phase produces goes to the store and the run folder, and its name says
 whether it is there already. So a resumed run goes through the same loop again, finds what is done, and goes
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -20,27 +20,24 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy import make_url
 from transformers import PreTrainedModel
 
 from agents.config import SelfImproveConfig
 from agents.hf_policy import HFPolicy
 from agents.models import LoadedModel, compute_dtype, load_model
 from agents.policy import Sampling
-from agents.rollout import Retriever, no_experience, rollout, vector_env
+from agents.prompts import Layout
+from agents.rollout import Phase, rollout, vector_env
 from agents.run_folder import RunFolder, clear_errors
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
 from envs.text_env import make_text_env
-from evals.result import Comparison, EvalResult
-from experience.context import retrieve
-from experience.insight import Insight
-from experience.outcomes import outcome_insights
+from experience.context import NO_CONTEXT, Context
 from experience.split import SeedRange, Split
 from experience.store import ExperienceStore
 
-SIGNIFICANT = 0.05
-"""The gate's level: a context must beat none with a smaller p-value."""
 COMMIT_EVERY = 64
 """Episodes per transaction."""
 FREE_TEXT_TOKENS = 64
@@ -75,6 +72,7 @@ class Session:
             make_text_env, config.env, config.env_kwargs, max_invalid_replies=config.max_invalid_replies
         )
         self.words = make().words
+        self.layout = Layout(place=config.context_place, wrapper=config.context_wrapper)
         self.envs = vector_env(make, config.num_envs)
         self.ranks = ranks
         loaded = self._load(config.model)
@@ -105,7 +103,7 @@ class Session:
             self._folder = (
                 RunFolder.open(path) if config.resume else RunFolder.create(path, _jsonable(config))
             )
-            self._store = ExperienceStore(path / "experience.db")
+            self._store = ExperienceStore(config.store or path / "experience.db", self.folder.run_id)
         self.student_step = 0
         """After which optimiser step the student's weights are."""
         self.played: list[str] = []
@@ -152,6 +150,10 @@ class Session:
             trust_remote_code=config.trust_remote_code,
         )
 
+    def load_policy(self, name: str) -> HFPolicy:
+        """Another model, to be used as it is."""
+        return self._policy(self._load(name))
+
     def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
         """The model as a policy; with ``lora`` its adapters are off."""
         return HFPolicy(
@@ -180,150 +182,67 @@ class Session:
 
     def play(
         self,
-        phase: str,
+        name: str,
         policy: HFPolicy,
         seeds: SeedRange,
         temperature: float,
-        insights: Sequence[Insight] = (),
-        context_id: str = "none",
+        context: Context = NO_CONTEXT,
     ) -> pd.DataFrame:
         """Play one phase, unless it is in the store already; returns its traces."""
-        if not self._is_finished(phase):
+        phase = Phase(name=name, seeds=seeds, context=context)
+        return self.play_all(name, [phase], policy, temperature)[0]
+
+    def play_all(
+        self, title: str, phases: Sequence[Phase], policy: HFPolicy, temperature: float
+    ) -> list[pd.DataFrame]:
+        """Play the phases side by side, but for those in the store already; returns the traces of each."""
+        missing = [phase for phase in phases if not self.is_finished(phase.name)]
+        if missing:
             policy.clear()
-            show: Retriever = no_experience
-            if insights:
-                k = self.config.insights_per_prompt
-                show = lru_cache(maxsize=None)(lambda observation: retrieve(insights, observation, k))
+            ranks = self.ranks
             traces = rollout(
                 self.envs,
                 self.words,
                 policy,
-                seeds.part(self.ranks.rank, self.ranks.size),
+                [replace(phase, seeds=phase.seeds.part(ranks.rank, ranks.size)) for phase in missing],
                 sampling=Sampling(temperature=temperature, max_tokens=self.max_tokens),
-                phase=phase,
-                policy_id=self._policy_id(policy),
+                policy_id=self.policy_id(policy),
                 env_id=self.config.env,
-                retrieve=show,
-                context_id=context_id,
+                layout=self.layout,
             )
+            total = sum(len(phase.seeds) for phase in missing)
             successes = done = 0
-            with self.progress(phase, len(seeds)) as bar:
-                while done < len(seeds):
-                    batch = self.ranks.gather(list(islice(traces, COMMIT_EVERY)))
-                    if self.ranks.is_main:
+            with self.progress(title, total) as bar:
+                while done < total:
+                    batch = ranks.gather(list(islice(traces, COMMIT_EVERY)))
+                    if ranks.is_main:
                         self.store.add_traces(batch)
                     successes += sum(trace.success for trace in batch)
                     done += len(batch)
                     bar.update(bar.task_ids[0], completed=done, note=f"success {successes / done:.1%}")
-            if self.ranks.is_main:
-                self.store.finish_phase(phase)
-        traces_frame = self.ranks.from_main(lambda: self.store.traces(phase=phase))
-        self.log(
-            phase,
-            kind="play",
-            success_rate=float(traces_frame["success"].mean()),
-            episodes=len(traces_frame),
-            turns=int(traces_frame["num_turns"].sum()),
-        )
-        return traces_frame
+            if ranks.is_main:
+                for phase in missing:
+                    self.store.finish_phase(phase.name)
+        frames = self.ranks.from_main(lambda: [self.store.traces(phase=phase.name) for phase in phases])
+        for phase, frame in zip(phases, frames, strict=True):
+            self.log(
+                phase.name,
+                kind="play",
+                success_rate=float(frame["success"].mean()),
+                episodes=len(frame),
+                turns=int(frame["num_turns"].sum()),
+            )
+        return frames
 
-    def _is_finished(self, phase: str) -> bool:
+    def is_finished(self, phase: str) -> bool:
+        """Whether the phase is in the store."""
         return self.ranks.from_main(lambda: self.store.is_finished(phase))
 
-    def _policy_id(self, policy: HFPolicy) -> str:
+    def policy_id(self, policy: HFPolicy) -> str:
+        """Which weights these are, for the record."""
         if policy is self.base:
             return "base"
         return f"step{self.student_step}" if policy is self.student else "teacher"
-
-    def collect(self, round_number: int) -> list[Insight]:
-        """Play a round's train episodes, with more and more experience; returns the insights from all.
-
-        The first wave is played without experience. Each further one follows the insights so far,
-        which send the agent to what it has not tried.
-        """
-        config = self.config
-        size = config.episodes // config.waves
-        for wave in range(config.waves):
-            phase = f"round{round_number}/play{wave}"
-            start = ((round_number - 1) * config.waves + wave) * size
-            insights: list[Insight] = []
-            if wave > 0 and not self._is_finished(phase):
-                insights = self.draw_insights(phase, explore=True)
-            traces = self.play(
-                phase,
-                self.student,
-                SeedRange(split=Split.TRAIN, run_seed=config.seed, start=start, size=size),
-                config.temperature,
-                insights,
-                f"round{round_number}/insights{wave}" if insights else "none",
-            )
-            self.played.append(phase)
-            if wave == 0:
-                self.log(
-                    f"round{round_number}/start",
-                    kind="round",
-                    round=round_number,
-                    step=self.student_step,
-                    **EvalResult.from_traces(traces).as_dict(),
-                )
-        return self.draw_insights(f"round{round_number}", explore=False)
-
-    def draw_insights(self, phase: str, *, explore: bool) -> list[Insight]:
-        """What the traces played so far teach, kept in the store as what is shown in ``phase``."""
-
-        def draw() -> list[Insight]:
-            if self.words.advise is None:
-                return []
-            turns = self.store.turns(phases=self.played)
-            return outcome_insights(turns, self.words.actions, self.words.advise, explore=explore)
-
-        insights = self.ranks.from_main(draw)
-        self.keep_insights(insights, phase)
-        return insights
-
-    def keep_insights(self, insights: Sequence[Insight], phase: str) -> None:
-        """Write into the store what is shown in ``phase``."""
-        if self.ranks.is_main:
-            self.store.set_insights(insights, phase)
-
-    def gate(self, round_number: int, insights: Sequence[Insight]) -> bool:
-        """Whether the insights help the teacher on validation; without that nothing is trained.
-
-        The teacher plays the same seeds with and without them, at its temperature; McNemar's exact test
-        decides.
-        """
-        if not insights:
-            self.console.print(f"round {round_number}: no insights, since no reply was an action")
-            return False
-        temperature = self.config.teacher_temperature
-        seeds = self.validation_seeds
-        moves = self.config.teacher != "base"
-        # ``round`` is about to become what the student is now.
-        teacher = self.student if self.config.teacher == "round" else self.teacher
-        phase = f"round{round_number}/gate"
-        without = self.play(f"{phase}-none" if moves else "gate/none", teacher, seeds, temperature)
-        with_insights = self.play(
-            phase, teacher, seeds, temperature, insights, f"round{round_number}/insights"
-        )
-        comparison = Comparison.of(with_insights, without)
-        admitted = comparison.difference > 0 and comparison.p_value < SIGNIFICANT
-        self.log(
-            f"round{round_number}/gate-verdict",
-            kind="gate",
-            round=round_number,
-            admitted=admitted,
-            with_insights=float(with_insights["success"].mean()),
-            without=float(without["success"].mean()),
-            **comparison.as_dict(),
-        )
-        verdict = "admitted" if admitted else "refused: nothing is trained, the agent plays on"
-        self.console.print(
-            f"round {round_number}: {len(insights)} insights, the teacher succeeds in "
-            f"{with_insights['success'].mean():.1%} with them and {without['success'].mean():.1%} without "
-            f"(p = {comparison.p_value:.2g}): {verdict}",
-            soft_wrap=True,
-        )
-        return admitted
 
     def save_model(self) -> None:
         """The student and its tokenizer as a plain Hugging Face folder, ``model/``, adapters merged in."""
@@ -370,4 +289,7 @@ class Session:
 
 def _jsonable(config: SelfImproveConfig) -> dict[str, Any]:
     values = asdict(config)
+    if config.store is not None and "://" in config.store:
+        # Passwords are not written down: a resumed run takes them from --store again, or the server's client.
+        values["store"] = make_url(config.store).render_as_string(hide_password=True)
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}

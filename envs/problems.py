@@ -8,12 +8,18 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 import numpy as np
+import pandas as pd
 
+from envs.answers import gold_answer
 from envs.words import EnvError
 
 PARTS = 3
@@ -31,6 +37,16 @@ class Problem:
     gold: str
     entry: dict[str, Any] | None = None
     """The generator's entry if its own scorer judges."""
+
+    @classmethod
+    def of(cls, question: str, answer: str) -> Self:
+        """A data set's row."""
+        return cls(question=question, gold=gold_answer(answer))
+
+    @property
+    def part(self) -> int:
+        """The part that it belongs to."""
+        return self.hash % PARTS
 
     @property
     def hash(self) -> int:
@@ -56,25 +72,143 @@ class Problems(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+class RowProblems:
+    """Problems that can be counted: the rows of a file or a data set."""
+
+    def __init__(self, name: str, rows: Iterable[tuple[str, str]]) -> None:
+        """Deal the problems into parts, each in an order that depends on their questions only.
+
+        Args:
+            name: Of their source, for messages.
+            rows: Questions and answers. A question that comes again is left out.
+        """
+        self._name = name
+        self._parts: list[list[Problem]] = [[] for _ in range(PARTS)]
+        distinct = {problem.hash: problem for problem in reversed([Problem.of(*row) for row in rows])}
+        for _, problem in sorted(distinct.items()):
+            self._parts[problem.part].append(problem)
+
+    def draw(self, part: int, number: int, random: np.random.Generator) -> Problem:
+        """Number ``number`` of the part, and after its last one the first again."""
+        problems = self._parts[part]
+        if not problems:
+            raise EnvError(
+                f"{self._name} has no problem for seeds of remainder {part} by {PARTS}: it is too small"
+            )
+        return problems[number % len(problems)]
+
+
 class TaskProblems:
     """What a reasoning-gym generator makes: as many problems as there are indices."""
 
-    task: str
-    config: str
-    """As JSON."""
-    dataset: Any = dataclasses.field(repr=False)
+    def __init__(self, task: str, config: str, dataset: Any) -> None:
+        """A generator.
+
+        Args:
+            task: Its name.
+            config: Its config as JSON.
+            dataset: What it generates, by index.
+        """
+        self.scorer = (task, config)
+        self._dataset = dataset
 
     def draw(self, part: int, number: int, random: np.random.Generator) -> Problem:
         """Index after index at random until one is of the part."""
         for _ in range(MAX_DRAWS):
-            entry = self.dataset[int(random.integers(len(self.dataset)))]
-            problem = Problem(question=entry["question"], gold=str(entry["answer"]))
-            if problem.hash % PARTS == part:
+            entry = self._dataset[int(random.integers(len(self._dataset)))]
+            gold = str(entry["answer"])
+            # Of any other form of answer there may be several that are right: the task knows.
+            is_plain = re.fullmatch(r"-?[0-9]+(/[0-9]+)?", gold) is not None
+            problem = Problem(question=entry["question"], gold=gold, entry=None if is_plain else entry)
+            if problem.part == part:
                 return problem
+        task, config = self.scorer
         raise EnvError(
-            f"task {self.task} with {self.config} makes no problem of part {part}: its questions are too few"
+            f"task {task} with {config} has no problem for seeds of remainder {part} by {PARTS}: "
+            "it makes too few different questions"
         )
+
+
+def file_problems(path: str, question: str, answer: str) -> RowProblems:
+    """The problems in a file.
+
+    Args:
+        path: JSONL, CSV or Parquet, by its ending.
+        question: The questions' column.
+        answer: The answers' column; see ``envs.answers.gold_answer`` for what it may hold.
+
+    Raises:
+        EnvError: There is no such file or column, the file cannot be read, or it has no rows.
+    """
+    try:
+        changed = os.stat(path).st_mtime_ns
+    except OSError as error:
+        raise EnvError(f"the file {path} cannot be read: {error.strerror}") from error
+    return _file_problems(path, changed, question, answer)
+
+
+# The places of a vector env share what they read.
+@lru_cache(maxsize=8)
+def _file_problems(path: str, changed: int, question: str, answer: str) -> RowProblems:
+    readers: dict[str, Callable[[str], pd.DataFrame]] = {
+        ".jsonl": _read_jsonl,
+        ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
+        ".parquet": pd.read_parquet,
+    }
+    ending = Path(path).suffix.lower()
+    if ending not in readers:
+        raise EnvError(f"the file {path} must end in {', '.join(readers)}")
+    try:
+        frame = readers[ending](path)
+    except Exception as error:  # pandas and pyarrow have many
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, pd.errors.EmptyDataError):
+            raise EnvError(f"the file {path} is empty") from error
+        raise EnvError(f"the file {path} cannot be read as {ending[1:]}: {reason}") from error
+    return _frame_problems(f"the file {path}", frame, question, answer)
+
+
+@lru_cache(maxsize=8)
+def dataset_problems(name: str, config: str | None, split: str, question: str, answer: str) -> RowProblems:
+    """The problems of a Hugging Face data set.
+
+    Args:
+        name: Such as ``openai/gsm8k``.
+        config: Its configuration, such as ``main``.
+        split: Which part of it.
+        question: The questions' column.
+        answer: The answers' column.
+
+    Raises:
+        EnvError: The package is missing, or the data set cannot be had or has no such column.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise EnvError("dataset= needs datasets: pip install 'opcd-gym[datasets]'") from error
+    try:
+        rows = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # whatever the hub and the network raise
+        reason = str(error).partition("\n")[0]
+        raise EnvError(f"the data set {name} cannot be had: {type(error).__name__}: {reason}") from error
+    return _frame_problems(f"the data set {name}", rows.to_pandas(), question, answer)
+
+
+def _read_jsonl(path: str) -> pd.DataFrame:
+    """Line by line: pandas would make dates and floats of what looks like them."""
+    with open(path, encoding="utf-8") as lines:
+        return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+
+
+def _frame_problems(source: str, frame: pd.DataFrame, question: str, answer: str) -> RowProblems:
+    if frame.empty:
+        raise EnvError(f"{source} is empty")
+    for column, option in ((question, "question"), (answer, "answer")):
+        if column not in frame.columns:
+            columns = ", ".join(map(str, frame.columns))
+            raise EnvError(f"{source} has no column {column!r}: name one with {option}=; it has {columns}")
+    frame = frame[[question, answer]].dropna()
+    return RowProblems(source, zip(frame[question].map(str), frame[answer].map(str), strict=True))
 
 
 def task_problems(task: str, config: dict[str, Any]) -> TaskProblems:

@@ -37,6 +37,10 @@ class EnvWords:
 
     ``None`` where there is nothing to advise from outcomes, as with text for an action."""
 
+    situation: Callable[[str], str] = str
+    """What an observation sentence has in common with those that are to be treated alike, such as the bucket
+    of a number; by default each is its own."""
+
     def parse(self, reply: str) -> str | None:
         """The action that ``reply`` is.
 

@@ -4,6 +4,7 @@ They act on the env itself, without words.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -66,6 +67,20 @@ class Baselines:
         best = max(finalists, key=lambda sequence: rate(sequence, validation))
         return self._play(lambda _: itertools.cycle(best), test), best
 
+    def constant(self, validation: SeedRange, test: SeedRange) -> tuple[EvalResult, str] | None:
+        """The blind one where actions are text: always the answer that is most often right on validation.
+
+        Args:
+            validation: Where to choose.
+            test: Where to measure.
+
+        Returns:
+            ``None`` where the env does not say the right answer, as ``info["gold"]`` at reset.
+        """
+        golds = Counter(self._env.reset(seed=seed)[1].get("gold") for seed in validation)
+        [(best, _)] = golds.most_common(1)
+        return None if best is None else (self._play(lambda _: itertools.repeat(best), test), best)
+
     def optimal(self) -> EvalResult | None:
         """The best that any policy can do, by dynamic programming over the steps that are left.
 
@@ -100,8 +115,11 @@ class Baselines:
         rate = float(np.asarray(start_S) @ values_S)
         return EvalResult.exact(success_rate=rate, mean_return=rate)
 
-    def _play(self, actions: Callable[[int], Iterator[int]], seeds: Iterable[int]) -> EvalResult:
-        """One episode per seed with actions, from 0, that depend on nothing but the seed and the time."""
+    def _play(self, actions: Callable[[int], Iterator[int | str]], seeds: Iterable[int]) -> EvalResult:
+        """One episode per seed with actions that depend on nothing but the seed and the time.
+
+        Actions are texts, or numbers from 0.
+        """
         returns = []
         successes = 0
         for seed in seeds:
@@ -110,7 +128,9 @@ class Baselines:
             total, over = 0.0, False
             script = actions(seed)
             while not over:
-                action = int(self._actions.start) + next(script)
+                action = next(script)
+                if not isinstance(action, str):
+                    action += int(self._actions.start)
                 _, reward, terminated, truncated, info = self._env.step(action)
                 total += float(reward)
                 over = terminated or truncated

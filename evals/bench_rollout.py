@@ -28,7 +28,7 @@ from agents.hf_policy import HFPolicy
 from agents.models import ModelError, load_model
 from agents.policy import Completion, Prompt, Sampling
 from agents.prompts import build_prompt
-from agents.rollout import rollout, vector_env
+from agents.rollout import Phase, rollout, vector_env
 from envs.text_env import make_text_env
 from envs.words import EnvError
 from experience.split import SeedRange, Split
@@ -100,9 +100,8 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
             vector_env(make, config.num_envs),
             words,
             recorder,
-            seeds,
+            [Phase(name="bench", seeds=seeds)],
             sampling=sampling,
-            phase="bench",
             policy_id="base",
             env_id=config.env,
         ):

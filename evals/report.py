@@ -131,6 +131,7 @@ def _replays(store: ExperienceStore, results: dict[str, Any]) -> list[dict[str, 
     changed = before.index[~before["success"].astype(bool) & after["success"].astype(bool)]
     # The shortest of them is the easiest to follow.
     seed = after.loc[changed, "num_turns"].idxmin() if len(changed) else before.index[0]
+    won = "success" if board is None else "reached the goal"
     replays = []
     for title, frame in (("Before", before), ("After", after)):
         trace = frame.loc[seed]
@@ -139,7 +140,7 @@ def _replays(store: ExperienceStore, results: dict[str, Any]) -> list[dict[str, 
             {
                 "title": title,
                 "seed": int(seed),
-                "outcome": "reached the goal" if trace["success"] else f"no success ({trace['stop_reason']})",
+                "outcome": won if trace["success"] else f"no success ({trace['stop_reason']})",
                 "board": board,
                 "frames": _frames(turns, str(trace["final_observation"]), board is not None),
             }

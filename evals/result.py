@@ -5,7 +5,8 @@ from typing import Any, Self
 
 import pandas as pd
 
-from evals.stats import exact_paired_test, paired_difference_interval, wilson_interval
+from evals.stats import paired_difference_interval, wilson_interval
+from experience.gate import exact_paired_test
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

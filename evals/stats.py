@@ -13,17 +13,6 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def exact_paired_test(only_first: int, only_second: int) -> float:
-    """The two-sided p-value of McNemar's exact test.
-
-    Args:
-        only_first: Pairs in which only the first arm succeeded.
-        only_second: Pairs in which only the second did.
-    """
-    discordant = only_first + only_second
-    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
-
-
 def paired_difference_interval(
     both: int, only_first: int, only_second: int, neither: int
 ) -> tuple[float, float]:

@@ -1,9 +1,57 @@
 """What stands in the prompt beside the observation, and how it was scored."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import bm25s
 
 from experience.insight import Insight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Insights, and how many of them are shown at an observation: all, or the most relevant."""
+
+    insights: tuple[Insight, ...] = ()
+    k: int = 0
+    """How many a prompt shows at most; 0 for all."""
+    situation: Callable[[str], str] = field(default=str, repr=False, compare=False)
+    """What an insight's observation is compared with: the observation, or what it has in common with like
+    ones, such as the bucket of a number."""
+
+    @classmethod
+    def fixed(cls, text: str) -> "Context":
+        """One text, at every observation: a system prompt, say."""
+        return cls(insights=(Insight(text=text, observation=None, score=0.0, support=0, source="fixed"),))
+
+    @property
+    def id(self) -> str:
+        """Of what is shown, whatever its scores; ``none`` for nothing."""
+        if not self.insights:
+            return "none"
+        ids = " ".join(sorted(insight.id for insight in self.insights))
+        return hashlib.sha256(f"{self.k} {ids}".encode()).hexdigest()[:12]
+
+    def show(self, observation: str) -> tuple[Insight, ...]:
+        """The insights for this observation, the most relevant first.
+
+        Those about this very situation come first, the most valuable before the others. Then those about none
+        in particular: the likest in words by BM25 (Robertson and Zaragoza 2009), then the most valuable. One
+        about *another* situation misleads a small model (DESIGN section 6): it is last, and only shown when
+        all are asked for.
+        """
+        situation = self.situation(observation)
+        about = [i for i in self.insights if i.observation == situation]
+        general = [i for i in self.insights if i.observation is None]
+        others = [i for i in self.insights if i.observation not in (None, situation)]
+        if 0 < self.k <= len(about):
+            general = []  # BM25 need not be asked
+        ranked = sorted(about, key=_value) + _by_relevance(general, observation)
+        return tuple(ranked[: self.k]) if self.k else tuple(ranked + sorted(others, key=_value))
+
+
+NO_CONTEXT = Context()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,20 +74,41 @@ class ContextScore:
     """What became of it and why."""
 
 
-def retrieve(insights: Iterable[Insight], observation: str, k: int) -> tuple[Insight, ...]:
-    """The at most ``k`` insights to show at ``observation``, the most valuable first.
-
-    Those about this very observation come before those about none in particular. One about *another*
-    observation misleads a small model (DESIGN section 6), so it is only shown when all are asked for.
+def within_budget(
+    insights: Iterable[Insight], max_tokens: int, count_tokens: Callable[[str], int]
+) -> tuple[tuple[Insight, ...], tuple[Insight, ...]]:
+    """The most useful insights that fit, and those that are left out: the least useful, not the oldest.
 
     Args:
-        insights: Where to choose from.
-        observation: What the agent reads now.
-        k: How many at most; 0 for every insight, the most relevant first.
+        insights: To choose from.
+        max_tokens: What the texts of those kept may take together; 0 is no limit.
+        count_tokens: Tokens of a text.
     """
-    ranked = sorted(
-        insights, key=lambda i: (i.observation != observation, i.observation is not None, -i.score, i.id)
-    )
-    if k == 0:
-        return tuple(ranked)
-    return tuple(i for i in ranked if i.observation in (observation, None))[:k]
+    kept: list[Insight] = []
+    dropped: list[Insight] = []
+    left = max_tokens
+    for insight in sorted(insights, key=_value):
+        cost = count_tokens(insight.text)
+        if max_tokens and cost > left:
+            dropped.append(insight)
+        else:
+            kept.append(insight)
+            left -= cost
+    return tuple(kept), tuple(dropped)
+
+
+def _value(insight: Insight) -> tuple[float, int, str]:
+    """Sorts the most valuable first."""
+    return (-insight.score, len(insight.against) - len(insight.evidence), insight.id)
+
+
+def _by_relevance(insights: Sequence[Insight], observation: str) -> list[Insight]:
+    ranked = sorted(insights, key=_value)
+    if len(ranked) < 2:
+        return ranked
+    index = bm25s.BM25()
+    texts = bm25s.tokenize([i.text for i in ranked], stopwords=None, return_ids=False, show_progress=False)
+    index.index(texts, show_progress=False)
+    [query] = bm25s.tokenize([observation], stopwords=None, return_ids=False, show_progress=False)
+    scores = index.get_scores(query) if query else [0.0] * len(ranked)
+    return [ranked[i] for i in sorted(range(len(ranked)), key=lambda i: -scores[i])]

@@ -3,13 +3,13 @@
 Pure functions of texts and evidence, so that the same insights always end up in the same state.
 """
 
-import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from rapidfuzz import fuzz
+from rapidfuzz.distance import Prefix
 from scipy.stats import binomtest
 
 from experience.insight import Insight, InsightState
@@ -17,11 +17,75 @@ from experience.insight import Insight, InsightState
 MERGE_RATIO = 85
 """Two texts whose words agree to so many percent can be the same lesson; less cannot."""
 FILLER = frozenset(
-    "a an the this that these those it its is are was be been being to of in on at for with by and or so as "
-    "then than you your we our i my one should must always please when while if will can do does".split()
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "it",
+        "its",
+        "is",
+        "are",
+        "was",
+        "be",
+        "been",
+        "being",
+        "to",
+        "of",
+        "in",
+        "on",
+        "at",
+        "for",
+        "with",
+        "by",
+        "and",
+        "or",
+        "so",
+        "as",
+        "then",
+        "than",
+        "you",
+        "your",
+        "we",
+        "our",
+        "i",
+        "my",
+        "one",
+        "should",
+        "must",
+        "always",
+        "please",
+        "when",
+        "while",
+        "if",
+        "will",
+        "can",
+        "do",
+        "does",
+    ]
 )
 """Words that change no lesson."""
-NEGATIONS = frozenset("not no never none without avoid dont don't cannot can't instead except unless stop".split())
+NEGATIONS = frozenset(
+    [
+        "not",
+        "no",
+        "never",
+        "none",
+        "without",
+        "avoid",
+        "dont",
+        "don't",
+        "cannot",
+        "can't",
+        "instead",
+        "except",
+        "unless",
+        "stop",
+    ]
+)
 LOST = 0.05
 """An insight retires when the evidence against it prevails with a smaller p-value."""
 
@@ -50,7 +114,9 @@ def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -
     return any(word in decisive for word in _difference(first, second, opposites))
 
 
-def merged(known: Sequence[Insight], new: Sequence[Insight], opposites: Collection[str] = ()) -> list[Insight]:
+def merged(
+    known: Sequence[Insight], new: Sequence[Insight], opposites: Collection[str] = ()
+) -> list[Insight]:
     """``known`` and ``new`` insights, duplicates made one with the support and evidence of both.
 
     The one that was known first keeps its text; its state is decided anew by ``settled``.
@@ -74,8 +140,8 @@ def merged(known: Sequence[Insight], new: Sequence[Insight], opposites: Collecti
 def settled(insights: Sequence[Insight], opposites: Collection[str] = ()) -> list[Insight]:
     """The same insights, each with the state that its evidence gives it.
 
-    One retires when the evidence against it prevails significantly, or when it contradicts another that has more
-    for it. One that retired for such a reason comes back when the evidence turns.
+    One retires when the evidence against it prevails significantly, or when it contradicts another that has
+    more for it. One that retired for such a reason comes back when the evidence turns.
     """
     result = []
     for insight in insights:
@@ -94,8 +160,35 @@ def settled(insights: Sequence[Insight], opposites: Collection[str] = ()) -> lis
         elif rivals and (best := max(rivals, key=_net)) and _net(best) > _net(insight):
             state = InsightState.RETIRED
             reason = f"contradicted by {best.id}, which has more evidence ({_net(best)} to {_net(insight)})"
-        result.append(replace(insight, state=state, reason=reason))
+        result.append(
+            replace(
+                insight,
+                state=state,
+                reason=reason or (insight.reason if insight.state == InsightState.ACTIVE else ""),
+            )
+        )
     return result
+
+
+def with_outcomes(
+    insight: Insight, outcomes: Mapping[int, bool], without: Mapping[int, bool], trace_ids: Mapping[int, str]
+) -> Insight:
+    """``insight`` with what an episode with it in the prompt, against the same without, says about it.
+
+    Args:
+        insight: Alone in the context.
+        outcomes: Seed -> success with it.
+        without: Seed -> success without it, for the same seeds at least.
+        trace_ids: Seed -> the trace with it.
+    """
+    won = [seed for seed, success in outcomes.items() if success and not without[seed]]
+    lost = [seed for seed, success in outcomes.items() if without[seed] and not success]
+    return replace(
+        insight,
+        score=sum(outcomes.values()) / len(outcomes),
+        evidence=insight.evidence + tuple(trace_ids[seed] for seed in won),
+        against=insight.against + tuple(trace_ids[seed] for seed in lost),
+    )
 
 
 def _net(insight: Insight) -> int:
@@ -130,5 +223,5 @@ def _is_inflection(first: str, second: str) -> bool:
     """Whether two words, such as "number" and "numbers", differ in their ending only."""
     if any(character.isdigit() for character in first + second):
         return False
-    stem = len(os.path.commonprefix([first, second]))
+    stem = Prefix.similarity(first, second)
     return stem >= 3 and max(len(first), len(second)) - stem <= 3

@@ -117,21 +117,32 @@ def outcome_insights(
     advise: Callable[[str, str], str],
     *,
     explore: bool,
+    situation: Callable[[str], str] = str,
 ) -> list[Insight]:
-    """The best action at every observation that was acted on, one insight each.
+    """The best action in every situation that was acted in, one insight each.
 
     Args:
         turns: As for ``outcome_model``.
         actions: The env's action words.
         advise: (observation, action) -> the insight's text.
         explore: Advise what is worth finding out, see ``action_values``; otherwise what is known to be best.
+        situation: Observation -> what it is counted as, such as its bucket.
 
     Returns:
-        Insights linked to every trace in which the advised action was taken there.
+        Insights linked to every trace in which the advised action was taken there: for it where the episode
+        succeeded, against it where it did not.
     """
+    turns = turns.assign(
+        **{column: turns[column].map(situation) for column in ("observation", "next_observation")}
+    )
     model = outcome_model(turns, actions)
     values_SA = action_values(model, explore=explore)
-    traces_of = turns.groupby(["observation", "action"])["trace_id"].unique()
+    won, lost = (
+        turns[turns["success"].astype(bool) == success]
+        .groupby(["observation", "action"])["trace_id"]
+        .unique()
+        for success in (True, False)
+    )
     insights = []
     for state in np.flatnonzero(model.counts_SA.sum(axis=1)):
         observation, counts_A, values_A = model.observations[state], model.counts_SA[state], values_SA[state]
@@ -145,7 +156,8 @@ def outcome_insights(
                 observation=observation,
                 score=float(values_A[best]),
                 support=support,
-                evidence=tuple(traces_of[observation, action]) if support else (),
+                evidence=tuple(won.get((observation, action), ())),
+                against=tuple(lost.get((observation, action), ())),
                 reason="worth finding out" if explore else "the highest value in the traces",
             )
         )

@@ -256,6 +256,18 @@ class ExperienceStore:
         frame["terminated"] = last & (frame["stop_reason"] == StopReason.TERMINATED)
         return frame.drop(columns=["final_observation", "stop_reason"])
 
+    def observations(self, *, phases: Sequence[str]) -> list[str]:
+        """The distinct observations of the phases' turns, sorted."""
+        traces, turns = tables.traces.c, tables.turns.c
+        query = (
+            sa.select(turns.observation)
+            .distinct()
+            .join_from(tables.traces, tables.turns)
+            .where(traces.run == self._run, traces.phase.in_(phases))
+        )
+        with self._database.reading() as connection:
+            return sorted(connection.execute(query).scalars())
+
     def insights(self) -> "pd.DataFrame":
         """One row per insight, with the number of ``traces`` for it and of ``traces_against`` it."""
         supports = tables.evidence.c.supports

@@ -108,6 +108,7 @@ def test_the_agent_is_not_told_the_map() -> None:
     )
     assert "H" not in text
     assert words.describe(5) == "You are at row 2, column 2."
+    assert words.advise is not None
     assert words.advise("You are at row 2, column 1.", "down") == "At row 2, column 1, move down."
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.frozen_lake import ACTIONS
-from experience.context import retrieve
+from experience.context import Context
 from experience.insight import Insight
 from experience.outcomes import action_values, outcome_insights, outcome_model
 from experience.split import STRIDE, SeedRange, Split
@@ -49,11 +49,11 @@ def test_retrieval() -> None:
         insight("anywhere", None, 5.0),
         insight("there", "b", 9.0),
     )
-    pool = [there, anywhere, here, better]
-    assert retrieve(pool, "a", 1) == (better,)
-    assert retrieve(pool, "a", 9) == (better, here, anywhere)
-    assert retrieve(pool, "a", 0) == (better, here, anywhere, there)
-    assert retrieve([there], "a", 1) == ()
+    pool = (there, anywhere, here, better)
+    assert Context(insights=pool, k=1).show("a") == (better,)
+    assert Context(insights=pool, k=9).show("a") == (better, here, anywhere)
+    assert Context(insights=pool).show("a") == (better, here, anywhere, there)
+    assert Context(insights=(there,), k=1).show("a") == ()
 
 
 def random_turns(episodes: int, slippery: bool) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -13,11 +13,13 @@ PACKAGES = ("agents", "distill", "envs", "evals", "experience")
 ROOTS = {
     "agents.self_improve",
     "agents.session",
+    "agents.learning",
     "agents.consolidation",
     "agents.measurement",
     "agents.config",
     "agents.run_folder",
     "evals.bench_rollout",
+    "evals.bench_insights",
     "evals.two_by_two",
     "distill.benchmark",
 }

@@ -121,9 +121,9 @@ def test_a_dead_process_ends_the_run_with_a_message(walker_folder: Path, tmp_pat
         "    if self.step_count == 1 and rank == 1: os._exit(9)\n"
         "    return step(self, examples)\n"
         "OPCD.step = dies\n"
-        "from agents.session import Session\n"
-        "gate = Session.gate\n"
-        "Session.gate = lambda self, *args: gate(self, *args) or True\n"
+        "from agents.learning import Learning\n"
+        "gate = Learning.gate\n"
+        "Learning.gate = lambda self, *args: gate(self, *args) or args[1][0]\n"
         "from agents.self_improve import main\n"
         "sys.exit(main())\n"
     )

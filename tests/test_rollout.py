@@ -5,10 +5,11 @@ import gymnasium as gym
 import pytest
 
 from agents.policy import Completion, FinishReason, Prompt, Sampling
-from agents.rollout import rollout, turn_seed, vector_env
+from agents.rollout import Phase, rollout, turn_seed, vector_env
 from agents.scripted_policy import ScriptedPolicy
 from envs import TextEnv, make_text_env
 from envs.frozen_lake import ACTIONS
+from experience.context import NO_CONTEXT, Context
 from experience.insight import Insight
 from experience.split import SeedRange, Split
 from experience.trace import StopReason, Trace
@@ -24,7 +25,7 @@ def play(
     num_envs: int = 4,
     kwargs: dict[str, Any] = SLIPPERY,
     make: Callable[[], TextEnv] | None = None,
-    **options: Any,
+    context: Context = NO_CONTEXT,
 ) -> list[Trace]:
     def make_lake() -> TextEnv:
         return make_text_env("FrozenLake-v1", kwargs)
@@ -35,12 +36,10 @@ def play(
         vector_env(make or make_lake, num_envs),
         words,
         ScriptedPolicy(reply),
-        seeds,
+        [Phase(name="p", seeds=seeds, context=context)],
         sampling=Sampling(max_tokens=50),
-        phase="p",
         policy_id="scripted",
         env_id="FrozenLake-v1",
-        **options,
     )
     return sorted(traces, key=lambda trace: trace.seed)
 
@@ -105,10 +104,11 @@ def test_experience_is_shown_and_recorded() -> None:
         seen.append(prompt.messages[-1].content)
         return " right"
 
-    [trace] = play(reply, n=1, retrieve=lambda observation: (insight,), context_id="c")
+    context = Context(insights=(insight,))
+    [trace] = play(reply, n=1, context=context)
     assert all("Experience: At row 1, column 1, move down." in text for text in seen)
     assert all(turn.insight_ids == (insight.id,) for turn in trace.turns)
-    assert trace.context_id == "c"
+    assert trace.context_id == context.id
 
 
 class Fragile(gym.Wrapper[Any, Any, Any, Any]):
@@ -178,9 +178,8 @@ def test_out_of_tokens() -> None:
             vector_env(lambda: make_text_env("FrozenLake-v1", {}), 2),
             env.words,
             Full(random_walk),
-            SeedRange(split=Split.TEST, run_seed=0, start=0, size=3),
+            [Phase(name="p", seeds=SeedRange(split=Split.TEST, run_seed=0, start=0, size=3))],
             sampling=Sampling(),
-            phase="p",
             policy_id="x",
             env_id="FrozenLake-v1",
         )

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from agents.config import ConfigError, SelfImproveConfig
 from agents.consolidation import Consolidation
+from agents.learning import Learning
 from agents.run_folder import RunFolder, RunFolderError
 from agents.self_improve import main, parse_args, self_improve
 from agents.session import Session
 from distill.opcd import OPCD, DistillError, StepStats
 from evals.result import Comparison
 from evals.two_by_two import print_table, two_by_two
-from experience.insight import Insight
+from experience.context import Context
 from experience.store import ExperienceStore
 from tests.conftest import tiny_llama
 
@@ -53,13 +54,12 @@ TINY: dict[str, Any] = {
 @contextmanager
 def open_gate() -> Iterator[None]:
     """Everything is admitted: a random walker is helped by nothing, and training is to be seen."""
-    closed = Session.gate
+    closed = Learning.gate
 
-    def gate(self: Session, round_number: int, insights: list[Insight]) -> bool:
-        closed(self, round_number, insights)
-        return True
+    def gate(self: Learning, round_number: int, candidates: Sequence[Context]) -> Context | None:
+        return closed(self, round_number, candidates) or next(iter(candidates), None)
 
-    with patch.object(Session, "gate", gate):
+    with patch.object(Learning, "gate", gate):
         yield
 
 
