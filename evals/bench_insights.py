@@ -1,11 +1,11 @@
 """What insights are worth in the prompt, before anything is trained; and what the gate saves.
 
     python -m evals.bench_insights --output runs/insights --seeds 0 1 2
-        --env-kwargs '{"task": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}'
+        --env-kwargs '{"task": "chain_sum", "min_terms": 2, "max_terms": 2, "max_digits": 2}'
 
-The agent plays, insights are drawn, the gate chooses one context on validation episodes, and the agent is tested
-on others with and without it. Beside it: whole transcripts in place of insights (the paper's ablation), and the
-context that would have been chosen by scoring every candidate on all validation episodes.
+The agent plays, insights are drawn, the gate chooses one context on validation episodes, and the agent is
+tested on others with and without it. Beside it: whole transcripts in place of insights (the paper's ablation), and
+the context that would have been chosen by scoring every candidate on all validation episodes.
 The same command again goes on where it was stopped.
 """
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from bm25s.stopwords import STOPWORDS_EN
 from rapidfuzz import fuzz
 from rapidfuzz.distance import Prefix
 from scipy.stats import binomtest
@@ -16,76 +17,13 @@ from experience.insight import Insight, InsightState
 
 MERGE_RATIO = 85
 """Two texts whose words agree to so many percent can be the same lesson; less cannot."""
-FILLER = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "it",
-        "its",
-        "is",
-        "are",
-        "was",
-        "be",
-        "been",
-        "being",
-        "to",
-        "of",
-        "in",
-        "on",
-        "at",
-        "for",
-        "with",
-        "by",
-        "and",
-        "or",
-        "so",
-        "as",
-        "then",
-        "than",
-        "you",
-        "your",
-        "we",
-        "our",
-        "i",
-        "my",
-        "one",
-        "should",
-        "must",
-        "always",
-        "please",
-        "when",
-        "while",
-        "if",
-        "will",
-        "can",
-        "do",
-        "does",
-    ]
+NEGATIONS = frozenset(
+    {"not", "no", "never", "without", "avoid", "don't", "dont", "cannot", "can't", "instead"}
+)
+FILLER = (
+    frozenset({*STOPWORDS_EN, "you", "your", "we", "our", "should", "must", "always", "please"}) - NEGATIONS
 )
 """Words that change no lesson."""
-NEGATIONS = frozenset(
-    [
-        "not",
-        "no",
-        "never",
-        "none",
-        "without",
-        "avoid",
-        "dont",
-        "don't",
-        "cannot",
-        "can't",
-        "instead",
-        "except",
-        "unless",
-        "stop",
-    ]
-)
 LOST = 0.05
 """An insight retires when the evidence against it prevails with a smaller p-value."""
 

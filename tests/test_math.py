@@ -16,7 +16,7 @@ from rich.console import Console
 
 from agents.config import SelfImproveConfig
 from agents.policy import Prompt, Sampling
-from agents.rollout import rollout, vector_env
+from agents.rollout import Phase, rollout, vector_env
 from agents.scripted_policy import ScriptedPolicy
 from agents.self_improve import self_improve
 from agents.session import Session
@@ -328,9 +328,8 @@ def play(reply: Callable[[Prompt, int], str], kwargs: dict[str, Any], num_envs: 
         envs,
         make_text_env("Math-v0", kwargs).words,
         ScriptedPolicy(reply),
-        SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=20),
+        [Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=20))],
         sampling=Sampling(max_tokens=50),
-        phase="p",
         policy_id="scripted",
         env_id="Math-v0",
     )
@@ -393,8 +392,8 @@ def test_a_problem_has_no_map() -> None:
 def test_a_whole_run(walker_folder: Path, tmp_path: Path) -> None:
     """Without insights nothing is trained, but everything is measured and reported."""
     config = SelfImproveConfig(
-        env="Math-v0", env_kwargs=SUMS, model=str(walker_folder), output=tmp_path / "run", compute_dtype="float32",
-        rounds=1, episodes=2, waves=1, validation_episodes=2, test_episodes=2, eval_temperature=(0.0,),
+        env="Math-v0", env_kwargs=SUMS, model=str(walker_folder), output=tmp_path / "run",
+        compute_dtype="float32", rounds=1, episodes=2, waves=1, validation_episodes=2, test_episodes=2, eval_temperature=(0.0,),
         max_new_tokens=1,
     )  # fmt: skip
     results = self_improve(config, Console(quiet=True))
