@@ -102,13 +102,10 @@ class Verifier:
         Raises:
             EnvError: No worker starts.
         """
-        verdicts = [_without_worker(reply, gold) for reply, gold in pairs]
-        hard = [index for index, verdict in enumerate(verdicts) if isinstance(verdict, tuple)]
-        jobs = [{"answer": as_latex(a), "gold": as_latex(g)} for a, g in (verdicts[i] for i in hard)]  # type: ignore[misc]
-        for index, result in zip(hard, self._run(jobs), strict=True):
-            answer = verdicts[index][0]  # type: ignore[index]
-            verdicts[index] = _verdict(answer, result)
-        return verdicts  # type: ignore[return-value]
+        decided = [_without_worker(reply, gold) for reply, gold in pairs]
+        hard = [item for item in decided if isinstance(item, tuple)]
+        results = iter(self._run([{"answer": as_latex(a), "gold": as_latex(g)} for a, g in hard]))
+        return [_verdict(item[0], next(results)) if isinstance(item, tuple) else item for item in decided]
 
     def score(self, reply: str, entry: dict[str, Any]) -> Verdict:
         """Whether the task's own scorer is content with the reply's answer.
@@ -133,9 +130,17 @@ class Verifier:
 
     def _run(self, jobs: Sequence[_Job]) -> list[_Job]:
         """The result of each job, in order."""
+        try:
+            with self._lock:
+                return self._run_locked(jobs)
+        except BaseException:  # Ctrl-C, too: a worker's late answer must not pass for the next one
+            self.close()
+            raise
+
+    def _run_locked(self, jobs: Sequence[_Job]) -> list[_Job]:
         results: list[_Job] = [{}] * len(jobs)
         waiting, missing = deque(enumerate(jobs)), len(jobs)
-        with self._lock, selectors.DefaultSelector() as selector:
+        with selectors.DefaultSelector() as selector:
             while missing:
                 while len(self._workers) < min(self._size, missing + 1):  # one to spare for the next answer
                     self._workers.append(_Worker(self._settings))
@@ -210,7 +215,6 @@ class _Worker:
 
     def _died(self, reason: str) -> _Job:
         if not self._is_ready:
-            self.close()
             raise EnvError(f"a verification worker did not start (exit code {self._process.poll()})")
         self.is_dead = True
         return {"failed": reason}

@@ -17,11 +17,8 @@ from experience.insight import Insight, InsightState
 
 MERGE_RATIO = 85
 """Two texts whose words agree to so many percent can be the same lesson; less cannot."""
-NEGATIONS = frozenset(
-    {"not", "no", "never", "without", "avoid", "don't", "dont", "cannot", "can't", "instead"}
-)
-FILLER = (
-    frozenset({*STOPWORDS_EN, "you", "your", "we", "our", "should", "must", "always", "please"}) - NEGATIONS
+NEGATIONS = frozenset({"not", "no", "never", "without", "avoid", "don't", "dont", "cannot", "can't"})
+FILLER = frozenset({*STOPWORDS_EN, "you", "your", "we", "our", "should", "must", "always"}) - NEGATIONS
 )
 """Words that change no lesson."""
 LOST = 0.05

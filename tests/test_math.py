@@ -52,7 +52,7 @@ def questions(split: Split, size: int, **kwargs: Any) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:.*render")
-@pytest.mark.parametrize("kwargs", [SUMS, {**SUMS, "attempts": 3}, {"task": "countdown"}])
+@pytest.mark.parametrize("kwargs", [SUMS, {**SUMS, "attempts": 3}])
 def test_gymnasium_is_content(kwargs: dict[str, Any]) -> None:
     check_env(gym.make("Math-v0", **kwargs).unwrapped)
 
@@ -392,10 +392,19 @@ def test_a_problem_has_no_map() -> None:
 def test_a_whole_run(walker_folder: Path, tmp_path: Path) -> None:
     """Without insights nothing is trained, but everything is measured and reported."""
     config = SelfImproveConfig(
-        env="Math-v0", env_kwargs=SUMS, model=str(walker_folder), output=tmp_path / "run",
-        compute_dtype="float32", rounds=1, episodes=2, waves=1, validation_episodes=2, test_episodes=2, eval_temperature=(0.0,),
+        env="Math-v0",
+        env_kwargs=SUMS,
+        model=str(walker_folder),
+        output=tmp_path / "run",
+        compute_dtype="float32",
+        rounds=1,
+        episodes=2,
+        waves=1,
+        validation_episodes=2,
+        test_episodes=2,
+        eval_temperature=(0.0,),
         max_new_tokens=1,
-    )  # fmt: skip
+    )
     results = self_improve(config, Console(quiet=True))
     assert results["arms"].keys() == {
         "blind", "before", "before_with_experience", "after", "after_with_experience",

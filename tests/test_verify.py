@@ -3,11 +3,13 @@
 # ruff: noqa: E501, RUF001
 
 import json
+import selectors
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -248,6 +250,16 @@ def test_a_worker_that_is_killed_is_replaced(verifier: Verifier) -> None:
     for _ in range(3):
         second = verifier.verify("x + 1", "1 + x")
     assert second.is_correct
+
+
+def test_an_interrupted_batch_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Verifier() as verifier:
+        assert verifier.verify("x + 1", "1 + x").is_correct
+        with monkeypatch.context() as patch:
+            patch.setattr(selectors.DefaultSelector, "select", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                verifier.verify("x + 1", "1 + x")
+        assert not verifier.verify("x + 2", "1 + x").is_correct
 
 
 def test_a_worker_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
