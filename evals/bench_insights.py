@@ -4,8 +4,8 @@
         --env-kwargs '{"task": "chain_sum", "min_terms": 2, "max_terms": 2, "max_digits": 2}'
 
 The agent plays, insights are drawn, the gate chooses one context on validation episodes, and the agent is
-tested on others with and without it. Beside it: whole transcripts in place of insights (the paper's ablation),
-and the context that would have been chosen by scoring every candidate on all validation episodes.
+tested on others with and without it. Beside it: whole transcripts in place of insights (the paper's
+ablation), and the context that would have been chosen by scoring every candidate on all validation episodes.
 The same command again goes on where it was stopped.
 """
 

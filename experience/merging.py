@@ -19,7 +19,6 @@ MERGE_RATIO = 85
 """Two texts whose words agree to so many percent can be the same lesson; less cannot."""
 NEGATIONS = frozenset({"not", "no", "never", "without", "avoid", "don't", "dont", "cannot", "can't"})
 FILLER = frozenset({*STOPWORDS_EN, "you", "your", "we", "our", "should", "must", "always"}) - NEGATIONS
-)
 """Words that change no lesson."""
 LOST = 0.05
 """An insight retires when the evidence against it prevails with a smaller p-value."""
