@@ -7,6 +7,7 @@ A table goes to standard error, JSON to standard output; the exit code is 1 if a
 
 import json
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -61,7 +62,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def measure(path: Path, count: int) -> dict[str, float]:
-    """Turns per second; seconds to open the full store, and for each query, the slowest of a few."""
+    """Turns per second; seconds to open the full store, and for each query, the median of a few."""
     figures = {}
     with ExperienceStore(path) as store:
         # Made first: what a trace costs to make is not the store's.
@@ -79,7 +80,7 @@ def measure(path: Path, count: int) -> dict[str, float]:
             store.set_insights([lesson], f"lesson{number}")
             store.add_scores([_score(number)])
             store.finish_phase(_phase(number * PER_PHASE))
-    figures["open"] = _slowest(lambda: ExperienceStore(path).close())
+    figures["open"] = _median(lambda: ExperienceStore(path).close())
     phase = _phase(count // 2)
     trace = f"{phase}/{3 * (count // 2)}"
     with ExperienceStore(path) as store:
@@ -96,7 +97,7 @@ def measure(path: Path, count: int) -> dict[str, float]:
             "counts": store.runs,
         }
         for name, query in queries.items():
-            figures[name] = _slowest(query)
+            figures[name] = _median(query)
     return figures
 
 
@@ -149,14 +150,14 @@ def _score(number: int) -> ContextScore:
     )
 
 
-def _slowest(query: Callable[[], object]) -> float:
+def _median(query: Callable[[], object]) -> float:
     """Seconds."""
     seconds = []
     for _ in range(REPEATS):
         begin = time.perf_counter()
         query()
         seconds.append(time.perf_counter() - begin)
-    return max(seconds)
+    return statistics.median(seconds)
 
 
 def _print_table(figures: dict[str, float]) -> int:

@@ -287,9 +287,13 @@ class ExperienceStore:
         insights, evidence = tables.insights.c, tables.evidence.c
         cited: dict[tuple[str, bool], list[str]] = {}
         with self._database.reading() as connection:
-            order = (evidence.insight_id, evidence.supports, evidence.position)
-            for row in connection.execute(self._select(tables.evidence).order_by(*order)):
-                cited.setdefault((row.insight_id, row.supports), []).append(row.trace_id)
+            query = (
+                sa.select(evidence.insight_id, evidence.supports, evidence.trace_id)
+                .where(evidence.run == self._run)
+                .order_by(evidence.insight_id, evidence.supports, evidence.position)
+            )
+            for insight_id, supports, trace_id in connection.execute(query):
+                cited.setdefault((insight_id, supports), []).append(trace_id)
             rows = connection.execute(
                 self._select(tables.insights).order_by(insights.number, insights.insight_id)
             ).all()
