@@ -1,7 +1,8 @@
 """What comes before the weights: play, draw insights from the traces, and judge them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from agents.config import ConfigError
@@ -10,7 +11,7 @@ from agents.policy import Message, Prompt, Sampling
 from agents.rollout import Phase, turn_seed
 from agents.session import Session
 from evals.result import EvalResult
-from experience.context import Context, within_budget
+from experience.context import NO_CONTEXT, Context, within_budget
 from experience.endpoint import Endpoint
 from experience.extract import (
     MARKER,
@@ -65,7 +66,7 @@ class Learning:
             phase = f"round{round_number}/play{wave}"
             start = ((round_number - 1) * waves + wave) * size
             seeds = SeedRange(split=Split.TRAIN, run_seed=config.seed, start=start, size=size)
-            context = Context()
+            context = NO_CONTEXT
             if wave > 0 and not session.is_finished(phase):
                 context = self._of_outcomes(phase, explore=True)
             traces = session.play(phase, session.student, seeds, config.temperature, context)
@@ -82,7 +83,7 @@ class Learning:
     def reflect(self, round_number: int) -> list[Context]:
         """What the traces teach: the contexts worth trying, the most promising first."""
         if self.session.config.context_file is not None:
-            return [Context.fixed(self.session.config.context_file.read_text(encoding="utf-8").strip())]
+            return [self._fixed(self.session.config.context_file)]
         if self.kind == "outcomes":
             contexts = [self._of_outcomes(f"round{round_number}", explore=False)]
         elif self.kind == "raw":
@@ -146,6 +147,10 @@ class Learning:
         self._keep(phase, candidates, verdict, trace_ids)
         return verdict
 
+    def settle_on(self, context: Context | None) -> None:
+        """Note in the store which insights went into the weights: those of ``context``, if any did."""
+        self._put_in_use(context or NO_CONTEXT, "final")
+
     # --- where insights come from --------------------------------------------------------------
 
     def _of_outcomes(self, phase: str, *, explore: bool) -> Context:
@@ -174,7 +179,17 @@ class Learning:
             turns, endings = self._traces(round_number)
             return raw_insights(turns, endings)
 
-        return [self._together(session.ranks.from_main(draw), config.insights_per_prompt)]
+        context = self._together(session.ranks.from_main(draw), config.insights_per_prompt)
+        self._put_in_use(context, f"round{round_number}/raw")
+        return [context]
+
+    def _fixed(self, path: Path) -> Context:
+        text = self.session.ranks.from_main(lambda: path.read_text(encoding="utf-8").strip())
+        if not text:
+            raise ConfigError(f"the context_file {path} is empty")
+        context = Context.fixed(text)
+        self._put_in_use(context, "fixed")
+        return context
 
     def _written(self, round_number: int) -> list[Context]:
         """Each insight alone, and where prompts show several, all that fit together."""
@@ -251,6 +266,15 @@ class Learning:
 
     # --- what is kept ----------------------------------------------------------------------------
 
+    def _put_in_use(self, context: Context, phase: str) -> None:
+        """The context's insights, as the store knows them by now, become the active ones."""
+        if self.session.ranks.is_main:
+            store = self.session.store
+            known = {insight.id: insight for insight in store.load_insights()}
+            store.set_insights(
+                [replace(known.get(i.id, i), state=InsightState.ACTIVE) for i in context.insights], phase
+            )
+
     def _keep(
         self,
         phase: str,
@@ -282,7 +306,8 @@ class Learning:
             admitted=verdict.admitted,
             candidates=len(candidates),
             context_id=verdict.context.id,
-            insights=[insight.text for insight in verdict.context.insights][:4],
+            size=len(verdict.context.insights),
+            insights=[insight.text for insight in verdict.context.insights][:1],
             with_insights=verdict.success_rate,
             without=verdict.success_rate_without,
             wins=verdict.wins,

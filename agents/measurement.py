@@ -35,10 +35,12 @@ def measure(session: Session, context: Context) -> dict[str, Any]:
         "best_step": session.student_step,
         "arms": _as_dicts(fixed | first[0]),
         "comparison": first[1].as_dict(),
+        "context_put_back": first[2].as_dict(),
     }
-    for arms, comparison in others:  # one at most
+    for arms, comparison, put_back in others:  # one at most
         results["sampled_arms"] = _as_dicts(fixed | arms)
         results["sampled_comparison"] = comparison.as_dict()
+        results["sampled_context_put_back"] = put_back.as_dict()
     if session.ranks.is_main:
         results["wall_seconds"] = round(session.folder.seconds, 1)
         results["peak_rss_bytes"] = peak_rss_bytes()
@@ -63,15 +65,23 @@ def _baselines(session: Session) -> dict[str, EvalResult]:
 
 def _played_arms(
     session: Session, temperature: float, context: Context
-) -> tuple[dict[str, EvalResult], Comparison]:
-    """Before and after, with and without the insights; and after against before without them."""
+) -> tuple[dict[str, EvalResult], Comparison, Comparison]:
+    """Before and after, with and without the context.
+
+    Returns:
+        The arms; after against before, both without it; and what putting it back does after.
+    """
     frames = {}
     for arm, policy in (("before", session.base), ("after", session.student)):
         for suffix, shown in (("", NO_CONTEXT), ("_with_experience", context)):
             phase = f"test/{arm}{suffix}@{temperature:g}"
             frames[arm + suffix] = session.play(phase, policy, session.test_seeds, temperature, shown)
     arms = {arm: EvalResult.from_traces(frame) for arm, frame in frames.items()}
-    return arms, Comparison.of(frames["after"], frames["before"])
+    return (
+        arms,
+        Comparison.of(frames["after"], frames["before"]),
+        Comparison.of(frames["after_with_experience"], frames["after"]),
+    )
 
 
 def _successful_actions(session: Session) -> list[tuple[int, ...]]:

@@ -77,9 +77,10 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
                 trained = context
         consolidation.use_best()
         session.save_model()
+        learning.settle_on(trained)
         results = measure(session, trained or (candidates or [NO_CONTEXT])[0])  # before and after, on test
     if ranks.is_main:
-        write_report(path)
+        write_report(path, config.store)
     return results
 
 

@@ -20,17 +20,18 @@ from envs.frozen_lake import lake_map, lake_place
 from envs.text_env import make_env
 from evals.plots import ARM_LABELS, arms_plot, kl_plot, learning_plot
 from experience.insight import InsightState
-from experience.store import ExperienceStore
+from experience.store import ExperienceStore, open_run
 
 SHOWN_TRACES = 5
 """Traces named as evidence of an insight; the database has them all."""
 
 
-def write_report(path: Path) -> Path:
+def write_report(path: Path, store: str | None = None) -> Path:
     """Make ``report.html`` in a finished run's folder.
 
     Args:
         path: The folder: ``config.json``, ``metrics.jsonl``, ``results.json`` and ``experience.db``.
+        store: The database, where it is elsewhere and the folder keeps its password to itself.
 
     Returns:
         The report's path.
@@ -42,15 +43,15 @@ def write_report(path: Path) -> Path:
     tables = [(_temperature_name(temperatures[0]), results["arms"])]
     if "sampled_arms" in results:
         tables.append((_temperature_name(temperatures[1]), results["sampled_arms"]))
-    with ExperienceStore(path / "experience.db") as store:
-        insights = store.insights()
+    with open_run(path, location=store) as experience:
+        insights = experience.insights()
         evidence = (
-            store.evidence()
+            experience.evidence()
             .query("supports")
             .groupby("insight_id")["trace_id"]
             .agg(lambda ids: list(ids[:SHOWN_TRACES]))
         )
-        episodes = _replays(store, results)
+        episodes = _replays(experience, results)
     active = insights[insights["state"] == InsightState.ACTIVE]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -161,15 +162,16 @@ def _frames(turns: pd.DataFrame, final: str, on_board: bool) -> list[dict[str, A
 def main() -> None:
     """Make a run's report again."""
 
-    def report(run: tyro.conf.Positional[Path], /) -> None:
+    def report(run: tyro.conf.Positional[Path], /, store: str | None = None) -> None:
         """Make report.html from a finished run's folder.
 
         Args:
             run: The folder.
+            store: The database, where it is elsewhere and the folder keeps its password to itself.
         """
         if not (run / "results.json").exists():
             raise SystemExit(f"error: {run} is not the folder of a finished run: it has no results.json")
-        print(write_report(run))
+        print(write_report(run, store))
 
     tyro.cli(report, prog="python -m evals.report")
 

@@ -24,7 +24,7 @@ from agents.self_improve import USER_ERRORS, differences, saved_config, self_imp
 from distill.examples import Data
 from distill.loss import Direction
 from evals.result import Comparison
-from experience.store import ExperienceStore
+from experience.store import open_run
 
 BASELINE = ("teacher", "forward")
 
@@ -49,7 +49,7 @@ def two_by_two(config: SelfImproveConfig, console: Console) -> dict[str, Any]:
             console.print(f"{path}", style="bold", markup=False)
             cell = dataclasses.replace(config, data=data, direction=direction, output=path)
             cells[data, direction] = _run(cell, path, console)
-            with ExperienceStore(path / "experience.db") as store:
+            with open_run(path, location=config.store) as store:
                 frames[data, direction] = store.traces(phase=f"test/after@{config.eval_temperature[0]:g}")
     rows = [
         {

@@ -7,9 +7,7 @@
 What models and envs wrote is untrusted: it is shown without anything that would steer the terminal.
 """
 
-import json
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -18,50 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experience.database import Database, StoreError
+from experience.database import StoreError
 from experience.insight import InsightState
-from experience.store import ExperienceStore, run_keys
+from experience.store import ExperienceStore, open_run
 from experience.text import printable
 
 SHOWN_SCORES = 10
-
-
-def open_run(location: str, run: str | None = None) -> ExperienceStore:
-    """The store of a run that is there.
-
-    Args:
-        location: A run's folder, the path of a database, or its URL.
-        run: The run's name; by default the folder's if the database has that, or else the only one.
-
-    Raises:
-        StoreError: There is no such run.
-    """
-    folder = Path(location)
-    if folder.is_dir():
-        location = _location(folder)
-    with Database(location, create=False) as database, database.reading() as connection:
-        known = run_keys(connection)
-        name = database.name
-    if run is None and folder.is_dir() and folder.resolve().name in known:
-        run = folder.resolve().name
-    if not known or (run is not None and run not in known):
-        raise StoreError(f"{name} has no run{f' {run}' if run else ''}; it has: {', '.join(known) or 'none'}")
-    return ExperienceStore(location, run)
-
-
-def _location(folder: Path) -> str:
-    """Where the run in a folder keeps its experience."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, LookupError):
-        config = {}  # a folder with a database alone will do
-    if config.get("store"):
-        return str(config["store"])
-    if not (folder / "experience.db").exists():
-        raise StoreError(
-            f"{folder} is no run's folder: it has no experience.db, nor a config.json with a store"
-        )
-    return str(folder / "experience.db")
 
 
 def show_run(store: ExperienceStore, console: Console) -> None:

@@ -4,6 +4,7 @@ python -m experience.store export RUN/experience.db FOLDER
 python -m experience.store import FOLDER postgresql+psycopg://user@host/experience
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from experience.trace import StopReason, Trace, Turn
 if TYPE_CHECKING:
     import pandas as pd  # only the methods that return frames wait for it
 
-__all__ = ["ExperienceStore", "StoreError"]
+__all__ = ["ExperienceStore", "StoreError", "open_run"]
 
 TURN_FIELDS = [field.name for field in fields(Turn)]
 """Each of them is a column as well."""
@@ -339,6 +340,44 @@ class ExperienceStore:
         names = [column.name for column in query.selected_columns]
         flags = [column.name for column in query.selected_columns if isinstance(column.type, sa.Boolean)]
         return pd.DataFrame.from_records(rows, columns=names).astype(dict.fromkeys(flags, bool))
+
+
+def open_run(where: str | Path, run: str | None = None, *, location: str | None = None) -> ExperienceStore:
+    """The store of a run that is there.
+
+    Args:
+        where: A run's folder, the path of a database, or its URL.
+        run: The run's name; by default the folder's, or else the only one.
+        location: The database, where a folder does not say it or keeps its password to itself.
+
+    Raises:
+        StoreError: There is no such run.
+    """
+    folder = Path(where)
+    if "://" not in str(where) and folder.is_dir():
+        own, run_id = _of_folder(folder)
+        location, run = location or own, run or run_id
+    location = location or str(where)
+    with Database(location, create=False) as database, database.reading() as connection:
+        known = run_keys(connection)
+        name = database.name
+    if not known or (run is not None and run not in known):
+        raise StoreError(f"{name} has no run{f' {run}' if run else ''}; it has: {', '.join(known) or 'none'}")
+    return ExperienceStore(location, run)
+
+
+def _of_folder(folder: Path) -> tuple[str, str | None]:
+    """Where the run in a folder keeps its experience, and its name there."""
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        location, run_id = about["config"].get("store"), about.get("run_id")
+    except (OSError, ValueError, LookupError, AttributeError):
+        location = run_id = None  # a folder with a database alone will do
+    if not location and not (folder / "experience.db").exists():
+        raise StoreError(
+            f"{folder} is no run's folder: it has no experience.db, nor a config.json with a store"
+        )
+    return location or str(folder / "experience.db"), run_id
 
 
 def run_keys(connection: sa.Connection) -> dict[str, int]:
