@@ -34,6 +34,7 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
         "teacher_temperature": 1.0,
         "test_episodes": 512,
         "eval_temperature": (0.0,),
+        "gate_temperature": 0.0,
         "max_new_tokens": 32,
     },
 }
@@ -110,6 +111,8 @@ class SelfImproveConfig:
     """With llm: the longest reply of the writer."""
     insight_temperature: float = 0.7
     """With llm: at which the writer samples."""
+    gate_temperature: float | None = None
+    """At which the teacher plays at the gate; by default teacher_temperature."""
     candidates: int = 64
     """With llm: so many insights at most are tried at the gate in each round."""
     context_file: Path | None = None
@@ -217,6 +220,8 @@ class SelfImproveConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.gate_temperature is not None and not self.gate_temperature >= 0:
+            raise ConfigError(f"gate_temperature must be at least 0, not {self.gate_temperature}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be from 0 to below 1, not {self.ema_decay}")
         if self.teacher_model is not None and self.teacher != "base":

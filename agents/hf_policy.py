@@ -2,7 +2,7 @@
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.policy import Completion, FinishReason, Prompt, Sampling
 from agents.prefix_lm import Prefix, PrefixLM
+from agents.prefix_tree import PrefixTree
 
 MAX_DISTINCT = 256
 """Distinct prefixes decoded at once: bounds the logits held, [256, V]."""
@@ -58,7 +59,7 @@ class HFPolicy:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        max_bytes: int = 256 << 20,
+        max_bytes: int = 512 << 20,
         compute_dtype: torch.dtype | None = None,
         within: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
@@ -67,7 +68,8 @@ class HFPolicy:
         Args:
             model: See ``PrefixLM``.
             tokenizer: Its tokenizer, with a chat template.
-            max_bytes: What remembered distributions may take; the oldest go first.
+            max_bytes: What remembered distributions may take, and keys and values, each; the oldest go first.
+                Prompts that would take more are answered one group after the other.
             compute_dtype: See ``PrefixLM``.
             within: See ``PrefixLM``.
         """
@@ -121,6 +123,24 @@ class HFPolicy:
         for request in requests:
             if len(request.prompt_ids) + sampling.max_tokens > self.lm.window:
                 request.finish_reason = FinishReason.OVERFLOW
+        for group in self._groups(requests, sampling.max_tokens):
+            self._decode(group, sampling)
+        return [self._completion(request) for request in requests]
+
+    def _groups(self, requests: Sequence[_Request], max_tokens: int) -> Iterator[list[_Request]]:
+        """Requests whose keys and values fit into memory together, like prompts side by side."""
+        group: list[_Request] = []
+        tree = PrefixTree()
+        for request in sorted(requests, key=lambda request: request.prompt_ids):
+            tree.add(request.prompt_ids)
+            if group and len(tree) + max_tokens * (len(group) + 1) > self.lm.capacity:
+                yield group
+                group, tree = [], PrefixTree()
+                tree.add(request.prompt_ids)
+            group.append(request)
+        yield group
+
+    def _decode(self, requests: Sequence[_Request], sampling: Sampling) -> None:
         for _ in range(sampling.max_tokens):
             waiting: dict[Prefix, list[_Request]] = {}
             for request in requests:
@@ -132,7 +152,6 @@ class HFPolicy:
                 for prefix, table in self._draw_tables(chunk, sampling).items():
                     for request in waiting[prefix]:
                         self._extend(request, table, sampling)
-        return [self._completion(request) for request in requests]
 
     def _draw_tables(self, prefixes: Sequence[Prefix], sampling: Sampling) -> dict[Prefix, _DrawTable]:
         """A table per prefix, those that are not known computed together."""

@@ -111,6 +111,9 @@ class Learning:
             fully: Play each on all seeds, to see what halving costs.
         """
         session, config = self.session, self.session.config
+        temperature = config.gate_temperature
+        if temperature is None:
+            temperature = config.teacher_temperature
         # ``round`` is about to become what the student is now.
         teacher = session.student if config.teacher == "round" else session.teacher
         phase = f"round{round_number}/{'gate-fully' if fully else 'gate'}"
@@ -128,7 +131,7 @@ class Learning:
                 )
                 for context in contexts
             ]
-            frames = session.play_all(phase, phases, teacher, config.teacher_temperature)
+            frames = session.play_all(phase, phases, teacher, temperature)
             for context, frame in zip(contexts, frames, strict=True):
                 trace_ids.setdefault(context.id, {}).update(frame.set_index("seed")["trace_id"])
             return [
@@ -221,7 +224,7 @@ class Learning:
                     seeds=[turn_seed(session.config.seed, phase, i, 0) for i in range(len(endings))],
                     forbidden=session.student.tokenizer.all_special_tokens,
                 )
-            drawn = settled(merged(known, new, session.words.actions), session.words.actions)
+            drawn = settled(merged(known, new), session.words.actions)
             store.finish_phase(phase, [asdict(insight) for insight in drawn])
         insights = [insight_from(values) for values in store.result(phase)]
         store.set_insights(insights, phase)

@@ -34,7 +34,7 @@ class PrefixLM:
         self,
         model: PreTrainedModel,
         *,
-        max_bytes: int = 256 << 20,
+        max_bytes: int = 512 << 20,
         max_nodes: int = 2048,
         compute_dtype: torch.dtype | None = None,
         within: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -87,6 +87,16 @@ class PrefixLM:
         self._values: list[torch.Tensor] = []
 
     @property
+    def capacity(self) -> int:
+        """Tokens whose keys and values fit in ``max_bytes``. Work on more at once is done over and over."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return self.max_bytes // (
+            2 * config.num_hidden_layers * heads * width * (self.compute_dtype or self.model.dtype).itemsize
+        )
+
+    @property
     def head(self) -> LMHead:
         """What turns hidden states into logits."""
         return LMHead.of(self.model)
@@ -134,11 +144,12 @@ class PrefixLM:
     @torch.no_grad()
     def _forward(self, prefixes: Sequence[Prefix]) -> torch.Tensor:
         """[N, D]: compute prefixes that are not known, and keep their keys and values."""
-        needed = len(self._tree) + sum(map(len, prefixes))
-        if self._keys and self._bytes_per_node() * needed > self.max_bytes:
-            self._drop_keys()
         first_new = len(self._tree)
         ends = [self._tree.add(prefix)[-1] for prefix in prefixes]
+        if self._keys and len(self._tree) > self.capacity:
+            self._drop_keys()
+            first_new = 0
+            ends = [self._tree.add(prefix)[-1] for prefix in prefixes]
         # A prefix inside an earlier one has keys but no hidden state: its last token goes through again.
         queries = sorted({*range(first_new, len(self._tree)), *ends})
         past = sorted({above for node in queries for above in self._tree.ancestors(node)} - set(queries))
@@ -160,9 +171,6 @@ class PrefixLM:
             raise
         self.computed_tokens += len(queries)
         return hidden_QD[[row[end] for end in ends]]
-
-    def _bytes_per_node(self) -> int:
-        return sum(2 * keys.shape[0] * keys.shape[2] * keys.element_size() for keys in self._keys)
 
     def _keep(self, cache: DynamicCache, queries: Sequence[int], skip: int) -> None:
         """Copy the queries' keys and values out of ``cache``, behind its first ``skip`` entries."""

@@ -106,7 +106,7 @@ def main() -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         default = BenchConfig(
-            run=SelfImproveConfig.for_env("Math-v0", test_episodes=256, validation_episodes=64)
+            run=SelfImproveConfig.for_env("Math-v0", episodes=16, test_episodes=256, validation_episodes=64)
         )
         config = tyro.cli(BenchConfig, default=default, prog="python -m evals.bench_insights")
         output = config.run.output or Path("runs/insights")

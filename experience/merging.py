@@ -9,14 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from bm25s.stopwords import STOPWORDS_EN
-from rapidfuzz import fuzz
 from rapidfuzz.distance import Prefix
 from scipy.stats import binomtest
 
 from experience.insight import Insight, InsightState
 
-MERGE_RATIO = 85
-"""Two texts whose words agree to so many percent can be the same lesson; less cannot."""
 NEGATIONS = frozenset({"not", "no", "never", "without", "avoid", "don't", "dont", "cannot", "can't"})
 FILLER = frozenset({*STOPWORDS_EN, "you", "your", "we", "our", "should", "must", "always"}) - NEGATIONS
 """Words that change no lesson."""
@@ -24,28 +21,24 @@ LOST = 0.05
 """An insight retires when the evidence against it prevails with a smaller p-value."""
 
 
-def is_duplicate(first: str, second: str, opposites: Collection[str] = ()) -> bool:
-    """Whether two texts are one lesson in almost the same words.
+def is_duplicate(first: str, second: str) -> bool:
+    """Whether two texts are one lesson: the same words, but for their order, fillers and endings."""
+    return first == second or not _difference(first, second)
 
-    They may differ in filler words and endings. A number, a negation, or one of the ``opposites`` too many
-    makes another lesson.
+
+def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -> bool:
+    """Whether two texts say the same of the same, but for a negation or for words that exclude each other.
 
     Args:
         first: One text.
         second: The other.
         opposites: Words that exclude each other, such as an env's actions.
     """
-    if first == second:
-        return True
-    return _likeness(first, second) >= MERGE_RATIO and not _difference(first, second, opposites)
-
-
-def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -> bool:
-    """Whether two texts speak about the same situation and differ in what decides: see ``is_duplicate``."""
-    if first == second or _likeness(first, second) < MERGE_RATIO - 15:
-        return False
-    decisive = NEGATIONS | set(opposites)
-    return any(word in decisive for word in _difference(first, second, opposites))
+    difference = _difference(first, second)
+    shared = sum((Counter(_words(first)) & Counter(_words(second))).values())
+    return 0 < len(difference) <= shared and all(
+        word in NEGATIONS or word in opposites for word in difference
+    )
 
 
 def merged(
@@ -58,7 +51,7 @@ def merged(
     result = list(known)
     for insight in new:
         for index, other in enumerate(result):
-            if other.observation == insight.observation and is_duplicate(other.text, insight.text, opposites):
+            if other.observation == insight.observation and is_duplicate(other.text, insight.text):
                 result[index] = replace(
                     other,
                     support=other.support + insight.support,
@@ -134,19 +127,13 @@ def _words(text: str) -> list[str]:
     return [word for word in words if word not in FILLER]
 
 
-def _likeness(first: str, second: str) -> float:
-    """In percent, whatever the words' order."""
-    return float(fuzz.ratio(" ".join(sorted(_words(first))), " ".join(sorted(_words(second)))))
-
-
-def _difference(first: str, second: str, opposites: Collection[str]) -> list[str]:
+def _difference(first: str, second: str) -> list[str]:
     """The words of one text that have no counterpart in the other."""
     left, right = Counter(_words(first)), Counter(_words(second))
     only_left, only_right = sorted((left - right).elements()), sorted((right - left).elements())
-    decisive = NEGATIONS | set(opposites)
     for word in list(only_left):
         for other in only_right:
-            if word not in decisive and other not in decisive and _is_inflection(word, other):
+            if _is_inflection(word, other):
                 only_left.remove(word)
                 only_right.remove(other)
                 break
@@ -155,7 +142,7 @@ def _difference(first: str, second: str, opposites: Collection[str]) -> list[str
 
 def _is_inflection(first: str, second: str) -> bool:
     """Whether two words, such as "number" and "numbers", differ in their ending only."""
-    if any(character.isdigit() for character in first + second):
+    if any(character.isdigit() for character in first + second) or {first, second} & NEGATIONS:
         return False
     stem = Prefix.similarity(first, second)
     return stem >= 3 and max(len(first), len(second)) - stem <= 3
