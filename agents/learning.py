@@ -341,6 +341,8 @@ class PolicyWriter:
     The reply is begun with the marker, so that a small model writes an item and nothing else.
     """
 
+    begins_replies = True
+
     def __init__(self, session: Session, policy: HFPolicy, model: str | None) -> None:
         self._session = session
         self._policy = policy

@@ -92,9 +92,8 @@ class PrefixLM:
         config = self.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return self.max_bytes // (
-            2 * config.num_hidden_layers * heads * width * (self.compute_dtype or self.model.dtype).itemsize
-        )
+        itemsize = (self.compute_dtype or self.model.dtype).itemsize
+        return self.max_bytes // int(2 * config.num_hidden_layers * heads * width * itemsize)
 
     @property
     def head(self) -> LMHead:

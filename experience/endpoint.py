@@ -26,6 +26,8 @@ class EndpointError(RuntimeError):
 class Endpoint:
     """A ``Writer`` that asks a server."""
 
+    begins_replies = False
+
     def __init__(
         self,
         url: str,

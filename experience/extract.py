@@ -62,6 +62,11 @@ class Writer(Protocol):
         """Which weights or which endpoint's model, for the record."""
         ...
 
+    @property
+    def begins_replies(self) -> bool:
+        """Whether the replies are begun with the marker, so that it need not be asked for."""
+        ...
+
     def __call__(self, tasks: Sequence[WritingTask], seeds: Sequence[int]) -> list[str]:
         """One reply per task."""
         ...
@@ -96,13 +101,16 @@ class InsightPrompts:
             raise PromptsError(f"{path}: {error}") from error
         self.version = hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    def task(self, turns: pd.DataFrame, final_observation: str, known: Sequence[str]) -> WritingTask:
+    def task(
+        self, turns: pd.DataFrame, final_observation: str, known: Sequence[str], *, is_begun: bool = False
+    ) -> WritingTask:
         """The question about one trace.
 
         Args:
             turns: Its rows of ``ExperienceStore.turns()``; at least one.
             final_observation: What it ended with.
             known: Texts of the insights there are.
+            is_begun: Whether the reply is begun with the marker.
 
         Raises:
             PromptsError: The templates ask for something that there is not.
@@ -114,6 +122,7 @@ class InsightPrompts:
             "total_reward": float(turns["reward"].sum()),
             "known": [plain(text) for text in known],
             "marker": MARKER,
+            "is_begun": is_begun,
         }
         try:
             return WritingTask(
@@ -207,7 +216,10 @@ def write_insights(
     by_trace = dict(iter(turns.groupby("trace_id")))
     texts = [insight.text for insight in known]
     read = [str(trace_id) for trace_id in endings.index if trace_id in by_trace]
-    tasks = [prompts.task(by_trace[trace_id], str(endings[trace_id]), texts) for trace_id in read]
+    tasks = [
+        prompts.task(by_trace[trace_id], str(endings[trace_id]), texts, is_begun=writer.begins_replies)
+        for trace_id in read
+    ]
     replies = writer(tasks, list(seeds)[: len(tasks)])
     insights = []
     for trace_id, reply in zip(read, replies, strict=True):

@@ -98,7 +98,7 @@ def judge(
             break
         # Stable: among equals the earlier candidate.
         ranked = sorted(alive, key=lambda context: -sum(outcomes[context.id].values()))
-        alive = ranked[: -(-len(alive) // KEEP)]
+        alive = ranked[: max(1, len(alive) // KEEP)]
         for context in ranked[len(alive) :]:
             verdicts[context.id] = f"dropped after {played} episodes: others did better"
         chosen_on = played

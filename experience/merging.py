@@ -36,14 +36,11 @@ def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -
     """
     difference = _difference(first, second)
     shared = sum((Counter(_words(first)) & Counter(_words(second))).values())
-    return 0 < len(difference) <= shared and all(
-        word in NEGATIONS or word in opposites for word in difference
-    )
+    decisive = {*NEGATIONS, *opposites}
+    return 0 < len(difference) <= shared and decisive.issuperset(difference)
 
 
-def merged(
-    known: Sequence[Insight], new: Sequence[Insight], opposites: Collection[str] = ()
-) -> list[Insight]:
+def merged(known: Sequence[Insight], new: Sequence[Insight]) -> list[Insight]:
     """``known`` and ``new`` insights, duplicates made one with the support and evidence of both.
 
     The one that was known first keeps its text; its state is decided anew by ``settled``.

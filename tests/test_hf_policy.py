@@ -42,6 +42,21 @@ def test_logprobs_are_the_models(policy: HFPolicy) -> None:
     assert completion.logprobs == pytest.approx(expected, abs=1e-4)
 
 
+def test_prompts_that_do_not_fit_into_memory_together_are_computed_once(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompts, sampling = [prompt(f"{i} " * 20) for i in range(12)], Sampling(max_tokens=8)
+    roomy = HFPolicy(model, tokenizer)
+    bytes_each = roomy.lm.max_bytes // roomy.lm.capacity
+    tight = HFPolicy(model, tokenizer, max_bytes=250 * bytes_each)
+    assert tight.lm.capacity == 250
+    expected = roomy.generate(prompts, sampling, range(12))
+    found = tight.generate(prompts, sampling, range(12))
+    assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+    # What prompts share is computed once per group at the worst.
+    assert tight.lm.computed_tokens < 2 * roomy.lm.computed_tokens
+
+
 def test_a_completion_depends_on_prompt_and_seed_only(policy: HFPolicy) -> None:
     sampling = Sampling(max_tokens=5)
     prompts, seeds = [prompt(str(i % 4)) for i in range(12)], list(range(12))

@@ -304,6 +304,7 @@ class Scribe:
     """A writer that remembers what it was asked."""
 
     name = "scribe"
+    begins_replies = False
 
     def __init__(self, reply: str) -> None:
         self.reply = reply
