@@ -42,7 +42,7 @@ class Learning:
         """
         self.session = session
         config, words = session.config, session.words
-        kind = config.insights
+        kind: str = "fixed" if config.context_file is not None else config.insights
         if kind == "auto":
             kind = "llm" if words.advise is None else "outcomes"
         if kind == "outcomes" and words.advise is None:
@@ -290,7 +290,7 @@ class Learning:
         name = phase.partition("/")[0]
         if session.ranks.is_main:
             session.store.add_scores(verdict.scores)
-            if self.kind == "llm" and session.config.context_file is None:
+            if self.kind == "llm":
                 known = [insight_from(values) for values in session.store.result(f"{name}/write")]
                 alone = {c.insights[0].id: c.id for c in candidates if len(c.insights) == 1}
                 judged = [
