@@ -73,7 +73,8 @@ def random_turns(episodes: int, slippery: bool) -> tuple[pd.DataFrame, dict[str,
         _, following, reward, done = outcomes[rng.choice(len(outcomes), p=chances / chances.sum())]
         rows.append((f"t{number}", Split.TRAIN, f"s{state}", ACTIONS[action], reward, f"s{following}", done))
     columns = ["trace_id", "split", "observation", "action", "reward", "next_observation", "terminated"]
-    return pd.DataFrame(rows, columns=columns), {f"s{s}": s for s in open_states}
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(success=frame["reward"] > 0), {f"s{s}": s for s in open_states}
 
 
 def test_insights_from_outcomes_are_optimal() -> None:
@@ -101,7 +102,9 @@ def test_insights_from_outcomes_are_optimal() -> None:
 
 def hand_turns(*rows: tuple[str, str | None, float, str, bool]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["observation", "action", "reward", "next_observation", "terminated"])
-    return frame.assign(trace_id=[f"t{i}" for i in range(len(rows))], split=Split.TRAIN)
+    return frame.assign(
+        trace_id=[f"t{i}" for i in range(len(rows))], split=Split.TRAIN, success=[row[2] > 0 for row in rows]
+    )
 
 
 def test_values_by_hand() -> None:

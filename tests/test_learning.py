@@ -151,7 +151,7 @@ def test_many_runs_share_a_server(walker_folder: Path, tmp_path: Path, postgres_
         for name in ("one", "two"):
             self_improve(config(walker_folder, tmp_path / name, **settings), QUIET)
     assert not (tmp_path / "one" / "experience.db").exists()
-    with open_run(tmp_path / "two") as store:
+    with open_run(tmp_path / "two", location=postgres_url) as store:
         assert sorted(store.runs()["run"].str[:4]) == ["one-", "two-"]
         assert set(store.traces()["split"]) == {"train", "validation", "test"}
     assert "What it learned" in (tmp_path / "two" / "report.html").read_text()

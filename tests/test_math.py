@@ -59,15 +59,15 @@ def test_gymnasium_is_content(kwargs: dict[str, Any]) -> None:
 
 def test_right_and_wrong() -> None:
     env = gym.make("Math-v0", **SUMS)
-    question, info = env.reset(seed=4)
+    _, info = env.reset(seed=4)
     gold = info["gold"]
     observation, reward, terminated, truncated, info = env.step(f"The answer is {gold}.")
-    assert (observation, reward, terminated, truncated) == (question, 1.0, True, False)
+    assert (observation, reward, terminated, truncated) == ("That is right.", 1.0, True, False)
     assert info == {"gold": gold, "answer": gold, "reason": "the same", "is_success": True}
     env.reset(seed=4)
     observation, reward, terminated, truncated, info = env.step("The answer is 1000.")
     assert (observation, reward, terminated, truncated) == (
-        f"{question}\n1000 is not right.",
+        f"1000 is not right. The answer is {gold}.",
         0.0,
         True,
         False,
@@ -75,7 +75,7 @@ def test_right_and_wrong() -> None:
     assert info == {"gold": gold, "answer": "1000", "reason": "not equal", "is_success": False}
     env.reset(seed=4)
     observation, reward, terminated, _, info = env.step("")
-    assert (observation, reward, terminated) == (f"{question}\nThat is not right.", 0.0, True)
+    assert (observation, reward, terminated) == (f"That is not right. The answer is {gold}.", 0.0, True)
     assert (info["answer"], info["reason"]) == (None, "the reply has no answer")
 
 
