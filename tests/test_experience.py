@@ -97,7 +97,7 @@ def test_insights_from_outcomes_are_optimal() -> None:
     assert advice.keys() == states.keys()
     assert {s: advice[f"s{s}"] for s in optimal} == optimal
     for i in insights:
-        assert len(i.evidence) == i.support > 0
+        assert len(i.evidence + i.against) == i.support > 0
 
 
 def hand_turns(*rows: tuple[str, str | None, float, str, bool]) -> pd.DataFrame:
