@@ -90,7 +90,7 @@ class Learning:
             contexts = self.raw(round_number)
         else:
             contexts = self._written(round_number)
-        return [context for context in contexts if context.insights]
+        return list({context.id: context for context in contexts if context.insights}.values())
 
     def gate(self, round_number: int, candidates: Sequence[Context]) -> Context | None:
         """The best of the candidates if it helps the teacher on validation; otherwise nothing is trained."""
@@ -187,11 +187,19 @@ class Learning:
         return [context]
 
     def _fixed(self, path: Path) -> Context:
-        text = self.session.ranks.from_main(lambda: path.read_text(encoding="utf-8").strip())
-        if not text:
-            raise ConfigError(f"the context_file {path} is empty")
-        context = Context.fixed(text)
-        self._put_in_use(context, "fixed")
+        """The text as it was when the run began, whatever became of the file."""
+
+        def read() -> str:
+            store = self.session.store
+            if not store.is_finished("context"):
+                text = path.read_text(encoding="utf-8").strip()
+                if not text:
+                    raise ConfigError(f"the context_file {path} is empty")
+                store.finish_phase("context", text)
+            return str(store.result("context"))
+
+        context = Context.fixed(self.session.ranks.from_main(read))
+        self._put_in_use(context, "context")
         return context
 
     def _written(self, round_number: int) -> list[Context]:

@@ -107,6 +107,23 @@ def hand_turns(*rows: tuple[str, str | None, float, str, bool]) -> pd.DataFrame:
     )
 
 
+def test_like_observations_are_counted_together() -> None:
+    """With numbers in buckets, what was learned at one speed is known at like ones."""
+    turns = hand_turns(
+        ("speed 1.1", "left", 0.0, "over", True),
+        ("speed 1.3", "right", 1.0, "goal", True),
+        ("speed 9.2", "left", 1.0, "goal", True),
+    )
+
+    def bucket(text: str) -> str:
+        return text.split(".")[0]
+
+    insights = outcome_insights(turns, ACTIONS, lambda o, a: f"{o}: {a}", explore=False, situation=bucket)
+    assert {i.text for i in insights} == {"speed 1: right", "speed 9: left"}
+    [shown] = Context(insights=tuple(insights), k=1, situation=bucket).show("speed 1.7")
+    assert shown.text == "speed 1: right"
+
+
 def test_values_by_hand() -> None:
     turns = hand_turns(
         ("a", "left", 0.0, "b", False),
