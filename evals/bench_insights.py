@@ -23,7 +23,7 @@ from rich.table import Table
 
 from agents.config import ConfigError, SelfImproveConfig
 from agents.learning import Learning
-from agents.self_improve import USER_ERRORS, saved_config
+from agents.self_improve import USER_ERRORS, resumed
 from agents.session import Session
 from distill.parallel import Ranks
 from evals.result import Comparison, EvalResult
@@ -49,7 +49,7 @@ def bench_insights(config: SelfImproveConfig, console: Console) -> dict[str, Any
     assert config.output is not None
     path = config.output
     if (path / "config.json").exists():
-        config = saved_config(path)
+        config = resumed(config, path)
     with Session(config, path, console=console, ranks=Ranks.connect(config.device)) as session:
         learning = Learning(session)
         learning.collect(1)
