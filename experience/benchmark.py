@@ -19,8 +19,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experience.context import ContextScore
 from experience.insight import Insight
+from experience.score import ContextScore
 from experience.split import Split
 from experience.store import ExperienceStore
 from experience.trace import StopReason, Trace, Turn

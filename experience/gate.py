@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from scipy.stats import binomtest
 
-from experience.context import NO_CONTEXT, Context, ContextScore
+from experience.context import NO_CONTEXT, Context
+from experience.score import ContextScore
 from experience.split import SeedRange
 
 SIGNIFICANT = 0.05

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 import sqlalchemy as sa
 
 from experience import tables
-from experience.context import ContextScore
 from experience.database import Database, StoreError, insert_new
 from experience.insight import Insight, InsightState
+from experience.score import ContextScore
 from experience.text import storable
 from experience.trace import StopReason, Trace, Turn
 

@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experience import benchmark, database, exchange, show, tables
-from experience.context import ContextScore
 from experience.database import APPLICATION_ID, VERSION_TABLE, VERSIONS, Database
 from experience.exchange import export_runs, import_runs
 from experience.insight import Insight, InsightState
+from experience.score import ContextScore
 from experience.store import ExperienceStore, StoreError
 from experience.text import printable
 from experience.trace import StopReason, Trace
@@ -766,7 +766,7 @@ def test_show_follows_a_run_to_its_server(
         folder = tmp_path / run
         folder.mkdir()
         url = location if "://" in location else f"sqlite:///{location}"
-        (folder / "config.json").write_text(json.dumps({"config": {"store": url}}))
+        (folder / "config.json").write_text(json.dumps({"run_id": run, "config": {"store": url}}))
         with ExperienceStore(url, run) as store:
             store.add_traces(two_traces()[: 2 if run == "first" else 1])
     show.main([str(tmp_path / "second"), "--traces"])
