@@ -333,11 +333,12 @@ class Learning:
             what = f'"{verdict.context.insights[0].text}"'
         if len(candidates) > 1:
             what = f"the best of {len(candidates)} contexts, {what}"
+        which = "that did not choose it" if len(candidates) > 1 else "of them"
         outcome = "admitted" if verdict.admitted else "refused: nothing is trained, the agent plays on"
         session.console.print(
             f"{phase}: with {what}, the teacher succeeds in {verdict.success_rate:.1%} of the "
             f"validation episodes, without in {verdict.success_rate_without:.1%} (p = {verdict.p_value:.2g} "
-            f"on {verdict.n} that did not choose it): {outcome}",
+            f"on {verdict.n} {which}): {outcome}",
             soft_wrap=True,
             markup=False,
         )
