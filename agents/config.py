@@ -121,7 +121,8 @@ class SelfImproveConfig:
     context_file: Path | None = None
     """A text to train in, such as a system prompt, in place of insights."""
     context_tokens: int = 1024
-    """What the insights of one context may take together; the least useful are left out. 0 is no limit."""
+    """What the insights may take together where a prompt shows all; the least useful are left out. 0 is no
+    limit."""
     context_place: Place = "after"
     """Where the context stands: `after` the observation, `before` it, or in the `system` message."""
     context_wrapper: str = "Experience: {}"

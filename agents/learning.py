@@ -252,7 +252,7 @@ class Learning:
         session = self.session
         kept, dropped = within_budget(
             insights,
-            session.config.context_tokens,
+            0 if k else session.config.context_tokens,  # of a pool, k are shown at a time
             lambda text: len(session.base.tokenizer(text)["input_ids"]),
         )
         if dropped:
