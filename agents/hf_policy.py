@@ -129,6 +129,9 @@ class HFPolicy:
 
     def _groups(self, requests: Sequence[_Request], max_tokens: int) -> Iterator[list[_Request]]:
         """Requests whose keys and values fit into memory together, like prompts side by side."""
+        if sum(len(r.prompt_ids) + max_tokens for r in requests) <= self.lm.capacity:
+            yield list(requests)  # whatever they share
+            return
         group: list[_Request] = []
         tree = PrefixTree()
         for request in sorted(requests, key=lambda request: request.prompt_ids):

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import bm25s
 
@@ -86,9 +87,21 @@ def _by_relevance(insights: Sequence[Insight], observation: str) -> list[Insight
     ranked = sorted(insights, key=_value)
     if len(ranked) < 2:
         return ranked
-    index = bm25s.BM25()
-    texts = bm25s.tokenize([i.text for i in ranked], stopwords=None, return_ids=False, show_progress=False)
-    index.index(texts, show_progress=False)
-    [query] = bm25s.tokenize([observation], stopwords=None, return_ids=False, show_progress=False)
-    scores = index.get_scores(query) if query else [0.0] * len(ranked)
+    [query] = _words([observation])
+    scores = _index(tuple(i.text for i in ranked)).get_scores(query) if query else [0.0] * len(ranked)
     return [ranked[i] for i in sorted(range(len(ranked)), key=lambda i: -scores[i])]
+
+
+@lru_cache(maxsize=16)
+def _index(texts: tuple[str, ...]) -> bm25s.BM25:
+    """Made once for a pool, not for every observation."""
+    index = bm25s.BM25()
+    index.index(_words(texts), show_progress=False)
+    return index
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    words: list[list[str]] = bm25s.tokenize(
+        list(texts), stopwords=None, return_ids=False, show_progress=False
+    )
+    return words
