@@ -203,6 +203,11 @@ class SelfImproveConfig:
         """The command's defaults for an environment, and what is given beside them."""
         return cls(env=env, **{**RECOMMENDED.get(env, {}), **settings})
 
+    @property
+    def layout(self) -> Layout:
+        """Where the context stands in a prompt, and in what words."""
+        return Layout(place=self.context_place, wrapper=self.context_wrapper)
+
     def __post_init__(self) -> None:
         at_least_one = (
             "rounds episodes waves steps batch_size top_k max_nodes eval_every validation_episodes "
@@ -252,7 +257,7 @@ class SelfImproveConfig:
         if self.context_file is not None and not self.context_file.is_file():
             raise ConfigError(f"there is no context_file {self.context_file}")
         try:
-            Layout(place=self.context_place, wrapper=self.context_wrapper)
+            _ = self.layout
         except ValueError as error:
             raise ConfigError(f"context_wrapper: {error}") from error
         if self.max_new_tokens is not None and self.max_new_tokens < 1:

@@ -127,14 +127,14 @@ class Consolidation:
 
     def _prompt_pairs(self, context: Context) -> list[tuple[Prompt, Prompt]]:
         """(bare prompt, prompt with experience) for every train observation that the context speaks to."""
-        session = self.session
+        session, layout = self.session, self.session.config.layout
         observations: list[str] = session.ranks.from_main(
             lambda: session.store.observations(phases=session.played)
         )
         return [
             (
                 build_prompt(session.words, observation),
-                build_prompt(session.words, observation, [insight.text for insight in shown], session.layout),
+                build_prompt(session.words, observation, [insight.text for insight in shown], layout),
             )
             for observation in observations
             if (shown := context.show(observation))

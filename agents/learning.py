@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from agents.config import ConfigError
@@ -82,12 +81,12 @@ class Learning:
 
     def reflect(self, round_number: int) -> list[Context]:
         """What the traces teach: the contexts worth trying, the most promising first."""
-        if self.session.config.context_file is not None:
-            return [self._fixed(self.session.config.context_file)]
-        if self.kind == "outcomes":
+        if self.kind == "fixed":
+            contexts = [self._fixed()]
+        elif self.kind == "outcomes":
             contexts = [self._of_outcomes(f"round{round_number}", explore=False)]
         elif self.kind == "raw":
-            contexts = self.raw(round_number)
+            contexts = [self.raw(round_number)]
         else:
             contexts = self._written(round_number)
         return list({context.id: context for context in contexts if context.insights}.values())
@@ -174,7 +173,7 @@ class Learning:
             insights=tuple(insights), k=session.config.insights_per_prompt, situation=words.situation
         )
 
-    def raw(self, round_number: int) -> list[Context]:
+    def raw(self, round_number: int) -> Context:
         """Whole transcripts in place of insights, as one context; for the ablation of the paper's warning."""
         session, config = self.session, self.session.config
 
@@ -184,14 +183,16 @@ class Learning:
 
         context = self._together(session.ranks.from_main(draw), config.insights_per_prompt)
         self._put_in_use(context, f"round{round_number}/raw")
-        return [context]
+        return context
 
-    def _fixed(self, path: Path) -> Context:
+    def _fixed(self) -> Context:
         """The text as it was when the run began, whatever became of the file."""
 
         def read() -> str:
             store = self.session.store
             if not store.is_finished("context"):
+                path = self.session.config.context_file
+                assert path is not None
                 text = path.read_text(encoding="utf-8").strip()
                 if not text:
                     raise ConfigError(f"the context_file {path} is empty")

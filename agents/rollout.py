@@ -138,8 +138,7 @@ def rollout(
             observations, infos = envs.reset(seed=seeds, options={"reset_mask": free.copy()})
             for i in np.flatnonzero(free).tolist():
                 slots[i] = starting[i]
-            for i, episode in enumerate(slots):
-                if free[i] and episode is not None:
+                if (episode := starting[i]) is not None:
                     episode.observation = observations[i]
             free[:] = False
             for i, episode in enumerate(slots):

@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,37 @@ def differences(saved: SelfImproveConfig, asked: SelfImproveConfig) -> Iterator[
         was, now = getattr(saved, field.name), getattr(asked, field.name)
         if was != now and field.name not in ("output", "resume"):
             yield field.name, was, now
+
+
+def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
+    """The run of an experiment, or the rest of it if it was begun in ``path``.
+
+    Raises:
+        ConfigError: What is there was begun with other settings.
+        RunFolderError: It was begun by another version.
+    """
+    if not (path / "config.json").exists():
+        return config
+    saved = saved_config(path)
+    for name, was, now in differences(saved, config):
+        if name not in (*MACHINE, "compute_dtype"):  # a run settles what ``auto`` is
+            raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
+    return saved
+
+
+def run_experiment(work: Callable[[Console], None]) -> int:
+    """The command of an experiment over several runs; returns its exit code."""
+    console = Console(stderr=True)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        work(console)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted; the same command goes on", style="bold")
+        return 130
+    except USER_ERRORS as error:
+        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        return 2
+    return 0
 
 
 def parse_args(args: list[str] | None = None) -> SelfImproveConfig:

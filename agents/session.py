@@ -27,7 +27,6 @@ from agents.config import SelfImproveConfig
 from agents.hf_policy import HFPolicy
 from agents.models import LoadedModel, compute_dtype, load_model
 from agents.policy import Sampling
-from agents.prompts import Layout
 from agents.rollout import Phase, rollout, vector_env
 from agents.run_folder import RunFolder, clear_errors
 from distill.lora import LoRA
@@ -72,7 +71,6 @@ class Session:
             make_text_env, config.env, config.env_kwargs, max_invalid_replies=config.max_invalid_replies
         )
         self.words = make().words
-        self.layout = Layout(place=config.context_place, wrapper=config.context_wrapper)
         self.envs = vector_env(make, config.num_envs)
         self.ranks = ranks
         loaded = self._load(config.model)
@@ -208,7 +206,7 @@ class Session:
                 sampling=Sampling(temperature=temperature, max_tokens=self.max_tokens),
                 policy_id=self.policy_id(policy),
                 env_id=self.config.env,
-                layout=self.layout,
+                layout=self.config.layout,
             )
             total = sum(len(phase.seeds) for phase in missing)
             successes = done = 0

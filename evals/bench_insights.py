@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import transformers
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from agents.config import ConfigError, SelfImproveConfig
 from agents.learning import Learning
-from agents.self_improve import USER_ERRORS, resumed
+from agents.self_improve import begun, run_experiment
 from agents.session import Session
 from distill.parallel import Ranks
-from evals.result import Comparison, EvalResult
+from evals.result import Comparison, EvalResult, rate_text
 from experience.context import NO_CONTEXT, Context
 
 
@@ -48,8 +47,7 @@ def bench_insights(config: SelfImproveConfig, console: Console) -> dict[str, Any
     """
     assert config.output is not None
     path = config.output
-    if (path / "config.json").exists():
-        config = resumed(config, path)
+    config = begun(config, path)
     with Session(config, path, console=console, ranks=Ranks.connect(config.device)) as session:
         learning = Learning(session)
         learning.collect(1)
@@ -57,7 +55,7 @@ def bench_insights(config: SelfImproveConfig, console: Console) -> dict[str, Any
         if not candidates:
             raise ConfigError("no insight was written: nothing can be compared")
         chosen, fully = learning.judge(1, candidates), learning.judge(1, candidates, fully=True)
-        [raw] = learning.raw(1)
+        raw = learning.raw(1)
         arms = {"without": NO_CONTEXT, "chosen": chosen.context, "chosen by all": fully.context, "raw": raw}
         temperature = config.eval_temperature[0]
 
@@ -89,9 +87,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     table.add_column("chosen / without", justify="right")
     table.add_column("episodes at the gate", justify="right")
     for row in rows:
-        rates = [
-            f"{a['success_rate']:.1%} [{a['ci_low']:.1%}, {a['ci_high']:.1%}]" for a in row["arms"].values()
-        ]
+        rates = [rate_text(arm) for arm in row["arms"].values()]
         base = row["arms"]["without"]["success_rate"]
         ratio = f"{row['arms']['chosen']['success_rate'] / base:.2f}" if base else ""
         spent = row["generations"]
@@ -102,9 +98,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> int:
     """The command; returns its exit code."""
-    console = Console(stderr=True)
-    transformers.utils.logging.disable_progress_bar()
-    try:
+
+    def work(console: Console) -> None:
         default = BenchConfig(
             run=SelfImproveConfig.for_env("Math-v0", episodes=16, test_episodes=256, validation_episodes=64)
         )
@@ -116,13 +111,8 @@ def main() -> int:
             rows.append(bench_insights(run, console))
             (output / "insights.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         print_table(rows)
-    except KeyboardInterrupt:
-        console.print("\ninterrupted; the same command goes on", style="bold")
-        return 130
-    except USER_ERRORS as error:
-        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
-        return 2
-    return 0
+
+    return run_experiment(work)
 
 
 if __name__ == "__main__":

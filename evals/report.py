@@ -19,6 +19,7 @@ from rich.table import Table
 from envs.frozen_lake import lake_map, lake_place
 from envs.text_env import make_env
 from evals.plots import ARM_LABELS, arms_plot, kl_plot, learning_plot
+from evals.result import rate_text
 from experience.insight import InsightState
 from experience.store import ExperienceStore, open_run
 
@@ -98,7 +99,7 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
     for arm, label in ARM_LABELS.items():
         if arm in results["arms"]:
             style = "bold" if arm in ("before", "after") else ""
-            table.add_row(label.replace("\n", " "), *(_rate(arms[arm]) for arms in tables), style=style)
+            table.add_row(label.replace("\n", " "), *(rate_text(arms[arm]) for arms in tables), style=style)
     console.print(table)
     change = results["comparison"]
     console.print(
@@ -111,12 +112,6 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
     console.print(
         f"report: {path / 'report.html'}   model: {path / 'model'}", highlight=False, soft_wrap=True
     )
-
-
-def _rate(arm: dict[str, Any]) -> str:
-    if arm["n"] is None:
-        return f"{arm['success_rate']:.1%} exact"
-    return f"{arm['success_rate']:.1%} [{arm['ci_low']:.1%}, {arm['ci_high']:.1%}]"
 
 
 def _temperature_name(temperature: float) -> str:

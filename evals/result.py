@@ -1,5 +1,6 @@
 """``EvalResult``: one arm with its interval. ``Comparison``: two arms paired by seed."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -117,3 +118,10 @@ class Comparison:
     def as_dict(self) -> dict[str, float]:
         """For ``results.json``."""
         return asdict(self)
+
+
+def rate_text(arm: Mapping[str, Any]) -> str:
+    """The success rate of an ``EvalResult.as_dict()``, with its interval, for tables."""
+    if arm["n"] is None:
+        return f"{arm['success_rate']:.1%} exact"
+    return f"{arm['success_rate']:.1%} [{arm['ci_low']:.1%}, {arm['ci_high']:.1%}]"

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
-import transformers
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from agents.config import MACHINE, ConfigError, SelfImproveConfig
-from agents.self_improve import USER_ERRORS, differences, saved_config, self_improve
+from agents.config import ConfigError, SelfImproveConfig
+from agents.self_improve import begun, run_experiment, self_improve
 from distill.examples import Data
 from distill.loss import Direction
-from evals.result import Comparison
+from evals.result import Comparison, rate_text
 from experience.store import open_run
 
 BASELINE = ("teacher", "forward")
@@ -70,24 +69,9 @@ def two_by_two(config: SelfImproveConfig, console: Console) -> dict[str, Any]:
     return table
 
 
-def _to_run(cell: SelfImproveConfig, path: Path) -> SelfImproveConfig:
-    """The cell, or the rest of it if it was begun.
-
-    Raises:
-        ConfigError: What is there was begun with other settings.
-    """
-    if not (path / "config.json").exists():
-        return cell
-    begun = saved_config(path)
-    for name, was, now in differences(begun, cell):
-        if name not in (*MACHINE, "compute_dtype"):  # a run settles what ``auto`` is
-            raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
-    return begun
-
-
 def _run(cell: SelfImproveConfig, path: Path, console: Console) -> dict[str, Any]:
     """The cell's results, from its folder if it is finished."""
-    to_run, results = _to_run(cell, path), path / "results.json"
+    to_run, results = begun(cell, path), path / "results.json"
     if results.exists():
         return dict(json.loads(results.read_text(encoding="utf-8")))
     return self_improve(to_run, console)
@@ -103,7 +87,7 @@ def print_table(table: Mapping[str, Any], config: SelfImproveConfig) -> None:
     rich.add_column("against teacher, forward", justify="right")
     for row in table["rows"]:
         arms = [arm for arm in (row["after"], row["sampled_after"]) if arm is not None]
-        rates = [f"{a['success_rate']:.1%} [{a['ci_low']:.1%}, {a['ci_high']:.1%}]" for a in arms]
+        rates = [rate_text(arm) for arm in arms]
         change = row["against_context_distillation"]
         versus = f"{change['difference']:+.1%} (p = {change['p_value']:.2g})"
         is_baseline = (row["data"], row["direction"]) == BASELINE
@@ -113,18 +97,12 @@ def print_table(table: Mapping[str, Any], config: SelfImproveConfig) -> None:
 
 def main() -> int:
     """The command; returns its exit code."""
-    console = Console(stderr=True)
-    transformers.utils.logging.disable_progress_bar()
-    try:
+
+    def work(console: Console) -> None:
         config = tyro.cli(SelfImproveConfig, prog="python -m evals.two_by_two")
         print_table(two_by_two(config, console), config)
-    except KeyboardInterrupt:
-        console.print("\ninterrupted; the same command goes on", style="bold")
-        return 130
-    except USER_ERRORS as error:
-        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
-        return 2
-    return 0
+
+    return run_experiment(work)
 
 
 if __name__ == "__main__":
