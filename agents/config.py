@@ -254,8 +254,15 @@ class SelfImproveConfig:
             )
         if self.insight_url is not None and self.insight_model is None:
             raise ConfigError("insight_url needs insight_model: the model's name there")
-        if self.context_file is not None and not self.context_file.is_file():
-            raise ConfigError(f"there is no context_file {self.context_file}")
+        if self.context_file is not None and self.resume is None:  # a begun run has its text
+            if not self.context_file.is_file():
+                raise ConfigError(f"there is no context_file {self.context_file}")
+            try:
+                text = self.context_file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"the context_file {self.context_file} cannot be read: {error}") from error
+            if not text.strip():
+                raise ConfigError(f"the context_file {self.context_file} is empty")
         try:
             _ = self.layout
         except ValueError as error:

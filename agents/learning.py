@@ -193,10 +193,7 @@ class Learning:
             if not store.is_finished("context"):
                 path = self.session.config.context_file
                 assert path is not None
-                text = path.read_text(encoding="utf-8").strip()
-                if not text:
-                    raise ConfigError(f"the context_file {path} is empty")
-                store.finish_phase("context", text)
+                store.finish_phase("context", path.read_text(encoding="utf-8").strip())
             return str(store.result("context"))
 
         context = Context.fixed(self.session.ranks.from_main(read))

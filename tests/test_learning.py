@@ -117,9 +117,14 @@ def test_a_text_of_the_users_own_is_trained_in(walker_folder: Path, tmp_path: Pa
         [score] = store.scores()["verdict"]
     assert (insight.text, insight.source) == ("Move down before you move right.", "fixed")
     assert score.startswith("the best")
+    (tmp_path / "run" / "results.json").unlink()
+    text.unlink()
+    with open_gate():
+        self_improve(SelfImproveConfig(resume=tmp_path / "run"), QUIET)
     text.write_text(" \n")
     with pytest.raises(ConfigError, match="empty"):
         self_improve(config(walker_folder, tmp_path / "other", **settings), QUIET)
+    assert not (tmp_path / "other").exists()
     with pytest.raises(ConfigError, match="no context_file"):
         SelfImproveConfig(context_file=tmp_path / "missing.txt")
 
