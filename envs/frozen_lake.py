@@ -7,7 +7,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
-from envs.words import EnvError, EnvWords
+from envs.actions import word_grammar
+from envs.words import EnvError, EnvWords, Success
 
 ACTIONS = ("left", "down", "right", "up")
 """Gymnasium's actions 0 to 3."""
@@ -41,8 +42,10 @@ def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
         question="Left, down, right or up?",
         reply_prefix="I move",
         actions=ACTIONS,
+        grammar=word_grammar(ACTIONS),
         describe=describe,
         advise=advise,
+        success=Success(means="the goal is reached", reached=lambda total, _: total > 0),
     )
 
 
