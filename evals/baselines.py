@@ -23,6 +23,8 @@ MAX_PATTERNS = 512
 """Blind candidates at most; so many that Frozen Lake's patterns of up to four actions all fit."""
 SCREENING_SEEDS = 32
 FINALISTS = 16
+MAX_STEPS = 200_000
+"""Env steps after which no further candidate is looked at, in the screening and again among the finalists."""
 
 
 class Baselines:
@@ -32,6 +34,7 @@ class Baselines:
         text_env = make_text_env(env_id, env_kwargs)
         self._env: gym.Env[Any, Any] = text_env.env
         self._words = text_env.words
+        self._steps = 0
 
     @property
     def is_text(self) -> bool:
@@ -55,8 +58,8 @@ class Baselines:
     ) -> tuple[EvalResult, tuple[str, ...]]:
         """The best fixed action sequence, which is repeated until the episode ends.
 
-        All short patterns of actions compete with the ``candidates`` on a few validation seeds, the
-        best of them on all; the winner is measured on test.
+        The ``candidates`` and all short patterns of actions compete on a few validation seeds, the best of
+        them on all, as many as ``MAX_STEPS`` allow; the winner is measured on test.
 
         Args:
             candidates: Further sequences of action texts, such as those of successful episodes.
@@ -73,12 +76,17 @@ class Baselines:
             values = [self._value(text) for text in sequence]
             return self._play(lambda _: itertools.cycle(values), seeds)
 
-        def rate(sequence: tuple[str, ...], seeds: Iterable[int]) -> float:
-            return play(sequence, seeds).success_rate
+        def ranked(pool: Iterable[tuple[str, ...]], seeds: Sequence[int]) -> list[tuple[str, ...]]:
+            rates: dict[tuple[str, ...], float] = {}
+            started = self._steps
+            for sequence in pool:
+                if rates and self._steps - started > MAX_STEPS:
+                    break
+                rates[sequence] = play(sequence, seeds).success_rate
+            return sorted(rates, key=lambda sequence: -rates[sequence])
 
-        screening = list(validation)[:SCREENING_SEEDS]
-        finalists = sorted(pool, key=lambda sequence: -rate(sequence, screening))[:FINALISTS]
-        best = max(finalists, key=lambda sequence: rate(sequence, validation))
+        finalists = ranked(pool, list(validation)[:SCREENING_SEEDS])[:FINALISTS]
+        best = ranked(finalists, list(validation))[0]
         return play(best, test), best
 
     def constant(self, validation: SeedRange, test: SeedRange) -> tuple[EvalResult, str] | None:
@@ -155,6 +163,7 @@ class Baselines:
             while not (terminated or truncated):
                 _, reward, terminated, truncated, info = self._env.step(next(script))
                 total += float(reward)
+                self._steps += 1
             returns.append(total)
             successes += self._words.success.of(info, total, terminated)
         return EvalResult.from_episodes(
