@@ -44,6 +44,7 @@ def any_words(
             f"{name} has actions of {space}, which cannot be written as text: say how with "
             "envs.register_text (docs/environments.md)"
         )
+    verb = "choose action" if actions is None else "choose"  # the model then begins with the number
     actions = all_actions(space) if actions is None else tuple(actions)
     question = "Which action?"
     if actions and (isinstance(space, Discrete) or grammar is not None):
@@ -54,12 +55,12 @@ def any_words(
         rules = f"{rules} Each turn you choose an action: {explain(space)}."
 
     def advise(situation: str, action: str) -> str:
-        return f"{situation.removesuffix('.')}: choose {action}."
+        return f"{situation.removesuffix('.')}: {verb} {action}."
 
     return EnvWords(
         rules=rules,
         question=question,
-        reply_prefix="I choose",
+        reply_prefix=f"I {verb}",
         actions=actions,
         grammar=grammar or json_grammar(space),
         describe=describe,

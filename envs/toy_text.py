@@ -22,6 +22,9 @@ def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
         where = "in the taxi" if passenger == len(STOPS) else f"at {STOPS[passenger]}"
         return f"Taxi at {row + 1},{column + 1}, passenger {where}, going to {STOPS[destination]}."
 
+    def advise(situation: str, action: str) -> str:
+        return f"When the taxi is {situation.removeprefix('Taxi ').removesuffix('.')}, choose {action}."
+
     return EnvWords(
         rules=(
             "You drive a taxi on a grid of 5 rows and 5 columns with walls. Pick up the passenger, and drop "
@@ -32,7 +35,7 @@ def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
         actions=actions,
         grammar=word_grammar(actions),
         describe=describe,
-        advise=lambda situation, action: f"{situation.removesuffix('.')}: choose {action}.",
+        advise=advise,
         success=Success(means="the passenger is let out at the destination", reached=lambda _, end: end),
     )
 
@@ -75,12 +78,12 @@ def blackjack_words(env: gym.Env[Any, Any]) -> EnvWords:
 
     def advise(situation: str, action: str) -> str:
         mine, dealers = situation.removeprefix("You have ").removesuffix(".").split(", the dealer shows ")
-        return f"When you have {mine} and the dealer shows {dealers}, {action}."
+        return f"When you have {mine} and the dealer shows {dealers}, choose to {action}."
 
     return EnvWords(
         rules="You are playing blackjack against a dealer. Each turn you stick or hit.",
         question="Stick or hit?",
-        reply_prefix="I",
+        reply_prefix="I choose to",
         actions=actions,
         grammar=word_grammar(actions),
         describe=describe,

@@ -159,7 +159,7 @@ def test_every_action_is_counted_where_there_are_few(space: Space[Any]) -> None:
 )
 def test_what_is_no_action_is_none(space: Space[Any], reply: str) -> None:
     words = echo(action_space=space).words
-    assert words.parse(f"I choose {reply}") is None
+    assert words.parse(f"{words.reply_prefix} {reply}") is None
 
 
 @pytest.mark.parametrize("space", [Graph(Discrete(2), None), Sequence(Discrete(2))], ids=str)
@@ -270,7 +270,7 @@ def test_taxi_in_words() -> None:
     assert words.describe(16) == "Taxi at 1,1, passenger in the taxi, going to red."
     assert words.advise is not None
     assert words.advise(words.describe(16), "dropoff") == (
-        "Taxi at 1,1, passenger in the taxi, going to red: choose dropoff."
+        "When the taxi is at 1,1, passenger in the taxi, going to red, choose dropoff."
     )
 
 
@@ -279,7 +279,7 @@ def test_blackjack_in_words() -> None:
     assert words.describe((14, 1, 0)) == "You have 14 without a usable ace, the dealer shows an ace."
     assert words.advise is not None
     assert words.advise(words.describe((19, 10, 1)), "stick") == (
-        "When you have 19 with a usable ace and the dealer shows 10, stick."
+        "When you have 19 with a usable ace and the dealer shows 10, choose to stick."
     )
 
 
