@@ -19,10 +19,20 @@ from distill.teacher import TeacherKind
 from envs.text_env import ALL_TURNS
 from experience.split import STRIDE
 
+TrackerName = Literal["tensorboard", "trackio", "wandb"]
 InsightKind = Literal["auto", "outcomes", "llm", "raw"]
 
 MAX_SEED = 1_000_000_000
-MACHINE = ("device", "max_nodes", "gradient_checkpointing", "engine", "store", "vectorization", "env_timeout")
+MACHINE = (
+    "device",
+    "max_nodes",
+    "gradient_checkpointing",
+    "engine",
+    "store",
+    "vectorization",
+    "env_timeout",
+    "tracker",
+)
 """Settings that do not change what is computed: a resumed run may have others."""
 
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
@@ -86,6 +96,9 @@ class SelfImproveConfig:
     store: str | None = None
     """Database of the experience, an SQLAlchemy URL such as postgresql+psycopg://user@host/name, which many
     runs can share; by default a SQLite file in the run's folder."""
+    tracker: TrackerName | None = None
+    """Where to send training's and validation's figures beside metrics.jsonl; TensorBoard's go to the run's
+    folder."""
     resume: Path | None = None
     """Go on with the run in this folder; of its configuration, only the machine's part may differ."""
 

@@ -104,14 +104,15 @@ class RunFolder:
 
     # --- metrics -----------------------------------------------------------------------------
 
-    def log(self, key: str, **values: Any) -> None:
-        """Append a line to ``metrics.jsonl``, unless a line with this key is there."""
+    def log(self, key: str, **values: Any) -> bool:
+        """Append a line to ``metrics.jsonl``, unless one with this key is there; returns whether it did."""
         if key in self._logged:
-            return
+            return False
         entry = {"key": key, "seconds": round(self.seconds, 3), **values}
         with clear_errors(self.path / "metrics.jsonl") as path, path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self._logged[key] = entry
+        return True
 
     def _read_metrics(self) -> dict[str, dict[str, Any]]:
         path = self.path / "metrics.jsonl"

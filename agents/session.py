@@ -29,6 +29,7 @@ from agents.models import LoadedModel, compute_dtype, load_model
 from agents.policy import Sampling
 from agents.rollout import Phase, rollout, vector_env
 from agents.run_folder import RunFolder, clear_errors
+from agents.tracking import Tracker, check_available
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
@@ -60,6 +61,7 @@ class Session:
             ranks: This process among those of the run.
 
         Raises:
+            ConfigError: The tracker is missing.
             DistillError: Teacher or adapters do not fit the model.
             EnvError: The env cannot be made or put into words.
             ModelError: The model cannot be had.
@@ -67,6 +69,8 @@ class Session:
         """
         self.config = config
         self.console = console
+        if config.tracker is not None:
+            check_available(config.tracker)
         make = partial(
             make_text_env,
             config.env,
@@ -103,11 +107,14 @@ class Session:
         self.max_tokens = config.max_new_tokens or self._default_max_tokens()
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
+        self._tracker: Tracker | None = None
         if ranks.is_main:
             self._folder = (
                 RunFolder.open(path) if config.resume else RunFolder.create(path, _jsonable(config))
             )
             self._store = ExperienceStore(config.store or path / "experience.db", self.folder.run_id)
+            if config.tracker is not None:
+                self._tracker = Tracker(config.tracker, path, _jsonable(config))
         self.student_step = 0
         """After which optimiser step the student's weights are."""
         self.played: list[str] = []
@@ -118,6 +125,8 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         if self.ranks.is_main:
+            if self._tracker is not None:
+                self._tracker.close()
             self.store.close()
             self.folder.close()
         self.envs.close()
@@ -136,8 +145,8 @@ class Session:
 
     def log(self, key: str, **values: Any) -> None:
         """Log a metric, once; see ``RunFolder.log``."""
-        if self.ranks.is_main:
-            self.folder.log(key, **values)
+        if self.ranks.is_main and self.folder.log(key, **values) and self._tracker is not None:
+            self._tracker.log(values)
 
     def _default_max_tokens(self) -> int:
         if not self.words.actions:

@@ -93,6 +93,13 @@ class Echo(gym.Env[Any, Any]):
 gym.register("tests/Echo-v0", entry_point=f"{__name__}:Echo", max_episode_steps=10)
 
 
+gym.register(
+    "tests/Graphs-v0",
+    entry_point=lambda **_: Echo(action_space=Graph(Discrete(2), None)),
+    max_episode_steps=10,
+)
+
+
 def echo(**kwargs: Any) -> TextEnv:
     return make_text_env("tests/Echo-v0", kwargs)
 

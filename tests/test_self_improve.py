@@ -256,6 +256,45 @@ def test_a_model_that_never_acts_is_measured_all_the_same(tmp_path: Path) -> Non
     assert results["arms"]["before"]["invalid_rate"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [
+        ("Blackjack-v1", {}),
+        ("CartPole-v1", {"env_kwargs": {"max_episode_steps": 9}, "history": "last-2"}),
+        ("Pendulum-v1", {"env_kwargs": {"max_episode_steps": 5}, "max_new_tokens": 4}),
+        ("CliffWalking-v1", {"env_kwargs": {"max_episode_steps": 20}, "vectorization": "async"}),
+    ],
+)
+def test_any_env_runs_to_its_report(
+    env: str, settings: dict[str, Any], walker_folder: Path, tmp_path: Path
+) -> None:
+    config = {**TINY, "env_kwargs": {}, "rounds": 1, **settings}
+    results = self_improve(
+        SelfImproveConfig(env=env, model=str(walker_folder), output=tmp_path / "run", **config), QUIET
+    )
+    assert {"random", "before", "after"} <= results["arms"].keys()
+    assert results["success_means"] in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with open_gate():
+        self_improve(
+            SelfImproveConfig(
+                model=str(walker_folder),
+                output=tmp_path / "run",
+                tracker="tensorboard",
+                **{**TINY, "rounds": 1},
+            ),
+            QUIET,
+        )
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/kl")] == [1, 2, 3]
+    assert [event.step for event in events.Scalars("validation/success_rate")] == [0, 2, 3]
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
@@ -273,7 +312,9 @@ def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
     ("args", "says"),
     [
         (["--env", "FrozenLak-v1"], "did you mean FrozenLake-v1"),
-        (["--env", "CartPole-v1"], "no text form yet"),
+        (["--env", "tests.test_any_env:tests/Graphs-v0"], "say how with envs.register_text"),
+        (["--history", "some"], "history must be none, full, or last-N"),
+        (["--tracker", "wandb"], "tracker wandb needs its package: pip install wandb"),
         (["--env-kwargs", '{"slip": 1}'], "cannot be made with {'slip': 1}"),
         (["--env-kwargs", "{slip}"], "JSON"),
         (["--env-kwargs", "[1]"], "JSON object"),
