@@ -19,7 +19,7 @@ from experience.split import STRIDE
 InsightKind = Literal["auto", "outcomes", "llm", "raw"]
 
 MAX_SEED = 1_000_000_000
-MACHINE = ("device", "max_nodes", "gradient_checkpointing", "engine", "store")
+MACHINE = ("device", "max_nodes", "gradient_checkpointing", "engine", "store", "json")
 """Settings that do not change what is computed: a resumed run may have others."""
 
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
@@ -197,6 +197,8 @@ class SelfImproveConfig:
     """How several processes share the model: `ddp` each a copy, `fsdp` each a part."""
     trust_remote_code: bool = False
     """Let code that comes with the model run."""
+    json: bool = False
+    """Of the command: print the results as one JSON object, and nothing else, on standard output."""
 
     @classmethod
     def for_env(cls, env: str, **settings: Any) -> "SelfImproveConfig":

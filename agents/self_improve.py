@@ -5,6 +5,7 @@ python -m agents.self_improve --env FrozenLake-v1
 
 import argparse
 import dataclasses
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -222,7 +223,9 @@ def main() -> int:
         console.print("error: the disk is full", style="bold red")
         _say_how_to_resume(console, path)
         return 2
-    if is_main_process():
+    if is_main_process() and config.json:
+        print(json.dumps({"run": str(path), **results}))
+    elif is_main_process():
         print_summary(results, path)
     return 0
 

@@ -8,6 +8,7 @@ begins with an empty memo, so a repeated phase gives the same result bit for bit
 
 import copy
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -209,15 +210,19 @@ class Session:
                 layout=self.config.layout,
             )
             total = sum(len(phase.seeds) for phase in missing)
-            successes = done = 0
+            successes = turns = done = 0
+            started = time.monotonic()
             with self.progress(title, total) as bar:
                 while done < total:
                     batch = ranks.gather(list(islice(traces, COMMIT_EVERY)))
                     if ranks.is_main:
                         self.store.add_traces(batch)
                     successes += sum(trace.success for trace in batch)
+                    turns += sum(len(trace.turns) for trace in batch)
                     done += len(batch)
-                    bar.update(bar.task_ids[0], completed=done, note=f"success {successes / done:.1%}")
+                    speed = turns / (time.monotonic() - started)
+                    note = f"success {successes / done:.1%}, {speed:,.0f} steps/s"
+                    bar.update(bar.task_ids[0], completed=done, note=note)
             if ranks.is_main:
                 for phase in missing:
                     self.store.finish_phase(phase.name)

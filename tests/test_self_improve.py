@@ -1,8 +1,10 @@
 """The main command on a tiny walker: what it leaves behind, and that nothing stops it for good."""
 
 import dataclasses
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from evals.result import Comparison
 from evals.two_by_two import print_table, two_by_two
 from experience.context import Context
 from experience.store import ExperienceStore
+from experience.text import printable
 from tests.conftest import tiny_llama
 
 QUIET = Console(quiet=True)
@@ -61,6 +64,15 @@ def open_gate() -> Iterator[None]:
 
     with patch.object(Learning, "gate", gate):
         yield
+
+
+def flags(path: Path, model: Path) -> list[str]:
+    """``TINY`` as a command line."""
+    arguments = ["--model", str(model), "--output", str(path)]
+    for name, value in TINY.items():
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        arguments += [f"--{name.replace('_', '-')}", text]
+    return arguments
 
 
 def contents(path: Path) -> dict[str, Any]:
@@ -202,10 +214,7 @@ def test_kill_dash_nine(whole: Path, walker_folder: Path, tmp_path: Path) -> Non
         "OPCD.step = step\n"
         "with open_gate(): sys.exit(main())"
     )
-    first = ["--model", str(walker_folder), "--output", str(path), "--env-kwargs", '{"is_slippery": false}']
-    for name, value in TINY.items():
-        if name != "env_kwargs":
-            first += [f"--{name.replace('_', '-')}", str(value)]
+    first = flags(path, walker_folder)
     kills = 0
     while not (path / "report.html").exists():
         arguments = ["--resume", str(path)] if (path / "config.json").exists() else first
@@ -402,15 +411,9 @@ def test_a_full_disk_is_said_and_loses_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "run"
-    arguments = ["--model", str(walker_folder), "--output", str(path)]
-    for name, value in TINY.items():
-        arguments += [
-            f"--{name.replace('_', '-')}",
-            json.dumps(value) if isinstance(value, dict) else str(value),
-        ]
     with open_gate():
         with fill():
-            code, output = command(capsys, *arguments)
+            code, output = command(capsys, *flags(path, walker_folder))
         assert code == 2
         assert "disk is full" in output
         assert f"--resume {path}" in output
@@ -587,3 +590,38 @@ def test_the_four_ways_as_one_table(
 def test_settings_of_the_distillation_without_sense(change: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         SelfImproveConfig(**change)
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+def test_json_is_all_there_is_on_standard_output(
+    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    for arguments in ([*flags(path, walker_folder), "--json"], ["--resume", str(path), "--json"]):
+        with patch.object(sys, "argv", ["self_improve", *arguments]):
+            assert main() == 0
+        results = json.loads(capsys.readouterr().out)
+        assert results.pop("run") == str(path)
+        assert results == json.loads((path / "results.json").read_text())
+
+
+def test_progress_is_for_terminals_only(walker_folder: Path, tmp_path: Path) -> None:
+    said = []
+    for is_terminal in (True, False):
+        file = io.StringIO()
+        console = Console(file=file, force_terminal=is_terminal, width=120)
+        path = tmp_path / str(is_terminal)
+        with open_gate():
+            config = SelfImproveConfig(model=str(walker_folder), output=path, **(TINY | {"rounds": 1}))
+            self_improve(config, console)
+        said.append(file.getvalue())
+    terminal, log = printable(said[0]), said[1]
+    for phase in ("round1/play0", "round1/gate", "round1/distil", "validation2@0", "test/after@0"):
+        assert phase in terminal
+    assert re.search(r"6/6 success \d+\.\d%, [\d,]+ steps/s 0:00:00", terminal)
+    assert re.search(r"KL \d\.\d{4}, [\d.]+ steps/s", terminal)
+    assert "steps/s" not in log
+    assert "\x1b" not in log
+    assert "round1/gate: with" in log
