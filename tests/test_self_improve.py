@@ -1,6 +1,5 @@
 """The main command on a tiny walker: what it leaves behind, and that nothing stops it for good."""
 
-import dataclasses
 import io
 import json
 import os
@@ -31,7 +30,6 @@ from agents.self_improve import main, parse_args, self_improve
 from agents.session import Session
 from distill.opcd import OPCD, DistillError, StepStats
 from evals.result import Comparison
-from evals.two_by_two import print_table, two_by_two
 from experience.context import Context
 from experience.store import ExperienceStore
 from experience.text import printable
@@ -554,27 +552,6 @@ def test_training_that_goes_wrong_ends_early_with_the_best_weights(
     after = AutoModelForCausalLM.from_pretrained(path / "model")
     for one, two in zip(before.parameters(), after.parameters(), strict=True):
         assert torch.equal(one, two)
-
-
-def test_the_four_ways_as_one_table(
-    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = SelfImproveConfig(
-        model=str(walker_folder), output=tmp_path / "cells", **(TINY | {"rounds": 1, "steps": 2})
-    )
-    with open_gate():
-        table = two_by_two(config, QUIET)
-    cells = [f"{row['data']} {row['direction']}" for row in table["rows"]]
-    assert cells == ["student reverse", "student forward", "teacher reverse", "teacher forward"]
-    assert table["rows"][3]["against_context_distillation"]["difference"] == 0
-    print_table(table, config)
-    assert capsys.readouterr().out.count("student") == 2
-    with patch.object(Session, "play", side_effect=AssertionError("a finished cell is not run again")):
-        assert two_by_two(config, QUIET) == table
-    with pytest.raises(ConfigError, match="begun with seed 0, not 1"):
-        two_by_two(dataclasses.replace(config, seed=1), QUIET)
-    with pytest.raises(ConfigError, match="--output"):
-        two_by_two(SelfImproveConfig(), QUIET)
 
 
 @pytest.mark.parametrize(
