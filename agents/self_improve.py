@@ -155,14 +155,16 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     return saved
 
 
-def run_experiment(work: Callable[[Console], None]) -> int:
-    """The command of an experiment over several runs; returns its exit code."""
+def run_experiment(
+    work: Callable[[Console], None], interrupted: str = "interrupted; the same command goes on"
+) -> int:
+    """The command of an experiment, such as one over several runs; returns its exit code."""
     console = Console(stderr=True)
     transformers.utils.logging.disable_progress_bar()
     try:
         work(console)
     except KeyboardInterrupt:
-        console.print("\ninterrupted; the same command goes on", style="bold")
+        console.print(f"\n{interrupted}", style="bold")
         return 130
     except USER_ERRORS as error:
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)

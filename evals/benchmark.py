@@ -191,26 +191,28 @@ def _write(output: Path, table: dict[str, Any]) -> None:
 
 def print_table(table: dict[str, Any], console: Console) -> None:
     """The methods over all seeds, and each pair of them."""
-    rates = Table(title="success on test (95% interval over episodes)", title_justify="left")
-    for name in ("env", "model", "method"):
-        rates.add_column(name)
-    for name in ("success", "by seed", "prompt tokens per decision"):
-        rates.add_column(name, justify="right")
+    several = len({row["model"] for row in table["methods"]}) > 1
+
+    def task(row: Row) -> str:
+        return f"{row['env']}, {row['model']}" if several else row["env"]
+
+    rates = Table("", "method", title="success on test (95% interval over episodes)", title_justify="left")
+    for name in ("success", "by seed", "tokens*"):
+        rates.add_column(name, justify="right", no_wrap=True)
     for row in table["methods"]:
         by_seed = " ".join(f"{rate:.0%}" for rate in row["by_seed"].values())
-        tokens = f"{row['prompt_tokens_per_turn']:.0f}"
-        rates.add_row(row["env"], row["model"], row["method"], rate_text(row), by_seed, tokens)
+        rates.add_row(
+            task(row), row["method"], rate_text(row), by_seed, f"{row['prompt_tokens_per_turn']:.0f}"
+        )
     console.print(rates)
-    pairs = Table(title="paired by seed (McNemar's exact test, not corrected for their number)")
+    console.print("* of the prompt, per decision\n")
+    pairs = Table("", "methods", title="paired by seed (McNemar's exact test, each by itself)")
     pairs.title_justify = "left"
-    for name in ("env", "model", "methods"):
-        pairs.add_column(name)
     for name in ("difference", "p"):
-        pairs.add_column(name, justify="right")
+        pairs.add_column(name, justify="right", no_wrap=True)
     for row in table["pairs"]:
         difference = f"{row['difference']:+.1%} [{row['ci_low']:+.1%}, {row['ci_high']:+.1%}]"
-        methods = f"{row['first']} - {row['second']}"
-        pairs.add_row(row["env"], row["model"], methods, difference, f"{row['p_value']:.2g}")
+        pairs.add_row(task(row), f"{row['first']} - {row['second']}", difference, f"{row['p_value']:.2g}")
     console.print(pairs)
 
 

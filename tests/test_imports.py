@@ -17,6 +17,7 @@ ROOTS = {
     "agents.consolidation",
     "agents.measurement",
     "agents.config",
+    "agents.play",
     "agents.run_folder",
     "evals.bench_rollout",
     "evals.bench_insights",
