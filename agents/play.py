@@ -218,9 +218,8 @@ def main(args: list[str] | None = None) -> int:
         if context.insights:
             arms.append(("with experience", context))
         for name, shown in arms:
-            console.rule(
-                Text(printable(f"{config.env}, {config.model}, seed {asked.seed}: {name}")), align="left"
-            )
+            title = f"{name}: {config.env}, seed {asked.seed}, {config.model}"
+            console.print(Text(printable(title), style="bold"), soft_wrap=True)
             play(config, policy, sampling, asked.seed, shown, console)
 
     return run_experiment(work, interrupted="interrupted")

@@ -153,11 +153,11 @@ def write_comparison(paths: list[Path], target: Path, store: str | None = None) 
         UnfinishedRunError: One is no finished run's folder.
     """
     runs = dict(zip(_short_names(paths), map(FinishedRun.read, paths), strict=True))
-    settings = {name: {**run.config, "context_file": None} for name, run in runs.items()}
+    settings = {name: run.config for name, run in runs.items()}
     differing = [
         key
-        for key in settings[next(iter(runs))]
-        if key not in ("output", "resume", "store")
+        for key in dict.fromkeys(key for values in settings.values() for key in values)
+        if key not in ("output", "resume", "store", "json")
         and len({repr(values.get(key)) for values in settings.values()}) > 1
     ]
     temperature = {run.results["eval_temperature"][0] for run in runs.values()}
