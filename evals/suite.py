@@ -138,18 +138,18 @@ class _File:
         self.name = name
         self.lines: dict[Location, int] = {}
         self.values: Any = None
-        loader = yaml.SafeLoader(text)
         try:
+            loader = yaml.SafeLoader(text)
             if (node := loader.get_single_node()) is not None:
                 self._note_lines(node, ())
                 self.values = loader.construct_document(node)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise SuiteError(f"{name}, line {line}: {error.problem}") from error
-        except yaml.YAMLError as error:
-            raise SuiteError(f"{name}: {error}") from error
-        finally:
-            loader.dispose()
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 32nd of May
+            if isinstance(error, SuiteError):
+                raise
+            raise SuiteError(f"{name}, line 1: no YAML: {str(error).splitlines()[0]}") from error
 
     def _note_lines(self, node: yaml.Node, at: Location) -> None:
         self.lines.setdefault(at, node.start_mark.line + 1)
@@ -208,9 +208,9 @@ class _File:
         at, key = (axis, index), AXES[axis]
         own = self.settings(value, at) if isinstance(value, dict) else {}
         given = value.get(key) if isinstance(value, dict) else value
-        if not isinstance(given, str):
-            raise self.error(at, f"needs a name, as text or under {key}")
         name = str(value.get("name", given)) if isinstance(value, dict) else given
+        if not isinstance(given, str) or not name.strip(". "):
+            raise self.error(at, f"needs a name, as text or under {key}")
         if axis != "methods":
             return _Entry(name=name, arm="after", settings=own | {key: (at, given)})
         if given not in METHODS and not own:

@@ -12,6 +12,8 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from agents.config import SelfImproveConfig
@@ -21,7 +23,7 @@ from envs.words import EnvError
 from evals import benchmark
 from evals.benchmark import BrokenRunError, in_a_process, main, print_table, run_suite
 from evals.finished_run import FinishedRun
-from evals.suite import METHODS, SHIPPED, SuiteError, read_suite
+from evals.suite import AXES, METHODS, SHIPPED, SuiteError, read_suite
 from tests.test_self_improve import QUIET, TINY, open_gate
 
 SETTINGS = {**TINY, "rounds": 1, "steps": 2, "eval_temperature": [0.5]}
@@ -143,6 +145,42 @@ def test_what_is_wrong_with_a_suite_is_said_with_line_and_key(text: str, says: s
     assert says in str(error.value)
     assert str(error.value).startswith("bad.yaml, line ")
     assert "\n" not in str(error.value)
+
+
+KEYS = st.sampled_from([*AXES, *AXES.values(), "seeds", "settings", "name", "steps", "env_kwargs", "lr"])
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([*METHODS]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+PARTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "envs": st.just(["FrozenLake-v1"]) | VALUES,
+        "models": st.just(["m"]) | VALUES,
+        "methods": st.just(["opcd"]) | VALUES,
+        "seeds": st.just([0]) | VALUES,
+        "settings": st.dictionaries(KEYS, VALUES, max_size=2) | VALUES,
+    },
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text() | PARTS.map(lambda parts: yaml.safe_dump(parts, sort_keys=False)))
+def test_any_file_is_a_suite_or_one_clear_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "any.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    problem = ""
+    try:
+        assert read_suite(str(path))
+    except SuiteError as error:
+        problem = str(error)
+    assert "\n" not in problem
 
 
 def test_a_suite_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agents.models import load_model
+from evals.suite import read_suite
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -38,3 +39,9 @@ def test_the_loss_alone() -> None:
     }
     exec(compile(script, "docs/distill.md", "exec"), tensors)
     assert tensors["student_hidden_TD"].grad is not None
+
+
+def test_the_suite_in_the_readme(tmp_path: Path) -> None:
+    [suite] = re.findall(r"```yaml\n(.*?)```", (DOCS.parent / "README.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "suite.yaml").write_text(suite)
+    assert len(read_suite(str(tmp_path / "suite.yaml"))) == 2 * 5 * 3

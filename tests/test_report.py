@@ -19,7 +19,9 @@ from envs.words import EnvWords
 from evals.finished_run import FinishedRun, part_of
 from evals.page import duration, p_text, plural, points, write_page
 from evals.replay import MAX_FRAMES, Frame, _thinned, replay_pairs
-from evals.report import main, write_report
+from evals.report import _candidates, _insights, main, write_report
+from experience.insight import Insight
+from experience.score import ContextScore
 from experience.store import ExperienceStore
 from tests.browser import needs_chromium, screenshot, visit
 from tests.test_self_improve import QUIET, TINY, open_gate
@@ -232,6 +234,36 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_page(target, "report.html.j2")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_gate_shows_its_candidates(tmp_path: Path) -> None:
+    insights = [
+        Insight(text=f"Advice {i}.", observation=None, score=0.5, support=1, source="llm") for i in range(3)
+    ]
+    with ExperienceStore(tmp_path / "experience.db") as store:
+        store.set_insights(insights, "round1/write")
+        store.add_scores(
+            ContextScore(
+                phase="round1/gate",
+                context_id=f"context{i}",
+                insight_ids=(insights[i].id,) if i < 2 else tuple(insight.id for insight in insights),
+                policy_id="base",
+                seeds=tuple(range(n)),
+                successes=successes,
+                successes_without=1,
+                p_value=0.01,
+                verdict=verdict,
+            )
+            for i, (n, successes, verdict) in enumerate(
+                [(2, 1, "dropped"), (16, 12, "the best; admitted: ..."), (2, 2, "dropped")]
+            )
+        )
+        [(round_number, plot, rows)] = _candidates(store, _insights(store))
+    assert round_number == 1
+    assert [row["text"] for row in rows] == ["Advice 1.", "3 insights together", "Advice 0."]
+    assert [row["success_rate"] for row in rows] == [0.75, 1.0, 0.5]
+    assert [row["is_admitted"] for row in rows] == [True, False, False]
+    assert plot.startswith("<figure><figcaption>Round 1")
 
 
 # --- in a browser -----------------------------------------------------------------------------------
