@@ -208,7 +208,7 @@ class _File:
         at, key = (axis, index), AXES[axis]
         own = self.settings(value, at) if isinstance(value, dict) else {}
         given = value.get(key) if isinstance(value, dict) else value
-        name = str(value.get("name", given)) if isinstance(value, dict) else given
+        name = str(value.get("name", given) if isinstance(value, dict) else given)
         if not isinstance(given, str) or not name.strip(". "):
             raise self.error(at, f"needs a name, as text or under {key}")
         if axis != "methods":
