@@ -32,6 +32,7 @@ MACHINE = (
     "vectorization",
     "env_timeout",
     "tracker",
+    "json",
 )
 """Settings that do not change what is computed: a resumed run may have others."""
 
@@ -109,7 +110,7 @@ class SelfImproveConfig:
     waves: int = 12
     """Parts of a round's play: the first without experience, each further one with the insights so far."""
     steps: int = 30
-    """Optimiser steps per round."""
+    """Optimiser steps per round; 0 trains nothing, and measures what experience is worth in the prompt."""
     temperature: float = 1.0
     """At which the agent plays and samples while training."""
 
@@ -220,6 +221,8 @@ class SelfImproveConfig:
     """How several processes share the model: `ddp` each a copy, `fsdp` each a part."""
     trust_remote_code: bool = False
     """Let code that comes with the model run."""
+    json: bool = False
+    """Of the command: print the results as one JSON object, and nothing else, on standard output."""
 
     @classmethod
     def for_env(cls, env: str, **settings: Any) -> "SelfImproveConfig":
@@ -242,7 +245,7 @@ class SelfImproveConfig:
 
     def __post_init__(self) -> None:
         at_least_one = (
-            "rounds episodes waves steps batch_size top_k max_nodes eval_every validation_episodes "
+            "rounds episodes waves batch_size top_k max_nodes eval_every validation_episodes "
             "test_episodes max_invalid_replies num_envs insight_traces insight_tokens candidates"
         )
         for name in at_least_one.split():
@@ -252,6 +255,7 @@ class SelfImproveConfig:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in (
+            "steps",
             "warmup_steps",
             "weight_decay",
             "lora_rank",

@@ -93,7 +93,9 @@ class Consolidation:
                         if config.stop_on_collapse and (reason := collapse(stats, self.first or stats)):
                             self._stop(reason)
                     done += 1
-                    bar.update(bar.task_ids[0], completed=done, note=f"KL {stats.kl:.4f}")
+                    speed = bar.tasks[0].speed or 0.0  # of the last half minute
+                    note = f"KL {stats.kl:.4f}, {speed:.2f} steps/s"
+                    bar.update(bar.task_ids[0], completed=done, note=note)
                     self._validate_if_due(done)
             except KeyboardInterrupt:
                 if session.ranks.size == 1:  # others may be elsewhere, and a checkpoint takes all of them

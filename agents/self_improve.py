@@ -5,6 +5,7 @@ python -m agents.self_improve --env FrozenLake-v1
 
 import argparse
 import dataclasses
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -154,14 +155,16 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     return saved
 
 
-def run_experiment(work: Callable[[Console], None]) -> int:
-    """The command of an experiment over several runs; returns its exit code."""
+def run_experiment(
+    work: Callable[[Console], None], interrupted: str = "interrupted; the same command goes on"
+) -> int:
+    """The command of an experiment, such as one over several runs; returns its exit code."""
     console = Console(stderr=True)
     transformers.utils.logging.disable_progress_bar()
     try:
         work(console)
     except KeyboardInterrupt:
-        console.print("\ninterrupted; the same command goes on", style="bold")
+        console.print(f"\n{interrupted}", style="bold")
         return 130
     except USER_ERRORS as error:
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
@@ -222,7 +225,9 @@ def main() -> int:
         console.print("error: the disk is full", style="bold red")
         _say_how_to_resume(console, path)
         return 2
-    if is_main_process():
+    if is_main_process() and config.json:
+        print(json.dumps({"run": str(path), **results}))
+    elif is_main_process():
         print_summary(results, path)
     return 0
 

@@ -8,8 +8,9 @@ begins with an empty memo, so a repeated phase gives the same result bit for bit
 
 import copy
 import shutil
-from collections.abc import Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -21,11 +22,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import make_url
-from transformers import PreTrainedModel
 
 from agents.config import SelfImproveConfig
 from agents.hf_policy import HFPolicy
-from agents.models import LoadedModel, compute_dtype, load_model
+from agents.models import Dtype, LoadedModel, compute_dtype, load_model
 from agents.policy import Sampling
 from agents.rollout import Phase, rollout, vector_env
 from agents.run_folder import RunFolder, clear_errors
@@ -34,6 +34,7 @@ from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
 from envs.text_env import make_text_env
+from envs.words import EnvWords
 from experience.context import NO_CONTEXT, Context
 from experience.split import SeedRange, Split
 from experience.store import ExperienceStore
@@ -104,7 +105,7 @@ class Session:
             self.base = self._policy(loaded)
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
-        self.max_tokens = config.max_new_tokens or self._default_max_tokens()
+        self.max_tokens = reply_tokens(config, self.base, self.words)
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
         self._tracker: Tracker | None = None
@@ -148,11 +149,6 @@ class Session:
         if self.ranks.is_main and self.folder.log(key, **values) and self._tracker is not None:
             self._tracker.log(values)
 
-    def _default_max_tokens(self) -> int:
-        if not self.words.actions:
-            return FREE_TEXT_TOKENS
-        return self.base.longest_action(self.words.reply_prefix, self.words.actions)
-
     def _load(self, name: str) -> LoadedModel:
         config = self.config
         self.console.print(f"loading {name}", markup=False)
@@ -169,17 +165,7 @@ class Session:
 
     def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
         """The model as a policy; with ``lora`` its adapters are off."""
-        return HFPolicy(
-            loaded.model,
-            loaded.tokenizer,
-            compute_dtype=self._autocast(loaded.model),
-            within=nullcontext if lora is None else lora.off,
-        )
-
-    def _autocast(self, model: PreTrainedModel) -> torch.dtype | None:
-        """What the model's matrix products are narrowed to, if they are."""
-        dtype: torch.dtype = getattr(torch, self.config.compute_dtype)
-        return dtype if dtype.itemsize < model.dtype.itemsize else None
+        return as_policy(loaded, self.config.compute_dtype, within=nullcontext if lora is None else lora.off)
 
     def _make_teacher(self, loaded: LoadedModel) -> HFPolicy:
         config = self.config
@@ -224,15 +210,19 @@ class Session:
                 layout=self.config.layout,
             )
             total = sum(len(phase.seeds) for phase in missing)
-            successes = done = 0
+            successes = turns = done = 0
+            started = time.monotonic()
             with self.progress(title, total) as bar:
                 while done < total:
                     batch = ranks.gather(list(islice(traces, COMMIT_EVERY)))
                     if ranks.is_main:
                         self.store.add_traces(batch)
                     successes += sum(trace.success for trace in batch)
+                    turns += sum(len(trace.turns) for trace in batch)
                     done += len(batch)
-                    bar.update(bar.task_ids[0], completed=done, note=f"success {successes / done:.1%}")
+                    speed = turns / (time.monotonic() - started)
+                    note = f"success {successes / done:.1%}, {speed:,.0f} steps/s"
+                    bar.update(bar.task_ids[0], completed=done, note=note)
             if ranks.is_main:
                 for phase in missing:
                     self.store.finish_phase(phase.name)
@@ -298,6 +288,37 @@ class Session:
         )
         progress.add_task(name, total=total, note="")
         return progress
+
+
+def as_policy(
+    loaded: LoadedModel,
+    dtype: Dtype,
+    *,
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> HFPolicy:
+    """A model as a policy.
+
+    Args:
+        loaded: The model.
+        dtype: What its matrix products are narrowed to, if its weights are wider; see ``compute_dtype``.
+        within: See ``PrefixLM``.
+    """
+    compute: torch.dtype = getattr(torch, compute_dtype(dtype, loaded.model))
+    return HFPolicy(
+        loaded.model,
+        loaded.tokenizer,
+        compute_dtype=compute if compute.itemsize < loaded.model.dtype.itemsize else None,
+        within=within,
+    )
+
+
+def reply_tokens(config: SelfImproveConfig, policy: HFPolicy, words: EnvWords) -> int:
+    """The longest reply, in tokens: as configured, or what the longest action takes."""
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens
+    if not words.actions:
+        return FREE_TEXT_TOKENS
+    return policy.longest_action(words.reply_prefix, words.actions)
 
 
 def _jsonable(config: SelfImproveConfig) -> dict[str, Any]:

@@ -1,7 +1,10 @@
-"""The report's plots, as SVG that takes its ink from the page, so that it fits light and dark."""
+"""The report's plots: HTML figures of SVG that takes its ink from the page, so that it fits light and dark.
+
+They are small, so that their words can be read on a phone, where a page shows them one below the other.
+"""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -9,19 +12,33 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+from cycler import cycler
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from evals.finished_run import FinishedRun
+
+Arm = Mapping[str, Any]
+"""An ``EvalResult.as_dict()``, or anything else with success_rate, ci_low and ci_high."""
 
 INK = "#010203"  # replaced by currentColor
-MUTED, BLUE, GREEN = "#8a94a6", "#5b8def", "#2fa36b"
+MUTED, BLUE, GREEN, ORANGE, PURPLE = "#8a94a6", "#5b8def", "#2fa36b", "#e4813b", "#a974d8"
+CYCLE = (GREEN, BLUE, ORANGE, PURPLE, MUTED)
+WIDTH, HEIGHT = 4.4, 3.2
+"""In inches; 72 points each."""
+ROW = 0.34
+"""The height of a bar with its label."""
+MAX_ROWS = 24
 
 ARM_LABELS = {
     "random": "random",
     "blind": "best blind",
     "before": "before",
-    "before_with_experience": "before,\nwith experience",
+    "before_with_experience": "before, with experience",
     "after": "after",
-    "after_with_experience": "after,\nwith experience",
+    "after_with_experience": "after, with experience",
     "optimal": "optimal",
 }
 ARM_COLOURS = {"before": BLUE, "before_with_experience": BLUE, "after": GREEN, "after_with_experience": GREEN}
@@ -30,118 +47,212 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "opcd-gym",
     "font.family": "sans-serif",
-    "font.size": 10,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
+    "axes.prop_cycle": cycler(color=CYCLE),
     "xtick.color": INK,
     "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "axes.grid.axis": "y",
     "grid.color": MUTED,
     "grid.alpha": 0.25,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "legend.fontsize": 9.5,
 }
 
 
-def arms_plot(arms: Mapping[str, Mapping[str, Any]], title: str) -> str:
+def arms_plot(arms: Mapping[str, Arm], title: str) -> Markup:
     """Success of each arm with its 95% interval, as bars."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.2, 3.4))
-        names = [name for name in ARM_LABELS if name in arms]
-        for index, name in enumerate(names):
-            arm = arms[name]
-            rate = arm["success_rate"]
+    names = [name for name in ARM_LABELS if name in arms]
+
+    def draw(axes: Axes) -> None:
+        for row, name in enumerate(names):
             faint = name.endswith("_with_experience")
-            axes.bar(
-                index, rate, color=ARM_COLOURS.get(name, MUTED), alpha=0.55 if faint else 1.0, width=0.66
-            )
-            top = rate
-            if arm["n"] is not None:
-                top = arm["ci_high"]
-                errors = [[max(rate - arm["ci_low"], 0.0)], [max(top - rate, 0.0)]]
-                axes.errorbar(index, rate, yerr=errors, color=INK, capsize=4, linewidth=1.2)
-            axes.annotate(
-                f"{rate:.1%}", (index, top), (0, 4), textcoords="offset points", ha="center", color=INK
-            )
-        axes.set_xticks(range(len(names)), [ARM_LABELS[name] for name in names], fontsize=9)
-        _percent_axis(axes)
-        axes.set_title(title, loc="left", fontsize=11)
-        return _svg(figure)
+            colour = ARM_COLOURS.get(name, MUTED)
+            axes.barh(row, arms[name]["success_rate"], color=colour, alpha=0.5 if faint else 1.0, height=0.62)
+            _interval(axes, arms[name], row)
+        _rows(axes, [ARM_LABELS[name] for name in names])
+        axes.set_xlabel("success (95% interval)")
+
+    return _plot(draw, title, height=0.9 + ROW * len(names))
 
 
-def learning_plot(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Success by training step: validation, and the first wave of each round; the best one is marked."""
-    validations = [entry for entry in metrics if entry.get("kind") == "validation"]
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.2, 3.0))
-        steps = [entry["step"] for entry in validations]
-        axes.plot(
-            steps, [e["success_rate"] for e in validations], color=GREEN, marker="o", label="validation"
-        )
-        best = [entry for entry in validations if entry["best"]][-1:]
-        if best:
-            axes.scatter(
-                [best[0]["step"]],
-                [best[0]["success_rate"]],
-                s=130,
-                facecolors="none",
-                edgecolors=INK,
-                label="kept",
-                zorder=3,
-            )
-        rounds = [entry for entry in metrics if entry.get("kind") == "round"]
-        if rounds:
-            rates = [entry["success_rate"] for entry in rounds]
-            below = [rate - entry["ci_low"] for rate, entry in zip(rates, rounds, strict=True)]
-            above = [entry["ci_high"] - rate for rate, entry in zip(rates, rounds, strict=True)]
-            axes.errorbar(
-                [entry["step"] for entry in rounds],
-                rates,
-                yerr=[[max(b, 0.0) for b in below], [max(a, 0.0) for a in above]],
-                color=BLUE,
-                marker="s",
-                linestyle="none",
-                capsize=4,
-                label="first train episodes of a round, no experience shown (95%)",
-            )
+def validation_plot(run: FinishedRun) -> Markup:
+    """Success on validation by training step, at each temperature; and when the agent played to learn."""
+
+    def draw(axes: Axes) -> None:
+        for name, curve in run.validations().items():
+            _curve(axes, curve, f"validation, {name}")
+        if rounds := run.of_kind("round"):
+            _curve(axes, rounds, "train episodes, new round", color=MUTED, marker="s", linestyle="none")
+        if best := [entry for entry in run.of_kind("validation") if entry["best"]]:
+            axes.axvline(best[-1]["step"], color=INK, linewidth=1, linestyle=":", label="weights kept")
         axes.set_xlabel("optimiser step")
-        _percent_axis(axes)
-        axes.legend(loc="lower right", fontsize=9)
-        axes.set_title("Success while training", loc="left", fontsize=11)
-        return _svg(figure)
+        axes.set_ylabel("success (95% interval)")
+        _percent(axes)
+        _legend(axes)
+
+    return _plot(draw, "Success while training, nothing in the prompt")
 
 
-def kl_plot(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """KL(student || teacher) and the student's entropy by step."""
-    train = [entry for entry in metrics if entry.get("kind") == "train"]
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.2, 2.6))
+def kl_plot(train: Sequence[Mapping[str, Any]]) -> Markup:
+    """The KL to the teacher and both entropies by step."""
+
+    def draw(axes: Axes) -> None:
         steps = [entry["step"] for entry in train]
-        axes.plot(steps, [entry["kl"] for entry in train], color=GREEN, label="KL to the teacher")
-        axes.plot(steps, [entry["entropy"] for entry in train], color=MUTED, label="entropy of the student")
+        axes.plot(steps, [entry["kl"] for entry in train], label="KL to the teacher")
+        axes.plot(steps, [entry["entropy"] for entry in train], label="entropy of the student")
+        axes.plot(
+            steps, [entry["teacher_entropy"] for entry in train], label="entropy of the teacher", color=MUTED
+        )
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("nats per token")
         axes.set_ylim(bottom=min(0.0, *(entry["kl"] for entry in train)))  # truncated goes below
-        axes.legend(loc="upper right", fontsize=9)
-        axes.set_title("How far the student is from its teacher", loc="left", fontsize=11)
-        return _svg(figure)
+        _legend(axes)
+
+    return _plot(draw, "How far the student is from its teacher")
 
 
-def _percent_axis(axes: Axes) -> None:
-    axes.set_ylim(0, 1.08)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
-    axes.set_ylabel("success")
+def mass_plot(train: Sequence[Mapping[str, Any]], k: int) -> Markup:
+    """How much of both distributions the KL looks at token by token, by step."""
+
+    def draw(axes: Axes) -> None:
+        steps = [entry["step"] for entry in train]
+        axes.plot(steps, [entry["student_mass"] for entry in train], label="of the student")
+        axes.plot(steps, [entry["teacher_mass"] for entry in train], label="of the teacher")
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel("probability")
+        axes.set_ylim(top=1.0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _legend(axes)
+
+    return _plot(draw, f"What the student's top {k} tokens capture")
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as an ``<svg>`` element that scales with the page."""
-    buffer = io.StringIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    plt.close(figure)
+def gate_plot(candidates: Sequence[Arm], without: float, title: str) -> Markup:
+    """Success of each candidate, the best first, against no context.
+
+    Args:
+        candidates: Each with a ``label`` and ``is_admitted`` too.
+        without: Success without any.
+        title: Of the plot.
+    """
+    shown = candidates[:MAX_ROWS]
+
+    def draw(axes: Axes) -> None:
+        for row, candidate in enumerate(shown):
+            colour = GREEN if candidate["is_admitted"] else MUTED
+            axes.scatter(candidate["success_rate"], row, color=colour, zorder=3)
+            _interval(axes, candidate, row, text=False)
+        axes.axvline(without, color=BLUE, linestyle="--", linewidth=1.2, label="without context")
+        _rows(axes, [candidate["label"] for candidate in shown])
+        axes.set_xlabel("success on validation (95% interval)")
+        _legend(axes)
+
+    return _plot(draw, title, height=1.2 + ROW * len(shown))
+
+
+def runs_plot(runs: Mapping[str, FinishedRun], title: str) -> Markup:
+    """Before and after of each run."""
+
+    def draw(axes: Axes) -> None:
+        for row, run in enumerate(runs.values()):
+            for name, colour, shift in (("before", BLUE, -0.14), ("after", GREEN, 0.14)):
+                arm = run.results["arms"][name]
+                label = name if row == 0 else None
+                axes.scatter(arm["success_rate"], row + shift, color=colour, label=label, zorder=3)
+                _interval(axes, arm, row + shift, text=False)
+        _rows(axes, list(runs))
+        axes.set_xlabel("success (95% interval)")
+        _legend(axes)
+
+    return _plot(draw, title, height=1.3 + 1.4 * ROW * len(runs))
+
+
+def curves_plot(runs: Mapping[str, FinishedRun], title: str) -> Markup:
+    """Success on validation of each run by training step, at its first temperature."""
+
+    def draw(axes: Axes) -> None:
+        for name, run in runs.items():
+            for curve in list(run.validations().values())[:1]:
+                _curve(axes, curve, name)
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel("success (95% interval)")
+        _percent(axes)
+        _legend(axes)
+
+    return _plot(draw, title)
+
+
+def _interval(axes: Axes, arm: Arm, row: float, *, text: bool = True) -> None:
+    """The arm's 95% interval and its rate; an exact rate has no interval."""
+    rate, end = arm["success_rate"], arm["success_rate"]
+    if arm["ci_high"] is not None:
+        end = arm["ci_high"]
+        axes.errorbar(rate, row, xerr=_errors([arm]), color=INK, capsize=3, linewidth=1.1)
+    if text:
+        place: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{rate:.1%}", (max(end, rate), row), color=INK, fontsize=9.5, **place)
+
+
+def _curve(axes: Axes, points: Sequence[Arm], label: str, **style: Any) -> None:
+    """Rates with their intervals, by step."""
+    steps, rates = [point["step"] for point in points], [point["success_rate"] for point in points]
+    axes.errorbar(
+        steps,
+        rates,
+        yerr=_errors(points),
+        label=label,
+        **{"marker": "o", "markersize": 4, "capsize": 2, "elinewidth": 1, **style},
+    )
+
+
+def _errors(arms: Sequence[Arm]) -> list[list[float]]:
+    """What matplotlib takes for intervals: how far they go below and above."""
+    return [
+        [max(arm["success_rate"] - arm["ci_low"], 0.0) for arm in arms],
+        [max(arm["ci_high"] - arm["success_rate"], 0.0) for arm in arms],
+    ]
+
+
+def _rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Horizontal rows, the first on top, and rates from left to right, with room for a label at 100%."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, 1.2)
+    axes.set_xticks(*PERCENT_TICKS)
+
+
+PERCENT_TICKS = ([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
+
+
+def _percent(axes: Axes) -> None:
+    axes.set_ylim(0, 1.04)
+    axes.set_yticks(*PERCENT_TICKS)
+
+
+def _legend(axes: Axes) -> None:
+    """Below the axes, where it hides nothing."""
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.legend(loc="outside lower left", ncols=2, columnspacing=1.0, handlelength=1.4)
+
+
+def _plot(draw: Callable[[Axes], None], title: str, height: float = HEIGHT) -> Markup:
+    """A figure with its title, as HTML that scales with the page."""
+    with mpl.rc_context(STYLE):
+        figure: Figure
+        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained")
+        draw(axes)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+        plt.close(figure)
     svg = buffer.getvalue().replace(INK, "currentColor")
-    return svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+    return Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(title, Markup(svg))

@@ -1,30 +1,48 @@
-"""What a run found, for people: ``report.html`` and ten lines on the terminal.
+"""What runs found, for people: ``report.html``, a page that compares runs, and ten lines on the terminal.
 
-Everything is read from the run's folder, so a report can be made again at any time:
+Everything is read from the runs' folders, so a page can be made again at any time:
 
-    python -m evals.report RUN
+    python -m evals.report RUN                  writes RUN/report.html
+    python -m evals.report RUN RUN [RUN ...]    writes comparison.html, the runs side by side
 """
 
-import json
-import os
+import sys
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import tyro
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from envs.frozen_lake import lake_map, lake_place
-from envs.text_env import make_env
-from evals.plots import ARM_LABELS, arms_plot, kl_plot, learning_plot
-from evals.result import rate_text
+from evals.finished_run import FinishedRun, UnfinishedRunError, rows_by_part
+from evals.page import write_page
+from evals.plots import (
+    ARM_LABELS,
+    arms_plot,
+    curves_plot,
+    gate_plot,
+    kl_plot,
+    mass_plot,
+    runs_plot,
+    validation_plot,
+)
+from evals.replay import replay_pairs
+from evals.result import Comparison, EvalResult, rate_text, temperature_text
 from experience.insight import InsightState
-from experience.store import ExperienceStore, open_run
+from experience.store import ExperienceStore, StoreError, open_run
 
 SHOWN_TRACES = 5
 """Traces named as evidence of an insight; the database has them all."""
+MAX_INSIGHTS = 200
+PART_LABELS = {
+    "play": "playing to learn",
+    "gate": "drawing and judging insights",
+    "training": "training",
+    "validation": "validation",
+    "test": "measuring on test",
+}
 
 
 def write_report(path: Path, store: str | None = None) -> Path:
@@ -36,61 +54,159 @@ def write_report(path: Path, store: str | None = None) -> Path:
 
     Returns:
         The report's path.
+
+    Raises:
+        StoreError: The run's experience cannot be read.
+        UnfinishedRunError: It is no finished run's folder.
     """
-    results = json.loads((path / "results.json").read_text(encoding="utf-8"))
-    about = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    temperatures = results["eval_temperature"]
-    tables = [(_temperature_name(temperatures[0]), results["arms"])]
-    if "sampled_arms" in results:
-        tables.append((_temperature_name(temperatures[1]), results["sampled_arms"]))
+    run = FinishedRun.read(path)
+    train, results = run.of_kind("train"), run.results
     with open_run(path, location=store) as experience:
-        insights = experience.insights()
-        evidence = (
-            experience.evidence()
-            .query("supports")
-            .groupby("insight_id")["trace_id"]
-            .agg(lambda ids: list(ids[:SHOWN_TRACES]))
-        )
-        episodes = _replays(experience, results)
-    active = insights[insights["state"] == InsightState.ACTIVE]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # replies and observations are untrusted text
-        trim_blocks=True,
-        lstrip_blocks=True,
+        insights = _insights(experience)
+        candidates = _candidates(experience, insights)
+        parts = rows_by_part(run, experience.traces().itertuples())
+        replays = replay_pairs(run, experience)
+    curves = []
+    if train:
+        curves = [validation_plot(run), kl_plot(train), mass_plot(train, run.config["top_k"])]
+    return write_page(
+        path / "report.html",
+        "report.html.j2",
+        path=path,
+        results={"context_put_back": None, "processes": 1, **results},
+        about=run.about,
+        tables=run.tables,
+        labels=ARM_LABELS,
+        is_trained=results["best_step"] > 0,
+        insights=insights,
+        MAX_INSIGHTS=MAX_INSIGHTS,
+        arm_plots=[arms_plot(arms, f"Success on test, {name}") for name, arms in run.tables],
+        replays=replays,
+        is_one_turn=all(replay.turns <= 1 for _, pair in replays for replay in pair),
+        parts=parts,
+        part_labels=PART_LABELS,
+        train=train,
+        completion_tokens=sum(step["completion_tokens"] for step in train) / max(len(train), 1),
+        curves=curves,
+        gates=run.of_kind("gate"),
+        candidates=candidates,
     )
-    html = environment.get_template("report.html.j2").render(
-        results=results,
-        tables=tables,
-        labels={name: label.replace("\n", " ") for name, label in ARM_LABELS.items()},
-        arm_plots=[
-            arms_plot(arms, f"Success on {results['arms']['after']['n']} test episodes, {name}")
-            for name, arms in tables
+
+
+def _insights(store: ExperienceStore) -> list[dict[str, Any]]:
+    """Every insight, the active and most valuable first, with a few of the traces that speak for it."""
+    evidence = store.evidence().query("supports").groupby("insight_id")["trace_id"].agg(list)
+    rows = store.insights().sort_values("score", ascending=False).to_dict("records")
+    return [
+        {
+            **{str(name): value for name, value in row.items()},
+            "is_active": row["state"] == InsightState.ACTIVE,
+            "evidence": evidence.get(row["insight_id"], [])[:SHOWN_TRACES],
+        }
+        for row in rows
+    ]
+
+
+def _candidates(
+    store: ExperienceStore, insights: list[dict[str, Any]]
+) -> list[tuple[int, Markup, list[dict[str, Any]]]]:
+    """(round, plot, candidates with the best first) for each gate that had a choice."""
+    texts = {insight["insight_id"]: insight["text"] for insight in insights}
+    gates = []
+    for phase, scores in store.scores().groupby("phase", sort=False):
+        if len(scores) < 2:
+            continue
+        rows = []
+        for score in scores.to_dict("records"):
+            n, ids = len(score["seeds"]), score["insight_ids"]
+            result = EvalResult.from_episodes(successes=score["successes"], n=n, mean_return=0.0)
+            text = texts.get(ids[0], ids[0]) if len(ids) == 1 else f"{len(ids)} insights together"
+            is_admitted = "; admitted" in score["verdict"]
+            without = score["successes_without"] / n
+            about = {"text": text, "without": without, "verdict": score["verdict"]}
+            rows.append({**result.as_dict(), **about, "is_admitted": is_admitted})
+        # Those that lasted longer were better when it was decided.
+        rows.sort(key=lambda row: (row["n"], row["success_rate"]), reverse=True)
+        for number, row in enumerate(rows, 1):
+            row["label"] = f"{number} ({row['n']})"
+        name = str(phase).partition("/")[0].removeprefix("round")
+        title = f"Round {name}: the best candidates (and their episodes)"
+        gates.append((int(name), gate_plot(rows, rows[0]["without"], title), rows))
+    return gates
+
+
+def write_comparison(paths: list[Path], target: Path, store: str | None = None) -> Path:
+    """Make a page with finished runs side by side.
+
+    Args:
+        paths: The runs' folders.
+        target: The page.
+        store: The database of all of them, where their folders keep its password to themselves.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        StoreError: A run's experience cannot be read.
+        UnfinishedRunError: One is no finished run's folder.
+    """
+    runs = dict(zip(_short_names(paths), map(FinishedRun.read, paths), strict=True))
+    settings = {name: run.config for name, run in runs.items()}
+    differing = [
+        key
+        for key in dict.fromkeys(key for values in settings.values() for key in values)
+        if key not in ("output", "resume", "store", "json")
+        and len({repr(values.get(key)) for values in settings.values()}) > 1
+    ]
+    temperature = {run.results["eval_temperature"][0] for run in runs.values()}
+    names = ", ".join(map(temperature_text, sorted(temperature)))
+    return write_page(
+        target,
+        "comparison.html.j2",
+        runs=runs,
+        settings=settings,
+        differing=differing,
+        temperatures=names,
+        against_first=_against_first(list(runs.values()), store),
+        plots=[
+            runs_plot(runs, f"Success on test, {names}"),
+            curves_plot(runs, "Success on validation while training"),
         ],
-        learning_plot=learning_plot(metrics),
-        kl_plot=kl_plot(metrics) if any(entry.get("kind") == "train" for entry in metrics) else "",
-        gates=[entry for entry in metrics if entry.get("kind") == "gate"],
-        insights=active.to_dict("records"),
-        evidence=evidence.to_dict(),
-        retired=len(insights) - len(active),
-        episodes=episodes,
-        about=about,
     )
-    target = path / "report.html"
-    tmp = path / "report.html.tmp"
-    try:
-        tmp.write_text(html, encoding="utf-8")
-        os.replace(tmp, target)
-    finally:
-        tmp.unlink(missing_ok=True)
-    return target
+
+
+def _against_first(runs: list[FinishedRun], store: str | None) -> list[Comparison | None]:
+    """Each run's agent against the first run's, where both were tested on the same seeds of the same env."""
+
+    def task(run: FinishedRun) -> tuple[Any, ...]:
+        return tuple(str(run.results[name]) for name in ("env", "env_kwargs"))
+
+    frames: list[pd.DataFrame] = []
+    for run in runs:
+        with open_run(run.path, location=store) as experience:
+            frames.append(experience.traces(phase=f"test/after@{run.results['eval_temperature'][0]:g}"))
+    return [
+        Comparison.of(frame, frames[0])
+        if i and task(run) == task(runs[0]) and list(frame["seed"]) == list(frames[0]["seed"])
+        else None
+        for i, (run, frame) in enumerate(zip(runs, frames, strict=True))
+    ]
+
+
+def _short_names(paths: list[Path]) -> list[str]:
+    """The ends of the paths that tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UnfinishedRunError("the same run is named twice")
 
 
 def print_summary(results: dict[str, Any], path: Path, console: Console | None = None) -> None:
     """The same in ten lines."""
     console = console or Console()
-    names = [_temperature_name(t) for t in results["eval_temperature"]]
+    names = [temperature_text(t) for t in results["eval_temperature"]]
     table = Table(title=f"{results['env']}: success on test episodes (95% interval)", title_justify="left")
     table.add_column("", no_wrap=True)
     for name in names:
@@ -99,7 +215,7 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
     for arm, label in ARM_LABELS.items():
         if arm in results["arms"]:
             style = "bold" if arm in ("before", "after") else ""
-            table.add_row(label.replace("\n", " "), *(rate_text(arms[arm]) for arms in tables), style=style)
+            table.add_row(label, *(rate_text(arms[arm]) for arms in tables), style=style)
     console.print(table)
     change = results["comparison"]
     console.print(
@@ -114,61 +230,30 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
     )
 
 
-def _temperature_name(temperature: float) -> str:
-    return "greedy" if temperature == 0 else f"T = {temperature:g}"
+def main(args: list[str] | None = None) -> None:
+    """The command."""
 
-
-def _replays(store: ExperienceStore, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One test episode before and after, on the same seed: where the change shows, if there is one."""
-    board = lake_map(make_env(results["env"], results["env_kwargs"]))
-    temperature = f"{results['eval_temperature'][0]:g}"
-    before = store.traces(phase=f"test/before@{temperature}").set_index("seed")
-    after = store.traces(phase=f"test/after@{temperature}").set_index("seed")
-    changed = before.index[~before["success"].astype(bool) & after["success"].astype(bool)]
-    # The shortest of them is the easiest to follow.
-    seed = after.loc[changed, "num_turns"].idxmin() if len(changed) else before.index[0]
-    won = "success" if board is None else "reached the goal"
-    replays = []
-    for title, frame in (("Before", before), ("After", after)):
-        trace = frame.loc[seed]
-        turns = store.turns(trace_id=str(trace["trace_id"]))
-        replays.append(
-            {
-                "title": title,
-                "seed": int(seed),
-                "outcome": won if trace["success"] else f"no success ({trace['stop_reason']})",
-                "board": board,
-                "frames": _frames(turns, str(trace["final_observation"]), board is not None),
-            }
-        )
-    return replays
-
-
-def _frames(turns: pd.DataFrame, final: str, on_board: bool) -> list[dict[str, Any]]:
-    """What is shown at each move: the observation, the reply, and the place on the board."""
-    observations = [*turns["observation"], final]
-    replies = [*turns["reply"], "the end"]
-    return [
-        {"observation": observation, "reply": reply, "place": lake_place(observation) if on_board else None}
-        for observation, reply in zip(observations, replies, strict=True)
-    ]
-
-
-def main() -> None:
-    """Make a run's report again."""
-
-    def report(run: tyro.conf.Positional[Path], /, store: str | None = None) -> None:
-        """Make report.html from a finished run's folder.
+    def report(
+        runs: tyro.conf.Positional[tuple[Path, ...]],
+        /,
+        store: str | None = None,
+        output: Path = Path("comparison.html"),
+    ) -> None:
+        """Make the report of a finished run again, or compare several.
 
         Args:
-            run: The folder.
+            runs: Their folders.
             store: The database, where it is elsewhere and the folder keeps its password to itself.
+            output: Of several runs: the page.
         """
-        if not (run / "results.json").exists():
-            raise SystemExit(f"error: {run} is not the folder of a finished run: it has no results.json")
-        print(write_report(run, store))
+        if not runs:
+            raise UnfinishedRunError("name the folder of a run, or of several")
+        print(write_report(runs[0], store) if len(runs) == 1 else write_comparison([*runs], output, store))
 
-    tyro.cli(report, prog="python -m evals.report")
+    try:
+        tyro.cli(report, prog="python -m evals.report", args=args)
+    except (StoreError, UnfinishedRunError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

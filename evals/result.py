@@ -125,3 +125,8 @@ def rate_text(arm: Mapping[str, Any]) -> str:
     if arm["n"] is None:
         return f"{arm['success_rate']:.1%} exact"
     return f"{arm['success_rate']:.1%} [{arm['ci_low']:.1%}, {arm['ci_high']:.1%}]"
+
+
+def temperature_text(temperature: float) -> str:
+    """A sampling temperature, for tables."""
+    return "greedy" if temperature == 0 else f"T = {temperature:g}"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Self
 
 STRIDE = 1_000_000
 """Seeds of one split that one run may use: the runs of different run seeds share none."""
@@ -35,6 +36,13 @@ class SeedRange:
         offset = list(Split).index(self.split)
         first = self.run_seed * STRIDE + self.start
         return (3 * number + offset for number in range(first, first + self.size))
+
+    @classmethod
+    def of_seed(cls, seed: int) -> Self:
+        """The range of one seed, as given to ``env.reset``."""
+        number, offset = divmod(seed, len(Split))
+        run_seed, start = divmod(number, STRIDE)
+        return cls(split=list(Split)[offset], run_seed=run_seed, start=start, size=1)
 
     def part(self, index: int, parts: int) -> "SeedRange":
         """One of ``parts`` that make up the range, in order; their sizes differ by one at most."""

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from agents.models import load_model
 from agents.self_improve import SelfImproveConfig, self_improve
 from envs import check_text_env
+from evals.suite import read_suite
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -64,3 +65,9 @@ def test_an_environment_of_ones_own(
     results = self_improve(config)
     assert results["success_means"] == "the right end is reached"
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_suite_in_the_readme(tmp_path: Path) -> None:
+    [suite] = re.findall(r"```yaml\n(.*?)```", (DOCS.parent / "README.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "suite.yaml").write_text(suite)
+    assert len(read_suite(str(tmp_path / "suite.yaml"))) == 2 * 5 * 3

@@ -17,10 +17,12 @@ ROOTS = {
     "agents.consolidation",
     "agents.measurement",
     "agents.config",
+    "agents.play",
     "agents.run_folder",
     "evals.bench_rollout",
     "evals.bench_insights",
-    "evals.two_by_two",
+    "evals.benchmark",
+    "evals.suite",
     "distill.benchmark",
 }
 SHARED = {"agents.policy", "agents.prompts", "agents.rollout", "agents.prefix_tree"}

@@ -1,8 +1,9 @@
 """The main command on a tiny walker: what it leaves behind, and that nothing stops it for good."""
 
-import dataclasses
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,9 +30,9 @@ from agents.self_improve import main, parse_args, self_improve
 from agents.session import Session
 from distill.opcd import OPCD, DistillError, StepStats
 from evals.result import Comparison
-from evals.two_by_two import print_table, two_by_two
 from experience.context import Context
 from experience.store import ExperienceStore
+from experience.text import printable
 from tests.conftest import tiny_llama
 
 QUIET = Console(quiet=True)
@@ -61,6 +62,15 @@ def open_gate() -> Iterator[None]:
 
     with patch.object(Learning, "gate", gate):
         yield
+
+
+def flags(path: Path, model: Path) -> list[str]:
+    """``TINY`` as a command line."""
+    arguments = ["--model", str(model), "--output", str(path)]
+    for name, value in TINY.items():
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        arguments += [f"--{name.replace('_', '-')}", text]
+    return arguments
 
 
 def contents(path: Path) -> dict[str, Any]:
@@ -124,10 +134,8 @@ def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
     trained = load_file(whole / "checkpoint.safetensors")
     assert not torch.equal(trained["weight/lm_head.weight"], before.lm_head.weight)
     html = (whole / "report.html").read_text()
-    assert html.count("<svg") == 4
-    assert "http" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    ).replace("https://matplotlib.org", "")
+    assert html.count("<svg") == 5
+    assert "http" not in html.replace("http://www.w3.org", "").replace("http-equiv", "")
     assert {p.name for p in whole.iterdir()} - {".lock"} == {
         *("config.json", "experience.db", "metrics.jsonl", "model", "results.json", "report.html"),
         *("best.safetensors", "checkpoint.safetensors"),
@@ -204,10 +212,7 @@ def test_kill_dash_nine(whole: Path, walker_folder: Path, tmp_path: Path) -> Non
         "OPCD.step = step\n"
         "with open_gate(): sys.exit(main())"
     )
-    first = ["--model", str(walker_folder), "--output", str(path), "--env-kwargs", '{"is_slippery": false}']
-    for name, value in TINY.items():
-        if name != "env_kwargs":
-            first += [f"--{name.replace('_', '-')}", str(value)]
+    first = flags(path, walker_folder)
     kills = 0
     while not (path / "report.html").exists():
         arguments = ["--resume", str(path)] if (path / "config.json").exists() else first
@@ -445,15 +450,9 @@ def test_a_full_disk_is_said_and_loses_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "run"
-    arguments = ["--model", str(walker_folder), "--output", str(path)]
-    for name, value in TINY.items():
-        arguments += [
-            f"--{name.replace('_', '-')}",
-            json.dumps(value) if isinstance(value, dict) else str(value),
-        ]
     with open_gate():
         with fill():
-            code, output = command(capsys, *arguments)
+            code, output = command(capsys, *flags(path, walker_folder))
         assert code == 2
         assert "disk is full" in output
         assert f"--resume {path}" in output
@@ -596,27 +595,6 @@ def test_training_that_goes_wrong_ends_early_with_the_best_weights(
         assert torch.equal(one, two)
 
 
-def test_the_four_ways_as_one_table(
-    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = SelfImproveConfig(
-        model=str(walker_folder), output=tmp_path / "cells", **(TINY | {"rounds": 1, "steps": 2})
-    )
-    with open_gate():
-        table = two_by_two(config, QUIET)
-    cells = [f"{row['data']} {row['direction']}" for row in table["rows"]]
-    assert cells == ["student reverse", "student forward", "teacher reverse", "teacher forward"]
-    assert table["rows"][3]["against_context_distillation"]["difference"] == 0
-    print_table(table, config)
-    assert capsys.readouterr().out.count("student") == 2
-    with patch.object(Session, "play", side_effect=AssertionError("a finished cell is not run again")):
-        assert two_by_two(config, QUIET) == table
-    with pytest.raises(ConfigError, match="begun with seed 0, not 1"):
-        two_by_two(dataclasses.replace(config, seed=1), QUIET)
-    with pytest.raises(ConfigError, match="--output"):
-        two_by_two(SelfImproveConfig(), QUIET)
-
-
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -630,3 +608,38 @@ def test_the_four_ways_as_one_table(
 def test_settings_of_the_distillation_without_sense(change: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         SelfImproveConfig(**change)
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+def test_json_is_all_there_is_on_standard_output(
+    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    for arguments in ([*flags(path, walker_folder), "--json"], ["--resume", str(path), "--json"]):
+        with patch.object(sys, "argv", ["self_improve", *arguments]):
+            assert main() == 0
+        results = json.loads(capsys.readouterr().out)
+        assert results.pop("run") == str(path)
+        assert results == json.loads((path / "results.json").read_text())
+
+
+def test_progress_is_for_terminals_only(walker_folder: Path, tmp_path: Path) -> None:
+    said = []
+    for is_terminal in (True, False):
+        file = io.StringIO()
+        console = Console(file=file, force_terminal=is_terminal, width=120)
+        path = tmp_path / str(is_terminal)
+        with open_gate():
+            config = SelfImproveConfig(model=str(walker_folder), output=path, **(TINY | {"rounds": 1}))
+            self_improve(config, console)
+        said.append(file.getvalue())
+    terminal, log = printable(said[0]), said[1]
+    for phase in ("round1/play0", "round1/gate", "round1/distil", "validation2@0", "test/after@0"):
+        assert phase in terminal
+    assert re.search(r"6/6 success \d+\.\d%, [\d,]+ steps/s 0:00:00", terminal)
+    assert re.search(r"KL \d\.\d{4}, [\d.]+ steps/s", terminal)
+    assert "steps/s" not in log
+    assert "\x1b" not in log
+    assert "round1/gate: with" in log

@@ -1,0 +1,229 @@
+"""One episode on the terminal, turn by turn, without experience and with it.
+
+    python -m agents.play --model RUN/model --env FrozenLake-v1
+    python -m agents.play --run RUN                        the run's model, env and experience
+    python -m agents.play --run RUN --model smollm2        the same episode by the untrained model
+    python -m agents.play --env FrozenLake-v1 --context-file advice.txt
+
+With temperature 0 a run's test episode goes as its report shows it: ``--seed`` is the seed given there.
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agents.config import ConfigError, JsonObject, SelfImproveConfig
+from agents.models import load_model
+from agents.policy import Policy, Sampling
+from agents.rollout import Phase, rollout, vector_env
+from agents.self_improve import run_experiment, saved_config
+from agents.session import as_policy, reply_tokens
+from envs.text_env import TextEnv, make_env, make_text_env
+from experience.context import NO_CONTEXT, Context
+from experience.insight import InsightState
+from experience.split import SeedRange
+from experience.store import open_run
+from experience.text import printable
+from experience.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayConfig:
+    """An agent plays one episode on the terminal, without experience and with it."""
+
+    run: Path | None = None
+    """A run's folder: its model, env and settings, and its active insights as experience."""
+    model: str | None = None
+    """`smollm2` (the default), a folder such as RUN/model, a .gguf file, or a hub id."""
+    env: str | None = None
+    """Gymnasium id of the environment; FrozenLake-v1 by default."""
+    env_kwargs: JsonObject = field(default_factory=dict)
+    """Arguments for the environment, as JSON."""
+    context_file: Path | None = None
+    """A text as experience."""
+    seed: int = 2
+    """What the env is reset with, as in a run's report; 2 is the first test episode of run seed 0."""
+    temperature: float = 0.0
+    """At which replies are sampled; 0 is greedy."""
+    store: str | None = None
+    """The run's database, where it is elsewhere and the folder keeps its password to itself."""
+    device: str = "auto"
+    """A torch device; auto takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        if self.run is not None and (self.env is not None or self.env_kwargs):
+            raise ConfigError("--run has its env: leave out --env and --env-kwargs")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, not {self.seed}")
+        if not self.temperature >= 0:
+            raise ConfigError(f"temperature must be at least 0, not {self.temperature}")
+
+
+class Narrated(TextEnv):
+    """An env that tells what happens as it happens."""
+
+    def __init__(
+        self, env: gym.Env[Any, Any], config: SelfImproveConfig, context: Context, console: Console
+    ) -> None:
+        """Wrap ``env``; what ``context`` shows at an observation is told too."""
+        super().__init__(env, max_invalid_replies=config.max_invalid_replies, history=config.turns_of_history)
+        self._context = context
+        self._console = console
+        self._turn = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """See ``TextEnv``."""
+        observation, info = super().reset(seed=seed, options=options)
+        self._turn = 0
+        self._tell_turn(observation)
+        return observation, info
+
+    def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
+        """See ``TextEnv``."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        self._tell(action if info.get("text/action") is not None else f"{action} (not an action)", "bold")
+        if reward:
+            self._tell(f"reward {reward:g}", "green" if float(reward) > 0 else "red")
+        if terminated or truncated:
+            self._tell(observation)
+        else:
+            self._tell_turn(observation)
+        return observation, reward, terminated, truncated, info
+
+    def _tell_turn(self, observation: str) -> None:
+        self._turn += 1
+        self._tell(observation, number=self._turn)
+        for insight in self._context.show(observation):
+            self._tell(f"experience: {insight.text}", "cyan")
+
+    def _tell(self, text: str, style: str = "", number: int | None = None) -> None:
+        """Untrusted text, without what would steer the terminal, beside the turn's number."""
+        line = Table.grid(padding=(0, 2))
+        line.add_column(width=4, justify="right", style="dim")
+        line.add_row("" if number is None else str(number), Text(printable(text), style=style))
+        self._console.print(line)
+
+
+def play(
+    config: SelfImproveConfig,
+    policy: Policy,
+    sampling: Sampling,
+    seed: int,
+    context: Context,
+    console: Console,
+) -> Trace:
+    """Play one episode and tell it.
+
+    Args:
+        config: For the env and the prompts.
+        policy: Who plays.
+        sampling: How replies are drawn.
+        seed: What the env is reset with.
+        context: What the agent knows.
+        console: Where to tell it.
+    """
+
+    def make() -> TextEnv:
+        env = make_env(config.env, config.env_kwargs)
+        return Narrated(env, config, context, console)
+
+    envs = vector_env(make, 1)
+    phase = Phase(name="play", seeds=SeedRange.of_seed(seed), context=context)
+    try:
+        [trace] = rollout(
+            envs,
+            make().words,
+            policy,
+            [phase],
+            sampling=sampling,
+            policy_id=config.model,
+            env_id=config.env,
+            layout=config.layout,
+        )
+    finally:
+        envs.close()
+    outcome = "success" if trace.success else "no success"
+    turns = "1 turn" if len(trace.turns) == 1 else f"{len(trace.turns)} turns"
+    reason = trace.error or trace.stop_reason.replace("_", " ")
+    ending = f"{outcome} after {turns}: {reason}, return {trace.total_reward:g}"
+    console.print(Text(printable(ending), style="bold green" if trace.success else "bold red"))
+    return trace
+
+
+def settings(asked: PlayConfig) -> SelfImproveConfig:
+    """The settings of the run, or the command's for the env, with what was asked for.
+
+    Raises:
+        ConfigError: The run has no model, or the context file cannot be read.
+        RunFolderError: There is no such run.
+    """
+    if asked.run is None:
+        config = SelfImproveConfig.for_env(
+            asked.env or SelfImproveConfig().env,
+            env_kwargs=asked.env_kwargs,
+            model=asked.model or SelfImproveConfig().model,
+            context_file=asked.context_file,
+        )
+    else:
+        config = saved_config(asked.run)
+        model = asked.model or str(asked.run / "model")
+        if asked.model is None and not Path(model).is_dir():
+            raise ConfigError(f"{asked.run} has no trained model yet: finish the run, or give --model")
+        config = replace(config, resume=None, model=model, context_file=asked.context_file)
+    return replace(config, device=asked.device, store=asked.store or config.store)
+
+
+def experience(asked: PlayConfig, config: SelfImproveConfig, env: TextEnv) -> Context:
+    """The text of the context file, or the run's active insights; nothing without either.
+
+    Raises:
+        StoreError: The run's experience cannot be read.
+    """
+    if config.context_file is not None:
+        return Context.fixed(config.context_file.read_text(encoding="utf-8").strip())
+    if asked.run is None:
+        return NO_CONTEXT
+    with open_run(asked.run, location=asked.store) as store:
+        active = [insight for insight in store.load_insights() if insight.state == InsightState.ACTIVE]
+    return Context(insights=tuple(active), k=config.insights_per_prompt, situation=env.words.situation)
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+
+    def work(_: Console) -> None:
+        asked = tyro.cli(PlayConfig, prog="python -m agents.play", args=args)
+        config = settings(asked)
+        env = make_text_env(config.env, config.env_kwargs, history=config.turns_of_history)
+        context = experience(asked, config, env)
+        loaded = load_model(
+            config.model,
+            device=config.device,
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+        )
+        policy = as_policy(loaded, config.compute_dtype)
+        sampling = Sampling(temperature=asked.temperature, max_tokens=reply_tokens(config, policy, env.words))
+        console = Console(highlight=False)
+        arms = [("without experience", NO_CONTEXT)]
+        if context.insights:
+            arms.append(("with experience", context))
+        for name, shown in arms:
+            title = f"{name}: {config.env}, seed {asked.seed}, {config.model}"
+            console.print(Text(printable(title), style="bold"), soft_wrap=True)
+            play(config, policy, sampling, asked.seed, shown, console)
+
+    return run_experiment(work, interrupted="interrupted")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""A suite of envs x models x methods x seeds, as one table.
+
+    python -m evals.benchmark --output runs/benchmark                     the default suite
+    python -m evals.benchmark two-by-two --output runs/two-by-two         whose completions x which KL
+    python -m evals.benchmark my_suite.yaml --output runs/mine
+
+A run that is finished is never run again: the same command goes on where it was stopped, also with a suite
+that has got more cells since. ``cells.csv`` has a line per cell; ``benchmark.json`` has the cells, the
+methods over all seeds, and their paired differences. Each run is a folder of its own with its report.
+"""
+
+import csv
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import transformers
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from agents.config import SelfImproveConfig
+from agents.self_improve import USER_ERRORS, begun, run_experiment, self_improve
+from evals.finished_run import FinishedRun
+from evals.result import Comparison, EvalResult, rate_text
+from evals.suite import Cell, read_suite
+from experience.store import open_run
+
+Row = dict[str, Any]
+Run = Callable[[SelfImproveConfig], object]
+TASK = ["env", "model"]
+
+
+class BrokenRunError(RuntimeError):
+    """A run whose process died; the message says what may have happened."""
+
+
+def run_suite(
+    cells: Sequence[Cell], output: Path, console: Console, run: Run | None = None
+) -> dict[str, Any]:
+    """Run what is not finished; returns what ``benchmark.json`` holds.
+
+    A run that fails is reported, and the others go on.
+
+    Args:
+        cells: From ``read_suite``.
+        output: The folder.
+        console: Where to report progress.
+        run: Runs a configuration; by default ``self_improve``, in a process of its own.
+    """
+    rows: list[Row] = []
+    traces: list[pd.DataFrame] = []
+    table: dict[str, Any] = {}
+    output.mkdir(parents=True, exist_ok=True)
+    by_run: dict[Path, list[Cell]] = {}
+    for cell in cells:
+        by_run.setdefault(cell.run, []).append(cell)
+    for number, (name, sharing) in enumerate(by_run.items(), 1):
+        console.print(f"run {number} of {len(by_run)}: {name}", style="bold", markup=False, soft_wrap=True)
+        try:
+            finished = _finished(sharing[0].config, output / name, run or in_a_process)
+            error = None
+        except Exception as exception:  # of one run; the others have nothing to do with it
+            finished, error = None, f"{type(exception).__name__}: {exception}".splitlines()[0]
+            if not isinstance(exception, (*USER_ERRORS, BrokenRunError)):
+                console.print("".join(traceback.format_exception(exception)), markup=False, highlight=False)
+        for cell in sharing:
+            row, frame = _row(cell, finished, error)
+            rows.append(row)
+            traces += [] if frame is None else [frame]
+            console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
+        table = {"cells": rows, **_over_seeds(traces)}
+        _write(output, table)
+    return table
+
+
+def in_a_process(config: SelfImproveConfig) -> None:
+    """``self_improve`` in a new process: its memory is measured by itself, and a crash takes nothing along.
+
+    Raises:
+        BrokenRunError: The process died.
+        Exception: What it raised.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            pool.submit(_self_improve, config).result()
+        except BrokenProcessPool as error:
+            raise BrokenRunError("the run's process died: was the memory enough?") from error
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():  # a SIGTERM came to this process only
+                os.kill(child.pid or 0, signal.SIGINT)
+            raise
+
+
+def _self_improve(config: SelfImproveConfig) -> None:
+    transformers.utils.logging.disable_progress_bar()
+    self_improve(config)
+
+
+def _finished(config: SelfImproveConfig, path: Path, run: Run) -> FinishedRun:
+    """The run in ``path``, from its beginning, from where it stopped, or as it is there."""
+    to_run = begun(config, path)
+    if not (path / "results.json").exists():
+        run(to_run if to_run.resume else dataclasses.replace(to_run, output=path))
+    return FinishedRun.read(path)
+
+
+def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> tuple[Row, pd.DataFrame | None]:
+    """A line of the table, and the traces behind it."""
+    row: Row = {"env": cell.env, "model": cell.model, "method": cell.method, "seed": cell.seed}
+    row |= {"run": str(cell.run), "error": error}
+    if run is None:
+        return row, None
+    results, config = run.results, run.config
+    own = cell.arm == "after"  # the others came with a run that did more
+    row |= results["arms"][cell.arm]
+    row |= {
+        "best_step": results["best_step"] if own else None,
+        "wall_seconds": results["wall_seconds"] if own else None,
+        "peak_rss_bytes": results["peak_rss_bytes"] if own else None,
+    }
+    with open_run(run.path, location=config["store"]) as store:
+        frame = store.traces(phase=f"test/{cell.arm}@{results['eval_temperature'][0]:g}")
+    return row, frame.assign(**{name: row[name] for name in (*TASK, "method")}, run_seed=cell.seed)
+
+
+def _over_seeds(frames: Sequence[pd.DataFrame]) -> dict[str, list[Row]]:
+    """Each method over all its seeds, and each pair of methods over the seeds that both have."""
+    methods: list[Row] = []
+    pairs: list[Row] = []
+    if not frames:
+        return {"methods": methods, "pairs": pairs}
+    for (env, model), task in pd.concat(frames).groupby(TASK, sort=False):
+        of_method = dict(list(task.groupby("method", sort=False)))
+        for method, traces in of_method.items():
+            rates = traces.groupby("run_seed")["success"].mean()
+            methods.append(
+                {
+                    **{"env": env, "model": model, "method": method},
+                    **EvalResult.from_traces(traces).as_dict(),
+                    "by_seed": {str(seed): float(rate) for seed, rate in rates.items()},
+                }
+            )
+        for second, first in combinations(of_method, 2):
+            one, two = of_method[first], of_method[second]
+            shared = set(one["run_seed"]) & set(two["run_seed"])
+            if shared:
+                comparison = Comparison.of(
+                    one[one["run_seed"].isin(shared)], two[two["run_seed"].isin(shared)]
+                )
+                pairs.append(
+                    {
+                        **{"env": env, "model": model, "first": first, "second": second},
+                        **comparison.as_dict(),
+                        "seeds": sorted(map(int, shared)),
+                    }
+                )
+    return {"methods": methods, "pairs": pairs}
+
+
+def _line(row: Row) -> str:
+    """A finished cell."""
+    name = f"{row['env']}, {row['model']}, {row['method']}, seed {row['seed']}"
+    if row["error"] is not None:
+        return f"{name}: FAILED: {row['error']}"
+    seconds = "" if row["wall_seconds"] is None else f" in {row['wall_seconds']:.0f} s"
+    return f"{name}: {rate_text(row)}{seconds}"
+
+
+def _write(output: Path, table: dict[str, Any]) -> None:
+    tmp = output / "benchmark.json.tmp"
+    tmp.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    os.replace(tmp, output / "benchmark.json")
+    columns = dict.fromkeys(name for row in table["cells"] for name in row)
+    with (output / "cells.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(table["cells"])
+
+
+def print_table(table: dict[str, Any], console: Console) -> None:
+    """The methods over all seeds, and each pair of them."""
+    several = len({row["model"] for row in table["methods"]}) > 1
+
+    def task(row: Row) -> str:
+        return f"{row['env']}, {row['model']}" if several else row["env"]
+
+    rates = Table("", "method", title="success on test (95% interval over episodes)", title_justify="left")
+    for name in ("success", "by seed", "tokens*"):
+        rates.add_column(name, justify="right", no_wrap=True)
+    for row in table["methods"]:
+        by_seed = " ".join(f"{rate:.0%}" for rate in row["by_seed"].values())
+        rates.add_row(
+            task(row), row["method"], rate_text(row), by_seed, f"{row['prompt_tokens_per_turn']:.0f}"
+        )
+    console.print(rates)
+    console.print("* of the prompt, per decision\n")
+    pairs = Table("", "methods", title="paired by seed (McNemar's exact test, each by itself)")
+    pairs.title_justify = "left"
+    for name in ("difference", "p"):
+        pairs.add_column(name, justify="right", no_wrap=True)
+    for row in table["pairs"]:
+        difference = f"{row['difference']:+.1%} [{row['ci_low']:+.1%}, {row['ci_high']:+.1%}]"
+        pairs.add_row(task(row), f"{row['first']} - {row['second']}", difference, f"{row['p_value']:.2g}")
+    console.print(pairs)
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    failed = 0
+
+    def work(console: Console) -> None:
+        def benchmark(suite: tyro.conf.Positional[str] = "default", /, *, output: Path) -> None:
+            """Run a suite of envs, models, methods and seeds.
+
+            Args:
+                suite: A YAML file, or the name of a suite that comes with the toolkit.
+                output: The folder for the runs and the tables; given again, the benchmark goes on there.
+            """
+            nonlocal failed
+            table = run_suite(read_suite(suite), output, console)
+            print_table(table, Console())
+            failed = sum(row["error"] is not None for row in table["cells"])
+            console.print(f"{output / 'benchmark.json'}   {output / 'cells.csv'}", highlight=False)
+
+        tyro.cli(benchmark, prog="python -m evals.benchmark", args=args)
+
+    return run_experiment(work) or int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""A finished run, as its folder tells it."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from evals.result import temperature_text
+from evals.stats import wilson_interval
+
+PARTS = ("play", "gate", "training", "validation", "test")
+"""What a run spends its time on, in order."""
+
+
+class UnfinishedRunError(ValueError):
+    """A folder without a finished run; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedRun:
+    """What stands in a run's JSON files."""
+
+    path: Path
+    results: dict[str, Any]
+    about: dict[str, Any]
+    """``config.json``: the configuration under ``config``, and what produced the run."""
+    metrics: tuple[dict[str, Any], ...]
+    """The lines of ``metrics.jsonl``."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a run's folder.
+
+        Raises:
+            UnfinishedRunError: It is none, or the run has not come to its end.
+        """
+        try:
+            lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            return cls(
+                path=path,
+                results=json.loads((path / "results.json").read_text(encoding="utf-8")),
+                about=json.loads((path / "config.json").read_text(encoding="utf-8")),
+                metrics=tuple(json.loads(line) for line in lines),
+            )
+        except OSError as error:
+            raise UnfinishedRunError(
+                f"{path} is not the folder of a finished run: {error.filename} cannot be read "
+                f"({error.strerror})"
+            ) from error
+        except ValueError as error:
+            raise UnfinishedRunError(f"a file of the run in {path} is damaged: {error}") from error
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every setting."""
+        return dict(self.about["config"])
+
+    @property
+    def tables(self) -> list[tuple[str, dict[str, Any]]]:
+        """(name of the evaluation temperature, its arms), the headline first."""
+        names = map(temperature_text, self.results["eval_temperature"])
+        arms = [self.results["arms"], self.results.get("sampled_arms")]
+        return [(name, table) for name, table in zip(names, arms, strict=False) if table is not None]
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """The metrics of one kind."""
+        return [entry for entry in self.metrics if entry.get("kind") == kind]
+
+    def validations(self) -> dict[str, list[dict[str, float]]]:
+        """Temperature -> the bare agent on validation: step, success_rate, ci_low, ci_high."""
+        curves: dict[str, list[dict[str, float]]] = {}
+        for entry in self.of_kind("play"):
+            if found := re.fullmatch(r"validation(\d+)@(.+)", entry["key"]):
+                n = entry["episodes"]
+                low, high = wilson_interval(round(entry["success_rate"] * n), n)
+                curves.setdefault(temperature_text(float(found[2])), []).append(
+                    {
+                        "step": int(found[1]),
+                        "success_rate": entry["success_rate"],
+                        "ci_low": low,
+                        "ci_high": high,
+                    }
+                )
+        return curves
+
+    def seconds(self) -> dict[str, float]:
+        """What each of ``PARTS`` took, in seconds."""
+        spent, before = dict.fromkeys(PARTS, 0.0), 0.0
+        for entry in self.metrics:
+            spent[part_of(entry["key"])] += entry["seconds"] - before
+            before = entry["seconds"]
+        return spent
+
+
+def part_of(name: str) -> str:
+    """The one of ``PARTS`` that a phase or a metric belongs to, by its name."""
+    if "gate" in name:
+        return "gate"
+    first = re.split(r"[\d/]", name, maxsplit=1)[0]
+    return {"test": "test", "validation": "validation", "step": "training", "stop": "training"}.get(
+        first, "play"
+    )
+
+
+def rows_by_part(run: FinishedRun, traces: Iterable[Any]) -> list[dict[str, Any]]:
+    """What each part cost: seconds, episodes, decisions and prompt tokens.
+
+    Args:
+        run: For the seconds.
+        traces: Rows of ``ExperienceStore.traces()``, as ``itertuples`` gives them.
+    """
+    seconds = run.seconds()
+    rows: dict[str, dict[str, Any]] = {
+        part: {"part": part, "seconds": seconds[part], "episodes": 0, "decisions": 0, "prompt_tokens": 0}
+        for part in PARTS
+    }
+    for trace in traces:
+        row = rows[part_of(trace.phase)]
+        row["episodes"] += 1
+        row["decisions"] += int(trace.num_turns)
+        row["prompt_tokens"] += int(trace.prompt_tokens)
+    return list(rows.values())

@@ -1,0 +1,74 @@
+"""Pages of HTML that need nothing but themselves: no network, no other file."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+
+def write_page(target: Path, template: str, **values: Any) -> Path:
+    """Fill in one of ``templates/`` and write it, whole or not at all; returns the path.
+
+    Args:
+        target: The file.
+        template: Its name.
+        values: What it shows. Texts are escaped: what models and envs wrote is untrusted.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"percent": percent, "points": points, "plural": plural, "p": p_text}
+    environment.policies["json.dumps_kwargs"] = {"default": asdict}
+    environment.globals |= {"interval": interval, "duration": duration}
+    tmp = target.with_name(f"{target.name}.tmp")
+    try:
+        tmp.write_text(environment.get_template(template).render(values), encoding="utf-8")
+        os.replace(tmp, target)
+    finally:
+        tmp.unlink(missing_ok=True)
+    return target
+
+
+def percent(rate: float) -> str:
+    """0.5 -> 50.0%."""
+    return f"{rate:.1%}"
+
+
+def points(difference: float) -> str:
+    """A difference of rates in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def plural(n: int, one: str, many: str | None = None) -> str:
+    """1 insight, 2 insights."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def p_text(p_value: float) -> str:
+    """A p-value as people write it."""
+    return f"p = {p_value:.2g}" if p_value >= 1e-4 else "p < 0.0001"
+
+
+def interval(arm: Mapping[str, Any]) -> str:
+    """The interval of an ``EvalResult.as_dict()``."""
+    if arm["n"] is None:
+        return "exact"
+    return f"{100 * arm['ci_low']:.1f} to {arm['ci_high']:.1%}"
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,176 @@
+"""Episodes to step through: what the agent read and said at each turn, and what the env looked like then.
+
+The looks are not kept in the store. The env is played again, with the trace's seed and replies, and is only
+shown where it says the very same; otherwise the texts stand alone.
+"""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+from envs.frozen_lake import lake_map
+from envs.text_env import TextEnv, make_text_env
+from evals.finished_run import FinishedRun
+from experience.store import ExperienceStore
+from experience.text import storable
+
+MAX_PAIRS = 2
+MAX_FRAMES = 80
+"""Of one episode; of a longer one every second turn is shown, or every third, and so on."""
+MAX_IMAGE_BYTES = 600_000
+"""Of one episode, for the same."""
+MAX_SIDE, COLOURS = 240, 48
+"""Of an image: pixels, and entries of its palette."""
+MAX_CHARS = 4000
+"""Of one text."""
+
+STORIES = (
+    ("Failed before, succeeds now", False, True),
+    ("Fails before and now", False, False),
+    ("Succeeded before, fails now", True, False),
+    ("Succeeds before and now", True, True),
+)
+"""(what happened, success before, success after), the most telling first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One turn, or the end."""
+
+    turn: int
+    observation: str
+    reply: str | None
+    """``None`` at the end."""
+    reward: float | None
+    place: int | None = None
+    """The number of the square on the board where the agent stands."""
+    image: str | None = None
+    """A PNG as a data URI."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """One episode."""
+
+    title: str
+    seed: int
+    success: bool
+    ending: str
+    """The ``StopReason``."""
+    turns: int
+    board: tuple[str, ...] | None
+    """The rows of a Frozen Lake's map."""
+    frames: tuple[Frame, ...]
+
+
+def replay_pairs(run: FinishedRun, store: ExperienceStore) -> list[tuple[str, list[Replay]]]:
+    """(what happened, test episodes before and after on one seed); the first shows the change, if any."""
+    temperature = f"{run.results['eval_temperature'][0]:g}"
+    before = store.traces(phase=f"test/before@{temperature}").set_index("seed")
+    after = store.traces(phase=f"test/after@{temperature}").set_index("seed")
+    pairs: list[tuple[str, list[Replay]]] = []
+    for story, won_before, won_after in STORIES:
+        is_it = (before["success"].astype(bool) == won_before) & (after["success"].astype(bool) == won_after)
+        if is_it.any() and len(pairs) < MAX_PAIRS:
+            # The shortest of them is the easiest to follow.
+            seed = int(cast("int", after.loc[is_it, "num_turns"].idxmin()))
+            titles = (("Before", before), ("After", after))
+            pair = [_replay(title, frame.loc[seed], seed, run, store) for title, frame in titles]
+            pairs.append((story, pair))
+    return pairs
+
+
+def _replay(title: str, trace: Any, seed: int, run: FinishedRun, store: ExperienceStore) -> Replay:
+    turns = store.turns(trace_id=str(trace["trace_id"]))
+    observations = [*turns["observation"], str(trace["final_observation"])]
+    board, looks = _looks(run, seed, observations, list(turns["reply"]))
+    frames = [
+        Frame(
+            turn=i + 1,
+            observation=observation[:MAX_CHARS],
+            reply=None if i == len(turns) else str(turns["reply"].iloc[i])[:MAX_CHARS],
+            reward=None if i == len(turns) else float(turns["reward"].iloc[i]),
+            place=look if isinstance(look, int) else None,
+            image=look if isinstance(look, str) else None,
+        )
+        for i, (observation, look) in enumerate(zip(observations, looks, strict=True))
+    ]
+    return Replay(
+        title=title,
+        seed=seed,
+        success=bool(trace["success"]),
+        ending=str(trace["stop_reason"]).replace("_", " "),
+        turns=len(turns),
+        board=board,
+        frames=_thinned(frames),
+    )
+
+
+def _looks(
+    run: FinishedRun, seed: int, observations: Sequence[str], replies: Sequence[str]
+) -> tuple[tuple[str, ...] | None, list[int | str | None]]:
+    """The map, if there is one; and at each observation the place on it, an image, or ``None``."""
+    try:
+        env = _env(run)
+        try:
+            looks, board = [], None
+            for observation, look in zip(observations, _played(env, seed, replies), strict=True):
+                if storable(look[0]) != observation:
+                    raise ValueError("the env does not repeat itself")
+                looks.append(look[1])
+                board = lake_map(env)
+            return None if board is None else tuple(board), looks
+        finally:
+            env.close()
+    except Exception:  # the env's own code, and what it draws with: anything can come out of it
+        return None, [None] * len(observations)
+
+
+def _env(run: FinishedRun) -> TextEnv:
+    """The run's env, drawing images where it can and we have no drawing of our own."""
+    config = run.config
+    name, kwargs, limit = config["env"], dict(config["env_kwargs"]), config["max_invalid_replies"]
+    env = make_text_env(name, kwargs, max_invalid_replies=limit)
+    if lake_map(env) is None and "rgb_array" in env.unwrapped.metadata.get("render_modes", ()):
+        env.close()
+        env = make_text_env(name, kwargs | {"render_mode": "rgb_array"}, max_invalid_replies=limit)
+    return env
+
+
+def _played(env: TextEnv, seed: int, replies: Sequence[str]) -> Iterator[tuple[str, int | str | None]]:
+    """(observation, look) at the beginning and after each reply."""
+    observation, _ = env.reset(seed=seed)
+    yield observation, _look(env)
+    for reply in replies:
+        observation, *_ = env.step(reply)
+        yield observation, _look(env)
+
+
+def _look(env: TextEnv) -> int | str | None:
+    if lake_map(env) is not None:
+        return int(env.get_wrapper_attr("s"))
+    return _png(env.render()) if env.render_mode == "rgb_array" else None
+
+
+def _png(pixels: Any) -> str:
+    """A small PNG as a data URI."""
+    image = Image.fromarray(np.asarray(pixels, dtype=np.uint8)).convert("RGB")
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer = io.BytesIO()
+    image.quantize(COLOURS).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _thinned(frames: Sequence[Frame]) -> tuple[Frame, ...]:
+    """As many of them as may be shown, evenly spread, the last one among them."""
+    for step in range(1, len(frames) + 1):
+        shown = frames[-1::-step][::-1]
+        size = sum(len(frame.image or "") for frame in shown)
+        if len(shown) <= MAX_FRAMES and size <= MAX_IMAGE_BYTES:
+            return tuple(shown)
+    return tuple(frames[-1:])
