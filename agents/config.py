@@ -1,6 +1,7 @@
 """Every knob of a run, documented once: the command line, the Python call and ``config.json``."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,16 +11,21 @@ import tyro
 
 from agents.models import Dtype
 from agents.prompts import Layout, Place
+from agents.rollout import Vectorization
 from distill.examples import Average, Data
 from distill.loss import Direction, Mode
 from distill.parallel import Engine
 from distill.teacher import TeacherKind
+from envs.text_env import ALL_TURNS
 from experience.split import STRIDE
 
 InsightKind = Literal["auto", "outcomes", "llm", "raw"]
 
 MAX_SEED = 1_000_000_000
-MACHINE = ("device", "max_nodes", "gradient_checkpointing", "engine", "store", "json")
+MACHINE = (
+    *("device", "max_nodes", "gradient_checkpointing", "engine", "store", "vectorization", "env_timeout"),
+    "json",
+)
 """Settings that do not change what is computed: a resumed run may have others."""
 
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
@@ -180,8 +186,15 @@ class SelfImproveConfig:
     """Longest reply; by default what the longest action takes, or 64 where the reply is text."""
     max_invalid_replies: int = 3
     """So many unreadable replies in a row end an episode."""
+    history: str = "none"
+    """What the agent is told of the turns before the present one: `none`, `last-N`, or `full`. What is older
+    than 4,000 characters is left out."""
     num_envs: int = 64
     """Episodes played at once."""
+    vectorization: Vectorization = "sync"
+    """`async` gives each of them a process, for slow environments."""
+    env_timeout: float = 60.0
+    """Seconds that a step of the environment may take; then its episode ends with an error. 0 is no limit."""
 
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
@@ -204,6 +217,15 @@ class SelfImproveConfig:
     def for_env(cls, env: str, **settings: Any) -> "SelfImproveConfig":
         """The command's defaults for an environment, and what is given beside them."""
         return cls(env=env, **{**RECOMMENDED.get(env, {}), **settings})
+
+    @property
+    def turns_of_history(self) -> int:
+        """How many turns before the present one the agent is told."""
+        if self.history in ("none", "full"):
+            return 0 if self.history == "none" else ALL_TURNS
+        if (last := re.fullmatch(r"last-([1-9]\d{0,8})", self.history)) is None:
+            raise ConfigError(f"history must be none, full, or last-N such as last-3, not {self.history!r}")
+        return int(last[1])
 
     @property
     def layout(self) -> Layout:
@@ -229,6 +251,7 @@ class SelfImproveConfig:
             "trust_region",
             "insight_temperature",
             "context_tokens",
+            "env_timeout",
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -266,6 +289,7 @@ class SelfImproveConfig:
                 raise ConfigError(f"the context_file {self.context_file} cannot be read: {error}") from error
             if not text.strip():
                 raise ConfigError(f"the context_file {self.context_file} is empty")
+        _ = self.turns_of_history
         try:
             _ = self.layout
         except ValueError as error:

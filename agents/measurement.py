@@ -32,6 +32,7 @@ def measure(session: Session, context: Context) -> dict[str, Any]:
         "model": config.model,
         "seed": config.seed,
         "eval_temperature": list(config.eval_temperature),
+        "success_means": session.words.success.means,
         "best_step": session.student_step,
         "arms": _as_dicts(fixed | first[0]),
         "comparison": first[1].as_dict(),
@@ -52,12 +53,13 @@ def measure(session: Session, context: Context) -> dict[str, Any]:
 def _baselines(session: Session) -> dict[str, EvalResult]:
     """The arms that nobody's weights play."""
     baselines = Baselines(session.config.env, session.config.env_kwargs)
-    if not session.words.actions:  # there is no random text, and no end of texts to choose from
+    if baselines.is_text:  # there is no random text, and no end of texts to choose from
         constant = baselines.constant(session.validation_seeds, session.test_seeds)
         return {} if constant is None else {"blind": constant[0]}
     arms = {"random": baselines.random(session.test_seeds)}
-    candidates = _successful_actions(session)
-    arms["blind"], _ = baselines.blind(candidates, session.validation_seeds, session.test_seeds)
+    if session.words.actions:
+        candidates = _successful_actions(session)
+        arms["blind"], _ = baselines.blind(candidates, session.validation_seeds, session.test_seeds)
     if (optimal := baselines.optimal()) is not None:
         arms["optimal"] = optimal
     return arms
@@ -84,13 +86,12 @@ def _played_arms(
     )
 
 
-def _successful_actions(session: Session) -> list[tuple[int, ...]]:
-    """The action sequences of the train episodes that succeeded, as numbers from 0."""
+def _successful_actions(session: Session) -> list[tuple[str, ...]]:
+    """The action sequences of the train episodes that succeeded, as texts."""
     turns = session.store.turns(phases=session.played)
     turns = turns[turns["success"] & turns["action"].notna()]
     sequences = set(turns.groupby("trace_id")["action"].agg(tuple))
-    shortest = sorted(sequences, key=lambda sequence: (len(sequence), sequence))[:MAX_BLIND_CANDIDATES]
-    return [tuple(session.words.actions.index(action) for action in sequence) for sequence in shortest]
+    return sorted(sequences, key=lambda sequence: (len(sequence), sequence))[:MAX_BLIND_CANDIDATES]
 
 
 def _as_dicts(arms: dict[str, EvalResult]) -> dict[str, dict[str, Any]]:

@@ -11,8 +11,10 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
@@ -83,8 +85,7 @@ class PrefixLM:
 
     def _drop_keys(self) -> None:
         self._tree = PrefixTree()
-        self._keys: list[torch.Tensor] = []  # per layer [H, nodes, W], and the same for values
-        self._values: list[torch.Tensor] = []
+        self._cache = NodeCache()
 
     @property
     def capacity(self) -> int:
@@ -145,51 +146,65 @@ class PrefixLM:
         """[N, D]: compute prefixes that are not known, and keep their keys and values."""
         first_new = len(self._tree)
         ends = [self._tree.add(prefix)[-1] for prefix in prefixes]
-        if self._keys and len(self._tree) > self.capacity:
+        if len(self._cache) and len(self._tree) > self.capacity:
             self._drop_keys()
             first_new = 0
             ends = [self._tree.add(prefix)[-1] for prefix in prefixes]
         # A prefix inside an earlier one has keys but no hidden state: its last token goes through again.
         queries = sorted({*range(first_new, len(self._tree)), *ends})
-        past = sorted({above for node in queries for above in self._tree.ancestors(node)} - set(queries))
-        device = self.model.device
-        cache = DynamicCache()
-        past_index = torch.tensor(past, device=device)
-        if past:
-            for layer, (keys_HNW, values_HNW) in enumerate(zip(self._keys, self._values, strict=True)):
-                cache.update(keys_HNW[None, :, past_index], values_HNW[None, :, past_index], layer)
         row = {node: index for index, node in enumerate(queries)}
         try:
             with self._within():
                 hidden_QD = tree_hidden(
-                    self.model, self._tree, queries, past, cache=cache, compute_dtype=self.compute_dtype
+                    self.model, self._tree, queries, cache=self._cache, compute_dtype=self.compute_dtype
                 )
-            self._keep(cache, queries, len(past))
         except BaseException:  # an interrupt, say: the tree has nodes without keys now
             self.clear()
             raise
         self.computed_tokens += len(queries)
         return hidden_QD[[row[end] for end in ends]]
 
-    def _keep(self, cache: DynamicCache, queries: Sequence[int], skip: int) -> None:
-        """Copy the queries' keys and values out of ``cache``, behind its first ``skip`` entries."""
-        index = torch.tensor(queries, device=self.model.device)
-        for layer, computed in enumerate(cache.layers):
-            for held, name in ((self._keys, "keys"), (self._values, "values")):
-                fresh_HNW: torch.Tensor = getattr(computed, name)[0, :, skip:]
-                if layer == len(held):
-                    held.append(fresh_HNW[:, :0])
-                held[layer] = _grown(held[layer], len(self._tree))
-                held[layer][:, index] = fresh_HNW
+
+class NodeCache(DynamicCache):
+    """Keys and values of a tree's nodes, a row for each, from which attention gathers what it needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer keys and values, [nodes, H, W]
+        self._queries = torch.empty(0, dtype=torch.long)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def expect(self, queries_Q: torch.Tensor, size: int) -> None:
+        """Say which nodes the next forward pass computes, and how many there are with them."""
+        self._queries, self._size = queries_Q, size
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep the queries' keys and values, [1, H, Q, W]; returns all nodes', [1, H, nodes, W], as views."""
+        fresh = [states[0].transpose(0, 1) for states in (key_states, value_states)]
+        if layer_idx == len(self._rows):
+            self._rows.append((fresh[0][:0], fresh[1][:0]))
+        keys, values = (_grown(held, self._size) for held in self._rows[layer_idx])
+        self._rows[layer_idx] = keys, values
+        for held, rows in zip((keys, values), fresh, strict=True):
+            held[self._queries] = rows
+        return keys[None].transpose(1, 2), values[None].transpose(1, 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Of no use here: positions are given."""
+        return 0
 
 
 def tree_hidden(
     model: PreTrainedModel,
     tree: PrefixTree,
     queries: Sequence[int],
-    past: Sequence[int] = (),
     *,
-    cache: DynamicCache | None = None,
+    cache: NodeCache | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """One forward pass over nodes of a tree, up to what goes into the head.
@@ -198,8 +213,8 @@ def tree_hidden(
         model: The language model.
         tree: Where the nodes are.
         queries: Nodes to compute, ascending.
-        past: The nodes whose keys and values are in ``cache``, in its order.
-        cache: Keys and values of ``past``; extended by those of the queries. ``None`` keeps none.
+        cache: Keys and values of all other ancestors of the queries; those of the queries are added. ``None``
+            keeps none.
         compute_dtype: What matrix products run in, by torch's autocast; by default the weights' own.
 
     Returns:
@@ -209,13 +224,19 @@ def tree_hidden(
     decoder: Any = model.base_model
     if decoder.config._attn_implementation != tree_attention.NAME:
         decoder.config._attn_implementation = tree_attention.NAME
-    blocks = tree_attention.TreeBlocks(tree.blocks(queries, [*past, *queries]), device)
+    if cache is None:
+        blocks = tree.blocks(queries, queries)
+    else:
+        keys = sorted({above for node in queries for above in tree.ancestors(node)}.union(queries))
+        blocks = tree.blocks(queries, keys)
+        blocks = replace(blocks, keys_BP=np.array(keys)[blocks.keys_BP])
+        cache.expect(torch.tensor(queries, device=device), len(tree))
     with torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None):
         output = decoder(
             input_ids=torch.tensor([[tree.tokens[node] for node in queries]], device=device),
             position_ids=torch.tensor([[tree.depths[node] for node in queries]], device=device),
             attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),  # the blocks have it
-            tree_blocks=blocks,
+            tree_blocks=tree_attention.TreeBlocks(blocks, device),
             **({} if cache is None else {_cache_argument(decoder): cache}),
             use_cache=cache is not None,
         )
@@ -257,11 +278,11 @@ def _cache_argument(decoder: torch.nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(type(decoder).forward).parameters else "past_key_values"
 
 
-def _grown(tensor_HNW: torch.Tensor, nodes: int) -> torch.Tensor:
+def _grown(tensor_NHW: torch.Tensor, nodes: int) -> torch.Tensor:
     """The tensor with room for ``nodes`` nodes; doubled, so that growing is linear in all."""
-    have = tensor_HNW.shape[1]
+    have = tensor_NHW.shape[0]
     if nodes <= have:
-        return tensor_HNW
-    grown = tensor_HNW.new_zeros((tensor_HNW.shape[0], max(nodes, 2 * have), tensor_HNW.shape[2]))
-    grown[:, :have] = tensor_HNW
+        return tensor_NHW
+    grown = tensor_NHW.new_zeros((max(nodes, 2 * have), *tensor_NHW.shape[1:]))
+    grown[:have] = tensor_NHW
     return grown

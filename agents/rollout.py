@@ -1,23 +1,28 @@
 """Episodes: a policy plays many at once over a Gymnasium vector env."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from agents.policy import FinishReason, Policy, Prompt, Sampling
 from agents.prompts import Layout, build_prompt
-from envs.text_env import TextEnv, is_success
+from envs.deadline import deadline
+from envs.text_env import TextEnv
 from envs.words import EnvWords
 from experience.context import NO_CONTEXT, Context
 from experience.insight import Insight
 from experience.split import SeedRange
 from experience.trace import StopReason, Trace, Turn
+
+Vectorization = Literal["sync", "async"]
+VectorEnv = SyncVectorEnv | AsyncVectorEnv
 
 ERROR = "rollout/error"
 """Key of the info that says what the env raised."""
@@ -36,11 +41,15 @@ class Phase:
 class _Slot(gym.Wrapper[str, str, str, str]):
     """A place for one episode after the other in a vector env.
 
-    An env that raises ends its own episode, with ``info[ERROR]``, and not its siblings'. A reset
-    without a seed parks the slot: it stays still until a reset with one.
+    An env that raises, hangs or gives bad data ends its own episode, with ``info[ERROR]``, and not its
+    siblings'. A reset without a seed parks the slot: it stays still until a reset with one.
     """
 
     _parked = True
+
+    def __init__(self, env: TextEnv, timeout: float) -> None:
+        super().__init__(env)
+        self._timeout = timeout
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -49,7 +58,8 @@ class _Slot(gym.Wrapper[str, str, str, str]):
         if self._parked:
             return "", {}
         try:
-            return self.env.reset(seed=seed, options=options)
+            with deadline(self._timeout):
+                return self.env.reset(seed=seed, options=options)
         except Exception as error:
             self._parked = True
             return "", {ERROR: f"{type(error).__name__}: {error}"}
@@ -58,7 +68,11 @@ class _Slot(gym.Wrapper[str, str, str, str]):
         if self._parked:
             return "", 0.0, False, False, {}
         try:
-            return self.env.step(action)
+            with deadline(self._timeout):
+                observation, reward, terminated, truncated, info = self.env.step(action)
+            if not math.isfinite(reward):
+                raise ValueError(f"the reward is {reward}")
+            return observation, float(reward), bool(terminated), bool(truncated), info
         except Exception as error:
             return "", 0.0, False, True, {ERROR: f"{type(error).__name__}: {error} (reply {action[:80]!r})"}
 
@@ -75,13 +89,35 @@ class _Episode:
     turns: list[Turn] = field(default_factory=list)
 
 
-def vector_env(make: Callable[[], TextEnv], num_envs: int) -> SyncVectorEnv:
-    """``num_envs`` places for episodes, for ``rollout``."""
-    return SyncVectorEnv([lambda: _Slot(make())] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+def vector_env(
+    make: Callable[[], TextEnv],
+    num_envs: int,
+    *,
+    vectorization: Vectorization = "sync",
+    timeout: float = 0.0,
+) -> VectorEnv:
+    """``num_envs`` places for episodes, for ``rollout``.
+
+    Args:
+        make: Makes an env; has to be picklable for ``async``.
+        num_envs: How many episodes at once.
+        vectorization: ``sync`` steps one env after the other; ``async`` gives each a process, which pays
+            where a step takes longer than a message to another process.
+        timeout: Seconds for a step or reset; 0 waits for ever.
+    """
+    slots = [partial(_make_slot, make, timeout)] * num_envs
+    if vectorization == "sync":
+        return SyncVectorEnv(slots, autoreset_mode=AutoresetMode.DISABLED)
+    # Text cannot be shared memory. Forked processes would inherit torch's threads, half alive.
+    return AsyncVectorEnv(slots, shared_memory=False, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _make_slot(make: Callable[[], TextEnv], timeout: float) -> _Slot:
+    return _Slot(make(), timeout)
 
 
 def rollout(
-    envs: SyncVectorEnv,
+    envs: VectorEnv,
     words: EnvWords,
     policy: Policy,
     phases: Sequence[Phase],
@@ -195,7 +231,8 @@ def rollout(
                 else:
                     stop = StopReason.TERMINATED if terminated[i] else StopReason.TRUNCATED
                 total_reward = sum(turn.reward for turn in episode.turns)
-                success = is_success(_info(infos, "is_success", i), total_reward)
+                declared = {"is_success": _info(infos, "is_success", i)}
+                success = words.success.of(declared, total_reward, bool(terminated[i]))
                 yield trace(episode, stop, observations[i], success)
                 free[i] = True
 

@@ -69,10 +69,16 @@ class Session:
         self.config = config
         self.console = console
         make = partial(
-            make_text_env, config.env, config.env_kwargs, max_invalid_replies=config.max_invalid_replies
+            make_text_env,
+            config.env,
+            config.env_kwargs,
+            max_invalid_replies=config.max_invalid_replies,
+            history=config.turns_of_history,
         )
         self.words = make().words
-        self.envs = vector_env(make, config.num_envs)
+        self.envs = vector_env(
+            make, config.num_envs, vectorization=config.vectorization, timeout=config.env_timeout
+        )
         self.ranks = ranks
         loaded = self._load(config.model)
         self.config = config = replace(

@@ -2,11 +2,28 @@
 
 import gymnasium as gym
 
+from envs.check import check_text_env
 from envs.math_env import MAX_ATTEMPTS
+from envs.random_lake import MAX_MOVES
+from envs.registry import register_text
 from envs.text_env import TextEnv, make_env, make_text_env
-from envs.words import EnvError, EnvWords
+from envs.words import EnvError, EnvWords, Success
 
-__all__ = ["EnvError", "EnvWords", "TextEnv", "make_env", "make_text_env"]
+__all__ = [
+    "EnvError",
+    "EnvWords",
+    "Success",
+    "TextEnv",
+    "check_text_env",
+    "make_env",
+    "make_text_env",
+    "register_text",
+]
 
 # One step more than there can be attempts: the env ends its episodes itself.
 gym.register("Math-v0", entry_point="envs.math_env:MathEnv", max_episode_steps=MAX_ATTEMPTS + 1)
+gym.register(
+    "OPCD/RandomFrozenLake-v0",
+    entry_point="envs.random_lake:RandomFrozenLakeEnv",
+    max_episode_steps=MAX_MOVES,
+)

@@ -1,13 +1,13 @@
 """Frozen Lake in words. The agent reads where it stands, never the map: holes must be learned."""
 
-import re
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
-from envs.words import EnvError, EnvWords
+from envs.actions import word_grammar
+from envs.words import EnvError, EnvWords, Success
 
 ACTIONS = ("left", "down", "right", "up")
 """Gymnasium's actions 0 to 3."""
@@ -41,8 +41,10 @@ def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
         question="Left, down, right or up?",
         reply_prefix="I move",
         actions=ACTIONS,
+        grammar=word_grammar(ACTIONS),
         describe=describe,
         advise=advise,
+        success=Success(means="the goal is reached", reached=lambda total, _: total > 0),
     )
 
 
@@ -54,9 +56,3 @@ def lake_map(env: gym.Env[Any, Any]) -> list[str] | None:
     if not isinstance(env.unwrapped, FrozenLakeEnv):
         return None
     return ["".join(cell.decode() for cell in row) for row in np.asarray(env.unwrapped.desc)]
-
-
-def lake_place(observation: str) -> tuple[int, int]:
-    """The row and column, from 1, in an observation of ``frozen_lake_words``."""
-    row, column = re.findall(r"\d+", observation)
-    return int(row), int(column)

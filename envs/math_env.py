@@ -4,10 +4,11 @@ from typing import Any, cast
 
 import gymnasium as gym
 
+from envs.actions import text_grammar
 from envs.any_text import MAX_CHARS, AnyText, clean
 from envs.problems import PARTS, Problem, Problems, dataset_problems, file_problems, task_problems
 from envs.verify import shared_verifier
-from envs.words import EnvError, EnvWords
+from envs.words import EnvError, EnvWords, Success
 
 MAX_ATTEMPTS = 32
 MAX_QUESTION_CHARS = MAX_CHARS - 8192
@@ -131,6 +132,8 @@ def math_words(env: gym.Env[Any, Any]) -> EnvWords:
         question="",
         reply_prefix="",
         actions=(),
+        grammar=text_grammar,
         describe=lambda observation: cast("str", observation),
         advise=None,
+        success=Success(means="the answer is right", reached=lambda total, _: total > 0),
     )

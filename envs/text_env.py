@@ -1,23 +1,24 @@
 """``TextEnv``: any supported Gymnasium environment with text in and text out."""
 
 import difflib
-from collections.abc import Callable, Mapping
-from typing import Any, SupportsFloat, cast
+import sys
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
-from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
-from gymnasium.spaces import Discrete
 
 from envs.any_text import AnyText
-from envs.frozen_lake import frozen_lake_words
-from envs.math_env import MathEnv, math_words
-from envs.words import EnvError, EnvWords
+from envs.registry import words_for
+from envs.words import EnvError
 
-WORDS: dict[type[gym.Env[Any, Any]], Callable[[gym.Env[Any, Any]], EnvWords]] = {
-    FrozenLakeEnv: frozen_lake_words,
-    MathEnv: math_words,
-}
-"""Env class -> its words. An env outside this table has no text form yet."""
+STEP_LIMIT = 200
+"""Steps of an episode, where neither the env nor the user has set a limit."""
+ALL_TURNS = sys.maxsize
+MAX_HISTORY_CHARS = 4000
+"""Of the turns before the present one; the oldest are left out."""
+NOW = "Now: "
 
 
 class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -26,34 +27,37 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
     ``step`` takes the agent's whole reply. A reply that is no action does not step the env: the turn
     is spent with reward 0 and no ``info["text/action"]``, and ``max_invalid_replies`` of them in a row
     truncate the episode with ``info["text/too_many_invalid"] = True``. A readable reply leaves its
-    action's word in ``info["text/action"]``; the env's own info stays as it is.
+    action's text in ``info["text/action"]``; the env's own info stays as it is.
 
     Where the env's actions are text every reply is one. ``info["text/action"]`` is then the env's
     ``info["answer"]``, what it read in the reply (``None`` for nothing), or without one the text.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], *, max_invalid_replies: int = 3) -> None:
+    def __init__(self, env: gym.Env[Any, Any], *, max_invalid_replies: int = 3, history: int = 0) -> None:
         """Wrap ``env``.
 
         Args:
-            env: An env whose class is in ``WORDS``.
+            env: Any env whose actions can be written as text.
             max_invalid_replies: Unreadable replies in a row that end an episode; at least 1.
+            history: So many turns before the present one are told with each observation, within
+                ``MAX_HISTORY_CHARS``.
 
         Raises:
-            EnvError: The env has no text form yet, or ``max_invalid_replies`` < 1.
+            EnvError: The env cannot be put into words, or a number is out of range.
         """
         super().__init__(env)
         if max_invalid_replies < 1:
             raise EnvError(f"max_invalid_replies must be at least 1, not {max_invalid_replies}")
-        describe_env = next((make for cls, make in WORDS.items() if isinstance(env.unwrapped, cls)), None)
-        if describe_env is None:
-            raise EnvError(
-                f"{type(env.unwrapped).__name__} has no text form yet (observations {env.observation_space}, "
-                f"actions {env.action_space}); envs with one: {', '.join(cls.__name__ for cls in WORDS)}"
-            )
-        self.words = describe_env(env)
+        if history < 0:
+            raise EnvError(f"history must be at least 0, not {history}")
+        words = words_for(env)
+        if history:
+            situation = words.situation  # what was before does not make the situation another one
+            words = replace(words, situation=lambda text: situation(text.rpartition(NOW)[2]))
+        self.words = words
         self.max_invalid_replies = max_invalid_replies
-        self._observation = ""
+        self._now = ""
+        self._past: deque[str] = deque(maxlen=history)
         self._invalid_in_a_row = 0
         self.observation_space = AnyText()
         self.action_space = AnyText()
@@ -64,44 +68,40 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         """Start an episode; returns the first observation as a sentence."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._invalid_in_a_row = 0
-        self._observation = self.words.describe(observation)
-        return self._observation, info
+        self._past.clear()
+        self._now = self.words.describe(observation)
+        return self._now, info
 
     def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take the agent's reply; see the class for what an unreadable one does."""
-        word = self.words.parse(action)
-        if word is None:
+        read = self.words.parse(action)
+        if read is None:
             self._invalid_in_a_row += 1
             too_many = self._invalid_in_a_row >= self.max_invalid_replies
-            return (
-                self._observation,
-                0.0,
-                False,
-                too_many,
-                {"text/too_many_invalid": too_many},
-            )
+            return self._observation(), 0.0, False, too_many, {"text/too_many_invalid": too_many}
         self._invalid_in_a_row = 0
-        observation, reward, terminated, truncated, info = self.env.step(self._env_action(word))
-        self._observation = self.words.describe(observation)
-        if not self.words.actions:
-            word = info.get("answer", word)
-        return self._observation, reward, terminated, truncated, {**info, "text/action": word}
+        observation, reward, terminated, truncated, info = self.env.step(read.value)
+        self._past.append(f"{self._now} {self.words.reply_prefix} {read.text}.")
+        self._now = self.words.describe(observation)
+        text = read.text if self.words.actions else info.get("answer", read.text)
+        return self._observation(), reward, terminated, truncated, {**info, "text/action": text}
 
-    def _env_action(self, word: str) -> int | str:
-        """What the env's ``step`` takes for an action."""
-        if not self.words.actions:
-            return word
-        space = cast("Discrete", self.env.action_space)
-        return int(space.start) + self.words.actions.index(word)
-
-
-def is_success(declared: object, total_reward: float) -> bool:
-    """Whether an episode succeeded: as declared in ``info["is_success"]``, else by a positive return."""
-    return total_reward > 0 if declared is None else bool(declared)
+    def _observation(self) -> str:
+        """What is seen now, behind what was seen and done before."""
+        if not self._past:
+            return self._now
+        kept: deque[str] = deque()
+        length = 0
+        for turn in reversed(self._past):
+            length += len(turn) + 1
+            if length > MAX_HISTORY_CHARS:
+                break
+            kept.appendleft(turn)
+        return "\n".join([*kept, f"{NOW}{self._now}"])
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
-    """``gymnasium.make`` with errors that say what to do.
+    """``gymnasium.make`` with errors that say what to do, and a step limit where there is none.
 
     Args:
         env_id: A registered id, or ``module:EnvId`` to import ``module`` first.
@@ -109,10 +109,16 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
 
     Raises:
         EnvError: No such id (with the nearest ones), the env refuses the arguments, or its episodes
-            have no step limit.
+            would have no step limit: ``max_episode_steps`` in ``env_kwargs`` is -1.
     """
     try:
         env = gym.make(env_id, disable_env_checker=True, **env_kwargs)
+        if (
+            env.spec is not None
+            and env.spec.max_episode_steps is None
+            and "max_episode_steps" not in env_kwargs
+        ):
+            env = gym.make(env_id, disable_env_checker=True, max_episode_steps=STEP_LIMIT, **env_kwargs)
     except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound) as error:
         near = difflib.get_close_matches(env_id, gym.registry, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -130,6 +136,8 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     return env
 
 
-def make_text_env(env_id: str, env_kwargs: Mapping[str, Any], *, max_invalid_replies: int = 3) -> TextEnv:
+def make_text_env(
+    env_id: str, env_kwargs: Mapping[str, Any], *, max_invalid_replies: int = 3, history: int = 0
+) -> TextEnv:
     """The env as text; see ``make_env`` and ``TextEnv`` for the arguments and errors."""
-    return TextEnv(make_env(env_id, env_kwargs), max_invalid_replies=max_invalid_replies)
+    return TextEnv(make_env(env_id, env_kwargs), max_invalid_replies=max_invalid_replies, history=history)

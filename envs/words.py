@@ -1,15 +1,13 @@
 """What has to be said to turn one environment into text."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from envs.any_text import clean
+from envs.actions import Action, Grammar
 
-MAX_ACTION_CHARS = 64
-"""A reply longer than this is no action: nothing longer is looked at."""
 MAX_REPLY_CHARS = 4096
-"""Where the reply itself is the action, the last so many characters of it are."""
+"""The last so many characters of a reply are looked at: that is where answers stand."""
 
 
 class EnvError(ValueError):
@@ -17,8 +15,26 @@ class EnvError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Success:
+    """What an episode has to reach, where the env does not say so itself in ``info["is_success"]``."""
+
+    means: str
+    """Completes "an episode succeeds when ...": the report states it."""
+    reached: Callable[[float, bool], bool]
+    """(the episode's return, whether it terminated) -> whether that is a success."""
+
+    def of(self, info: dict[str, Any], total_reward: float, terminated: bool) -> bool:
+        """Whether an episode with this last ``info``, return and end succeeded."""
+        declared = info.get("is_success")
+        return self.reached(total_reward, terminated) if declared is None else bool(declared)
+
+
+POSITIVE_RETURN = Success(means="its return is positive", reached=lambda total, _: total > 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnvWords:
-    """The words of one environment, whose actions are words or whatever is replied."""
+    """The words of one environment."""
 
     rules: str
     """What the game is: the system message. Nothing that is to be learned by playing."""
@@ -27,33 +43,25 @@ class EnvWords:
     reply_prefix: str
     """What every reply begins with; the agent continues from here."""
     actions: tuple[str, ...]
-    """The word of each action, in the order of the env's ``Discrete`` action space, lower case.
-
-    Empty where the env takes text: the reply itself is the action."""
-    describe: Callable[[object], str]
+    """Every action's text, where they can be counted: in the order of a ``Discrete`` action space. Empty for
+    others."""
+    grammar: Grammar
+    """What a reply, without its prefix, means."""
+    describe: Callable[[Any], str]
     """An observation of the env as a sentence."""
     advise: Callable[[str, str], str] | None
-    """(observation sentence, action word) -> advice to do that there, worded like the observation.
+    """(situation, action text) -> advice to do that there, worded like the observation.
 
     ``None`` where there is nothing to advise from outcomes, as with text for an action."""
+    success: Success = POSITIVE_RETURN
 
     situation: Callable[[str], str] = str
     """What an observation sentence has in common with those that are to be treated alike, such as the bucket
     of a number; by default each is its own."""
 
-    def parse(self, reply: str) -> str | None:
-        """The action that ``reply`` is.
+    def parse(self, reply: str) -> Action | None:
+        """The action that ``reply`` is, with or without the reply prefix; ``None`` if it is none.
 
-        Without action words, the end of the reply, which is where answers stand, free of control
-        characters; it may be empty. Otherwise the one action word that the reply consists of, or ``None``.
-        That is strict on purpose: the word alone, in any case, with or without the reply prefix, and no
-        letters or digits beside it. Replies are a model's output and are only ever compared.
+        Replies are a model's output: they are compared and parsed, and never evaluated.
         """
-        if not self.actions:
-            return clean(reply.removeprefix(self.reply_prefix)[-MAX_REPLY_CHARS:]).strip()
-        rest = reply.strip().removeprefix(self.reply_prefix)
-        if len(rest) > MAX_ACTION_CHARS:
-            return None
-        word = re.fullmatch(r"[^\w]*(\w+)[^\w]*", rest)
-        action = word[1].lower() if word else None
-        return action if action in self.actions else None
+        return self.grammar(reply.strip().removeprefix(self.reply_prefix)[-MAX_REPLY_CHARS:])

@@ -43,7 +43,8 @@ PART_LABELS = {
     "validation": "validation",
     "test": "measuring on test",
 }
-SUCCESS = 'Success is what the environment declares in info["is_success"], or else a positive return.'
+SUCCESS = "the environment says so, or else its return is positive"
+"""In runs that do not say what success means."""
 
 
 def write_report(path: Path, store: str | None = None) -> Path:

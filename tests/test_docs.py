@@ -8,6 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agents.models import load_model
+from agents.self_improve import SelfImproveConfig, self_improve
+from envs import check_text_env
 from evals.suite import read_suite
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -45,3 +47,27 @@ def test_the_suite_in_the_readme(tmp_path: Path) -> None:
     [suite] = re.findall(r"```yaml\n(.*?)```", (DOCS.parent / "README.md").read_text("utf-8"), re.DOTALL)
     (tmp_path / "suite.yaml").write_text(suite)
     assert len(read_suite(str(tmp_path / "suite.yaml"))) == 2 * 5 * 3
+
+
+def test_an_environment_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walker_folder: Path
+) -> None:
+    [module] = code_blocks("environments.md")
+    (tmp_path / "my_env.py").write_text(module, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert check_text_env("my_env:Corridor-v0") == []
+    config = SelfImproveConfig(
+        env="my_env:Corridor-v0",
+        model=str(walker_folder),
+        output=tmp_path / "run",
+        rounds=1,
+        episodes=64,
+        waves=2,
+        steps=2,
+        lr=1e-3,
+        validation_episodes=32,
+        test_episodes=16,
+    )
+    results = self_improve(config)
+    assert results["success_means"] == "the right end is reached"
+    assert (tmp_path / "run" / "report.html").exists()

@@ -105,10 +105,10 @@ def test_any_reply_is_an_answer() -> None:
 def test_text_that_reaches_the_env_is_in_its_space() -> None:
     env = make_text_env("Math-v0", SUMS)
     for reply in ("The answer is 4.", "a\x00b\ud800c\nd", "é²π" * 5000, ""):
-        text = env.words.parse(reply)
-        assert text is not None
-        assert len(text) <= MAX_REPLY_CHARS
-        assert text in env.env.action_space
+        action = env.words.parse(reply)
+        assert action is not None
+        assert len(action.text) <= MAX_REPLY_CHARS
+        assert action.value in env.env.action_space
     assert "a\x00" not in AnyText()
     assert clean("a\x00b\ud83d\tc\n") == "a b \tc\n"
     assert 3 not in AnyText()

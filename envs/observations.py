@@ -1,0 +1,101 @@
+"""Observations of any space as text, and what like ones have in common."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box
+
+from envs.any_text import clean
+
+MAX_CHARS = 2000
+"""The longest text that an observation becomes."""
+MAX_NUMBERS = 256
+"""Arrays with more numbers are abbreviated to their corners."""
+MAX_COMPONENTS = 16
+"""Vectors of up to so many numbers have each of them named."""
+DECIMALS = 2
+"""Of numbers without finite bounds."""
+BUCKETS = 7
+"""Of each component of an observation, between its bounds; odd, so that one lies around the middle."""
+WIDE = 3.0
+"""Where a component has no bounds, the buckets lie between minus and plus this."""
+
+
+def value_text(value: Any) -> str:
+    """Any value of any space as one short text: numbers rounded, large arrays abbreviated."""
+    return clean(_text(value))[:MAX_CHARS]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_text, value))})"
+    if isinstance(value, np.ndarray) and value.ndim:
+        shape = f"{'x'.join(map(str, value.shape))} array " if value.size > MAX_NUMBERS else ""
+        return shape + np.array2string(
+            value, precision=DECIMALS, suppress_small=True, threshold=MAX_NUMBERS, max_line_width=MAX_CHARS
+        ).replace("\n\n", "\n")
+    if isinstance(value, float | np.floating):
+        return number_text(float(value), DECIMALS)
+    return str(value)
+
+
+def number_text(number: float, decimals: int) -> str:
+    """Rounded, without trailing zeros or a minus before zero."""
+    return (
+        f"{round(number, decimals) + 0.0:.{decimals}f}".rstrip("0").rstrip(".")
+        if decimals
+        else f"{number:.0f}"
+    )
+
+
+class Components:
+    """A vector whose numbers have names."""
+
+    def __init__(self, space: Box, names: Sequence[str]) -> None:
+        """Set the decimals and the buckets by the bounds.
+
+        Args:
+            space: Of one dimension.
+            names: One per number.
+        """
+        self.names = tuple(names)
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        # A bound near the largest float is none.
+        bounded = (np.abs(low) < 1e30) & (np.abs(high) < 1e30)
+        self._low = np.where(bounded, low, -WIDE)
+        self._high = np.where(bounded, high, WIDE)
+        widths = np.maximum(self._high - self._low, 1e-9)
+        whole = np.issubdtype(space.dtype, np.integer)
+        self._decimals = [
+            0 if whole else max(0, 2 - math.floor(math.log10(width))) if is_bounded else DECIMALS
+            for width, is_bounded in zip(widths, bounded, strict=True)
+        ]
+
+    def describe(self, observation: Any) -> str:
+        """A sentence such as "Position -0.52, velocity 0.003."."""
+        numbers = np.asarray(observation, dtype=np.float64)
+        if numbers.shape != (len(self.names),) or not np.isfinite(numbers).all():
+            raise ValueError(
+                f"an observation of {len(self.names)} finite numbers is needed, not {observation}"
+            )
+        return self._sentence(numbers)
+
+    def situation(self, sentence: str) -> str:
+        """The sentence of the middle of its buckets."""
+        numbers = np.asarray([float(part.rsplit(" ", 1)[1]) for part in sentence.rstrip(".").split(", ")])
+        width = (self._high - self._low) / BUCKETS
+        width = np.where(width > 0, width, 1.0)
+        bucket = np.clip(np.floor((numbers - self._low) / width), 0, BUCKETS - 1)
+        return self._sentence(self._low + (bucket + 0.5) * width)
+
+    def _sentence(self, numbers: Any) -> str:
+        parts = (
+            f"{name} {number_text(float(number), decimals)}"
+            for name, number, decimals in zip(self.names, numbers, self._decimals, strict=True)
+        )
+        text = ", ".join(parts) + "."
+        return text[0].upper() + text[1:]

@@ -1,0 +1,138 @@
+"""Which words an environment has: its author's, ours, or those that its spaces give."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.classic_control.acrobot import AcrobotEnv
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
+from gymnasium.envs.toy_text.blackjack import BlackjackEnv
+from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
+from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
+from gymnasium.envs.toy_text.taxi import TaxiEnv
+from gymnasium.spaces import Discrete
+
+from envs.actions import Action, Grammar, action_text, word_grammar
+from envs.any_env import any_words
+from envs.classic_control import acrobot_words, cart_pole_words, mountain_car_words
+from envs.frozen_lake import frozen_lake_words
+from envs.math_env import MathEnv, math_words
+from envs.random_lake import RandomFrozenLakeEnv, random_lake_words
+from envs.toy_text import blackjack_words, cliff_words, taxi_words
+from envs.words import EnvError, EnvWords, Success
+
+WordsOf = Callable[[gym.Env[Any, Any]], EnvWords]
+
+OURS: dict[type[gym.Env[Any, Any]], WordsOf] = {
+    FrozenLakeEnv: frozen_lake_words,
+    RandomFrozenLakeEnv: random_lake_words,
+    TaxiEnv: taxi_words,
+    CliffWalkingEnv: cliff_words,
+    BlackjackEnv: blackjack_words,
+    CartPoleEnv: cart_pole_words,
+    MountainCarEnv: mountain_car_words,
+    AcrobotEnv: acrobot_words,
+    MathEnv: math_words,
+}
+"""Env class -> its words."""
+
+_REGISTERED: dict[str, WordsOf] = {}
+"""Env id -> its author's words."""
+
+
+def words_for(env: gym.Env[Any, Any]) -> EnvWords:
+    """The env's words: registered by its id, else ours, else from its spaces.
+
+    Raises:
+        EnvError: Its actions cannot be written as text.
+    """
+    registered = _REGISTERED.get(env.spec.id) if env.spec else None
+    ours = (make for cls, make in OURS.items() if isinstance(env.unwrapped, cls))
+    return (registered or next(ours, any_words))(env)
+
+
+def register_text(
+    env_id: str,
+    *,
+    rules: str | None = None,
+    question: str | None = None,
+    reply_prefix: str | None = None,
+    actions: Sequence[str] | None = None,
+    parse: Callable[[str], Any] | None = None,
+    describe: Callable[[Any], str] | None = None,
+    situation: Callable[[str], str] | None = None,
+    advise: Callable[[str, str], str] | None = None,
+    success: Success | None = None,
+) -> None:
+    """Put an env into better words than its spaces give; what is left out, they still give.
+
+    Call it in the module that registers the env with Gymnasium, and name both: ``--env my_module:MyEnv-v0``.
+
+    Args:
+        env_id: As registered, version included.
+        rules: What the game is, in the system message.
+        question: What is asked after each observation.
+        reply_prefix: What every reply begins with.
+        actions: One lower-case word per action of a ``Discrete`` space, in its order.
+        parse: Reply -> what the env's ``step`` takes, or ``None`` if it is no action. By default the word
+            of an action, or JSON. It is given what a model wrote: never evaluate it.
+        describe: Observation -> sentence.
+        situation: Sentence -> what like ones have in common, such as a rounded number; insights from outcomes
+            are about situations. By default each of your own sentences is one.
+        advise: (situation, action's word) -> the advice to do that there.
+        success: What an episode has to reach; by default the spec's reward threshold or a positive return. An
+            env's own ``info["is_success"]`` goes before it.
+
+    Raises:
+        EnvError: ``actions`` are not different lower-case words.
+    """
+    if actions is not None:
+        if len(set(actions)) < len(actions) or not all(
+            word.replace("_", "a").isalnum() and word == word.lower() for word in actions
+        ):
+            raise EnvError(f"{env_id}: actions must be different lower-case words, not {list(actions)}")
+        actions = tuple(actions)
+    changes: dict[str, Any] = {
+        "rules": rules,
+        "question": question,
+        "reply_prefix": reply_prefix,
+        "describe": describe,
+        "situation": situation or (None if describe is None else str),
+        "advise": advise,
+        "success": success,
+    }
+
+    def words(env: gym.Env[Any, Any]) -> EnvWords:
+        grammar = _grammar(env, env_id, actions, parse)
+        given = {name: value for name, value in changes.items() if value is not None}
+        return dataclasses.replace(any_words(env, actions=actions, grammar=grammar), **given)
+
+    _REGISTERED[env_id] = words
+
+
+def _grammar(
+    env: gym.Env[Any, Any],
+    env_id: str,
+    actions: Sequence[str] | None,
+    parse: Callable[[str], Any] | None,
+) -> Grammar | None:
+    space = env.action_space
+    first = 0
+    if actions is not None:
+        if not isinstance(space, Discrete) or space.n != len(actions):
+            raise EnvError(f"{env_id}: {len(actions)} action words do not fit the action space {space}")
+        first = int(space.start)
+    if parse is None:
+        return None if actions is None else word_grammar(actions, first)
+
+    def grammar(reply: str) -> Action | None:
+        value = parse(reply)
+        if value is None:
+            return None
+        return Action(
+            text=action_text(value) if actions is None else actions[int(value) - first], value=value
+        )
+
+    return grammar
