@@ -25,7 +25,8 @@ from agents.policy import Policy, Sampling
 from agents.rollout import Phase, rollout, vector_env
 from agents.self_improve import run_experiment, saved_config
 from agents.session import as_policy, reply_tokens
-from envs.text_env import TextEnv, make_env, make_text_env
+from envs.text_env import NOW, TextEnv, make_env, make_text_env
+from envs.words import EnvWords
 from experience.context import NO_CONTEXT, Context
 from experience.insight import InsightState
 from experience.split import SeedRange
@@ -94,14 +95,14 @@ class Narrated(TextEnv):
         if reward:
             self._tell(f"reward {reward:g}", "green" if float(reward) > 0 else "red")
         if terminated or truncated:
-            self._tell(observation)
+            self._tell(observation.rpartition(NOW)[2])
         else:
             self._tell_turn(observation)
         return observation, reward, terminated, truncated, info
 
     def _tell_turn(self, observation: str) -> None:
         self._turn += 1
-        self._tell(observation, number=self._turn)
+        self._tell(observation.rpartition(NOW)[2], number=self._turn)
         for insight in self._context.show(observation):
             self._tell(f"experience: {insight.text}", "cyan")
 
@@ -133,10 +134,9 @@ def play(
     """
 
     def make() -> TextEnv:
-        env = make_env(config.env, config.env_kwargs)
-        return Narrated(env, config, context, console)
+        return Narrated(make_env(config.env, config.env_kwargs), config, context, console)
 
-    envs = vector_env(make, 1)
+    envs = vector_env(make, 1, timeout=config.env_timeout)
     phase = Phase(name="play", seeds=SeedRange.of_seed(seed), context=context)
     try:
         [trace] = rollout(
@@ -182,7 +182,7 @@ def settings(asked: PlayConfig) -> SelfImproveConfig:
     return replace(config, device=asked.device, store=asked.store or config.store)
 
 
-def experience(asked: PlayConfig, config: SelfImproveConfig, env: TextEnv) -> Context:
+def experience(asked: PlayConfig, config: SelfImproveConfig, words: EnvWords) -> Context:
     """The text of the context file, or the run's active insights; nothing without either.
 
     Raises:
@@ -194,7 +194,7 @@ def experience(asked: PlayConfig, config: SelfImproveConfig, env: TextEnv) -> Co
         return NO_CONTEXT
     with open_run(asked.run, location=asked.store) as store:
         active = [insight for insight in store.load_insights() if insight.state == InsightState.ACTIVE]
-    return Context(insights=tuple(active), k=config.insights_per_prompt, situation=env.words.situation)
+    return Context(insights=tuple(active), k=config.insights_per_prompt, situation=words.situation)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -203,8 +203,8 @@ def main(args: list[str] | None = None) -> int:
     def work(_: Console) -> None:
         asked = tyro.cli(PlayConfig, prog="python -m agents.play", args=args)
         config = settings(asked)
-        env = make_text_env(config.env, config.env_kwargs, history=config.turns_of_history)
-        context = experience(asked, config, env)
+        words = make_text_env(config.env, config.env_kwargs, history=config.turns_of_history).words
+        context = experience(asked, config, words)
         loaded = load_model(
             config.model,
             device=config.device,
@@ -212,7 +212,7 @@ def main(args: list[str] | None = None) -> int:
             trust_remote_code=config.trust_remote_code,
         )
         policy = as_policy(loaded, config.compute_dtype)
-        sampling = Sampling(temperature=asked.temperature, max_tokens=reply_tokens(config, policy, env.words))
+        sampling = Sampling(temperature=asked.temperature, max_tokens=reply_tokens(config, policy, words))
         console = Console(highlight=False)
         arms = [("without experience", NO_CONTEXT)]
         if context.insights:

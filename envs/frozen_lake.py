@@ -1,6 +1,5 @@
 """Frozen Lake in words. The agent reads where it stands, never the map: holes must be learned."""
 
-import re
 from typing import Any, cast
 
 import gymnasium as gym
@@ -57,9 +56,3 @@ def lake_map(env: gym.Env[Any, Any]) -> list[str] | None:
     if not isinstance(env.unwrapped, FrozenLakeEnv):
         return None
     return ["".join(cell.decode() for cell in row) for row in np.asarray(env.unwrapped.desc)]
-
-
-def lake_place(observation: str) -> tuple[int, int]:
-    """The row and column, from 1, in an observation of ``frozen_lake_words``."""
-    row, column = re.findall(r"\d+", observation)
-    return int(row), int(column)

@@ -108,6 +108,16 @@ class RandomFrozenLakeEnv(gym.Env[str, np.int64]):
         square = self._board[row][column]
         return self._draw(), float(square == "G"), square in "GH", False, {}
 
+    @property
+    def board(self) -> tuple[str, ...]:
+        """The present board's rows. For reports: the agent reads its own drawing."""
+        return tuple(self._board)
+
+    @property
+    def square(self) -> int:
+        """The number of the square where the player stands, row by row."""
+        return self._place[0] * SIDE + self._place[1]
+
     def _draw(self) -> str:
         """The player is P; what the other letters are is for the agent to find out."""
         rows = [list(row) for row in self._board]

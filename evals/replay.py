@@ -13,8 +13,10 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from envs.deadline import deadline
 from envs.frozen_lake import lake_map
-from envs.text_env import TextEnv, make_text_env
+from envs.random_lake import RandomFrozenLakeEnv
+from envs.text_env import NOW, TextEnv, make_text_env
 from evals.finished_run import FinishedRun
 from experience.store import ExperienceStore
 from experience.text import storable
@@ -87,7 +89,8 @@ def replay_pairs(run: FinishedRun, store: ExperienceStore) -> list[tuple[str, li
 
 def _replay(title: str, trace: Any, seed: int, run: FinishedRun, store: ExperienceStore) -> Replay:
     turns = store.turns(trace_id=str(trace["trace_id"]))
-    observations = [*turns["observation"], str(trace["final_observation"])]
+    # Without the turns before, which the frames before show.
+    observations = [text.rpartition(NOW)[2] for text in (*turns["observation"], trace["final_observation"])]
     board, looks = _looks(run, seed, observations, list(turns["reply"]))
     frames = [
         Frame(
@@ -119,12 +122,12 @@ def _looks(
         env = _env(run)
         try:
             looks, board = [], None
-            for observation, look in zip(observations, _played(env, seed, replies), strict=True):
-                if storable(look[0]) != observation:
+            for observation, now in zip(observations, _played(env, seed, replies, run), strict=True):
+                if storable(now) != observation:
                     raise ValueError("the env does not repeat itself")
-                looks.append(look[1])
-                board = lake_map(env)
-            return None if board is None else tuple(board), looks
+                board = _board(env)
+                looks.append(_place(env) if board else _image(env))
+            return board, looks
         finally:
             env.close()
     except Exception:  # the env's own code, and what it draws with: anything can come out of it
@@ -136,24 +139,40 @@ def _env(run: FinishedRun) -> TextEnv:
     config = run.config
     name, kwargs, limit = config["env"], dict(config["env_kwargs"]), config["max_invalid_replies"]
     env = make_text_env(name, kwargs, max_invalid_replies=limit)
-    if lake_map(env) is None and "rgb_array" in env.unwrapped.metadata.get("render_modes", ()):
+    if _board(env) is None and "rgb_array" in env.unwrapped.metadata.get("render_modes", ()):
         env.close()
         env = make_text_env(name, kwargs | {"render_mode": "rgb_array"}, max_invalid_replies=limit)
     return env
 
 
-def _played(env: TextEnv, seed: int, replies: Sequence[str]) -> Iterator[tuple[str, int | str | None]]:
-    """(observation, look) at the beginning and after each reply."""
-    observation, _ = env.reset(seed=seed)
-    yield observation, _look(env)
+def _played(env: TextEnv, seed: int, replies: Sequence[str], run: FinishedRun) -> Iterator[str]:
+    """The observations at the beginning and after each reply."""
+    seconds = run.config.get("env_timeout", 0.0)
+    with deadline(seconds):
+        observation, _ = env.reset(seed=seed)
+    yield observation
     for reply in replies:
-        observation, *_ = env.step(reply)
-        yield observation, _look(env)
+        with deadline(seconds):
+            observation, *_ = env.step(reply)
+        yield observation
 
 
-def _look(env: TextEnv) -> int | str | None:
-    if lake_map(env) is not None:
-        return int(env.get_wrapper_attr("s"))
+def _board(env: TextEnv) -> tuple[str, ...] | None:
+    """The rows of a frozen lake."""
+    if isinstance(env.unwrapped, RandomFrozenLakeEnv):
+        return env.unwrapped.board
+    rows = lake_map(env)
+    return None if rows is None else tuple(rows)
+
+
+def _place(env: TextEnv) -> int:
+    """The number of the square where the agent stands on its board."""
+    if isinstance(env.unwrapped, RandomFrozenLakeEnv):
+        return env.unwrapped.square
+    return int(env.get_wrapper_attr("s"))
+
+
+def _image(env: TextEnv) -> str | None:
     return _png(env.render()) if env.render_mode == "rgb_array" else None
 
 

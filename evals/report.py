@@ -43,6 +43,8 @@ PART_LABELS = {
     "validation": "validation",
     "test": "measuring on test",
 }
+SUCCESS = "the environment says so, or else its return is positive"
+"""In runs that do not say what success means."""
 
 
 def write_report(path: Path, store: str | None = None) -> Path:
@@ -77,6 +79,7 @@ def write_report(path: Path, store: str | None = None) -> Path:
         about=run.about,
         tables=run.tables,
         labels=ARM_LABELS,
+        success_means=results.get("success_means", SUCCESS),
         is_trained=results["best_step"] > 0,
         insights=insights,
         MAX_INSIGHTS=MAX_INSIGHTS,

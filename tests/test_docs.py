@@ -43,6 +43,12 @@ def test_the_loss_alone() -> None:
     assert tensors["student_hidden_TD"].grad is not None
 
 
+def test_the_suite_in_the_readme(tmp_path: Path) -> None:
+    [suite] = re.findall(r"```yaml\n(.*?)```", (DOCS.parent / "README.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "suite.yaml").write_text(suite)
+    assert len(read_suite(str(tmp_path / "suite.yaml"))) == 2 * 5 * 3
+
+
 def test_an_environment_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walker_folder: Path
 ) -> None:
@@ -65,9 +71,3 @@ def test_an_environment_of_ones_own(
     results = self_improve(config)
     assert results["success_means"] == "the right end is reached"
     assert (tmp_path / "run" / "report.html").exists()
-
-
-def test_the_suite_in_the_readme(tmp_path: Path) -> None:
-    [suite] = re.findall(r"```yaml\n(.*?)```", (DOCS.parent / "README.md").read_text("utf-8"), re.DOTALL)
-    (tmp_path / "suite.yaml").write_text(suite)
-    assert len(read_suite(str(tmp_path / "suite.yaml"))) == 2 * 5 * 3

@@ -14,8 +14,7 @@ import pytest
 
 from agents.config import SelfImproveConfig
 from agents.self_improve import self_improve
-from envs.text_env import WORDS
-from envs.words import EnvWords
+from envs import register_text
 from evals.finished_run import FinishedRun, part_of
 from evals.page import duration, p_text, plural, points, write_page
 from evals.replay import MAX_FRAMES, Frame, _thinned, replay_pairs
@@ -53,17 +52,6 @@ class Corridor(gym.Env[Any, Any]):
         return np.full((300, 400, 3), 60 * self.at, dtype=np.uint8)
 
 
-def corridor_words(env: gym.Env[Any, Any]) -> EnvWords:
-    return EnvWords(
-        rules="Go <on> & win.",
-        question="Where?",
-        reply_prefix="I move",
-        actions=("left", "down", "right", "up"),
-        describe=lambda at: f"<b>Square</b> {at}.",
-        advise=lambda observation, action: f"{observation} Move {action}.",
-    )
-
-
 @pytest.fixture(scope="module")
 def lake(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on the lake."""
@@ -77,7 +65,14 @@ def lake(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corridor(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run in an env that draws itself."""
     gym.register("Corridor-v0", entry_point="tests.test_report:Corridor", max_episode_steps=9)
-    WORDS[Corridor] = corridor_words
+    register_text(
+        "Corridor-v0",
+        rules="Go <on> & win.",
+        actions=("left", "down", "right", "up"),
+        reply_prefix="I move",
+        describe=lambda at: f"<b>Square</b> {at}.",
+        advise=lambda situation, action: f"{situation} Move {action}.",
+    )
     path = tmp_path_factory.mktemp("corridor") / "run"
     config = SelfImproveConfig(
         env="Corridor-v0", model=str(walker_folder), output=path, **(TINY | {"env_kwargs": {}, "rounds": 1})
@@ -100,7 +95,7 @@ def test_the_story_comes_first(lake: Path) -> None:
     rate = f"{results['arms']['after']['success_rate']:.1%}"
     assert f"succeeds in {rate} now" in text
     assert "Of 6 test episodes" in text
-    assert "Success is what the environment declares" in text
+    assert "An episode succeeds when " in text
     assert "6 optimiser steps with 8 completions" in text
     assert re.search(r"8 insights? went into the weights; 10 others were drawn", text)
     assert not re.search(r"\b1 (insights|moves|turns|episodes|others)\b", text)
@@ -117,8 +112,8 @@ def test_a_run_that_trained_nothing_says_so(corridor: Path) -> None:
 def test_success_is_what_the_run_says_it_is(lake: Path, tmp_path: Path) -> None:
     run = shutil.copytree(lake, tmp_path / "run")
     results = json.loads((run / "results.json").read_text())
-    (run / "results.json").write_text(json.dumps(results | {"success_means": "the crossing is <dry>"}))
-    assert "the crossing is &lt;dry&gt;." in write_report(run).read_text()
+    (run / "results.json").write_text(json.dumps(results | {"success_means": "it is a <dry> crossing"}))
+    assert "An episode succeeds when it is a &lt;dry&gt; crossing." in write_report(run).read_text()
 
 
 def test_the_lake_is_drawn_by_its_own_board(lake: Path) -> None:
@@ -133,6 +128,25 @@ def test_the_lake_is_drawn_by_its_own_board(lake: Path) -> None:
                 row, column = map(int, re.findall(r"\d+", frame.observation))
                 assert frame.place == 4 * (row - 1) + column - 1
             assert replay.frames[-1].reply is None
+
+
+def test_the_papers_lake_has_the_board_of_its_episode(walker_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    config = SelfImproveConfig(
+        env="OPCD/RandomFrozenLake-v0",
+        model=str(walker_folder),
+        output=path,
+        **(TINY | {"env_kwargs": {}, "rounds": 1, "history": "last-2"}),
+    )
+    self_improve(config, QUIET)
+    with ExperienceStore(path / "experience.db") as store:
+        pairs = replay_pairs(FinishedRun.read(path), store)
+    for replay in (replay for _, pair in pairs for replay in pair):
+        assert replay.board is not None
+        assert replay.board[0][0] == "S"
+        for frame in replay.frames:
+            squares = re.findall(r"\b[PFHG]\b", frame.observation)
+            assert frame.place == squares.index("P")
 
 
 def test_an_env_that_draws_itself_is_shown(corridor: Path) -> None:
