@@ -18,6 +18,7 @@ ROOTS = {
     "agents.measurement",
     "agents.config",
     "agents.play",
+    "agents.tracking",
     "agents.run_folder",
     "evals.bench_rollout",
     "evals.bench_insights",
