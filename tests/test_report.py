@@ -223,7 +223,7 @@ def test_numbers_are_written_as_people_write_them() -> None:
 def test_runs_side_by_side(
     lake: Path, corridor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = shutil.copytree(lake, tmp_path / "other")
+    other = shutil.copytree(lake, tmp_path / "the $other$_{run")  # no formula
     about = json.loads((other / "config.json").read_text())
     about["config"]["lr"] = 0.5
     (other / "config.json").write_text(json.dumps(about))
