@@ -39,7 +39,6 @@ from experience.store import open_run
 
 Row = dict[str, Any]
 Run = Callable[[SelfImproveConfig], object]
-TASK = ["env", "model"]
 
 
 class BrokenRunError(RuntimeError):
@@ -68,18 +67,18 @@ def run_suite(
         by_run.setdefault(cell.run, []).append(cell)
     for number, (name, sharing) in enumerate(by_run.items(), 1):
         console.print(f"run {number} of {len(by_run)}: {name}", style="bold", markup=False, soft_wrap=True)
+        finished, frames, error = None, [], None
         try:
             finished = _finished(sharing[0].config, output / name, run or in_a_process)
-            error = None
+            frames = [_traces(cell, finished) for cell in sharing]
         except Exception as exception:  # of one run; the others have nothing to do with it
             finished, error = None, f"{type(exception).__name__}: {exception}".splitlines()[0]
             if not isinstance(exception, (*USER_ERRORS, BrokenRunError)):
                 console.print("".join(traceback.format_exception(exception)), markup=False, highlight=False)
+        traces += frames
         for cell in sharing:
-            row, frame = _row(cell, finished, error)
-            rows.append(row)
-            traces += [] if frame is None else [frame]
-            console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
+            rows.append(_row(cell, finished, error))
+            console.print(_line(rows[-1]), markup=False, highlight=False, soft_wrap=True)
         table = {"cells": rows, **_over_seeds(traces)}
         _write(output, table)
     return table
@@ -98,12 +97,13 @@ def in_a_process(config: SelfImproveConfig) -> None:
         except BrokenProcessPool as error:
             raise BrokenRunError("the run's process died: was the memory enough?") from error
         except KeyboardInterrupt:
-            for child in multiprocessing.active_children():  # a SIGTERM came to this process only
-                os.kill(child.pid or 0, signal.SIGINT)
+            for child in multiprocessing.active_children():
+                child.terminate()  # a SIGTERM: what interrupted this process may not have reached that one
             raise
 
 
 def _self_improve(config: SelfImproveConfig) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     transformers.utils.logging.disable_progress_bar()
     self_improve(config)
 
@@ -116,23 +116,23 @@ def _finished(config: SelfImproveConfig, path: Path, run: Run) -> FinishedRun:
     return FinishedRun.read(path)
 
 
-def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> tuple[Row, pd.DataFrame | None]:
-    """A line of the table, and the traces behind it."""
+def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> Row:
+    """A line of the table."""
     row: Row = {"env": cell.env, "model": cell.model, "method": cell.method, "seed": cell.seed}
     row |= {"run": str(cell.run), "error": error}
     if run is None:
-        return row, None
-    results, config = run.results, run.config
-    own = cell.arm == "after"  # the others came with a run that did more
-    row |= results["arms"][cell.arm]
-    row |= {
-        "best_step": results["best_step"] if own else None,
-        "wall_seconds": results["wall_seconds"] if own else None,
-        "peak_rss_bytes": results["peak_rss_bytes"] if own else None,
-    }
-    with open_run(run.path, location=config["store"]) as store:
-        frame = store.traces(phase=f"test/{cell.arm}@{results['eval_temperature'][0]:g}")
-    return row, frame.assign(**{name: row[name] for name in (*TASK, "method")}, run_seed=cell.seed)
+        return row
+    is_own = cell.arm == "after"  # the others came with a run that did more
+    cost = ("best_step", "wall_seconds", "peak_rss_bytes")
+    row |= run.results["arms"][cell.arm]
+    return row | {key: run.results[key] if is_own else None for key in cost}
+
+
+def _traces(cell: Cell, run: FinishedRun) -> pd.DataFrame:
+    """The episodes behind a cell."""
+    with open_run(run.path, location=cell.config.store) as store:
+        frame = store.traces(phase=f"test/{cell.arm}@{run.results['eval_temperature'][0]:g}")
+    return frame.assign(env=cell.env, model=cell.model, method=cell.method, run_seed=cell.seed)
 
 
 def _over_seeds(frames: Sequence[pd.DataFrame]) -> dict[str, list[Row]]:
@@ -141,7 +141,7 @@ def _over_seeds(frames: Sequence[pd.DataFrame]) -> dict[str, list[Row]]:
     pairs: list[Row] = []
     if not frames:
         return {"methods": methods, "pairs": pairs}
-    for (env, model), task in pd.concat(frames).groupby(TASK, sort=False):
+    for (env, model), task in pd.concat(frames).groupby(["env", "model"], sort=False):
         of_method = dict(list(task.groupby("method", sort=False)))
         for method, traces in of_method.items():
             rates = traces.groupby("run_seed")["success"].mean()

@@ -28,6 +28,8 @@ class FinishedRun:
     """``config.json``: the configuration under ``config``, and what produced the run."""
     metrics: tuple[dict[str, Any], ...]
     """The lines of ``metrics.jsonl``."""
+    forgetting: dict[str, Any] | None
+    """``forgetting.json``, where somebody has measured what else the agent can do, before and after."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -36,13 +38,18 @@ class FinishedRun:
         Raises:
             UnfinishedRunError: It is none, or the run has not come to its end.
         """
+
+        def load(name: str) -> Any:
+            return json.loads((path / name).read_text(encoding="utf-8"))
+
         try:
             lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             return cls(
                 path=path,
-                results=json.loads((path / "results.json").read_text(encoding="utf-8")),
-                about=json.loads((path / "config.json").read_text(encoding="utf-8")),
+                results=load("results.json"),
+                about=load("config.json"),
                 metrics=tuple(json.loads(line) for line in lines),
+                forgetting=load("forgetting.json") if (path / "forgetting.json").exists() else None,
             )
         except OSError as error:
             raise UnfinishedRunError(

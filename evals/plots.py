@@ -46,6 +46,7 @@ ARM_COLOURS = {"before": BLUE, "before_with_experience": BLUE, "after": GREEN, "
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "opcd-gym",
+    "text.parse_math": False,  # names may hold dollar signs
     "font.family": "sans-serif",
     "font.size": 10.5,
     "text.color": INK,

@@ -84,6 +84,7 @@ def write_report(path: Path, store: str | None = None) -> Path:
         insights=insights,
         MAX_INSIGHTS=MAX_INSIGHTS,
         arm_plots=[arms_plot(arms, f"Success on test, {name}") for name, arms in run.tables],
+        forgetting=run.forgetting,
         replays=replays,
         is_one_turn=all(replay.turns <= 1 for _, pair in replays for replay in pair),
         parts=parts,

@@ -4,6 +4,9 @@ import csv
 import json
 import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -287,6 +290,32 @@ def test_a_run_has_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(benchmark, "_self_improve", die)
     with pytest.raises(BrokenRunError, match="process died"):
         in_a_process(SelfImproveConfig())
+
+
+def wait(config: SelfImproveConfig) -> None:
+    """Says that it has begun, and that it was interrupted."""
+    assert config.output is not None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    (config.output / "begun").touch()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        (config.output / "interrupted").touch()
+        raise
+
+
+def test_an_interruption_reaches_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "_self_improve", wait)
+
+    def interrupt() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        in_a_process(SelfImproveConfig(output=tmp_path))
+    assert (tmp_path / "interrupted").exists()
 
 
 def test_methods_differ() -> None:

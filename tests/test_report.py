@@ -116,6 +116,22 @@ def test_success_is_what_the_run_says_it_is(lake: Path, tmp_path: Path) -> None:
     assert "An episode succeeds when it is a &lt;dry&gt; crossing." in write_report(run).read_text()
 
 
+def test_what_was_forgotten_is_shown_where_it_was_measured(lake: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(lake, tmp_path / "run")
+    assert "What else it can do" not in text_of(write_report(run))
+    mean = {"mean": 0.5, "ci_low": 0.25, "ci_high": 0.75, "n": 9}
+    change = {"difference": -0.125, "ci_low": -0.25, "ci_high": 0.0, "p_value": 0.04, "n": 9}
+    rows = [
+        {"measure": measure, "before": mean, "after": mean, "after_against_before": change}
+        for measure in ("task: sums", "held-out text, nats per token")
+    ]
+    (run / "forgetting.json").write_text(json.dumps({"models": {}, "rows": rows}))
+    text = text_of(write_report(run))
+    assert "task: sums 50.0% 25.0% to 75.0%, n = 9" in text
+    assert "-12.5% -25.0% to 0.0%, p = 0.04" in text
+    assert "held-out text, nats per token 0.500 0.250 to 0.750, n = 9" in text
+
+
 def test_the_lake_is_drawn_by_its_own_board(lake: Path) -> None:
     with ExperienceStore(lake / "experience.db") as store:
         pairs = replay_pairs(FinishedRun.read(lake), store)
@@ -207,7 +223,7 @@ def test_numbers_are_written_as_people_write_them() -> None:
 def test_runs_side_by_side(
     lake: Path, corridor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = shutil.copytree(lake, tmp_path / "other")
+    other = shutil.copytree(lake, tmp_path / "the $other$_{run")  # no formula
     about = json.loads((other / "config.json").read_text())
     about["config"]["lr"] = 0.5
     (other / "config.json").write_text(json.dumps(about))
