@@ -5,6 +5,7 @@ python -m agents.self_improve --env FrozenLake-v1
 
 import argparse
 import dataclasses
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -152,6 +153,14 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
         if name not in (*MACHINE, "compute_dtype"):  # a run settles what ``auto`` is
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
     return saved
+
+
+def run_or_read(config: SelfImproveConfig, path: Path, console: Console) -> dict[str, Any]:
+    """The results of one run of an experiment, from its folder if it is finished; see ``begun``."""
+    to_run, results = begun(config, path), path / "results.json"
+    if results.exists():
+        return dict(json.loads(results.read_text(encoding="utf-8")))
+    return self_improve(to_run, console)
 
 
 def run_experiment(work: Callable[[Console], None]) -> int:

@@ -23,10 +23,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy import make_url
 from transformers import PreTrainedModel
 
-from agents.config import SelfImproveConfig
+from agents.config import ConfigError, SelfImproveConfig
 from agents.hf_policy import HFPolicy
 from agents.models import LoadedModel, compute_dtype, load_model
 from agents.policy import Sampling
+from agents.prompts import build_prompt
 from agents.rollout import Phase, rollout, vector_env
 from agents.run_folder import RunFolder, clear_errors
 from distill.lora import LoRA
@@ -60,6 +61,7 @@ class Session:
             ranks: This process among those of the run.
 
         Raises:
+            ConfigError: The context file does not fit the model's window.
             DistillError: Teacher or adapters do not fit the model.
             EnvError: The env cannot be made or put into words.
             ModelError: The model cannot be had.
@@ -95,6 +97,8 @@ class Session:
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
         self.max_tokens = config.max_new_tokens or self._default_max_tokens()
+        if config.context_file is not None and config.resume is None:
+            self._check_fits(config.context_file)
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
         if ranks.is_main:
@@ -137,6 +141,17 @@ class Session:
         if not self.words.actions:
             return FREE_TEXT_TOKENS
         return self.base.longest_action(self.words.reply_prefix, self.words.actions)
+
+    def _check_fits(self, context_file: Path) -> None:
+        prompt = build_prompt(
+            self.words, "", [context_file.read_text(encoding="utf-8").strip()], self.config.layout
+        )
+        tokens, window = len(self.teacher.encode(prompt)), self.teacher.lm.window
+        if tokens + self.max_tokens > window:
+            raise ConfigError(
+                f"{context_file} makes a prompt of {tokens} tokens; with {self.max_tokens} of a reply they "
+                f"do not fit the model's window of {window}: shorten it"
+            )
 
     def _load(self, name: str) -> LoadedModel:
         config = self.config

@@ -10,3 +10,4 @@ __all__ = ["EnvError", "EnvWords", "TextEnv", "make_env", "make_text_env"]
 
 # One step more than there can be attempts: the env ends its episodes itself.
 gym.register("Math-v0", entry_point="envs.math_env:MathEnv", max_episode_steps=MAX_ATTEMPTS + 1)
+gym.register("Choice-v0", entry_point="envs.choice_env:ChoiceEnv", max_episode_steps=2)

@@ -9,6 +9,7 @@ from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from gymnasium.spaces import Discrete
 
 from envs.any_text import AnyText
+from envs.choice_env import ChoiceEnv, choice_words
 from envs.frozen_lake import frozen_lake_words
 from envs.math_env import MathEnv, math_words
 from envs.words import EnvError, EnvWords
@@ -16,6 +17,7 @@ from envs.words import EnvError, EnvWords
 WORDS: dict[type[gym.Env[Any, Any]], Callable[[gym.Env[Any, Any]], EnvWords]] = {
     FrozenLakeEnv: frozen_lake_words,
     MathEnv: math_words,
+    ChoiceEnv: choice_words,
 }
 """Env class -> its words. An env outside this table has no text form yet."""
 

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.config import ConfigError, SelfImproveConfig
-from agents.self_improve import begun, run_experiment, self_improve
+from agents.self_improve import run_experiment, run_or_read
 from distill.examples import Data
 from distill.loss import Direction
 from evals.result import Comparison, rate_text
@@ -47,7 +46,7 @@ def two_by_two(config: SelfImproveConfig, console: Console) -> dict[str, Any]:
             path = config.output / f"{data}-{direction}"
             console.print(f"{path}", style="bold", markup=False)
             cell = dataclasses.replace(config, data=data, direction=direction, output=path)
-            cells[data, direction] = _run(cell, path, console)
+            cells[data, direction] = run_or_read(cell, path, console)
             with open_run(path, location=config.store) as store:
                 frames[data, direction] = store.traces(phase=f"test/after@{config.eval_temperature[0]:g}")
     rows = [
@@ -67,14 +66,6 @@ def two_by_two(config: SelfImproveConfig, console: Console) -> dict[str, Any]:
     table = {"env": config.env, "seed": config.seed, "before": first["arms"]["before"], "rows": rows}
     (config.output / "two_by_two.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return table
-
-
-def _run(cell: SelfImproveConfig, path: Path, console: Console) -> dict[str, Any]:
-    """The cell's results, from its folder if it is finished."""
-    to_run, results = begun(cell, path), path / "results.json"
-    if results.exists():
-        return dict(json.loads(results.read_text(encoding="utf-8")))
-    return self_improve(to_run, console)
 
 
 def print_table(table: Mapping[str, Any], config: SelfImproveConfig) -> None:

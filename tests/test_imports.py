@@ -22,6 +22,7 @@ ROOTS = {
     "evals.bench_insights",
     "evals.two_by_two",
     "distill.benchmark",
+    "distill.system_prompt",
 }
 SHARED = {"agents.policy", "agents.prompts", "agents.rollout", "agents.prefix_tree"}
 WITH_TORCH = {
