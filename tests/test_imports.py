@@ -20,6 +20,7 @@ ROOTS = {
     "agents.run_folder",
     "evals.bench_rollout",
     "evals.bench_insights",
+    "evals.forgetting",
     "evals.two_by_two",
     "distill.benchmark",
     "distill.system_prompt",
