@@ -118,6 +118,7 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
         "model": config.run.model,
         "seed": config.run.seed,
         "arms": arms,
+        "best_constant": results["opcd"]["arms"]["blind"],
         "best_step": {name: result["best_step"] for name, result in results.items()},
         "prompt_tokens_saved": _tokens(arms, "with_prompt") - _tokens(arms, "base"),
         "opcd_against_base": Comparison.of(frames["opcd"], frames["base"]).as_dict(),
@@ -184,6 +185,7 @@ def print_table(table: Mapping[str, Any], console: Console | None = None) -> Non
     rich.add_column("")
     for column in ("right", "in the right form", "prompt tokens per call", "saved"):
         rich.add_column(column, justify="right")
+    rich.add_row("best constant answer", rate_text(table["best_constant"]), "", "", "")
     for name, arm in arms.items():
         form = f"{arm['format_rate']:.1%} [{arm['format_ci_low']:.1%}, {arm['format_ci_high']:.1%}]"
         tokens = _tokens(arms, name)

@@ -51,9 +51,9 @@ class ChoiceEnv(gym.Env[str, str]):
 
     Questions are dealt to seeds as in ``MathEnv``: those of a part to the seeds of one remainder by 3.
 
-    ``info`` has the right label, ``gold``, and after a step also ``answer`` (the label that was read;
-    ``None`` if the reply is not in the form that is asked for), ``reason`` and ``is_success``. So form and
-    correctness can be told apart.
+    ``info`` has the right label, ``gold``, and at reset ``gold_reply``, the same in the form that is asked
+    for. After a step it has ``answer`` (the label that was read; ``None`` if the reply is not in the form),
+    ``reason`` and ``is_success``. So form and correctness can be told apart.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
@@ -120,7 +120,8 @@ class ChoiceEnv(gym.Env[str, str]):
             self._part = seed % PARTS
         number = seed // PARTS if seed is not None else int(self.np_random.integers(2**31))
         self._problem = problem = self.problems.draw(self._part, number, self.np_random)
-        return problem.question, {"gold": problem.gold}
+        reply = f"<answer>{problem.gold}</answer>" if self.match == "tag" else problem.gold
+        return problem.question, {"gold": problem.gold, "gold_reply": reply}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Judge a reply."""

@@ -52,7 +52,7 @@ def test_right_wrong_and_unreadable(inputs: Path) -> None:
     env = make_text_env("Choice-v0", {"file": str(inputs), **KWARGS})
     question, info = env.reset(seed=4)
     gold = "yes" if int(question.split()[-1]) % 2 else "no"
-    assert info == {"gold": gold}
+    assert info == {"gold": gold, "gold_reply": f"<answer>{gold}</answer>"}
     other = {"yes": "no", "no": "yes"}[gold]
     outcomes = {}
     for reply in (f"<answer>{gold}</answer>", f"<answer>{other}</answer>", gold, ""):
@@ -242,8 +242,11 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
     with_prompt, opcd = table["arms"]["with_prompt"], table["arms"]["opcd"]
     saved = with_prompt["prompt_tokens_per_turn"] - opcd["prompt_tokens_per_turn"]
     assert table["prompt_tokens_saved"] == saved > 20
+    assert 0 < table["best_constant"]["success_rate"] < 1
     print_table(table)
-    assert "OPCD - off-policy" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "OPCD - off-policy" in output
+    assert "best constant" in output
     assert config.run.output is not None
     assert (config.run.output / "opcd" / "report.html").exists()
     with patch.object(Session, "play", side_effect=AssertionError("a finished run is not run again")):
