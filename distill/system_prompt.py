@@ -39,7 +39,7 @@ ARMS = {
     "opcd": ("opcd", "after"),
 }
 """Arm -> the run and the phase of its test in which it was played."""
-LABELS = {"base": "base", "with_prompt": "base, with the prompt", "off_policy": "off-policy", "opcd": "OPCD"}
+LABELS = {"base": "base", "with_prompt": "with prompt", "off_policy": "off-policy", "opcd": "OPCD"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,17 +182,20 @@ def print_table(table: Mapping[str, Any], console: Console | None = None) -> Non
         title=f"{table['prompt_file']}: {arms['base']['n']} test questions (95% interval)",
         title_justify="left",
     )
-    rich.add_column("")
-    for column in ("right", "in the right form", "prompt tokens per call", "saved"):
-        rich.add_column(column, justify="right")
-    rich.add_row("best constant answer", rate_text(table["best_constant"]), "", "", "")
+    rich.add_column("", no_wrap=True)
+    for column in ("right", "in the right form", "tokens"):
+        rich.add_column(column, justify="right", no_wrap=True)
+    rich.add_row("constant", rate_text(table["best_constant"]), "", "")
     for name, arm in arms.items():
         form = f"{arm['format_rate']:.1%} [{arm['format_ci_low']:.1%}, {arm['format_ci_high']:.1%}]"
-        tokens = _tokens(arms, name)
-        saved = f"{_tokens(arms, 'with_prompt') - tokens:.0f}" if name in ("off_policy", "opcd") else ""
-        rich.add_row(LABELS[name], rate_text(arm), form, f"{tokens:.0f}", saved)
+        rich.add_row(LABELS[name], rate_text(arm), form, f"{_tokens(arms, name):.0f}")
     console = console or Console()
     console.print(rich)
+    console.print(
+        f"{table['prompt_tokens_saved']:.0f} prompt tokens saved per call; constant: always the same answer",
+        highlight=False,
+        soft_wrap=True,
+    )
     for against in ("with_prompt", "off_policy"):
         change = table[f"opcd_against_{against}"]
         console.print(

@@ -34,7 +34,7 @@ from evals.stats import CONFIDENCE, wilson_interval
 from experience.split import SeedRange, Split
 
 HELD_OUT = Path(__file__).with_name("held_out.txt")
-TEXT = "held-out text, nats per token"
+TEXT = "text (nats)"
 
 TASKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "sums": (
@@ -131,10 +131,10 @@ def measure_model(policy: HFPolicy, config: ForgettingConfig) -> Scores:
     scores: Scores = {TEXT: text_nats(policy, HELD_OUT.read_text(encoding="utf-8").split("\n\n"))}
     sampling = Sampling(temperature=0.0, max_tokens=config.max_new_tokens)
     for task in config.tasks:
-        scores[f"task: {task}"] = task_successes(policy, task, config, sampling)
+        scores[task] = task_successes(policy, task, config, sampling)
     prompts = [Prompt(messages=(Message(role="user", content=i.prompt),)) for i in INSTRUCTIONS]
     replies = policy.generate(prompts, sampling, [0] * len(prompts))
-    scores["instructions followed"] = [
+    scores["instructions"] = [
         float(instruction.is_followed(reply.text))
         for instruction, reply in zip(INSTRUCTIONS, replies, strict=True)
     ]
@@ -220,27 +220,29 @@ def _t_interval(values: "Sequence[float] | np.ndarray[Any, Any]") -> tuple[float
 
 
 def print_table(table: Mapping[str, Any], console: Console | None = None) -> None:
-    """One line per measure."""
-    rich = Table(title="what else it can do (95% intervals)", title_justify="left")
-    roles = list(table["models"])
-    rich.add_column("")
-    for role in roles:
-        rich.add_column(role, justify="right")
-        if role != "before":
-            rich.add_column(f"{role} - before", justify="right")
-    if "baseline" in roles:
-        rich.add_column("after - baseline", justify="right")
+    """For each measure, one line per model, and what the first training has over the second."""
+    title = "what else it can do (95% intervals)"
+    if "baseline" in table["models"]:
+        title += "; difference: after - baseline"
+    rich = Table(title=title, title_justify="left")
+    for column in ("", "model"):
+        rich.add_column(column, no_wrap=True)
+    for column in ("", "minus before"):
+        rich.add_column(column, justify="right", no_wrap=True)
     for row in table["rows"]:
         show = "{:.3f}" if row["measure"] == TEXT else "{:.1%}"
         signed = show.replace(":", ":+")
-        cells = []
-        for role in roles:
-            cells.append(_interval_text(row[role], "mean", show))
-            if role != "before":
-                cells.append(_interval_text(row[f"{role}_against_before"], "difference", signed))
-        if "baseline" in roles:
-            cells.append(_interval_text(row["after_against_baseline"], "difference", signed))
-        rich.add_row(row["measure"], *cells)
+        for role in table["models"]:
+            change = row.get(f"{role}_against_before")
+            rich.add_row(
+                row["measure"] if role == "before" else "",
+                role,
+                _interval_text(row[role], "mean", show),
+                "" if change is None else _interval_text(change, "difference", signed),
+            )
+        if (change := row.get("after_against_baseline")) is not None:
+            rich.add_row("", "difference", _interval_text(change, "difference", signed), "")
+        rich.add_section()
     (console or Console()).print(rich)
 
 

@@ -246,7 +246,7 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
     print_table(table)
     output = capsys.readouterr().out
     assert "OPCD - off-policy" in output
-    assert "best constant" in output
+    assert f"{saved:.0f} prompt tokens saved per call" in output
     assert config.run.output is not None
     assert (config.run.output / "opcd" / "report.html").exists()
     with patch.object(Session, "play", side_effect=AssertionError("a finished run is not run again")):
