@@ -171,6 +171,20 @@ def test_a_prompt_with_example_turns(inputs: Path) -> None:
             conversation(bad)
 
 
+@given(
+    st.text(max_size=200) | st.lists(st.sampled_from(["### user", "### assistant", "x", ""])).map("\n".join)
+)
+def test_any_prompt_file_is_a_conversation_or_refused(text: str) -> None:
+    try:
+        system, turns = conversation(text)
+    except ValueError:
+        assert "### " in text
+        return
+    assert system == system.strip()
+    assert [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
+    assert all(turn.content for turn in turns)
+
+
 # --- what is shipped -----------------------------------------------------------------------------
 
 
@@ -223,17 +237,29 @@ def config(inputs: Path, tmp_path: Path, walker_folder: Path) -> SystemPromptCon
 
 def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.CaptureFixture[str]) -> None:
     sampled: list[str] = []
+    directions: list[str] = []
+    step = OPCD.step
 
     def note(*args: Any, **kwargs: Any) -> Any:
         sampled.append(kwargs["data"])
         return sample_examples(*args, **kwargs)
 
-    with open_gate(), patch("agents.consolidation.sample_examples", note):
+    def noted_step(self: OPCD, examples: Any) -> Any:
+        directions.append(self.direction)
+        return step(self, examples)
+
+    with (
+        open_gate(),
+        patch("agents.consolidation.sample_examples", note),
+        patch.object(OPCD, "step", noted_step),
+    ):
         with fail_at(OPCD, "step", 5)(), pytest.raises(KeyboardInterrupt):
             system_prompt(config, QUIET)
         table = system_prompt(config, QUIET)
     assert sampled[:3] == ["teacher", "student", "student"]
+    assert directions[:3] == ["forward", "reverse", "reverse"]
     assert set(sampled[3:]) == {"teacher"}
+    assert set(directions[3:]) == {"forward"}
     assert table["arms"].keys() == {"base", "with_prompt", "off_policy", "opcd"}
     for arm in table["arms"].values():
         assert arm["n"] == 6
@@ -330,3 +356,29 @@ def test_an_error_in_the_questions_stops_a_plain_run_too(inputs: Path, tmp_path:
             QUIET,
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.model
+def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -> None:
+    results = self_improve(
+        SelfImproveConfig.for_env(
+            "Choice-v0",
+            env_kwargs={"file": str(SHIPPED / "example_inputs" / "safety.jsonl")},
+            context_file=SHIPPED / "prompts" / "safety.txt",
+            context_place="chat",
+            context_wrapper="{}",
+            output=tmp_path / "run",
+            episodes=32,
+            steps=8,
+            off_policy_steps=5,
+            eval_every=8,
+            validation_episodes=24,
+            test_episodes=24,
+        ),
+        QUIET,
+    )
+    arms = results["arms"]
+    assert arms["before"]["invalid_rate"] == 1.0
+    in_form = {name: 1 - arms[name]["invalid_rate"] for name in ("before_with_experience", "after")}
+    assert in_form["before_with_experience"] > 0.9
+    assert in_form["after"] >= 0.9 * in_form["before_with_experience"]
