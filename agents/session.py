@@ -33,7 +33,8 @@ from agents.run_folder import RunFolder, clear_errors
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
-from envs.text_env import make_text_env
+from envs.text_env import TextEnv, make_text_env
+from envs.words import EnvError
 from experience.context import NO_CONTEXT, Context
 from experience.split import SeedRange, Split
 from experience.store import ExperienceStore
@@ -63,7 +64,7 @@ class Session:
         Raises:
             ConfigError: The context file does not fit the model's window.
             DistillError: Teacher or adapters do not fit the model.
-            EnvError: The env cannot be made or put into words.
+            EnvError: The env cannot be made or put into words, or has nothing to play in one of the splits.
             ModelError: The model cannot be had.
             RunFolderError: The folder cannot be used.
         """
@@ -73,6 +74,7 @@ class Session:
             make_text_env, config.env, config.env_kwargs, max_invalid_replies=config.max_invalid_replies
         )
         self.words = make().words
+        self._check_splits(make())
         self.envs = vector_env(make, config.num_envs)
         self.ranks = ranks
         loaded = self._load(config.model)
@@ -141,6 +143,18 @@ class Session:
         if not self.words.actions:
             return FREE_TEXT_TOKENS
         return self.base.longest_action(self.words.reply_prefix, self.words.actions)
+
+    def _check_splits(self, env: TextEnv) -> None:
+        """Each split must have something to play; any other error of a reset is that episode's."""
+        for split in Split:
+            [seed] = SeedRange(split=split, run_seed=self.config.seed, start=0, size=1)
+            try:
+                env.reset(seed=seed)
+            except EnvError:
+                raise
+            except Exception:
+                continue
+        env.close()
 
     def _check_fits(self, context_file: Path) -> None:
         prompt = build_prompt(

@@ -358,6 +358,16 @@ def test_an_error_in_the_questions_stops_a_plain_run_too(inputs: Path, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("env", ["Choice-v0", "Math-v0"])
+def test_a_file_too_small_for_three_splits_stops_before_anything_is_made(env: str, tmp_path: Path) -> None:
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps({"question": f"q{n}", "answer": n}) + "\n" for n in range(2)))
+    config = SelfImproveConfig.for_env(env, env_kwargs={"file": str(path)}, output=tmp_path / "run")
+    with pytest.raises(EnvError, match="has no problem for seeds of remainder"):
+        self_improve(config, QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.model
 def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -> None:
     results = self_improve(
