@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.models import Dtype
-from agents.prompts import Layout, Place
+from agents.prompts import Layout, Place, conversation
 from agents.rollout import Vectorization
 from distill.examples import Average, Data
 from distill.loss import Direction, Mode
@@ -53,6 +53,21 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
         "context_place": "before",
         "validation_episodes": 128,
         "max_new_tokens": 32,
+    },
+    "Choice-v0": {
+        "rounds": 1,
+        "episodes": 128,
+        "waves": 1,
+        "steps": 20,
+        "off_policy_steps": 6,
+        "eval_every": 5,
+        "batch_size": 8,
+        "validation_episodes": 64,
+        "test_episodes": 300,
+        "teacher_temperature": 1.0,
+        "gate_temperature": 0.0,
+        "eval_temperature": (0.0,),
+        "max_new_tokens": 12,
     },
 }
 """Where an env wants other defaults than the ones below, which are Frozen Lake's."""
@@ -141,7 +156,8 @@ class SelfImproveConfig:
     """What the insights may take together where a prompt shows all; the least useful are left out. 0 is no
     limit."""
     context_place: Place = "after"
-    """Where the context stands: `after` the observation, `before` it, or in the `system` message."""
+    """Where the context stands: `after` the observation, `before` it, or in the `system` message. `chat` is
+    the system message and, in a context_file, example turns behind lines `### user`, `### assistant`."""
     context_wrapper: str = "Experience: {}"
     """The words around it."""
     batch_size: int = 64
@@ -172,6 +188,9 @@ class SelfImproveConfig:
     """Whose completions are trained on: `student` is on-policy, `teacher` off-policy."""
     direction: Direction = "reverse"
     """KL(student || teacher) or KL(teacher || student). Off-policy and forward is context distillation."""
+    off_policy_steps: int = 0
+    """So many first steps of a round are on the teacher's completions, with the forward KL: what the student
+    never says, such as a format, it cannot be taught on its own completions."""
     loss: Mode = "tail"
     """The KL's form; see distill/loss.py."""
     top_k: int = 256
@@ -263,6 +282,7 @@ class SelfImproveConfig:
             "insight_temperature",
             "context_tokens",
             "env_timeout",
+            "off_policy_steps",
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -300,6 +320,13 @@ class SelfImproveConfig:
                 raise ConfigError(f"the context_file {self.context_file} cannot be read: {error}") from error
             if not text.strip():
                 raise ConfigError(f"the context_file {self.context_file} is empty")
+            if self.context_place == "chat":
+                try:
+                    conversation(text)
+                except ValueError as error:
+                    raise ConfigError(f"the context_file {self.context_file}: {error}") from error
+        elif self.context_place == "chat" and self.resume is None:
+            raise ConfigError("context_place chat needs a context_file: nobody else may write turns")
         _ = self.turns_of_history
         try:
             _ = self.layout

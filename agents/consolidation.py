@@ -72,7 +72,7 @@ class Consolidation:
         self.is_stopped = False
         """Whether it was ended early."""
         self.first: StepStats | None = None
-        """The first step's figures, by which a collapse is known."""
+        """The figures by which a collapse is known: those of the first step on the present kind of data."""
         self._load_checkpoint()
 
     def distil(self, round_number: int, context: Context) -> None:
@@ -155,8 +155,12 @@ class Consolidation:
         seeds = [turn_seed(config.seed, "distil", step, i) for i in range(config.batch_size)]
         # Equal prompts side by side, so that one process computes them.
         mine = session.ranks.share(sorted(zip(batch, seeds, strict=True)))
-        policy = session.student if config.data == "student" else session.teacher
-        temperature = config.temperature if config.data == "student" else config.teacher_temperature
+        data, self.trainer.direction = config.data, config.direction
+        done = self.trainer.step_count - self.round_start
+        if done < config.off_policy_steps:
+            data, self.trainer.direction = "teacher", "forward"
+        policy = session.student if data == "student" else session.teacher
+        temperature = config.temperature if data == "student" else config.teacher_temperature
         policy.clear()
         examples = sample_examples(
             policy,
@@ -164,14 +168,15 @@ class Consolidation:
             [pairs[index] for index, _ in mine],
             Sampling(temperature=temperature, max_tokens=session.max_tokens),
             [seed for _, seed in mine],
-            data=config.data,
+            data=data,
         )
         policy.clear()  # its memo is of no use to the update, which needs the room
         stats = self.trainer.step(examples)
         self._refresh_student()
         if isinstance(self.teacher, FollowingTeacher) and config.teacher == "ema":
             self.teacher.follow(self.trainer.trained(), config.ema_decay)
-        self.first = self.first or stats
+        if self.first is None or 0 < config.off_policy_steps == done:  # data of another kind begin
+            self.first = stats
         session.student_step = step
         session.log(f"step{step}", kind="train", step=step, round=self.round, **stats.as_dict())
         return stats

@@ -327,7 +327,9 @@ class Learning:
             episodes_full=verdict.episodes_full,
         )
         what = f"{len(verdict.context.insights)} insights"
-        if len(verdict.context.insights) == 1:
+        if self.kind == "fixed":
+            what = "the text of the context file"
+        elif len(verdict.context.insights) == 1:
             what = f'"{verdict.context.insights[0].text}"'
         if len(candidates) > 1:
             what = f"the best of {len(candidates)} contexts, {what}"

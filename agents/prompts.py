@@ -4,6 +4,7 @@ Place and shape were measured with SmolLM2-135M (docs/LOG.md): the observation a
 first, the experience after them in one short line, the reply begun.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +12,9 @@ from typing import Literal
 from agents.policy import Message, Prompt
 from envs.words import EnvWords
 
-Place = Literal["after", "before", "system"]
+Place = Literal["after", "before", "system", "chat"]
+
+_SPEAKER = re.compile(r"^### (user|assistant)[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +22,8 @@ class Layout:
     """Where the experience stands, and in what words."""
 
     place: Place = "after"
-    """Behind the observation, before it, or behind the rules in the system message."""
+    """Behind the observation, before it, or behind the rules in the system message. With ``chat`` it may go
+    on after that with example turns; see ``conversation``."""
     wrapper: str = "Experience: {}"
     """What stands around it; ``{}`` is the experience."""
 
@@ -48,16 +52,36 @@ def build_prompt(
     """
     layout = layout or Layout()
     system, user = [words.rules], [f"{observation} {words.question}".strip()]
+    turns: tuple[Message, ...] = ()
     if experience:
         wrapped = layout.wrap(experience)
         if layout.place == "before":
             user.insert(0, wrapped)
+        elif layout.place == "chat":
+            first, turns = conversation(wrapped)
+            system.append(first)
         else:
             (user if layout.place == "after" else system).append(wrapped)
-    return Prompt(
-        messages=(
-            Message(role="system", content="\n".join(system)),
-            Message(role="user", content="\n".join(user)),
-        ),
-        reply_prefix=words.reply_prefix,
-    )
+    messages = (*turns, Message(role="user", content="\n".join(user)))
+    if rules := "\n".join(filter(None, system)):  # without any, the chat template may have some of its own
+        messages = (Message(role="system", content=rules), *messages)
+    return Prompt(messages=messages, reply_prefix=words.reply_prefix)
+
+
+def conversation(text: str) -> tuple[str, tuple[Message, ...]]:
+    """A system prompt as a conversation: the system message, and the example turns that follow it.
+
+    A line ``### user`` or ``### assistant`` begins a turn; without any, the text is the system message.
+
+    Raises:
+        ValueError: A turn is empty, or the turns are not user, assistant, user, assistant, ...
+    """
+    first, *rest = _SPEAKER.split(text)
+    turns = [
+        Message(role="user" if role == "user" else "assistant", content=content.strip())
+        for role, content in zip(rest[::2], rest[1::2], strict=True)
+    ]
+    wanted = ["user", "assistant"] * (len(turns) // 2)
+    if [turn.role for turn in turns] != wanted or not all(turn.content for turn in turns):
+        raise ValueError("its example turns must be ### user, ### assistant, and so on, none of them empty")
+    return first.strip(), tuple(turns)

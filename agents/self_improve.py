@@ -155,6 +155,14 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     return saved
 
 
+def run_or_read(config: SelfImproveConfig, path: Path, console: Console) -> dict[str, Any]:
+    """The results of one run of an experiment, from its folder if it is finished; see ``begun``."""
+    to_run, results = begun(config, path), path / "results.json"
+    if results.exists():
+        return dict(json.loads(results.read_text(encoding="utf-8")))
+    return self_improve(to_run, console)
+
+
 def run_experiment(
     work: Callable[[Console], None], interrupted: str = "interrupted; the same command goes on"
 ) -> int:

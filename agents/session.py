@@ -23,18 +23,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import make_url
 
-from agents.config import SelfImproveConfig
+from agents.config import ConfigError, SelfImproveConfig
 from agents.hf_policy import HFPolicy
 from agents.models import Dtype, LoadedModel, compute_dtype, load_model
 from agents.policy import Sampling
+from agents.prompts import build_prompt
 from agents.rollout import Phase, rollout, vector_env
 from agents.run_folder import RunFolder, clear_errors
 from agents.tracking import Tracker, check_available
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
-from envs.text_env import make_text_env
-from envs.words import EnvWords
+from envs.text_env import TextEnv, make_text_env
+from envs.words import EnvError, EnvWords
 from experience.context import NO_CONTEXT, Context
 from experience.split import SeedRange, Split
 from experience.store import ExperienceStore
@@ -62,9 +63,9 @@ class Session:
             ranks: This process among those of the run.
 
         Raises:
-            ConfigError: The tracker is missing.
+            ConfigError: The tracker is missing, or the context file does not fit the model's window.
             DistillError: Teacher or adapters do not fit the model.
-            EnvError: The env cannot be made or put into words.
+            EnvError: The env cannot be made or put into words, or has nothing to play in one of the splits.
             ModelError: The model cannot be had.
             RunFolderError: The folder cannot be used.
         """
@@ -80,6 +81,7 @@ class Session:
             history=config.turns_of_history,
         )
         self.words = make().words
+        self._check_splits(make())
         self.envs = vector_env(
             make, config.num_envs, vectorization=config.vectorization, timeout=config.env_timeout
         )
@@ -106,6 +108,8 @@ class Session:
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
         self.max_tokens = reply_tokens(config, self.base, self.words)
+        if config.context_file is not None and config.resume is None:
+            self._check_fits(config.context_file)
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
         self._tracker: Tracker | None = None
@@ -148,6 +152,29 @@ class Session:
         """Log a metric, once; see ``RunFolder.log``."""
         if self.ranks.is_main and self.folder.log(key, **values) and self._tracker is not None:
             self._tracker.log(values)
+
+    def _check_splits(self, env: TextEnv) -> None:
+        """Each split must have something to play; any other error of a reset is that episode's."""
+        for split in Split:
+            [seed] = SeedRange(split=split, run_seed=self.config.seed, start=0, size=1)
+            try:
+                env.reset(seed=seed)
+            except EnvError:
+                raise
+            except Exception:
+                continue
+        env.close()
+
+    def _check_fits(self, context_file: Path) -> None:
+        prompt = build_prompt(
+            self.words, "", [context_file.read_text(encoding="utf-8").strip()], self.config.layout
+        )
+        tokens, window = len(self.teacher.encode(prompt)), self.teacher.lm.window
+        if tokens + self.max_tokens > window:
+            raise ConfigError(
+                f"{context_file} makes a prompt of {tokens} tokens; with {self.max_tokens} of a reply they "
+                f"do not fit the model's window of {window}: shorten it"
+            )
 
     def _load(self, name: str) -> LoadedModel:
         config = self.config

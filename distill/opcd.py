@@ -134,7 +134,8 @@ class OPCD:
         self._vocabulary = vocabulary or sizes[0]
         self._temperature, self._teacher_temperature = temperature, teacher_temperature
         self._k, self._mode, self._chunk = k, mode, chunk
-        self._direction = direction
+        self.direction = direction
+        """Of the KL; it may be changed between steps."""
         self._average: Average = average
         self._trust_region, self._base = trust_region, base
         self._lr, self._warmup_steps, self._max_grad_norm = lr, warmup_steps, max_grad_norm
@@ -250,7 +251,7 @@ class OPCD:
             """Loss, then what is logged."""
             student = (hidden_TD, head.cut(self._vocabulary).at(self._temperature))
             teacher = (teacher_ND, self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature))
-            form = chunked_topk_reverse_kl if self._direction == "reverse" else chunked_forward_kl
+            form = chunked_topk_reverse_kl if self.direction == "reverse" else chunked_forward_kl
             result = self._scored(form, self._mode, student, teacher, weight_T)
             loss = result.loss
             trust_region_kl = torch.zeros_like(loss)

@@ -27,3 +27,4 @@ gym.register(
     entry_point="envs.random_lake:RandomFrozenLakeEnv",
     max_episode_steps=MAX_MOVES,
 )
+gym.register("Choice-v0", entry_point="envs.choice_env:ChoiceEnv", max_episode_steps=2)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -75,18 +75,23 @@ class Problems(Protocol):
 class RowProblems:
     """Problems that can be counted: the rows of a file or a data set."""
 
-    def __init__(self, name: str, rows: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, name: str, rows: Iterable[Problem]) -> None:
         """Deal the problems into parts, each in an order that depends on their questions only.
 
         Args:
             name: Of their source, for messages.
-            rows: Questions and answers. A question that comes again is left out.
+            rows: The problems. A question that comes again is left out.
         """
         self._name = name
         self._parts: list[list[Problem]] = [[] for _ in range(PARTS)]
-        distinct = {problem.hash: problem for problem in reversed([Problem.of(*row) for row in rows])}
+        distinct = {problem.hash: problem for problem in reversed(list(rows))}
         for _, problem in sorted(distinct.items()):
             self._parts[problem.part].append(problem)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Problems of each part."""
+        return tuple(map(len, self._parts))
 
     def draw(self, part: int, number: int, random: np.random.Generator) -> Problem:
         """Number ``number`` of the part, and after its last one the first again."""
@@ -133,23 +138,78 @@ def file_problems(path: str, question: str, answer: str) -> RowProblems:
     """The problems in a file.
 
     Args:
-        path: JSONL, CSV or Parquet, by its ending.
+        path: See ``file_table``.
         question: The questions' column.
         answer: The answers' column; see ``envs.answers.gold_answer`` for what it may hold.
 
     Raises:
         EnvError: There is no such file or column, the file cannot be read, or it has no rows.
     """
+    return _row_problems(file_table(path), question, answer)
+
+
+def dataset_problems(name: str, config: str | None, split: str, question: str, answer: str) -> RowProblems:
+    """The problems of a Hugging Face data set.
+
+    Args:
+        name: Such as ``openai/gsm8k``.
+        config: Its configuration, such as ``main``.
+        split: Which part of it.
+        question: The questions' column.
+        answer: The answers' column.
+
+    Raises:
+        EnvError: The package is missing, or the data set cannot be had or has no such column.
+    """
+    return _row_problems(dataset_table(name, config, split), question, answer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Table:
+    """Rows from somewhere."""
+
+    source: str
+    """What it is, for messages."""
+    frame: pd.DataFrame
+    """At least one row."""
+
+    def select(self, columns: Mapping[str, str]) -> pd.DataFrame:
+        """Some of the columns, as they are.
+
+        Args:
+            columns: Name of the setting that asks for it -> column.
+
+        Raises:
+            EnvError: One is not there.
+        """
+        for setting, column in columns.items():
+            if column not in self.frame.columns:
+                known = ", ".join(map(str, self.frame.columns))
+                raise EnvError(
+                    f"{self.source} has no column {column!r}: name one with {setting}=; it has {known}"
+                )
+        return self.frame[list(dict.fromkeys(columns.values()))]
+
+
+def file_table(path: str) -> Table:
+    """What stands in a file.
+
+    Args:
+        path: JSONL, CSV or Parquet, by its ending.
+
+    Raises:
+        EnvError: There is no such file, it cannot be read, or it has no rows.
+    """
     try:
         changed = os.stat(path).st_mtime_ns
     except OSError as error:
         raise EnvError(f"the file {path} cannot be read: {error.strerror}") from error
-    return _file_problems(path, changed, question, answer)
+    return _file_table(path, changed)
 
 
 # The places of a vector env share what they read.
 @lru_cache(maxsize=8)
-def _file_problems(path: str, changed: int, question: str, answer: str) -> RowProblems:
+def _file_table(path: str, changed: int) -> Table:
     readers: dict[str, Callable[[str], pd.DataFrame]] = {
         ".jsonl": _read_jsonl,
         ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
@@ -165,22 +225,15 @@ def _file_problems(path: str, changed: int, question: str, answer: str) -> RowPr
         if isinstance(error, pd.errors.EmptyDataError):
             raise EnvError(f"the file {path} is empty") from error
         raise EnvError(f"the file {path} cannot be read as {ending[1:]}: {reason}") from error
-    return _frame_problems(f"the file {path}", frame, question, answer)
+    return _table(f"the file {path}", frame)
 
 
 @lru_cache(maxsize=8)
-def dataset_problems(name: str, config: str | None, split: str, question: str, answer: str) -> RowProblems:
-    """The problems of a Hugging Face data set.
-
-    Args:
-        name: Such as ``openai/gsm8k``.
-        config: Its configuration, such as ``main``.
-        split: Which part of it.
-        question: The questions' column.
-        answer: The answers' column.
+def dataset_table(name: str, config: str | None, split: str) -> Table:
+    """What stands in a Hugging Face data set; see ``dataset_problems``.
 
     Raises:
-        EnvError: The package is missing, or the data set cannot be had or has no such column.
+        EnvError: The package is missing, or the data set cannot be had.
     """
     try:
         import datasets
@@ -191,24 +244,36 @@ def dataset_problems(name: str, config: str | None, split: str, question: str, a
     except Exception as error:  # whatever the hub and the network raise
         reason = str(error).partition("\n")[0]
         raise EnvError(f"the data set {name} cannot be had: {type(error).__name__}: {reason}") from error
-    return _frame_problems(f"the data set {name}", rows.to_pandas(), question, answer)
+    return _table(f"the data set {name}", rows.to_pandas())
+
+
+def _table(source: str, frame: pd.DataFrame) -> Table:
+    if frame.empty:
+        raise EnvError(f"{source} is empty")
+    return Table(source=source, frame=frame)
 
 
 def _read_jsonl(path: str) -> pd.DataFrame:
     """Line by line: pandas would make dates and floats of what looks like them."""
+    rows = []
     with open(path, encoding="utf-8") as lines:
-        return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is no JSON object")
+                rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def _frame_problems(source: str, frame: pd.DataFrame, question: str, answer: str) -> RowProblems:
-    if frame.empty:
-        raise EnvError(f"{source} is empty")
-    for column, option in ((question, "question"), (answer, "answer")):
-        if column not in frame.columns:
-            columns = ", ".join(map(str, frame.columns))
-            raise EnvError(f"{source} has no column {column!r}: name one with {option}=; it has {columns}")
-    frame = frame[[question, answer]].dropna()
-    return RowProblems(source, zip(frame[question].map(str), frame[answer].map(str), strict=True))
+@lru_cache(maxsize=8)
+def _row_problems(table: Table, question: str, answer: str) -> RowProblems:
+    frame = table.select({"question": question, "answer": answer}).dropna()
+    rows = zip(frame[question].map(str), frame[answer].map(str), strict=True)
+    return RowProblems(table.source, (Problem.of(*row) for row in rows))
 
 
 def task_problems(task: str, config: dict[str, Any]) -> TaskProblems:

@@ -16,6 +16,7 @@ from gymnasium.spaces import Discrete
 
 from envs.actions import Action, Grammar, action_text, word_grammar
 from envs.any_env import any_words
+from envs.choice_env import ChoiceEnv, choice_words
 from envs.classic_control import acrobot_words, cart_pole_words, mountain_car_words
 from envs.frozen_lake import frozen_lake_words
 from envs.math_env import MathEnv, math_words
@@ -35,6 +36,7 @@ OURS: dict[type[gym.Env[Any, Any]], WordsOf] = {
     MountainCarEnv: mountain_car_words,
     AcrobotEnv: acrobot_words,
     MathEnv: math_words,
+    ChoiceEnv: choice_words,
 }
 """Env class -> its words."""
 

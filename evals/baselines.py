@@ -97,9 +97,11 @@ class Baselines:
             test: Where to measure.
 
         Returns:
-            ``None`` where the env does not say the right answer, as ``info["gold"]`` at reset.
+            ``None`` where the env does not say the right answer, as ``info["gold"]`` at reset. Where that has
+            to be put into a form, ``info["gold_reply"]`` is the reply.
         """
-        golds = Counter(self._env.reset(seed=seed)[1].get("gold") for seed in validation)
+        infos = (self._env.reset(seed=seed)[1] for seed in validation)
+        golds = Counter(info.get("gold_reply", info.get("gold")) for info in infos)
         [(best, _)] = golds.most_common(1)
         return None if best is None else (self._play(lambda _: itertools.repeat(best), test), best)
 

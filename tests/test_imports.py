@@ -24,7 +24,9 @@ ROOTS = {
     "evals.bench_insights",
     "evals.benchmark",
     "evals.suite",
+    "evals.forgetting",
     "distill.benchmark",
+    "distill.system_prompt",
 }
 SHARED = {"agents.policy", "agents.prompts", "agents.rollout", "agents.prefix_tree"}
 WITH_TORCH = {
