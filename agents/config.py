@@ -17,9 +17,20 @@ from distill.teacher import TeacherKind
 from experience.split import STRIDE
 
 InsightKind = Literal["auto", "outcomes", "llm", "raw"]
+PolicyKind = Literal["auto", "hf", "vllm"]
+Urls = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 MAX_SEED = 1_000_000_000
-MACHINE = ("device", "max_nodes", "gradient_checkpointing", "engine", "store")
+MACHINE = (
+    "device",
+    "max_nodes",
+    "gradient_checkpointing",
+    "engine",
+    "store",
+    "vllm_url",
+    "vllm_memory",
+    "vllm_weights",
+)
 """Settings that do not change what is computed: a resumed run may have others."""
 
 RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
@@ -183,6 +194,20 @@ class SelfImproveConfig:
     num_envs: int = 64
     """Episodes played at once."""
 
+    policy: PolicyKind = "auto"
+    """Who draws replies: `hf` is transformers, which remembers what it computed; `vllm` is vLLM, in this
+    process or at vllm_url. `auto` is vllm where it is installed, a GPU is there, and replies are text."""
+    vllm_url: Urls = ()
+    """With policy vllm: a server (`vllm serve`), such as http://localhost:8000, that draws. May be given
+    several times: replies are spread over the servers."""
+    vllm_weights: Path | None = None
+    """With vllm_url: a folder that the servers see too, through which they get new weights; by default one in
+    the run's folder."""
+    vllm_window: int = 8192
+    """With policy vllm: the longest prompt and reply together, in tokens."""
+    vllm_memory: float = 0.4
+    """With policy vllm in this process: the share of the GPU's memory that vLLM may take while it draws."""
+
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
     dtype: Dtype = "auto"
@@ -211,7 +236,7 @@ class SelfImproveConfig:
     def __post_init__(self) -> None:
         at_least_one = (
             "rounds episodes waves steps batch_size top_k max_nodes eval_every validation_episodes "
-            "test_episodes max_invalid_replies num_envs insight_traces insight_tokens candidates"
+            "test_episodes max_invalid_replies num_envs insight_traces insight_tokens candidates vllm_window"
         )
         for name in at_least_one.split():
             if getattr(self, name) < 1:
@@ -252,6 +277,10 @@ class SelfImproveConfig:
             raise ConfigError(
                 f"eval_temperature takes one or two numbers from 0 up, not {self.eval_temperature}"
             )
+        if not 0 < self.vllm_memory < 1:
+            raise ConfigError(f"vllm_memory must be between 0 and 1, not {self.vllm_memory}")
+        if self.vllm_url and self.policy != "vllm" and self.resume is None:  # a begun run has its policy
+            raise ConfigError(f"vllm_url needs policy vllm, not {self.policy}")
         if self.insight_url is not None and self.insight_model is None:
             raise ConfigError("insight_url needs insight_model: the model's name there")
         if self.context_file is not None and self.resume is None:  # a begun run has its text

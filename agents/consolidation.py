@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 import pandas as pd
 import torch
 
+from agents.hf_policy import HFPolicy
 from agents.interrupt import deferred_interrupt
 from agents.policy import Prompt, Sampling
 from agents.prompts import build_prompt
 from agents.rollout import turn_seed
 from agents.session import Session
-from distill.examples import sample_examples
+from agents.vllm_policy import VLLMPolicy
+from distill.examples import DistillExample, sample_examples
 from distill.opcd import OPCD, StepStats
 from distill.rails import collapse
 from distill.teacher import FollowingTeacher, FrozenTeacher, Teacher
@@ -29,6 +31,8 @@ Item = TypeVar("Item")
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 WORSE = 0.01
 """Validation has fallen when it is below its best with a smaller p-value: small, as the best was lucky."""
+GAP_EXAMPLES = 8
+"""Of so many completions of a step the log-probabilities of vLLM and of the trainer are compared."""
 
 
 class Consolidation:
@@ -164,6 +168,7 @@ class Consolidation:
             [seed for _, seed in mine],
             data=config.data,
         )
+        gap = self._rollout_gap(policy, examples)
         policy.clear()  # its memo is of no use to the update, which needs the room
         stats = self.trainer.step(examples)
         self._refresh_student()
@@ -171,8 +176,19 @@ class Consolidation:
             self.teacher.follow(self.trainer.trained(), config.ema_decay)
         self.first = self.first or stats
         session.student_step = step
-        session.log(f"step{step}", kind="train", step=step, round=self.round, **stats.as_dict())
+        session.log(f"step{step}", kind="train", step=step, round=self.round, **stats.as_dict(), **gap)
         return stats
+
+    def _rollout_gap(self, policy: HFPolicy, examples: Sequence[DistillExample]) -> dict[str, float]:
+        """How far what drew the completions is from the weights that are trained, for the log."""
+        if not isinstance(policy, VLLMPolicy):
+            return {}
+        is_student = self.session.config.data == "student"
+        gap = policy.gap(
+            (e.student_prompt_ids if is_student else e.teacher_prompt_ids, e.completion_ids, e.logprobs)
+            for e in examples[:: max(1, len(examples) // GAP_EXAMPLES)]
+        )
+        return {"rollout_gap": gap.mean, "rollout_gap_max": gap.max}
 
     def _refresh_student(self) -> None:
         """Where the trained model is sharded, the policy plays with a whole copy of it."""

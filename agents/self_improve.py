@@ -24,6 +24,7 @@ from agents.measurement import measure
 from agents.models import ModelError
 from agents.run_folder import RunFolderError, check_free, is_disk_full, read_config
 from agents.session import Session
+from agents.vllm_policy import VLLMError
 from distill.opcd import DistillError
 from distill.parallel import Ranks, is_lost_connection, is_main_process
 from envs.words import EnvError
@@ -44,6 +45,7 @@ USER_ERRORS = (
     PromptsError,
     RunFolderError,
     StoreError,
+    VLLMError,
 )
 """What can go wrong without a bug of ours: one clear line, no stack trace."""
 
@@ -98,8 +100,12 @@ def saved_config(path: Path) -> SelfImproveConfig:
     """
     saved = read_config(path)
     try:
-        tuples = {"eval_temperature": tuple(saved["eval_temperature"])}
-        paths = {name: saved[name] and Path(saved[name]) for name in ("insight_prompts", "context_file")}
+        tuples = {
+            "eval_temperature": tuple(saved["eval_temperature"]),
+            "vllm_url": tuple(saved.get("vllm_url", ())),
+        }
+        names = ("insight_prompts", "context_file", "vllm_weights")
+        paths = {name: saved.get(name) and Path(saved[name]) for name in names}
         return SelfImproveConfig(**{**saved, **tuples, **paths, "output": None, "resume": path})
     except (TypeError, KeyError) as error:
         raise RunFolderError(f"{path} was made by another version of opcd-gym: {error}") from error
@@ -149,7 +155,7 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
         return config
     saved = saved_config(path)
     for name, was, now in differences(saved, config):
-        if name not in (*MACHINE, "compute_dtype"):  # a run settles what ``auto`` is
+        if name not in (*MACHINE, "compute_dtype", "policy"):  # a run settles what ``auto`` is
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
     return saved
 
@@ -183,7 +189,10 @@ def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
     if config.resume is None:
         return config
     # Parsed again over the saved values, so that only flags that were really given can differ from them.
-    given = tyro.cli(SelfImproveConfig, args=args, default=saved_config(config.resume))
+    # Servers that are given replace the saved ones and are not added to them.
+    saved = saved_config(config.resume)
+    given = tyro.cli(SelfImproveConfig, args=args, default=dataclasses.replace(saved, vllm_url=()))
+    given = dataclasses.replace(given, vllm_url=given.vllm_url or saved.vllm_url)
     return resumed(given, config.resume, explicit=True)
 
 

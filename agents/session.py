@@ -7,6 +7,7 @@ begins with an empty memo, so a repeated phase gives the same result bit for bit
 """
 
 import copy
+import importlib.util
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,12 +24,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy import make_url
 from transformers import PreTrainedModel
 
-from agents.config import SelfImproveConfig
+from agents.config import ConfigError, PolicyKind, SelfImproveConfig
 from agents.hf_policy import HFPolicy
 from agents.models import LoadedModel, compute_dtype, load_model
 from agents.policy import Sampling
 from agents.rollout import Phase, rollout, vector_env
 from agents.run_folder import RunFolder, clear_errors
+from agents.vllm_engine import LocalEngine
+from agents.vllm_policy import Engine, VLLMPolicy
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
@@ -63,6 +66,7 @@ class Session:
             DistillError: Teacher or adapters do not fit the model.
             EnvError: The env cannot be made or put into words.
             ModelError: The model cannot be had.
+            VLLMError: vLLM cannot be used.
             RunFolderError: The folder cannot be used.
         """
         self.config = config
@@ -77,7 +81,10 @@ class Session:
         self.config = config = replace(
             config,
             compute_dtype=ranks.from_main(lambda: compute_dtype(config.compute_dtype, loaded.model)),
+            policy=ranks.from_main(lambda: self._policy_kind(loaded.model)),
         )
+        self.engine = self._make_engine(loaded.model) if config.policy == "vllm" else None
+        """Who draws for the agent, where it does not do so itself."""
         self.lora: LoRA | None = None
         if config.lora_rank:
             self.lora = LoRA(
@@ -87,11 +94,11 @@ class Session:
                 targets=config.lora_targets,
                 seed=config.seed,
             )
-            self.base = self._policy(loaded, self.lora)
-            self.student = self._policy(loaded)
+            self.base = self._agent(loaded, self.lora)
+            self.student = self._agent(loaded)
         else:
-            self.student = self._policy(replace(loaded, model=copy.deepcopy(loaded.model)))
-            self.base = self._policy(loaded)
+            self.student = self._agent(replace(loaded, model=copy.deepcopy(loaded.model)))
+            self.base = self._agent(loaded)
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
         self.max_tokens = config.max_new_tokens or self._default_max_tokens()
@@ -151,6 +158,39 @@ class Session:
     def load_policy(self, name: str) -> HFPolicy:
         """Another model, to be used as it is."""
         return self._policy(self._load(name))
+
+    def _policy_kind(self, model: PreTrainedModel) -> PolicyKind:
+        """What ``auto`` is: where replies are a few words, remembering them beats computing them fast."""
+        if self.config.policy != "auto":
+            return self.config.policy
+        has_vllm = importlib.util.find_spec("vllm") is not None
+        suits = model.device.type == "cuda" and not self.words.actions and self.ranks.size == 1
+        return "vllm" if has_vllm and suits else "hf"
+
+    def _make_engine(self, model: PreTrainedModel) -> Engine:
+        config = self.config
+        if self.ranks.size > 1:
+            raise ConfigError("policy vllm is for a run in one process: take policy hf")
+        self.console.print("starting vLLM")
+        return LocalEngine(
+            model,
+            dtype=self._autocast(model) or model.dtype,
+            window=config.vllm_window,
+            memory=config.vllm_memory,
+        )
+
+    def _agent(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
+        """The agent's own model as a policy; with ``lora`` its adapters are off."""
+        if self.engine is None:
+            return self._policy(loaded, lora)
+        return VLLMPolicy(
+            loaded.model,
+            loaded.tokenizer,
+            engine=self.engine,
+            weights=None if self.lora is None else partial(self.lora.weights, merged=lora is None),
+            compute_dtype=self._autocast(loaded.model),
+            within=nullcontext if lora is None else lora.off,
+        )
 
     def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
         """The model as a policy; with ``lora`` its adapters are off."""

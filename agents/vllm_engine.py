@@ -2,8 +2,10 @@
 
 import copy
 import os
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,18 +70,19 @@ class LocalEngine:
                 config.tie_word_embeddings = False
             config.save_pretrained(folder)
             try:
-                self._llm = vllm.LLM(
-                    model=folder,
-                    load_format="dummy",
-                    skip_tokenizer_init=True,
-                    dtype=str(dtype).removeprefix("torch."),
-                    max_model_len=self.window,
-                    enforce_eager=not on_gpu,
-                    enable_prefix_caching=True,
-                    disable_log_stats=True,
-                    generation_config="vllm",
-                    **options,
-                )
+                with _hidden_module("llvmlite.binding.ffi"):
+                    self._llm = vllm.LLM(
+                        model=folder,
+                        load_format="dummy",
+                        skip_tokenizer_init=True,
+                        dtype=str(dtype).removeprefix("torch."),
+                        max_model_len=self.window,
+                        enforce_eager=not on_gpu,
+                        enable_prefix_caching=True,
+                        disable_log_stats=True,
+                        generation_config="vllm",
+                        **options,
+                    )
             except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise VLLMError(
@@ -163,3 +166,14 @@ class LocalEngine:
                 f"vLLM ran out of memory ({str(error).splitlines()[0]}): lower --vllm-memory or --num-envs"
             ) from error
         return outputs
+
+
+@contextmanager
+def _hidden_module(name: str) -> Iterator[None]:
+    """Take a module out of sight: on a CPU vLLM 0.32 looks into all, and llvmlite's library breaks it."""
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
