@@ -32,6 +32,7 @@ from agents.rollout import Phase, rollout, vector_env
 from agents.run_folder import RunFolder, clear_errors
 from agents.vllm_engine import LocalEngine
 from agents.vllm_policy import Engine, VLLMPolicy
+from agents.vllm_servers import Servers
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
@@ -83,7 +84,7 @@ class Session:
             compute_dtype=ranks.from_main(lambda: compute_dtype(config.compute_dtype, loaded.model)),
             policy=ranks.from_main(lambda: self._policy_kind(loaded.model)),
         )
-        self.engine = self._make_engine(loaded.model) if config.policy == "vllm" else None
+        self.engine = self._make_engine(loaded, path) if config.policy == "vllm" else None
         """Who draws for the agent, where it does not do so itself."""
         self.lora: LoRA | None = None
         if config.lora_rank:
@@ -99,6 +100,8 @@ class Session:
         else:
             self.student = self._agent(replace(loaded, model=copy.deepcopy(loaded.model)))
             self.base = self._agent(loaded)
+        if config.vllm_url and config.resume is None and isinstance(self.base, VLLMPolicy):
+            self.base.adopt()  # before anything is sent to servers that may be somebody else's
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
         self.max_tokens = config.max_new_tokens or self._default_max_tokens()
@@ -167,10 +170,13 @@ class Session:
         suits = model.device.type == "cuda" and not self.words.actions and self.ranks.size == 1
         return "vllm" if has_vllm and suits else "hf"
 
-    def _make_engine(self, model: PreTrainedModel) -> Engine:
-        config = self.config
+    def _make_engine(self, loaded: LoadedModel, path: Path) -> Engine:
+        config, model = self.config, loaded.model
         if self.ranks.size > 1:
             raise ConfigError("policy vllm is for a run in one process: take policy hf")
+        if config.vllm_url:
+            weights = config.vllm_weights or path / "served-weights"
+            return Servers(config.vllm_url, loaded.tokenizer, weights=weights)
         self.console.print("starting vLLM")
         return LocalEngine(
             model,

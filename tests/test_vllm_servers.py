@@ -1,0 +1,184 @@
+"""Servers that draw, and what can be wrong with them; the real ones are in test_vllm.py."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from agents.hf_policy import HFPolicy
+from agents.policy import Completion, Message, Prompt, Sampling
+from agents.vllm_policy import VLLMError, VLLMPolicy
+from agents.vllm_servers import Server, Servers
+from tests.conftest import byte_tokenizer, tiny_llama
+from tests.fake_vllm import FakeVLLM
+
+
+def prompt(text: str) -> Prompt:
+    return Prompt(messages=(Message(role="user", content=text),), reply_prefix="I move")
+
+
+PROMPTS = [prompt(str(i)) for i in range(24)]
+SAMPLING = Sampling(temperature=0.8, max_tokens=4)
+
+
+@pytest.fixture
+def fakes(tokenizer: PreTrainedTokenizerFast) -> Iterator[list[FakeVLLM]]:
+    """Three servers of the same model."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(FakeVLLM(tiny_llama(), tokenizer).serve()) for _ in range(3)]
+
+
+@pytest.fixture
+def student(model: PreTrainedModel) -> PreTrainedModel:
+    """Weights after something like an optimiser step."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def over(fakes: list[FakeVLLM], model: PreTrainedModel, folder: Path) -> VLLMPolicy:
+    tokenizer = fakes[0].policy.tokenizer
+    servers = Servers([fake.url for fake in fakes], tokenizer, weights=folder / "weights")
+    return VLLMPolicy(model, tokenizer, engine=servers)
+
+
+def same(ours: list[Completion], theirs: list[Completion]) -> bool:
+    return [(c.text, c.token_ids, c.finish_reason) for c in ours] == [
+        (c.text, c.token_ids, c.finish_reason) for c in theirs
+    ]
+
+
+def test_replies_are_the_models_and_the_load_is_even(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    policy = over(fakes, student, tmp_path)
+    replies = policy.generate(PROMPTS, SAMPLING, range(24))
+    assert same(replies, HFPolicy(student, policy.tokenizer).generate(PROMPTS, SAMPLING, range(24)))
+    assert [fake.loads for fake in fakes] == [1, 1, 1]
+    assert min(fake.completions for fake in fakes) >= 4
+    assert not (tmp_path / "weights").exists()
+    policy.generate(PROMPTS, SAMPLING, range(24))
+    assert [fake.loads for fake in fakes] == [1, 1, 1]
+
+
+def test_a_server_that_has_the_weights_is_taken_as_it_is(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
+) -> None:
+    policy = over(fakes, model, tmp_path)
+    policy.adopt()
+    policy.generate(PROMPTS, SAMPLING, range(24))
+    assert [fake.loads for fake in fakes] == [0, 0, 0]
+
+
+def test_a_server_that_dies_loses_no_reply(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    policy = over(fakes, student, tmp_path)
+    fakes[1].lives = 7  # four of them for the proof
+    with pytest.warns(UserWarning, match="not asked any more"):
+        replies = policy.generate(PROMPTS, SAMPLING, range(24))
+    assert same(replies, HFPolicy(student, policy.tokenizer).generate(PROMPTS, SAMPLING, range(24)))
+    for fake in (fakes[0], fakes[2]):
+        fake.lives = 3
+    with (
+        pytest.warns(UserWarning, match="not asked any more"),
+        pytest.raises(VLLMError, match="no server is left"),
+    ):
+        policy.generate(PROMPTS, SAMPLING, range(24))
+
+
+def test_one_that_is_dead_when_new_weights_come_stays_out(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    policy = over(fakes, student, tmp_path)
+    fakes[0].lives = 0
+    with pytest.warns(UserWarning, match="not asked any more"):
+        policy.generate(PROMPTS, SAMPLING, range(24))
+    fakes[0].lives = None
+    policy.generate(PROMPTS, SAMPLING, range(24))
+    assert fakes[0].completions == 0
+
+
+def test_weights_that_do_not_arrive_are_found_out(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    fakes[2].loads_weights = False
+    policy = over(fakes, student, tmp_path)
+    with pytest.raises(VLLMError, match=f"{fakes[2].url} does not compute what the model computes"):
+        policy.generate(PROMPTS, SAMPLING, range(24))
+    assert policy.engine.holds is None
+
+
+def test_another_model_is_found_out(fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(VLLMError, match="other weights or another model"):
+        over(fakes, student, tmp_path).adopt()
+    assert [fake.loads for fake in fakes] == [0, 0, 0]
+
+
+def test_another_tokenizer_is_found_out(fakes: list[FakeVLLM], tmp_path: Path) -> None:
+    other = byte_tokenizer()
+    other.add_tokens(["lake"])
+    with pytest.raises(VLLMError, match="another tokenizer"):
+        Servers([fakes[0].url], other, weights=tmp_path)
+
+
+def test_truncated_prompts_are_found_out(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
+) -> None:
+    fakes[0].truncates = True
+    with pytest.raises(VLLMError, match="truncates"):
+        over(fakes, model, tmp_path).adopt()
+
+
+def test_logprobs_of_another_temperature_are_found_out(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
+) -> None:
+    fakes[0].processed = True
+    with pytest.raises(VLLMError, match="without --logprobs-mode"):
+        over(fakes, model, tmp_path).adopt()
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/version", "has no endpoint /version"),
+        ("/tokenize", r"\(vLLM 0.32.0\) has no endpoint /tokenize"),
+        ("/reset_prefix_cache", "VLLM_SERVER_DEV_MODE=1"),
+    ],
+)
+def test_a_missing_endpoint_is_named(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path, path: str, says: str
+) -> None:
+    fakes[0].missing = {path}
+    with pytest.raises(VLLMError, match=says):
+        over(fakes, model, tmp_path)
+
+
+def test_an_old_server_is_refused(fakes: list[FakeVLLM]) -> None:
+    fakes[0].version = "0.9.2"
+    with pytest.raises(VLLMError, match=r"runs vLLM 0\.9\.2"):
+        Server(fakes[0].url)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://user:secret@host"])
+def test_a_url_that_is_none(url: str) -> None:
+    with pytest.raises(VLLMError, match="http://host:port") as caught:
+        Server(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_dead_url() -> None:
+    with pytest.raises(VLLMError, match="no vLLM answers"):
+        Server("http://127.0.0.1:9", timeout=5)
+
+
+def test_a_server_that_never_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(VLLMError, match=r"no answer to /version in 0\.2 s"):
+            Server(url, timeout=0.2)
