@@ -29,6 +29,7 @@ MACHINE = (
     "store",
     "vllm_url",
     "vllm_memory",
+    "teacher_url",
     "vllm_weights",
 )
 """Settings that do not change what is computed: a resumed run may have others."""
@@ -158,6 +159,9 @@ class SelfImproveConfig:
     `ema` a running mean of the student's, `self` the student's own of the moment."""
     teacher_model: str | None = None
     """Another model as the teacher, of the same tokenizer; larger, for instance."""
+    teacher_url: Urls = ()
+    """A server (`vllm serve`) whose model is the teacher, of the same tokenizer; may be given several times.
+    It scores the student's top-k tokens; the gate is played by the initial weights."""
     ema_decay: float = 0.95
     """With teacher ema: what is kept of it per optimiser step."""
     teacher_temperature: float = 0.4
@@ -277,6 +281,16 @@ class SelfImproveConfig:
             raise ConfigError(
                 f"eval_temperature takes one or two numbers from 0 up, not {self.eval_temperature}"
             )
+        if self.teacher_url:
+            if self.teacher != "base" or self.teacher_model is not None:
+                raise ConfigError(
+                    "teacher_url is a teacher of its own: it takes no other teacher, no teacher_model"
+                )
+            if (self.data, self.direction) != ("student", "reverse") or self.loss == "full":
+                raise ConfigError(
+                    "a teacher at teacher_url only scores the student's top-k tokens: take data student, "
+                    "direction reverse, and a loss other than full"
+                )
         if not 0 < self.vllm_memory < 1:
             raise ConfigError(f"vllm_memory must be between 0 and 1, not {self.vllm_memory}")
         if self.vllm_url and self.policy != "vllm" and self.resume is None:  # a begun run has its policy

@@ -22,7 +22,7 @@ from agents.vllm_policy import VLLMPolicy
 from distill.examples import DistillExample, sample_examples
 from distill.opcd import OPCD, StepStats
 from distill.rails import collapse
-from distill.teacher import FollowingTeacher, FrozenTeacher, Teacher
+from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher
 from evals.result import Comparison
 from experience.context import Context
 
@@ -56,7 +56,7 @@ class Consolidation:
             average=config.average,
             trust_region=config.trust_region,
             base=FrozenTeacher(session.base.lm.fresh()) if config.trust_region else None,
-            vocabulary=len(student.tokenizer) if config.teacher_model is not None else None,
+            vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_url else None,
             weight_decay=config.weight_decay,
             warmup_steps=config.warmup_steps,
             max_nodes=config.max_nodes,
@@ -112,8 +112,10 @@ class Consolidation:
             self._refresh_student()
             self.session.student_step = about["step"]
 
-    def _make_teacher(self) -> Teacher:
+    def _make_teacher(self) -> Teacher | ScoringTeacher:
         session = self.session
+        if session.scorer is not None:
+            return session.scorer
         if session.config.teacher in ("round", "ema"):
             return FollowingTeacher(session.teacher.lm)
         if session.config.teacher == "self":
@@ -168,15 +170,17 @@ class Consolidation:
             [seed for _, seed in mine],
             data=config.data,
         )
-        gap = self._rollout_gap(policy, examples)
+        extra = self._rollout_gap(policy, examples)
         policy.clear()  # its memo is of no use to the update, which needs the room
         stats = self.trainer.step(examples)
+        if session.scorer is not None:
+            extra |= session.scorer.cost()
         self._refresh_student()
         if isinstance(self.teacher, FollowingTeacher) and config.teacher == "ema":
             self.teacher.follow(self.trainer.trained(), config.ema_decay)
         self.first = self.first or stats
         session.student_step = step
-        session.log(f"step{step}", kind="train", step=step, round=self.round, **stats.as_dict(), **gap)
+        session.log(f"step{step}", kind="train", step=step, round=self.round, **stats.as_dict(), **extra)
         return stats
 
     def _rollout_gap(self, policy: HFPolicy, examples: Sequence[DistillExample]) -> dict[str, float]:

@@ -48,6 +48,8 @@ USER_ERRORS = (
     VLLMError,
 )
 """What can go wrong without a bug of ours: one clear line, no stack trace."""
+URLS = ("vllm_url", "teacher_url")
+"""Settings that a command line adds to."""
 
 
 def self_improve(config: SelfImproveConfig, console: Console | None = None) -> dict[str, Any]:
@@ -100,10 +102,8 @@ def saved_config(path: Path) -> SelfImproveConfig:
     """
     saved = read_config(path)
     try:
-        tuples = {
-            "eval_temperature": tuple(saved["eval_temperature"]),
-            "vllm_url": tuple(saved.get("vllm_url", ())),
-        }
+        tuples = {"eval_temperature": tuple(saved["eval_temperature"])}
+        tuples |= {name: tuple(saved.get(name, ())) for name in URLS}
         names = ("insight_prompts", "context_file", "vllm_weights")
         paths = {name: saved.get(name) and Path(saved[name]) for name in names}
         return SelfImproveConfig(**{**saved, **tuples, **paths, "output": None, "resume": path})
@@ -191,8 +191,10 @@ def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
     # Parsed again over the saved values, so that only flags that were really given can differ from them.
     # Servers that are given replace the saved ones and are not added to them.
     saved = saved_config(config.resume)
-    given = tyro.cli(SelfImproveConfig, args=args, default=dataclasses.replace(saved, vllm_url=()))
-    given = dataclasses.replace(given, vllm_url=given.vllm_url or saved.vllm_url)
+    without = dataclasses.replace(saved, vllm_url=(), teacher_url=())
+    given = tyro.cli(SelfImproveConfig, args=args, default=without)
+    urls = {name: getattr(given, name) or getattr(saved, name) for name in URLS}
+    given = dataclasses.replace(given, **urls)
     return resumed(given, config.resume, explicit=True)
 
 

@@ -33,6 +33,7 @@ from agents.run_folder import RunFolder, clear_errors
 from agents.vllm_engine import LocalEngine
 from agents.vllm_policy import Engine, VLLMPolicy
 from agents.vllm_servers import Servers
+from agents.vllm_teacher import ServedTeacher
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
@@ -102,6 +103,10 @@ class Session:
             self.base = self._agent(loaded)
         if config.vllm_url and config.resume is None and isinstance(self.base, VLLMPolicy):
             self.base.adopt()  # before anything is sent to servers that may be somebody else's
+        self.scorer: ServedTeacher | None = None
+        """What is imitated, where it is on a server; ``teacher`` then plays in its place."""
+        if config.teacher_url:
+            self.scorer = ServedTeacher(config.teacher_url, loaded.tokenizer, config.teacher_temperature)
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
         self.max_tokens = config.max_new_tokens or self._default_max_tokens()

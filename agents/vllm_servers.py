@@ -243,15 +243,16 @@ class Servers:
         urls: Sequence[str],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        weights: Path,
+        weights: Path | None,
         timeout: float = TIMEOUT,
     ) -> None:
-        """Make sure that all of them can be used for training.
+        """Make sure that all of them can be used.
 
         Args:
             urls: Of the servers.
             tokenizer: The agent's.
-            weights: A folder for new weights, which the servers see too; made when needed.
+            weights: A folder for new weights, which the servers see too; made when needed. Without one they
+                keep the weights that they have.
             timeout: Seconds for one request.
 
         Raises:
@@ -262,28 +263,32 @@ class Servers:
         self._servers = [Server(url, timeout=timeout) for url in dict.fromkeys(urls)]
         for server in self._servers:
             server.check_tokenizer(tokenizer)
-            server.reset()
+            if weights is not None:
+                server.reset()
         self.window = min(server.window for server in self._servers)
-        self._weights = weights.absolute()
+        self._weights = weights
         self._lock = threading.Lock()
         self._at_work = dict.fromkeys(self._servers, 0)
 
     def load(self, weights: Weights) -> None:
         """See ``Engine``. A server that fails to take them is not asked any more."""
+        if self._weights is None:
+            raise VLLMError("these servers are not to be given weights")
+        folder = self._weights.absolute()
         try:
-            self._weights.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in weights}  # tied ones are two
-            save_file(tensors, self._weights / "model.safetensors")
+            save_file(tensors, folder / "model.safetensors")
             for server in self._alive():
                 try:
-                    server.reload(self._weights)
+                    server.reload(folder)
                 except ServerDownError as error:
                     self._drop(server, str(error))
             self._alive()
         except (OSError, SafetensorError) as error:
-            raise VLLMError(f"the servers' weights cannot be written to {self._weights}: {error}") from error
+            raise VLLMError(f"the servers' weights cannot be written to {folder}: {error}") from error
         finally:
-            shutil.rmtree(self._weights, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def draw(
         self, prompts: Sequence[Prefix], seeds: Sequence[int], sampling: Sampling, stop_ids: Sequence[int]

@@ -2,19 +2,36 @@
 
 import copy
 import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 import torch
 from scipy.stats import chi2_contingency
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from agents.config import SelfImproveConfig
 from agents.hf_policy import HFPolicy
 from agents.policy import FinishReason, Message, Prompt, Sampling
+from agents.self_improve import self_improve
 from agents.vllm_engine import LocalEngine
 from agents.vllm_policy import VLLMError, VLLMPolicy
+from agents.vllm_servers import Servers
+from agents.vllm_teacher import ServedTeacher
 from distill.lora import LoRA
-from tests.conftest import byte_tokenizer, tiny_llama
+from tests.conftest import byte_tokenizer, save_walker, tiny_llama
+from tests.test_self_improve import QUIET, TINY, open_gate
 
 pytestmark = [
     pytest.mark.vllm,
@@ -176,3 +193,87 @@ def test_a_model_that_vllm_does_not_know() -> None:
     model.__class__ = type("NobodysForCausalLM", (type(model),), {})
     with pytest.raises(VLLMError, match="NobodysForCausalLM"):
         LocalEngine(model, dtype=torch.float32, window=512, memory=0.5)
+
+
+@contextmanager
+def serve(folder: Path, *flags: str) -> Iterator[str]:
+    """The URL of a real server."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "512"]
+    command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096", *flags]
+    environment = {
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "HF_HUB_OFFLINE": "1",
+    }
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, env=os.environ | environment, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        for _ in range(300):
+            assert process.poll() is None, log.read_text()[-3000:]
+            try:
+                urlopen(f"http://127.0.0.1:{port}/version", timeout=5)
+                break
+            except (URLError, TimeoutError):
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def test_a_run_with_vllm(tmp_path: Path) -> None:
+    model, run = save_walker(tmp_path, head_dim=HEAD_DIM), tmp_path / "run"
+    with open_gate():
+        self_improve(
+            SelfImproveConfig(model=str(model), output=run, policy="vllm", vllm_window=512, **TINY), QUIET
+        )
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    gaps = [entry["rollout_gap_max"] for entry in metrics if entry["kind"] == "train"]
+    assert len(gaps) == 6
+    assert max(gaps) < 1e-3
+    assert (run / "results.json").exists()
+
+
+def test_a_real_server_draws_and_takes_new_weights(tmp_path: Path) -> None:
+    model, tokenizer = tiny_llama(head_dim=HEAD_DIM, tie=False), byte_tokenizer()
+    model.save_pretrained(tmp_path / "served")
+    tokenizer.save_pretrained(tmp_path / "served")
+    asked, seeds = [prompt(str(i)) for i in range(12)], range(12)
+    with serve(tmp_path / "served") as url:
+        servers = Servers([url], tokenizer, weights=tmp_path / "weights")
+        policy, local = VLLMPolicy(model, tokenizer, engine=servers), HFPolicy(model, tokenizer)
+        policy.adopt()
+        for seed in (None, 1, 2):
+            if seed is not None:
+                changed(model, seed)
+            greedy = Sampling(temperature=0, max_tokens=6)
+            ours, theirs = (p.generate(asked, greedy, seeds) for p in (local, policy))
+            assert [c.token_ids for c in ours] == [c.token_ids for c in theirs]
+        drawn = policy.generate(asked, Sampling(temperature=0.7, max_tokens=6), seeds)
+        assert policy.generate(asked[:3], Sampling(temperature=0.7, max_tokens=6), seeds[:3]) == drawn[:3]
+        with pytest.raises(VLLMError, match="processed_logprobs"):
+            ServedTeacher([url], tokenizer, 0.4)
+
+
+def test_a_real_served_teacher_scores_as_a_local_one(tmp_path: Path) -> None:
+    model, tokenizer = tiny_llama(head_dim=HEAD_DIM, tie=False), byte_tokenizer()
+    model.save_pretrained(tmp_path / "served")
+    tokenizer.save_pretrained(tmp_path / "served")
+    policy = HFPolicy(model, tokenizer)
+    prefixes = [policy.encode(prompt(text)) for text in ("a", "bb", "a long one")]
+    logits_NV = policy.lm.logits(prefixes)
+    ids_NK = logits_NV.topk(200).indices
+    with serve(tmp_path / "served", "--logprobs-mode", "processed_logprobs") as url:
+        teacher = ServedTeacher([url], tokenizer, 0.4)
+        for temperature in (1.0, 0.4):
+            expected_NK = (logits_NV / temperature).log_softmax(-1).gather(-1, ids_NK)
+            torch.testing.assert_close(
+                teacher.score(prefixes, ids_NK, temperature), expected_NK, atol=1e-3, rtol=1e-3
+            )

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.hf_policy import HFPolicy
 from agents.policy import Completion, Message, Prompt, Sampling
+from agents.prefix_lm import PrefixLM
 from agents.vllm_policy import VLLMError, VLLMPolicy
 from agents.vllm_servers import Server, Servers
+from agents.vllm_teacher import ServedTeacher
+from distill.examples import DistillExample
+from distill.opcd import OPCD, DistillError
+from distill.teacher import FrozenTeacher, ScoringTeacher, Teacher
 from tests.conftest import byte_tokenizer, tiny_llama
 from tests.fake_vllm import FakeVLLM
 
@@ -182,3 +188,45 @@ def test_a_server_that_never_answers() -> None:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(VLLMError, match=r"no answer to /version in 0\.2 s"):
             Server(url, timeout=0.2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_a_served_teacher_teaches_what_a_local_one_does(
+    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast, temperature: float
+) -> None:
+    for fake in fakes:
+        fake.processed = True
+        fake.policy.lm.model.load_state_dict(tiny_llama(seed=5).state_dict())
+    served = ServedTeacher([fake.url for fake in fakes], tokenizer, temperature)
+    teachers: list[Teacher | ScoringTeacher] = [FrozenTeacher(PrefixLM(tiny_llama(seed=5))), served]
+    examples = [
+        DistillExample(student_prompt_ids=(9, i), teacher_prompt_ids=(7, 8, i), completion_ids=(i, 30, 31))
+        for i in range(40, 44)
+    ]
+    students, losses = [tiny_llama(), tiny_llama()], []
+    for student, teacher in zip(students, teachers, strict=True):
+        trainer = OPCD(student, teacher, lr=1e-2, teacher_temperature=temperature, k=200)
+        losses.append([trainer.step(examples).loss for _ in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    for mine, theirs in zip(*(student.parameters() for student in students), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-2)
+    assert served.cost()["teacher_requests"] == 2 * 2 * 12  # two parts of 200 ids, twice 12 prefixes
+
+
+def test_a_served_teacher_has_to_apply_the_temperature(
+    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(VLLMError, match="--logprobs-mode processed_logprobs"):
+        ServedTeacher([fakes[0].url], tokenizer, 0.4)
+    ServedTeacher([fakes[0].url], tokenizer, 1.0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"direction": "forward"}, {"mode": "full"}, {"k": 258}], ids=["forward", "full", "all"]
+)
+def test_what_a_served_teacher_cannot_do(
+    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any]
+) -> None:
+    teacher = ServedTeacher([fakes[0].url], tokenizer, 1.0)
+    with pytest.raises(DistillError, match="top-k only"):
+        OPCD(tiny_llama(), teacher, lr=1e-2, **{"k": 64, **settings})
