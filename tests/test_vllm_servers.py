@@ -1,5 +1,7 @@
 """Servers that draw, and what can be wrong with them; the real ones are in test_vllm.py."""
 
+import copy
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,9 +12,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from agents.config import ConfigError, SelfImproveConfig
 from agents.hf_policy import HFPolicy
+from agents.models import load_model
 from agents.policy import Completion, Message, Prompt, Sampling
 from agents.prefix_lm import PrefixLM
+from agents.self_improve import parse_args, saved_config, self_improve
 from agents.vllm_policy import VLLMError, VLLMPolicy
 from agents.vllm_servers import Server, Servers
 from agents.vllm_teacher import ServedTeacher
@@ -21,6 +26,7 @@ from distill.opcd import OPCD, DistillError
 from distill.teacher import FrozenTeacher, ScoringTeacher, Teacher
 from tests.conftest import byte_tokenizer, tiny_llama
 from tests.fake_vllm import FakeVLLM
+from tests.test_self_improve import QUIET, TINY, open_gate
 
 
 def prompt(text: str) -> Prompt:
@@ -28,6 +34,7 @@ def prompt(text: str) -> Prompt:
 
 
 PROMPTS = [prompt(str(i)) for i in range(24)]
+SHORT = {**TINY, "rounds": 1, "episodes": 4, "steps": 2, "validation_episodes": 2, "test_episodes": 2}
 SAMPLING = Sampling(temperature=0.8, max_tokens=4)
 
 
@@ -230,3 +237,52 @@ def test_what_a_served_teacher_cannot_do(
     teacher = ServedTeacher([fakes[0].url], tokenizer, 1.0)
     with pytest.raises(DistillError, match="top-k only"):
         OPCD(tiny_llama(), teacher, lr=1e-2, **{"k": 64, **settings})
+
+
+def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
+    walker = load_model(str(walker_folder))
+    with ExitStack() as stack:
+        fakes = [FakeVLLM(copy.deepcopy(walker.model), walker.tokenizer) for _ in range(3)]
+        urls = [stack.enter_context(fake.serve()).url for fake in fakes]
+        fakes[2].processed = True
+        with open_gate():
+            self_improve(
+                SelfImproveConfig(
+                    model=str(walker_folder),
+                    output=tmp_path / "run",
+                    policy="vllm",
+                    vllm_url=tuple(urls[:2]),
+                    teacher_url=(urls[2],),
+                    top_k=16,
+                    eval_temperature=(0.0,),
+                    **SHORT,
+                ),
+                QUIET,
+            )
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [entry for entry in map(json.loads, lines) if entry["kind"] == "train"]
+    assert len(steps) == 2
+    assert max(step["rollout_gap_max"] for step in steps) < 1e-3
+    assert all(step["teacher_requests"] > 0 for step in steps)
+    assert fakes[0].loads == fakes[1].loads >= 2
+    assert fakes[2].loads == 0
+    saved = saved_config(tmp_path / "run")
+    assert (saved.policy, saved.vllm_url, saved.teacher_url) == ("vllm", tuple(urls[:2]), (urls[2],))
+    resume = ["--resume", str(tmp_path / "run")]
+    assert parse_args(resume).vllm_url == tuple(urls[:2])
+    assert parse_args([*resume, "--vllm-url", "http://other:1"]).vllm_url == ("http://other:1",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"vllm_url": ("http://x:1",)}, "vllm_url needs policy vllm"),
+        ({"vllm_memory": 1.5}, "vllm_memory"),
+        ({"vllm_window": 0}, "vllm_window"),
+        ({"teacher_url": ("http://x:1",), "teacher": "ema"}, "no other teacher"),
+        ({"teacher_url": ("http://x:1",), "direction": "forward"}, "only scores"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        SelfImproveConfig(**settings)
