@@ -30,6 +30,7 @@ from agents.vllm_policy import VLLMError, VLLMPolicy
 from agents.vllm_servers import Servers
 from agents.vllm_teacher import ServedTeacher
 from distill.lora import LoRA
+from evals.bench_rollout import BenchConfig, bench
 from tests.conftest import byte_tokenizer, save_walker, tiny_llama
 from tests.test_self_improve import QUIET, TINY, open_gate
 
@@ -193,6 +194,20 @@ def test_a_model_that_vllm_does_not_know() -> None:
     model.__class__ = type("NobodysForCausalLM", (type(model),), {})
     with pytest.raises(VLLMError, match="NobodysForCausalLM"):
         LocalEngine(model, dtype=torch.float32, window=512, memory=0.5)
+
+
+def test_the_benchmark_compares_policies(tmp_path: Path) -> None:
+    config = BenchConfig(
+        policies="hf,vllm,generate",
+        model=str(save_walker(tmp_path, head_dim=HEAD_DIM)),
+        steps=500,
+        num_envs=32,
+    )
+    result = bench(config, QUIET)
+    assert result["times_faster"].keys() == {"hf", "vllm"}
+    assert result["same_distribution_p"].keys() == {"vllm", "generate"}
+    assert min(result["same_distribution_p"].values()) > 1e-3
+    assert result["same_greedy"] == {"vllm": 1.0}
 
 
 @contextmanager
