@@ -49,7 +49,7 @@ class BenchConfig:
     """Play some env steps with unchanged weights, with one policy after the other."""
 
     policies: str = "hf,generate"
-    """Which, separated by commas: `hf` (transformers, memoised), `vllm` (in this process), `generate` (plain)."""
+    """Which: `hf` (transformers, memoised), `vllm` (in this process), `generate` (plain), between commas."""
 
     env: str = "FrozenLake-v1"
     """Gymnasium id of the environment."""
