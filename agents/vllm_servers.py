@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -125,7 +126,8 @@ class Server:
     ) -> list[Drawn]:
         """See ``Engine``."""
         return [
-            self._drawn(prompt, seed, sampling, stop_ids) for prompt, seed in zip(prompts, seeds, strict=True)
+            self._parsed(partial(self._drawn, prompt, seed, sampling, stop_ids))
+            for prompt, seed in zip(prompts, seeds, strict=True)
         ]
 
     def _drawn(self, prompt: Prefix, seed: int, sampling: Sampling, stop_ids: Sequence[int]) -> Drawn:
@@ -150,34 +152,40 @@ class Server:
 
     def logprobs(self, sequences: Sequence[Prefix]) -> list[list[float]]:
         """See ``Engine``."""
-        results = []
-        for ids in sequences:
-            choice = self._complete(ids, max_tokens=1, temperature=1.0, prompt_logprobs=0)
-            scores = self._field(choice, "prompt_logprobs")[1:]
-            results.append(
-                [
-                    float(self._field(self._field(score, str(token)), "logprob"))
-                    for score, token in zip(scores, ids[1:], strict=True)
-                ]
-            )
-        return results
+        return [self._parsed(partial(self._logprobs, ids)) for ids in sequences]
+
+    def _logprobs(self, ids: Prefix) -> list[float]:
+        choice = self._complete(ids, max_tokens=1, temperature=1.0, prompt_logprobs=0)
+        scores = self._field(choice, "prompt_logprobs")[1:]
+        return [
+            float(self._field(self._field(score, str(token)), "logprob"))
+            for score, token in zip(scores, ids[1:], strict=True)
+        ]
 
     def score(self, prefix: Prefix, ids: Sequence[int], temperature: float) -> list[float]:
         """The log-probabilities of ``ids`` after ``prefix``; at ``temperature`` if the server applies it."""
-        scores: list[float] = []
-        for start in range(0, len(ids), MAX_IDS):
-            part = list(ids[start : start + MAX_IDS])
-            choice = self._complete(
-                prefix,
-                max_tokens=1,
-                temperature=temperature,
-                logprobs=len(part),
-                logprob_token_ids=part,
-                return_tokens_as_token_ids=True,
-            )
-            [given] = self._field(self._field(choice, "logprobs"), "top_logprobs")
-            scores += [float(self._field(given, f"token_id:{token}")) for token in part]
-        return scores
+        parts = [ids[start : start + MAX_IDS] for start in range(0, len(ids), MAX_IDS)]
+        scores = [self._parsed(partial(self._scores, prefix, part, temperature)) for part in parts]
+        return [score for part in scores for score in part]
+
+    def _scores(self, prefix: Prefix, ids: Sequence[int], temperature: float) -> list[float]:
+        choice = self._complete(
+            prefix,
+            max_tokens=1,
+            temperature=temperature,
+            logprobs=len(ids),
+            logprob_token_ids=list(ids),
+            return_tokens_as_token_ids=True,
+        )
+        [given] = self._field(self._field(choice, "logprobs"), "top_logprobs")
+        return [float(self._field(given, f"token_id:{token}")) for token in ids]
+
+    def _parsed(self, ask: Callable[[], Result]) -> Result:
+        """What ``ask`` makes of an answer, which may be anything."""
+        try:
+            return ask()
+        except (TypeError, ValueError) as error:
+            raise VLLMError(f"the answer of {self.url} is no completion ({error})") from error
 
     def _complete(self, prompt: Prefix, **settings: Any) -> Any:
         """The only choice of one completion."""

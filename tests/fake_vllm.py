@@ -31,6 +31,8 @@ class FakeVLLM:
         self.lives: int | None = None
         """So many completions until it hangs up on everybody."""
         self.loads_weights = True
+        self.answers: list[Any] = []
+        """What it says to completions in place of what is true."""
         self.completions = 0
         self.loads = 0
         self._lock = Lock()
@@ -53,6 +55,8 @@ class FakeVLLM:
         if path == "/reset_prefix_cache":
             return {"success": True}
         assert path == "/v1/completions"
+        if self.answers:
+            return self.answers.pop(0)
         return {"choices": [self.complete(body)]}
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -172,6 +172,27 @@ def test_a_missing_endpoint_is_named(
         over(fakes, model, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        "text",
+        {"choices": []},
+        {"choices": [{"prompt_token_ids": [5, 6]}]},
+        {
+            "choices": [
+                {"prompt_token_ids": [5, 6], "token_ids": ["x"], "logprobs": {"token_logprobs": [0.0]}}
+            ]
+        },
+        {"choices": [{"prompt_token_ids": [5, 6], "token_ids": [7] * 9, "logprobs": {"token_logprobs": []}}]},
+    ],
+)
+def test_answers_that_are_none(fakes: list[FakeVLLM], answer: Any) -> None:
+    fakes[0].answers = [answer]
+    with pytest.raises(VLLMError, match=fakes[0].url):
+        Server(fakes[0].url).draw([(5, 6)], [0], SAMPLING, [])
+
+
 def test_an_old_server_is_refused(fakes: list[FakeVLLM]) -> None:
     fakes[0].version = "0.9.2"
     with pytest.raises(VLLMError, match=r"runs vLLM 0\.9\.2"):
