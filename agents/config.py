@@ -21,6 +21,8 @@ from experience.split import STRIDE
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 InsightKind = Literal["auto", "outcomes", "llm", "raw"]
+PolicyKind = Literal["auto", "hf", "vllm"]
+Urls = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 MAX_SEED = 1_000_000_000
 MACHINE = (
@@ -33,6 +35,10 @@ MACHINE = (
     "env_timeout",
     "tracker",
     "json",
+    "vllm_url",
+    "vllm_memory",
+    "teacher_url",
+    "vllm_weights",
 )
 """Settings that do not change what is computed: a resumed run may have others."""
 
@@ -161,7 +167,8 @@ class SelfImproveConfig:
     context_wrapper: str = "Experience: {}"
     """The words around it."""
     batch_size: int = 64
-    """Completions per optimiser step, spread evenly over the observations met so far."""
+    """Completions per optimiser step, spread evenly over the actions advised, and over the observations of
+    each."""
     lr: float = 2e-5
     """AdamW's learning rate. 2e-5 suits 135M weights; 1e-6 to 5e-6 suits 1.7B and more."""
     warmup_steps: int = 0
@@ -180,6 +187,9 @@ class SelfImproveConfig:
     `ema` a running mean of the student's, `self` the student's own of the moment."""
     teacher_model: str | None = None
     """Another model as the teacher, of the same tokenizer; larger, for instance."""
+    teacher_url: Urls = ()
+    """A server (`vllm serve`) whose model is the teacher, of the same tokenizer; may be given several times.
+    It scores the student's top-k tokens; the gate is played by the initial weights."""
     ema_decay: float = 0.95
     """With teacher ema: what is kept of it per optimiser step."""
     teacher_temperature: float = 0.4
@@ -226,6 +236,20 @@ class SelfImproveConfig:
     env_timeout: float = 60.0
     """Seconds that a step of the environment may take; then its episode ends with an error. 0 is no limit."""
 
+    policy: PolicyKind = "auto"
+    """Who draws replies: `hf` is transformers, which remembers what it computed; `vllm` is vLLM, in this
+    process or at vllm_url. `auto` is vllm where it is installed, a GPU is there, and replies are text."""
+    vllm_url: Urls = ()
+    """With policy vllm: a server (`vllm serve`), such as http://localhost:8000, that draws. May be given
+    several times: replies are spread over the servers."""
+    vllm_weights: Path | None = None
+    """With vllm_url: a folder that the servers see too, through which they get new weights; by default one in
+    the run's folder."""
+    vllm_window: int = 8192
+    """With policy vllm: the longest prompt and reply together, in tokens."""
+    vllm_memory: float = 0.4
+    """With policy vllm in this process: the share of the GPU's memory that vLLM may take while it draws."""
+
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
     dtype: Dtype = "auto"
@@ -265,7 +289,8 @@ class SelfImproveConfig:
     def __post_init__(self) -> None:
         at_least_one = (
             "rounds episodes waves batch_size top_k max_nodes eval_every validation_episodes "
-            "test_episodes max_invalid_replies num_envs insight_traces insight_tokens candidates"
+            "test_episodes max_invalid_replies num_envs insight_traces insight_tokens candidates "
+            "vllm_window"
         )
         for name in at_least_one.split():
             if getattr(self, name) < 1:
@@ -309,6 +334,20 @@ class SelfImproveConfig:
             raise ConfigError(
                 f"eval_temperature takes one or two numbers from 0 up, not {self.eval_temperature}"
             )
+        if self.teacher_url:
+            if self.teacher != "base" or self.teacher_model is not None:
+                raise ConfigError(
+                    "teacher_url is a teacher of its own: it takes no other teacher, no teacher_model"
+                )
+            if (self.data, self.direction) != ("student", "reverse") or self.loss == "full":
+                raise ConfigError(
+                    "a teacher at teacher_url only scores the student's top-k tokens: take data student, "
+                    "direction reverse, and a loss other than full"
+                )
+        if not 0 < self.vllm_memory < 1:
+            raise ConfigError(f"vllm_memory must be between 0 and 1, not {self.vllm_memory}")
+        if self.vllm_url and self.policy != "vllm" and self.resume is None:  # a begun run has its policy
+            raise ConfigError(f"vllm_url needs policy vllm, not {self.policy}")
         if self.insight_url is not None and self.insight_model is None:
             raise ConfigError("insight_url needs insight_model: the model's name there")
         if self.context_file is not None and self.resume is None:  # a begun run has its text

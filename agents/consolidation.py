@@ -6,21 +6,24 @@ step that was.
 
 import copy
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import pandas as pd
 import torch
 
+from agents.hf_policy import HFPolicy
 from agents.interrupt import deferred_interrupt
 from agents.policy import Prompt, Sampling
 from agents.prompts import build_prompt
 from agents.rollout import turn_seed
 from agents.session import Session
-from distill.examples import sample_examples
+from agents.vllm_policy import VLLMPolicy
+from distill.examples import Data, DistillExample, sample_examples
 from distill.opcd import OPCD, StepStats
 from distill.rails import collapse
-from distill.teacher import FollowingTeacher, FrozenTeacher, Teacher
+from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher
 from evals.result import Comparison
 from experience.context import Context
 
@@ -29,6 +32,8 @@ Item = TypeVar("Item")
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 WORSE = 0.01
 """Validation has fallen when it is below its best with a smaller p-value: small, as the best was lucky."""
+GAP_EXAMPLES = 8
+"""Of so many completions of a step the log-probabilities of vLLM and of the trainer are compared."""
 
 
 class Consolidation:
@@ -52,7 +57,7 @@ class Consolidation:
             average=config.average,
             trust_region=config.trust_region,
             base=FrozenTeacher(session.base.lm.fresh()) if config.trust_region else None,
-            vocabulary=len(student.tokenizer) if config.teacher_model is not None else None,
+            vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_url else None,
             weight_decay=config.weight_decay,
             warmup_steps=config.warmup_steps,
             max_nodes=config.max_nodes,
@@ -110,8 +115,10 @@ class Consolidation:
             self._refresh_student()
             self.session.student_step = about["step"]
 
-    def _make_teacher(self) -> Teacher:
+    def _make_teacher(self) -> Teacher | ScoringTeacher:
         session = self.session
+        if session.scorer is not None:
+            return session.scorer
         if session.config.teacher in ("round", "ema"):
             return FollowingTeacher(session.teacher.lm)
         if session.config.teacher == "self":
@@ -127,23 +134,33 @@ class Consolidation:
         ):
             self.teacher.follow(self.trainer.trained())
 
-    def _prompt_pairs(self, context: Context) -> list[tuple[Prompt, Prompt]]:
-        """(bare prompt, prompt with experience) for every train observation that the context speaks to."""
+    def _prompt_pairs(self, context: Context) -> dict[str, list[tuple[Prompt, Prompt]]]:
+        """(bare prompt, prompt with experience) for every train observation that the context speaks to.
+
+        By the action that is advised there, or under "" where advice is no action.
+        """
         session, layout = self.session, self.session.config.layout
         observations: list[str] = session.ranks.from_main(
             lambda: session.store.observations(phases=session.played)
         )
-        return [
-            (
-                build_prompt(session.words, observation),
-                build_prompt(session.words, observation, [insight.text for insight in shown], layout),
-            )
-            for observation in observations
-            if (shown := context.show(observation))
-        ]
+        pairs: dict[str, list[tuple[Prompt, Prompt]]] = {}
+        for observation in observations:
+            if shown := context.show(observation):
+                texts = [insight.text for insight in shown]
+                action = session.words.advised(session.words.situation(observation), texts[0])
+                pairs.setdefault(action or "", []).append(
+                    (
+                        build_prompt(session.words, observation),
+                        build_prompt(session.words, observation, texts, layout),
+                    )
+                )
+        return pairs
 
-    def _step(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> StepStats:
+    def _step(self, pairs: Mapping[str, Sequence[tuple[Prompt, Prompt]]]) -> StepStats:
         """One optimiser step on fresh answers, drawn by the step's number alone.
+
+        As many for each action that is advised: a student that is nearly always advised the same learns to do
+        that everywhere, and a reverse KL hardly lets it go again (docs/LOG.md).
 
         The teacher's own (off-policy) are drawn from its sharpened distribution, so they are what a data set
         that it wrote beforehand would hold.
@@ -151,7 +168,12 @@ class Consolidation:
         session, config = self.session, self.session.config
         step = self.trainer.step_count + 1
         order = random.Random(turn_seed(config.seed, "order", step, 0))
-        batch = spread_evenly(range(len(pairs)), config.batch_size, order)
+        shares = Counter(spread_evenly(list(pairs), config.batch_size, order))
+        batch = [
+            (action, index)
+            for action, share in shares.items()
+            for index in spread_evenly(range(len(pairs[action])), share, order)
+        ]
         seeds = [turn_seed(config.seed, "distil", step, i) for i in range(config.batch_size)]
         # Equal prompts side by side, so that one process computes them.
         mine = session.ranks.share(sorted(zip(batch, seeds, strict=True)))
@@ -165,21 +187,40 @@ class Consolidation:
         examples = sample_examples(
             policy,
             policy.encode,
-            [pairs[index] for index, _ in mine],
+            [pairs[action][index] for (action, index), _ in mine],
             Sampling(temperature=temperature, max_tokens=session.max_tokens),
             [seed for _, seed in mine],
             data=data,
         )
+        extra = self._rollout_gap(policy, data, examples)
         policy.clear()  # its memo is of no use to the update, which needs the room
         stats = self.trainer.step(examples)
+        if session.scorer is not None:
+            extra |= session.scorer.cost()
         self._refresh_student()
         if isinstance(self.teacher, FollowingTeacher) and config.teacher == "ema":
             self.teacher.follow(self.trainer.trained(), config.ema_decay)
         if self.first is None or 0 < config.off_policy_steps == done:  # data of another kind begin
             self.first = stats
         session.student_step = step
-        session.log(f"step{step}", kind="train", step=step, round=self.round, **stats.as_dict())
+        session.log(f"step{step}", kind="train", step=step, round=self.round, **stats.as_dict(), **extra)
         return stats
+
+    def _rollout_gap(
+        self, policy: HFPolicy, data: Data, examples: Sequence[DistillExample]
+    ) -> dict[str, float]:
+        """How far what drew the completions is from the weights that are trained, for the log."""
+        if not isinstance(policy, VLLMPolicy):
+            return {}
+        gap = policy.gap(
+            (
+                e.student_prompt_ids if data == "student" else e.teacher_prompt_ids,
+                e.completion_ids,
+                e.logprobs,
+            )
+            for e in examples[:: max(1, len(examples) // GAP_EXAMPLES)]
+        )
+        return {"rollout_gap": gap.mean, "rollout_gap_max": gap.max}
 
     def _refresh_student(self) -> None:
         """Where the trained model is sharded, the policy plays with a whole copy of it."""

@@ -21,14 +21,18 @@ MAX_DISTINCT = 256
 
 
 @dataclass(slots=True)
-class _Request:
+class Request:
     """A completion on its way."""
 
     prompt_ids: Prefix
-    random: random.Random
+    seed: int
+    draws: random.Random = field(init=False)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.draws = random.Random(self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,11 @@ class HFPolicy:
         ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
         self._eos_ids = frozenset(end for end in ends if end is not None)
 
+    @property
+    def window(self) -> int:
+        """The longest prompt and completion together, in tokens."""
+        return self.lm.window
+
     def clear(self) -> None:
         """Forget everything, as when the weights have changed."""
         self._version = self.lm.weights_version
@@ -114,25 +123,26 @@ class HFPolicy:
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:
         """One completion per prompt; see ``Policy``."""
-        if self.lm.weights_version != self._version:
-            self.clear()
-        requests = [
-            _Request(self.encode(prompt), random.Random(seed))
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        requests = [Request(self.encode(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         for request in requests:
-            if len(request.prompt_ids) + sampling.max_tokens > self.lm.window:
+            if len(request.prompt_ids) + sampling.max_tokens > self.window:
                 request.finish_reason = FinishReason.OVERFLOW
-        for group in self._groups(requests, sampling.max_tokens):
-            self._decode(group, sampling)
+        self._answer([request for request in requests if request.finish_reason is None], sampling)
         return [self._completion(request) for request in requests]
 
-    def _groups(self, requests: Sequence[_Request], max_tokens: int) -> Iterator[list[_Request]]:
+    def _answer(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        """Draw the tokens of requests that fit the window."""
+        if self.lm.weights_version != self._version:
+            self.clear()
+        for group in self._groups(requests, sampling.max_tokens):
+            self._decode(group, sampling)
+
+    def _groups(self, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
         """Requests whose keys and values fit into memory together, like prompts side by side."""
         if sum(len(r.prompt_ids) + max_tokens for r in requests) <= self.lm.capacity:
             yield list(requests)  # whatever they share
             return
-        group: list[_Request] = []
+        group: list[Request] = []
         tree = PrefixTree()
         for request in sorted(requests, key=lambda request: request.prompt_ids):
             tree.add(request.prompt_ids)
@@ -143,9 +153,9 @@ class HFPolicy:
             group.append(request)
         yield group
 
-    def _decode(self, requests: Sequence[_Request], sampling: Sampling) -> None:
+    def _decode(self, requests: Sequence[Request], sampling: Sampling) -> None:
         for _ in range(sampling.max_tokens):
-            waiting: dict[Prefix, list[_Request]] = {}
+            waiting: dict[Prefix, list[Request]] = {}
             for request in requests:
                 if request.finish_reason is None:
                     waiting.setdefault((*request.prompt_ids, *request.token_ids), []).append(request)
@@ -169,9 +179,9 @@ class HFPolicy:
                 self._tables.popitem(last=False)
         return tables
 
-    def _extend(self, request: _Request, table: _DrawTable, sampling: Sampling) -> None:
+    def _extend(self, request: Request, table: _DrawTable, sampling: Sampling) -> None:
         """Draw the request's next token."""
-        token = table.draw(request.random.random())
+        token = table.draw(request.draws.random())
         request.token_ids.append(token)
         request.logprobs.append(float(table.logprobs_V[token]))
         if token in self._eos_ids:
@@ -179,7 +189,7 @@ class HFPolicy:
         elif len(request.token_ids) == sampling.max_tokens:
             request.finish_reason = FinishReason.LENGTH
 
-    def _completion(self, request: _Request) -> Completion:
+    def _completion(self, request: Request) -> Completion:
         assert request.finish_reason is not None
         token_ids = tuple(request.token_ids)
         text = self._decoded.get(token_ids)

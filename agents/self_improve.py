@@ -25,6 +25,7 @@ from agents.measurement import measure
 from agents.models import ModelError
 from agents.run_folder import RunFolderError, check_free, is_disk_full, read_config
 from agents.session import Session
+from agents.vllm_policy import VLLMError
 from distill.opcd import DistillError
 from distill.parallel import Ranks, is_lost_connection, is_main_process
 from envs.words import EnvError
@@ -45,8 +46,11 @@ USER_ERRORS = (
     PromptsError,
     RunFolderError,
     StoreError,
+    VLLMError,
 )
 """What can go wrong without a bug of ours: one clear line, no stack trace."""
+URLS = ("vllm_url", "teacher_url")
+"""Settings that a command line adds to."""
 
 
 def self_improve(config: SelfImproveConfig, console: Console | None = None) -> dict[str, Any]:
@@ -100,7 +104,9 @@ def saved_config(path: Path) -> SelfImproveConfig:
     saved = read_config(path)
     try:
         tuples = {"eval_temperature": tuple(saved["eval_temperature"])}
-        paths = {name: saved[name] and Path(saved[name]) for name in ("insight_prompts", "context_file")}
+        tuples |= {name: tuple(saved.get(name, ())) for name in URLS}
+        names = ("insight_prompts", "context_file", "vllm_weights")
+        paths = {name: saved.get(name) and Path(saved[name]) for name in names}
         return SelfImproveConfig(**{**saved, **tuples, **paths, "output": None, "resume": path})
     except (TypeError, KeyError) as error:
         raise RunFolderError(f"{path} was made by another version of opcd-gym: {error}") from error
@@ -150,7 +156,7 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
         return config
     saved = saved_config(path)
     for name, was, now in differences(saved, config):
-        if name not in (*MACHINE, "compute_dtype"):  # a run settles what ``auto`` is
+        if name not in (*MACHINE, "compute_dtype", "policy"):  # a run settles what ``auto`` is
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
     return saved
 
@@ -194,7 +200,12 @@ def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
     if config.resume is None:
         return config
     # Parsed again over the saved values, so that only flags that were really given can differ from them.
-    given = tyro.cli(SelfImproveConfig, args=args, default=saved_config(config.resume))
+    # Servers that are given replace the saved ones and are not added to them.
+    saved = saved_config(config.resume)
+    without = dataclasses.replace(saved, vllm_url=(), teacher_url=())
+    given = tyro.cli(SelfImproveConfig, args=args, default=without)
+    urls = {name: getattr(given, name) or getattr(saved, name) for name in URLS}
+    given = dataclasses.replace(given, **urls)
     return resumed(given, config.resume, explicit=True)
 
 

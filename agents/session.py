@@ -7,6 +7,7 @@ begins with an empty memo, so a repeated phase gives the same result bit for bit
 """
 
 import copy
+import importlib.util
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +23,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import make_url
+from transformers import PreTrainedModel
 
-from agents.config import ConfigError, SelfImproveConfig
+from agents.config import ConfigError, PolicyKind, SelfImproveConfig
 from agents.hf_policy import HFPolicy
 from agents.models import Dtype, LoadedModel, compute_dtype, load_model
 from agents.policy import Sampling
@@ -31,6 +33,10 @@ from agents.prompts import build_prompt
 from agents.rollout import Phase, rollout, vector_env
 from agents.run_folder import RunFolder, clear_errors
 from agents.tracking import Tracker, check_available
+from agents.vllm_engine import LocalEngine
+from agents.vllm_policy import Engine, VLLMPolicy
+from agents.vllm_servers import Servers
+from agents.vllm_teacher import ServedTeacher
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
@@ -67,6 +73,7 @@ class Session:
             DistillError: Teacher or adapters do not fit the model.
             EnvError: The env cannot be made or put into words, or has nothing to play in one of the splits.
             ModelError: The model cannot be had.
+            VLLMError: vLLM cannot be used.
             RunFolderError: The folder cannot be used.
         """
         self.config = config
@@ -90,7 +97,10 @@ class Session:
         self.config = config = replace(
             config,
             compute_dtype=ranks.from_main(lambda: compute_dtype(config.compute_dtype, loaded.model)),
+            policy=ranks.from_main(lambda: self._policy_kind(loaded.model)),
         )
+        self.engine = self._make_engine(loaded, path) if config.policy == "vllm" else None
+        """Who draws for the agent, where it does not do so itself."""
         self.lora: LoRA | None = None
         if config.lora_rank:
             self.lora = LoRA(
@@ -100,11 +110,17 @@ class Session:
                 targets=config.lora_targets,
                 seed=config.seed,
             )
-            self.base = self._policy(loaded, self.lora)
-            self.student = self._policy(loaded)
+            self.base = self._agent(loaded, self.lora)
+            self.student = self._agent(loaded)
         else:
-            self.student = self._policy(replace(loaded, model=copy.deepcopy(loaded.model)))
-            self.base = self._policy(loaded)
+            self.student = self._agent(replace(loaded, model=copy.deepcopy(loaded.model)))
+            self.base = self._agent(loaded)
+        if config.vllm_url and config.resume is None and isinstance(self.base, VLLMPolicy):
+            self.base.adopt()  # before anything is sent to servers that may be somebody else's
+        self.scorer: ServedTeacher | None = None
+        """What is imitated, where it is on a server; ``teacher`` then plays in its place."""
+        if config.teacher_url:
+            self.scorer = ServedTeacher(config.teacher_url, loaded.tokenizer, config.teacher_temperature)
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
         self.max_tokens = reply_tokens(config, self.base, self.words)
@@ -189,6 +205,42 @@ class Session:
     def load_policy(self, name: str) -> HFPolicy:
         """Another model, to be used as it is."""
         return self._policy(self._load(name))
+
+    def _policy_kind(self, model: PreTrainedModel) -> PolicyKind:
+        """What ``auto`` is: where replies are a few words, remembering them beats computing them fast."""
+        if self.config.policy != "auto":
+            return self.config.policy
+        has_vllm = importlib.util.find_spec("vllm") is not None
+        suits = model.device.type == "cuda" and not self.words.actions and self.ranks.size == 1
+        return "vllm" if has_vllm and suits else "hf"
+
+    def _make_engine(self, loaded: LoadedModel, path: Path) -> Engine:
+        config, model = self.config, loaded.model
+        if self.ranks.size > 1:
+            raise ConfigError("policy vllm is for a run in one process: take policy hf")
+        if config.vllm_url:
+            weights = config.vllm_weights or path / "served-weights"
+            return Servers(config.vllm_url, loaded.tokenizer, weights=weights)
+        self.console.print("starting vLLM")
+        return LocalEngine(
+            model,
+            dtype=autocast(model, config.compute_dtype) or model.dtype,
+            window=config.vllm_window,
+            memory=config.vllm_memory,
+        )
+
+    def _agent(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
+        """The agent's own model as a policy; with ``lora`` its adapters are off."""
+        if self.engine is None:
+            return self._policy(loaded, lora)
+        return VLLMPolicy(
+            loaded.model,
+            loaded.tokenizer,
+            engine=self.engine,
+            weights=None if self.lora is None else partial(self.lora.weights, merged=lora is None),
+            compute_dtype=autocast(loaded.model, self.config.compute_dtype),
+            within=nullcontext if lora is None else lora.off,
+        )
 
     def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
         """The model as a policy; with ``lora`` its adapters are off."""
@@ -330,13 +382,15 @@ def as_policy(
         dtype: What its matrix products are narrowed to, if its weights are wider; see ``compute_dtype``.
         within: See ``PrefixLM``.
     """
-    compute: torch.dtype = getattr(torch, compute_dtype(dtype, loaded.model))
     return HFPolicy(
-        loaded.model,
-        loaded.tokenizer,
-        compute_dtype=compute if compute.itemsize < loaded.model.dtype.itemsize else None,
-        within=within,
+        loaded.model, loaded.tokenizer, compute_dtype=autocast(loaded.model, dtype), within=within
     )
+
+
+def autocast(model: PreTrainedModel, dtype: Dtype) -> torch.dtype | None:
+    """What the model's matrix products are narrowed to, if its weights are wider; see ``compute_dtype``."""
+    compute: torch.dtype = getattr(torch, compute_dtype(dtype, model))
+    return compute if compute.itemsize < model.dtype.itemsize else None
 
 
 def reply_tokens(config: SelfImproveConfig, policy: HFPolicy, words: EnvWords) -> int:

@@ -27,6 +27,8 @@ class DistillExample:
     """y, exactly as it was sampled; it has at least one token."""
     is_cut_off: bool = False
     """Whether the length limit ended it."""
+    logprobs: tuple[float, ...] = ()
+    """Of its tokens at temperature 1, as who sampled it says; may be unknown."""
 
     def __post_init__(self) -> None:
         if not (self.student_prompt_ids and self.teacher_prompt_ids and self.completion_ids):
@@ -109,6 +111,7 @@ def sample_examples(
                     teacher_prompt_ids=encode(with_context),
                     completion_ids=completion.token_ids,
                     is_cut_off=completion.finish_reason == FinishReason.LENGTH,
+                    logprobs=completion.logprobs,
                 )
             )
     return examples

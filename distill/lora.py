@@ -1,6 +1,7 @@
 """LoRA adapters (peft) in a student, and the student without them."""
 
 import copy
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -66,6 +67,20 @@ class LoRA:
         """
         merged: PreTrainedModel = copy.deepcopy(self._peft).float().merge_and_unload()
         return merged
+
+    @torch.no_grad()
+    def weights(self, *, merged: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        """The plain model's weights by name, one after the other, with the adapters in them or without."""
+        model: PreTrainedModel = self._peft.get_base_model()
+        layers = dict(model.named_modules())
+        for name, tensor in model.state_dict().items():
+            layer_name, is_adapted, rest = name.partition(".base_layer.")
+            if "lora_" in name:
+                continue
+            if merged and is_adapted and rest == "weight":
+                delta = layers[layer_name].get_delta_weight("default")
+                tensor = (tensor.float() + delta.float()).to(tensor.dtype)
+            yield name.replace(".base_layer.", "."), tensor
 
 
 def _is_linear(module: Any) -> bool:

@@ -11,7 +11,13 @@ from transformers import PreTrainedModel
 from agents.lm_head import LMHead
 from agents.prefix_lm import context_window, tree_hidden
 from agents.prefix_tree import PrefixTree, pack
-from distill.chunked_loss import KLResult, chunked_forward_kl, chunked_topk_reverse_kl
+from distill.chunked_loss import (
+    KLResult,
+    ScoredTopK,
+    chunked_forward_kl,
+    chunked_topk_reverse_kl,
+    topk_ids,
+)
 from distill.examples import (
     Average,
     DistillError,
@@ -23,7 +29,7 @@ from distill.examples import (
 )
 from distill.loss import Direction, Mode, check_top_k
 from distill.parallel import Engine, Ranks, like, shared, whole
-from distill.teacher import Teacher
+from distill.teacher import ScoringTeacher, Teacher
 
 __all__ = ["OPCD", "DistillError", "StepStats"]
 
@@ -45,6 +51,7 @@ class StepStats:
     entropy: float
     """Of the student's next-token distribution, in nats."""
     teacher_entropy: float
+    """NaN with a teacher that is known at the top-k only."""
     grad_norm: float
     """Before clipping."""
     completion_tokens: float
@@ -67,7 +74,7 @@ class OPCD:
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: Teacher,
+        teacher: Teacher | ScoringTeacher,
         *,
         lr: float,
         temperature: float = 1.0,
@@ -124,8 +131,15 @@ class OPCD:
             raise DistillError(str(error)) from error
         if trust_region and base is None:
             raise DistillError("a trust region needs the base to hold on to")
-        sizes = [LMHead.of(student).weight_VD.shape[0], teacher.head.weight_VD.shape[0]]
-        if vocabulary is None and sizes[0] != sizes[1]:
+        sizes = [LMHead.of(student).weight_VD.shape[0]]
+        if not isinstance(teacher, ScoringTeacher):
+            sizes.append(teacher.head.weight_VD.shape[0])
+        elif direction != "reverse" or mode == "full" or k >= (vocabulary or sizes[0]):
+            raise DistillError(
+                "a teacher on a server is known at the student's top-k only: take the reverse direction, a "
+                f"loss other than full, and a top-k below the {vocabulary or sizes[0]} tokens"
+            )
+        if vocabulary is None and sizes[0] != sizes[-1]:
             raise DistillError(f"the teacher knows {sizes[1]} tokens and the student {sizes[0]}")
         self.student = student
         self.teacher = teacher
@@ -241,18 +255,23 @@ class OPCD:
     ) -> tuple[torch.Tensor, int]:
         """Add to the gradients; returns the pass's part of the step's sums, and its tokens."""
         self.student.eval()
-        teacher_ND = self.teacher.hidden([teacher for _, teacher in batch])
+        asked = [teacher for _, teacher in batch]
+        teacher_ND = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.hidden(asked)
         base_ND = self._base.hidden([s for s, _ in batch]) if self._trust_region and self._base else None
         tree = PrefixTree()
         ends = [tree.add(student)[-1] for student, _ in batch]
-        weight_T = torch.tensor(weights, device=teacher_ND.device)
+        weight_T = torch.tensor(weights, device=self.student.device)
 
         def score(hidden_TD: torch.Tensor, head: LMHead) -> torch.Tensor:
             """Loss, then what is logged."""
             student = (hidden_TD, head.cut(self._vocabulary).at(self._temperature))
-            teacher = (teacher_ND, self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature))
-            form = chunked_topk_reverse_kl if self.direction == "reverse" else chunked_forward_kl
-            result = self._scored(form, self._mode, student, teacher, weight_T)
+            if isinstance(self.teacher, ScoringTeacher):
+                result = self._remotely_scored(student, self.teacher, asked, weight_T)
+            else:
+                assert teacher_ND is not None
+                teacher = (teacher_ND, self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature))
+                form = chunked_topk_reverse_kl if self.direction == "reverse" else chunked_forward_kl
+                result = self._scored(form, self._mode, student, teacher, weight_T)
             loss = result.loss
             trust_region_kl = torch.zeros_like(loss)
             if base_ND is not None and self._base is not None:
@@ -287,6 +306,28 @@ class OPCD:
             weights_T=weight_T,
             student_map=student[1].map,
             teacher_map=other[1].map,
+        )
+
+    def _remotely_scored(
+        self,
+        student: tuple[torch.Tensor, LMHead],
+        teacher: ScoringTeacher,
+        prefixes: Sequence[TokenIds],
+        weight_T: torch.Tensor,
+    ) -> KLResult:
+        hidden_TD, head = student
+        head_VD = head.weight_VD
+        ids_TK = topk_ids(hidden_TD.detach(), head_VD.detach(), k=self._k, chunk=self._chunk, map=head.map)
+        scores_TK = teacher.score(prefixes, ids_TK, self._teacher_temperature)
+        return chunked_topk_reverse_kl(
+            hidden_TD,
+            head_VD,
+            k=self._k,
+            mode=self._mode,
+            chunk=self._chunk,
+            weights_T=weight_T,
+            student_map=head.map,
+            scored=ScoredTopK(index_TK=ids_TK, logprobs_TK=scores_TK.to(hidden_TD.device)),
         )
 
     @property

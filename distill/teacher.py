@@ -7,13 +7,14 @@ ema          a running mean of the student's weights
 self         the student's weights of the moment
 ===========  =============================================================================
 
-A teacher may also be another model with the same vocabulary. With LoRA ``base`` is the student's own model
-with the adapter switched off. A plain ``PrefixLM`` over the student's model is the teacher ``self``.
+A teacher may also be another model with the same vocabulary, in this process or on a server. With LoRA
+``base`` is the student's own model with the adapter switched off. A plain ``PrefixLM`` over the student's
+model is the teacher ``self``.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -41,6 +42,20 @@ class Teacher(Protocol):
 
     def hidden(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
         """[N, D]: what goes into the head after each prefix."""
+        ...
+
+
+@runtime_checkable
+class ScoringTeacher(Protocol):
+    """A teacher that is known only at the tokens it is asked about, such as one on a server."""
+
+    @property
+    def window(self) -> int:
+        """The longest sequence, in tokens."""
+        ...
+
+    def score(self, prefixes: Sequence[TokenIds], ids_NK: torch.Tensor, temperature: float) -> torch.Tensor:
+        """[N, K]: log-probabilities of chosen tokens after each prefix, with the logits divided first."""
         ...
 
 

@@ -59,6 +59,12 @@ class EnvWords:
     """What an observation sentence has in common with those that are to be treated alike, such as the bucket
     of a number; by default each is its own."""
 
+    def advised(self, situation: str, advice: str) -> str | None:
+        """The action that ``advice`` is about, if ``advise`` has worded it."""
+        if self.advise is None:
+            return None
+        return next((action for action in self.actions if self.advise(situation, action) == advice), None)
+
     def parse(self, reply: str) -> Action | None:
         """The action that ``reply`` is, with or without the reply prefix; ``None`` if it is none.
 

@@ -1,9 +1,12 @@
-"""How fast the policy plays, against plain ``generate`` on the same prompts, in the same run.
+"""How fast policies play, against plain ``generate`` on the same prompts, in the same run.
 
     python -m evals.bench_rollout
+    python -m evals.bench_rollout --policies hf,vllm,generate
 
-Both answer every prompt of the same stretch of play, in the same batches. Both times and their ratio are
-printed, with the distance between the two action distributions, which must be that of chance.
+The first one plays, and the others answer every prompt of that stretch of play, in the same batches. Printed
+are their times, how many times faster than ``generate`` each is, and the distance between their action
+distributions and the first one's, which must be that of chance; for all but ``generate`` also whether their
+greedy replies are the first one's.
 """
 
 import json
@@ -11,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,18 +28,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.config import JsonObject
 from agents.hf_policy import HFPolicy
-from agents.models import ModelError, load_model
+from agents.models import LoadedModel, ModelError, load_model
 from agents.policy import Completion, Prompt, Sampling
 from agents.prompts import build_prompt
 from agents.rollout import Phase, rollout, vector_env
+from agents.vllm_engine import LocalEngine
+from agents.vllm_policy import VLLMError, VLLMPolicy
 from envs.text_env import make_text_env
 from envs.words import EnvError
 from experience.split import SeedRange, Split
 
+FREE_TEXT_TOKENS = 32
+"""The longest reply where it is text."""
+WINDOW = 2048
+"""Of the vLLM that is measured, in tokens."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchConfig:
-    """Play some env steps with unchanged weights, memoised and with plain `generate`."""
+    """Play some env steps with unchanged weights, with one policy after the other."""
+
+    policies: str = "hf,generate"
+    """Which: `hf` (transformers, memoised), `vllm` (in this process), `generate` (plain), between commas."""
 
     env: str = "FrozenLake-v1"
     """Gymnasium id of the environment."""
@@ -48,14 +61,25 @@ class BenchConfig:
     """Env steps to play, at least."""
     temperature: float = 1.0
     """At which replies are drawn; above 0."""
+    max_new_tokens: int | None = None
+    """Longest reply; by default what the longest action takes, or 32 where the reply is text."""
     num_envs: int = 64
-    """Episodes played at once."""
+    """Episodes played at once; at least so many are played."""
     seed: int = 0
     """Of the episodes and the draws."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.num_envs < 1 or not self.temperature > 0:
             raise ValueError("steps and num_envs must be at least 1, temperature above 0")
+        chosen = self.policies.split(",")
+        if (
+            set(chosen) - {"hf", "vllm", "generate"}
+            or chosen[0] == "generate"
+            or len({*chosen}) < len(chosen)
+        ):
+            raise ValueError(
+                f"policies must be some of hf, vllm and generate, that one last, not {self.policies}"
+            )
 
 
 class Recorder:
@@ -63,7 +87,7 @@ class Recorder:
 
     def __init__(self, policy: HFPolicy) -> None:
         self.policy = policy
-        self.batches: list[Sequence[Prompt]] = []
+        self.batches: list[tuple[Sequence[Prompt], Sequence[int]]] = []
         self.completions: list[Completion] = []
         self.seconds = 0.0
 
@@ -74,23 +98,29 @@ class Recorder:
         started = time.perf_counter()
         completions = self.policy.generate(prompts, sampling, seeds)
         self.seconds += time.perf_counter() - started
-        self.batches.append(prompts)
+        self.batches.append((prompts, seeds))
         self.completions += completions
         return completions
 
 
 def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
-    """Play, then let ``generate`` answer the same prompts; returns times, ratio and the comparison."""
+    """Play with the first policy, then let the others answer the same prompts.
+
+    Returns:
+        Times in seconds, how many times faster than ``generate``, and the comparisons.
+    """
     loaded = load_model(config.model)
-    policy = HFPolicy(loaded.model, loaded.tokenizer)
+    first, *others = config.policies.split(",")
     make = partial(make_text_env, config.env, config.env_kwargs)
     words = make().words
-    sampling = Sampling(
-        temperature=config.temperature,
-        max_tokens=policy.longest_action(words.reply_prefix, words.actions),
-    )
-    warm_up = policy.encode(build_prompt(words, "Hello."))
-    plain_generate(loaded.model, loaded.tokenizer, [warm_up], sampling)
+    policies = {name: _policy(name, loaded) for name in (first, *others) if name != "generate"}
+    policy = policies[first]
+    longest = policy.longest_action(words.reply_prefix, words.actions) if words.actions else FREE_TEXT_TOKENS
+    sampling = Sampling(temperature=config.temperature, max_tokens=config.max_new_tokens or longest)
+    warm_up = build_prompt(words, "Hello.")
+    for each in policies.values():
+        each.generate([warm_up], sampling, [0])
+        each.lm.clear()
     recorder = Recorder(policy)
     turns, start = 0, 0
     started = time.perf_counter()
@@ -107,31 +137,58 @@ def bench(config: BenchConfig, console: Console) -> dict[str, Any]:
         ):
             turns += len(trace.turns)
         start += config.num_envs
-    played = time.perf_counter() - started
+    seconds = {first: recorder.seconds}
+    with_env = time.perf_counter() - started
+    asked = [prompt for prompts, _ in recorder.batches for prompt in prompts]
+    replies = [completion.text for completion in recorder.completions]
+    same: dict[str, float] = {}
+    same_greedy: dict[str, float] = {}
 
-    torch.manual_seed(config.seed)
-    answers: list[str] = []
-    started = time.perf_counter()
-    for prompts in track(
-        recorder.batches, "plain generate", console=console, disable=not console.is_terminal
-    ):
-        answers += plain_generate(
-            loaded.model, loaded.tokenizer, [policy.encode(p) for p in prompts], sampling
-        )
-    plain = time.perf_counter() - started
-    asked = [prompt for prompts in recorder.batches for prompt in prompts]
-    return {
+    distinct = list(dict.fromkeys(asked))
+    greedy = replace(sampling, temperature=0.0)
+    for name in others:
+        answers: list[str] = []
+        if name == "generate":
+            plain_generate(loaded.model, loaded.tokenizer, [policy.encode(warm_up)], sampling)
+            torch.manual_seed(config.seed)
+        started = time.perf_counter()
+        for prompts, reply_seeds in track(
+            recorder.batches, name, console=console, disable=not console.is_terminal
+        ):
+            if name == "generate":
+                ids = [policy.encode(prompt) for prompt in prompts]
+                answers += plain_generate(loaded.model, loaded.tokenizer, ids, sampling)
+            else:
+                answers += [c.text for c in policies[name].generate(prompts, sampling, reply_seeds)]
+        seconds[name] = time.perf_counter() - started
+        same[name] = round(same_distribution(asked, replies, answers), 4)
+        if name != "generate":
+            ours, theirs = (
+                p.generate(distinct, greedy, [0] * len(distinct)) for p in (policy, policies[name])
+            )
+            equal = sum(a.token_ids == b.token_ids for a, b in zip(ours, theirs, strict=True))
+            same_greedy[name] = equal / len(distinct)
+    plain = seconds.get("generate")
+    result = {
         "env_steps": turns,
-        "distinct_prompts": len(set(asked)),
-        "memoised_seconds": round(recorder.seconds, 3),
-        "memoised_seconds_with_env": round(played, 3),
-        "generate_seconds": round(plain, 3),
-        "ratio": round(plain / recorder.seconds, 1),
-        "ratio_with_env": round(plain / played, 1),
-        "same_distribution_p": round(
-            same_distribution(asked, [c.text for c in recorder.completions], answers), 4
-        ),
+        "distinct_prompts": len(distinct),
+        "max_new_tokens": sampling.max_tokens,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        f"{first}_seconds_with_env": round(with_env, 3),
+        "same_distribution_p": same,
+        "same_greedy": same_greedy,
     }
+    if plain is not None:
+        result["times_faster"] = {n: round(plain / s, 2) for n, s in seconds.items() if n != "generate"}
+        result["times_faster_with_env"] = round(plain / with_env, 2)
+    return result
+
+
+def _policy(name: str, loaded: LoadedModel) -> HFPolicy:
+    if name == "hf":
+        return HFPolicy(loaded.model, loaded.tokenizer)
+    engine = LocalEngine(loaded.model, dtype=loaded.model.dtype, window=WINDOW, memory=0.4)
+    return VLLMPolicy(loaded.model, loaded.tokenizer, engine=engine)
 
 
 @torch.no_grad()
@@ -191,7 +248,7 @@ def main() -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         result = bench(tyro.cli(BenchConfig, prog="python -m evals.bench_rollout"), console)
-    except (EnvError, ModelError, ValueError) as error:
+    except (EnvError, ModelError, VLLMError, ValueError) as error:
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         return 2
     print(json.dumps(result, indent=2))

@@ -30,12 +30,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, *, tie: bool = True) -> PreTrainedModel:
+def tiny_llama(
+    seed: int = 0, dtype: torch.dtype = torch.float32, *, tie: bool = True, head_dim: int = 8
+) -> PreTrainedModel:
     """A random Llama with grouped-query attention and the byte tokenizer's vocabulary."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=258,
-        hidden_size=32,
+        hidden_size=4 * head_dim,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -44,7 +46,7 @@ def tiny_llama(seed: int = 0, dtype: torch.dtype = torch.float32, *, tie: bool =
         tie_word_embeddings=tie,
         bos_token_id=0,
         eos_token_id=1,
-        initializer_range=0.3,
+        initializer_range=0.3 * (8 / head_dim) ** 0.5,
     )
     model: Any = LlamaForCausalLM(config)
     assert model.config._attn_implementation == "sdpa"
@@ -64,15 +66,18 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def walker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_walker(tmp_path_factory.mktemp("walker"))
+
+
+def save_walker(folder: Path, *, head_dim: int = 8) -> Path:
     """A tiny model that knows four words, the lake's actions, as a Hugging Face folder for ``--model``."""
-    tokenizer, model = byte_tokenizer(), tiny_llama(tie=False)
+    tokenizer, model = byte_tokenizer(), tiny_llama(tie=False, head_dim=head_dim)
     tokenizer.add_tokens([f" {action}" for action in ACTIONS])
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
         head_VD = model.get_output_embeddings().weight
         head_VD.zero_()
         head_VD[-len(ACTIONS) :].normal_(std=1.0, generator=torch.Generator().manual_seed(0))
-    folder = tmp_path_factory.mktemp("walker")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

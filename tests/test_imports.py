@@ -35,6 +35,10 @@ WITH_TORCH = {
     "agents.hf_policy",
     "agents.models",
     "agents.tree_attention",
+    "agents.vllm_engine",
+    "agents.vllm_policy",
+    "agents.vllm_servers",
+    "agents.vllm_teacher",
 }
 
 ALLOWED_PACKAGES = {
@@ -88,6 +92,10 @@ def test_torch_stays_where_it_belongs() -> None:
         heavy = {name.split(".")[0] for name in imports(tree)} & {"torch", "transformers"}
         if heavy:
             assert module in WITH_TORCH | ROOTS or module.startswith("distill."), f"{module} imports {heavy}"
+
+
+def test_vllm_is_imported_in_one_place() -> None:
+    assert [m for m, tree in modules().items() if "vllm" in imports(tree)] == ["agents.vllm_engine"]
 
 
 def test_a_forbidden_edge_is_seen() -> None:

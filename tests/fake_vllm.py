@@ -1,0 +1,137 @@
+"""A server that answers as ``vllm serve`` does, with a transformers model, and can be told to misbehave."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from agents.hf_policy import HFPolicy, Request
+from agents.policy import Sampling
+
+
+class FakeVLLM:
+    """What is served, and how."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.policy = HFPolicy(model, tokenizer)
+        self.url = ""
+        self.version = "0.32.0"
+        self.missing: set[str] = set()
+        """Paths that it does not have."""
+        self.truncates = False
+        self.processed = False
+        """Whether log-probabilities are those of the temperature."""
+        self.lives: int | None = None
+        """So many completions until it hangs up on everybody."""
+        self.loads_weights = True
+        self.answers: list[Any] = []
+        """What it says to completions in place of what is true."""
+        self.completions = 0
+        self.loads = 0
+        self._lock = Lock()
+
+    def answer(self, path: str, body: dict[str, Any]) -> Any:
+        if path in self.missing:
+            return None
+        if path == "/version":
+            return {"version": self.version}
+        if path == "/v1/models":
+            return {"data": [{"id": "m", "max_model_len": 512}]}
+        if path == "/tokenize":
+            return {"tokens": self.policy.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}
+        if path == "/collective_rpc":
+            self.loads += 1
+            if self.loads_weights:
+                weights = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
+                self.policy.lm.model.load_state_dict(weights)
+            return {"results": [None]}
+        if path == "/reset_prefix_cache":
+            return {"success": True}
+        assert path == "/v1/completions"
+        if self.answers:
+            return self.answers.pop(0)
+        return {"choices": [self.complete(body)]}
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        prompt = body["prompt"][-8:] if self.truncates else body["prompt"]
+        temperature = body["temperature"]
+        request = Request(tuple(prompt), body.get("seed", 0))
+        sampling = Sampling(
+            temperature=temperature, top_p=body.get("top_p", 1.0), max_tokens=body["max_tokens"]
+        )
+        lm = self.policy.lm
+        with self._lock:
+            self.completions += 1
+            self.policy._answer([request], sampling)
+            logits_TV = lm.logits([tuple(prompt[: end + 1]) for end in range(len(prompt))])
+        logprobs_TV = logits_TV.log_softmax(-1)
+        scale = temperature if self.processed and temperature > 0 else 1.0
+        last_V = (logits_TV[-1] / scale).log_softmax(-1)
+        token_logprobs = request.logprobs
+        if self.processed:
+            token_logprobs = [float(last_V[request.token_ids[0]]), *request.logprobs[1:]]
+        return {
+            "prompt_token_ids": prompt,
+            "token_ids": request.token_ids,
+            "logprobs": {
+                "token_logprobs": token_logprobs,
+                "top_logprobs": [
+                    {f"token_id:{i}": float(last_V[i]) for i in body.get("logprob_token_ids", [])}
+                ],
+            },
+            "prompt_logprobs": [
+                None,
+                *(
+                    {str(token): {"logprob": float(logprobs_V[token])}}
+                    for token, logprobs_V in zip(prompt[1:], logprobs_TV, strict=False)
+                ),
+            ],
+        }
+
+    @contextmanager
+    def serve(self) -> Iterator["FakeVLLM"]:
+        """Listen on a free port."""
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _reply(self, body: dict[str, Any]) -> None:
+                if fake.lives is not None:
+                    if fake.lives <= 0:
+                        self.connection.close()
+                        return
+                    fake.lives -= self.path == "/v1/completions"
+                with torch.no_grad():
+                    answer = fake.answer(self.path, body)
+                data = json.dumps({"detail": "Not Found"} if answer is None else answer).encode()
+                self.send_response(404 if answer is None else 200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_GET(self) -> None:
+                self._reply({})
+
+            def do_POST(self) -> None:
+                self._reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        self.url = f"http://127.0.0.1:{server.server_address[1]}"
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
