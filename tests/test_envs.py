@@ -114,6 +114,12 @@ def test_the_agent_is_not_told_the_map() -> None:
     assert words.advise("You are at row 2, column 1.", "down") == "At row 2, column 1, move down."
 
 
+def test_what_an_advice_is_about() -> None:
+    words = lake().words
+    assert words.advised("You are at row 2, column 1.", "At row 2, column 1, move down.") == "down"
+    assert words.advised("You are at row 2, column 1.", "Do well.") is None
+
+
 def test_a_map_of_ones_own() -> None:
     env = lake(desc=["SFF", "FHG"])
     assert lake_map(env) == ["SFF", "FHG"]

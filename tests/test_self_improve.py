@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from agents.learning import Learning
 from agents.run_folder import RunFolder, RunFolderError
 from agents.self_improve import main, parse_args, self_improve
 from agents.session import Session
+from distill.examples import sample_examples
 from distill.opcd import OPCD, DistillError, StepStats
 from evals.result import Comparison
 from experience.context import Context
@@ -298,6 +300,25 @@ def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> 
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/kl")] == [1, 2, 3]
     assert [event.step for event in events.Scalars("validation/success_rate")] == [0, 2, 3]
+
+
+def test_each_advised_action_is_trained_as_often(walker_folder: Path, tmp_path: Path) -> None:
+    seen: list[Counter[str]] = []
+
+    def spy(policy: Any, encode: Any, pairs: Any, *rest: Any, **settings: Any) -> Any:
+        seen.append(Counter(prompt.messages[-1].content.rsplit(" ", 1)[1] for _, prompt in pairs))
+        return sample_examples(policy, encode, pairs, *rest, **settings)
+
+    with open_gate(), patch("agents.consolidation.sample_examples", spy):
+        self_improve(
+            SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "rounds": 1}),
+            QUIET,
+        )
+    assert len(seen) == TINY["steps"]
+    for actions in seen:
+        assert len(actions) > 1
+        assert sum(actions.values()) == TINY["batch_size"]
+        assert max(actions.values()) - min(actions.values()) <= 1
 
 
 # --- bad input -----------------------------------------------------------------------------------
