@@ -40,6 +40,7 @@ from agents.vllm_teacher import ServedTeacher
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
+from envs.deadline import deadline
 from envs.text_env import TextEnv, make_text_env
 from envs.words import EnvError, EnvWords
 from experience.context import NO_CONTEXT, Context
@@ -87,8 +88,9 @@ class Session:
             max_invalid_replies=config.max_invalid_replies,
             history=config.turns_of_history,
         )
-        self.words = make().words
-        self._check_splits(make())
+        env = make()
+        self.words = env.words
+        self._check_splits(env)
         self.envs = vector_env(
             make, config.num_envs, vectorization=config.vectorization, timeout=config.env_timeout
         )
@@ -174,7 +176,8 @@ class Session:
         for split in Split:
             [seed] = SeedRange(split=split, run_seed=self.config.seed, start=0, size=1)
             try:
-                env.reset(seed=seed)
+                with deadline(self.config.env_timeout):
+                    env.reset(seed=seed)
             except EnvError:
                 raise
             except Exception:
