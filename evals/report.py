@@ -221,6 +221,10 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
             style = "bold" if arm in ("before", "after") else ""
             table.add_row(label, *(rate_text(arms[arm]) for arms in tables), style=style)
     console.print(table)
+    arms = {label: tables[0][arm] for arm, label in ARM_LABELS.items() if arm in tables[0]}
+    if any(abs(arm["mean_return"] - arm["success_rate"]) > 1e-9 for arm in arms.values()):
+        text = "; ".join(f"{label} {arm['mean_return']:.1f}" for label, arm in arms.items())
+        console.print(f"mean return, {names[0]}: {text}", highlight=False, soft_wrap=True)
     change = results["comparison"]
     console.print(
         f"after - before: {change['difference']:+.1%} [{change['ci_low']:+.1%}, {change['ci_high']:+.1%}], "
