@@ -1,6 +1,7 @@
 """What the documentation shows is run."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agents.models import load_model
-from agents.self_improve import SelfImproveConfig, self_improve
+from agents.self_improve import SelfImproveConfig, parse_args, self_improve
 from envs import check_text_env
 from evals.suite import read_suite
 
@@ -71,3 +72,19 @@ def test_an_environment_of_ones_own(
     results = self_improve(config)
     assert results["success_means"] == "the right end is reached"
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def commands() -> list[str]:
+    """Every command of the method in the documentation's blocks of code."""
+    pages = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+    blocks = [
+        b for page in pages for b in re.findall(r"```\w*\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    ]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return sorted({line for line in lines if line.startswith("python -m agents.self_improve")})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_have_settings_that_there_are(command: str) -> None:
+    arguments = shlex.split(command, comments=True)[3:]
+    assert "--resume" in arguments or parse_args(arguments).env
