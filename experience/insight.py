@@ -44,5 +44,6 @@ class Insight:
 
     @property
     def id(self) -> str:
-        """The same text is the same insight, in every round."""
-        return hashlib.sha256(storable(self.text).encode()).hexdigest()[:12]
+        """The same text about the same observation is the same insight, in every round."""
+        about = "" if self.observation is None else f"\n{self.observation}"
+        return hashlib.sha256(storable(self.text + about).encode()).hexdigest()[:12]

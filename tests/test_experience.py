@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,15 @@ from experience.split import STRIDE, SeedRange, Split
 from experience.store import ExperienceStore
 
 # --- splits --------------------------------------------------------------------------------------
+
+
+def test_the_same_words_elsewhere_are_another_insight() -> None:
+    left, right = (
+        Insight(text="On this board, move right.", observation=board, score=1.0, support=1)
+        for board in ("P F / F G", "F P / F G")
+    )
+    assert left.id != right.id
+    assert left.id == replace(left, score=0.0).id
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 5000), st.integers(1, 50))

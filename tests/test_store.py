@@ -361,7 +361,9 @@ def test_version_1_opens_and_loses_nothing(tmp_path: Path) -> None:
         assert old.is_finished("p/insights")
         assert old.is_finished("round1/play0")
         for frame in ("traces", "insights", "evidence", "scores"):
-            pd.testing.assert_frame_equal(getattr(old, frame)(), getattr(new, frame)())
+            # Ids of insights then came from their text alone; old databases keep them.
+            as_now = getattr(old, frame)().replace("3fd282462b21", insight.id)
+            pd.testing.assert_frame_equal(as_now, getattr(new, frame)())
         pd.testing.assert_frame_equal(old.turns(tokens=True), new.turns(tokens=True))
         assert old.runs()[["run", "traces"]].values.tolist() == [["run", 2]]
         old.add_traces([make_trace(9, make_turn("a", "left"))])
