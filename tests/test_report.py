@@ -97,7 +97,11 @@ def test_the_story_comes_first(lake: Path) -> None:
     assert "Of 6 test episodes" in text
     assert "An episode succeeds when " in text
     assert "6 optimiser steps with 8 completions" in text
-    assert re.search(r"8 insights? went into the weights; 10 others were drawn", text)
+    with ExperienceStore(lake / "experience.db") as store:
+        states = store.insights()["state"].value_counts()
+    kept, others = states["active"], states["retired"]
+    assert min(kept, others) > 1
+    assert f"{kept} insights went into the weights; {others} others were drawn" in text
     assert not re.search(r"\b1 (insights|moves|turns|episodes|others)\b", text)
 
 
