@@ -306,6 +306,7 @@ def wait(config: SelfImproveConfig) -> None:
 
 def test_an_interruption_reaches_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "_self_improve", wait)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
     def interrupt() -> None:
         while not (tmp_path / "begun").exists():
@@ -313,8 +314,11 @@ def test_an_interruption_reaches_the_run(tmp_path: Path, monkeypatch: pytest.Mon
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        in_a_process(SelfImproveConfig(output=tmp_path))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_a_process(SelfImproveConfig(output=tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert (tmp_path / "interrupted").exists()
 
 
