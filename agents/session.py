@@ -304,7 +304,8 @@ class Session:
                     done += len(batch)
                     speed = turns / (time.monotonic() - started)
                     note = f"success {successes / done:.1%}, {speed:,.0f} steps/s"
-                    bar.update(bar.task_ids[0], completed=done, note=note)
+                    # Drawn at once: under another bar a short phase would be over before the next redraw.
+                    bar.update(bar.task_ids[0], completed=done, note=note, refresh=True)
             if ranks.is_main:
                 for phase in missing:
                     self.store.finish_phase(phase.name)
