@@ -161,12 +161,20 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     return saved
 
 
-def run_or_read(config: SelfImproveConfig, path: Path, console: Console) -> dict[str, Any]:
-    """The results of one run of an experiment, from its folder if it is finished; see ``begun``."""
-    to_run, results = begun(config, path), path / "results.json"
-    if results.exists():
-        return dict(json.loads(results.read_text(encoding="utf-8")))
-    return self_improve(to_run, console)
+def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConfig], object]) -> None:
+    """Run one run of an experiment in ``path``: from its beginning, from where it stopped, or not again.
+
+    Args:
+        config: What to run.
+        path: Its folder.
+        run: How, such as ``self_improve``.
+
+    Raises:
+        ConfigError: See ``begun``, or what ``run`` raises.
+    """
+    to_run = begun(config, path)
+    if not (path / "results.json").exists():
+        run(to_run if to_run.resume else dataclasses.replace(to_run, output=path))
 
 
 def run_experiment(

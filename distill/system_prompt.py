@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
-from agents.self_improve import run_experiment, run_or_read
+from agents.self_improve import finish, run_experiment, self_improve
 from envs.choice_env import ChoiceEnv, Match
 from envs.text_env import make_env
+from evals.finished_run import FinishedRun
 from evals.result import Comparison, EvalResult, rate_text
 from evals.stats import wilson_interval
 from experience.store import open_run
@@ -105,7 +106,8 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
     results = {}
     for name, run in runs.items():
         console.print(f"{run.output}", style="bold", markup=False)
-        results[name] = run_or_read(run, output / name, console)
+        finish(run, output / name, lambda config: self_improve(config, console))
+        results[name] = FinishedRun.read(output / name).results
     frames, arms = {}, {}
     phase = f"@{config.run.eval_temperature[0]:g}"
     for arm, (name, played) in ARMS.items():

@@ -11,7 +11,8 @@ import pandas as pd
 
 from envs.actions import text_grammar
 from envs.any_text import AnyText, clean
-from envs.problems import PARTS, Problem, RowProblems, Table, dataset_table, file_table
+from envs.parts import PartedEnv
+from envs.problems import Problem, RowProblems, Table, dataset_table, file_table
 from envs.words import EnvError, EnvWords, Success
 
 Match = Literal["tag", "exact", "letter"]
@@ -47,7 +48,7 @@ def read_label(reply: str, labels: Sequence[str], match: Match) -> str | None:
     return next((label for label in labels if label.casefold() == said.strip().casefold()), None)
 
 
-class ChoiceEnv(gym.Env[str, str]):
+class ChoiceEnv(PartedEnv[str, str]):
     """A question is posed, and the reply names the right label (reward 1) or does not (reward 0).
 
     Questions are dealt to seeds as in ``MathEnv``: those of a part to the seeds of one remainder by 3.
@@ -105,7 +106,6 @@ class ChoiceEnv(gym.Env[str, str]):
         self.match: Match = match
         self.observation_space = AnyText()
         self.action_space = AnyText()
-        self._part = 0
         self._problem: Problem | None = None
 
     def reset(
@@ -117,10 +117,8 @@ class ChoiceEnv(gym.Env[str, str]):
             EnvError: There is none of this part.
         """
         super().reset(seed=seed)
-        if seed is not None:
-            self._part = seed % PARTS
-        number = seed // PARTS if seed is not None else int(self.np_random.integers(2**31))
-        self._problem = problem = self.problems.draw(self._part, number, self.np_random)
+        number = self.draw_number(seed)
+        self._problem = problem = self.problems.draw(self.part, number, self.np_random)
         reply = f"<answer>{problem.gold}</answer>" if self.match == "tag" else problem.gold
         return problem.question, {"gold": problem.gold, "gold_reply": reply}
 

@@ -1,5 +1,6 @@
 """Frozen Lake in words. The agent reads where it stands, never the map: holes must be learned."""
 
+from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
@@ -11,6 +12,17 @@ from envs.words import EnvError, EnvWords, Success
 
 ACTIONS = ("left", "down", "right", "up")
 """Gymnasium's actions 0 to 3."""
+
+
+def describe_place(columns: int, state: Any) -> str:
+    """Where one is on a grid of so many columns, whose squares are numbered row by row."""
+    row, column = divmod(int(state), columns)
+    return f"You are at row {row + 1}, column {column + 1}."
+
+
+def advise_move(place: str, action: str) -> str:
+    """Advice for a place, worded like ``describe_place``."""
+    return f"At {place.removeprefix('You are at ').removesuffix('.')}, move {action}."
 
 
 def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
@@ -25,14 +37,6 @@ def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
     lake = cast("FrozenLakeEnv", env.unwrapped)
     rows, columns = lake.nrow, lake.ncol
 
-    def describe(state: object) -> str:
-        row, column = divmod(int(cast("int", state)), columns)
-        return f"You are at row {row + 1}, column {column + 1}."
-
-    def advise(observation: str, action: str) -> str:
-        place = observation.removeprefix("You are at ").removesuffix(".")
-        return f"At {place}, move {action}."
-
     return EnvWords(
         rules=(
             f"You are crossing a frozen lake with {rows} rows and {columns} columns. Each turn you move "
@@ -42,8 +46,8 @@ def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
         reply_prefix="I move",
         actions=ACTIONS,
         grammar=word_grammar(ACTIONS),
-        describe=describe,
-        advise=advise,
+        describe=partial(describe_place, columns),
+        advise=advise_move,
         success=Success(means="the goal is reached", reached=lambda total, _: total > 0),
     )
 

@@ -6,7 +6,8 @@ import gymnasium as gym
 
 from envs.actions import text_grammar
 from envs.any_text import MAX_CHARS, AnyText, clean
-from envs.problems import PARTS, Problem, Problems, dataset_problems, file_problems, task_problems
+from envs.parts import PartedEnv
+from envs.problems import Problem, Problems, dataset_problems, file_problems, task_problems
 from envs.verify import shared_verifier
 from envs.words import EnvError, EnvWords, Success
 
@@ -15,7 +16,7 @@ MAX_QUESTION_CHARS = MAX_CHARS - 8192
 """An observation is a question, and what is said about the last answer."""
 
 
-class MathEnv(gym.Env[str, str]):
+class MathEnv(PartedEnv[str, str]):
     """A problem is posed, and the reply to it is right (reward 1) or wrong (reward 0).
 
     The problems are dealt into three parts by a hash of their question, and seed s poses problems of part
@@ -77,7 +78,6 @@ class MathEnv(gym.Env[str, str]):
         self.attempts = attempts
         self.observation_space = AnyText()
         self.action_space = AnyText()
-        self._part = 0
         self._problem: Problem | None = None
         self._attempts_left = 0
 
@@ -90,10 +90,8 @@ class MathEnv(gym.Env[str, str]):
             EnvError: There is none of this part, or its question is too long.
         """
         super().reset(seed=seed)
-        if seed is not None:
-            self._part = seed % PARTS
-        number = seed // PARTS if seed is not None else int(self.np_random.integers(2**31))
-        problem = self._problems.draw(self._part, number, self.np_random)
+        number = self.draw_number(seed)
+        problem = self._problems.draw(self.part, number, self.np_random)
         if len(problem.question) > MAX_QUESTION_CHARS:
             raise EnvError(
                 f"a question has {len(problem.question)} characters; it can have {MAX_QUESTION_CHARS} at most"

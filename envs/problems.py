@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 
 from envs.answers import gold_answer
+from envs.parts import PARTS
 from envs.words import EnvError
 
-PARTS = 3
 DEFAULT_SIZE = 100_000
 """Problems that a generator is asked for, unless its config says otherwise."""
 MAX_DRAWS = 10_000

@@ -10,11 +10,10 @@ from gymnasium.spaces import Discrete
 from envs.actions import word_grammar
 from envs.any_text import AnyText
 from envs.frozen_lake import ACTIONS
+from envs.parts import PartedEnv
 from envs.words import EnvError, EnvWords, Success
 
 SIDE, HOLES = 3, 2
-PARTS = 3
-"""A seed's remainder by this is its part; the last one is for tests (experience/split.py)."""
 MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
 """(row, column) steps of left, down, right, up."""
 MAX_MOVES = 5
@@ -53,7 +52,7 @@ def _is_solvable(board: Board) -> bool:
     return (SIDE - 1, SIDE - 1) in reached
 
 
-class RandomFrozenLakeEnv(gym.Env[str, np.int64]):
+class RandomFrozenLakeEnv(PartedEnv[str, np.int64]):
     """``OPCD/RandomFrozenLake-v0``: the setup of arXiv 2602.12275.
 
     The observation is the board as drawn, with the player on it. A move goes where it should. Into a hole
@@ -80,7 +79,6 @@ class RandomFrozenLakeEnv(gym.Env[str, np.int64]):
         self._parts = (seen, seen, all_boards[:held_out] or seen)
         self.observation_space = AnyText()
         self.action_space = Discrete(len(ACTIONS))
-        self._part = 0
         self._board = seen[0]
         self._place = (0, 0)
         self._bumps = 0
@@ -90,10 +88,8 @@ class RandomFrozenLakeEnv(gym.Env[str, np.int64]):
     ) -> tuple[str, dict[str, Any]]:
         """Pose a board; without a seed, any of the part of the last seed."""
         super().reset(seed=seed)
-        if seed is not None:
-            self._part = seed % PARTS
-        number = seed // PARTS if seed is not None else int(self.np_random.integers(2**31))
-        choice = self._parts[self._part]
+        number = self.draw_number(seed)
+        choice = self._parts[self.part]
         self._board, self._place, self._bumps = choice[number % len(choice)], (0, 0), 0
         return self._draw(), {"board": list(self._board)}
 

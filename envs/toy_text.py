@@ -1,15 +1,19 @@
 """Words for Gymnasium's toy-text environments; Frozen Lake has a file of its own."""
 
+from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
 from gymnasium.envs.toy_text.taxi import TaxiEnv
 
 from envs.actions import word_grammar
+from envs.frozen_lake import advise_move, describe_place
 from envs.words import EnvWords, Success
 
 STOPS = ("red", "green", "yellow", "blue")
 """Taxi's stops, in the order of its state numbers; the next one is the taxi itself."""
+COLUMNS = 12
+"""Of the cliff's grid."""
 
 
 def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
@@ -43,14 +47,6 @@ def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
 def cliff_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for Cliff Walking, slippery or not. As on the lake, the agent is not shown the map."""
     actions = ("up", "right", "down", "left")
-    columns = 12
-
-    def describe(state: Any) -> str:
-        row, column = divmod(int(state), columns)
-        return f"You are at row {row + 1}, column {column + 1}."
-
-    def advise(situation: str, action: str) -> str:
-        return f"At {situation.removeprefix('You are at ').removesuffix('.')}, move {action}."
 
     return EnvWords(
         rules=(
@@ -61,8 +57,8 @@ def cliff_words(env: gym.Env[Any, Any]) -> EnvWords:
         reply_prefix="I move",
         actions=actions,
         grammar=word_grammar(actions),
-        describe=describe,
-        advise=advise,
+        describe=partial(describe_place, COLUMNS),
+        advise=advise_move,
         success=Success(means="the goal is reached", reached=lambda _, end: end),
     )
 

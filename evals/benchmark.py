@@ -10,7 +10,6 @@ methods over all seeds, and their paired differences. Each run is a folder of it
 """
 
 import csv
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -31,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.config import SelfImproveConfig
-from agents.self_improve import USER_ERRORS, begun, run_experiment, self_improve
+from agents.self_improve import USER_ERRORS, finish, run_experiment, self_improve
 from evals.finished_run import FinishedRun
 from evals.result import Comparison, EvalResult, rate_text
 from evals.suite import Cell, read_suite
@@ -69,7 +68,8 @@ def run_suite(
         console.print(f"run {number} of {len(by_run)}: {name}", style="bold", markup=False, soft_wrap=True)
         finished, frames, error = None, [], None
         try:
-            finished = _finished(sharing[0].config, output / name, run or in_a_process)
+            finish(sharing[0].config, output / name, run or in_a_process)
+            finished = FinishedRun.read(output / name)
             frames = [_traces(cell, finished) for cell in sharing]
         except Exception as exception:  # of one run; the others have nothing to do with it
             finished, error = None, f"{type(exception).__name__}: {exception}".splitlines()[0]
@@ -106,14 +106,6 @@ def _self_improve(config: SelfImproveConfig) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     transformers.utils.logging.disable_progress_bar()
     self_improve(config)
-
-
-def _finished(config: SelfImproveConfig, path: Path, run: Run) -> FinishedRun:
-    """The run in ``path``, from its beginning, from where it stopped, or as it is there."""
-    to_run = begun(config, path)
-    if not (path / "results.json").exists():
-        run(to_run if to_run.resume else dataclasses.replace(to_run, output=path))
-    return FinishedRun.read(path)
 
 
 def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> Row:
