@@ -169,9 +169,7 @@ class Learning:
             return insights
 
         insights = session.ranks.from_main(draw)
-        return Context(
-            insights=tuple(insights), k=session.config.insights_per_prompt, situation=words.situation
-        )
+        return self._context(insights, session.config.insights_per_prompt)
 
     def raw(self, round_number: int) -> Context:
         """Whole transcripts in place of insights, as one context; for the ablation of the paper's warning."""
@@ -257,7 +255,13 @@ class Learning:
             session.console.print(
                 f"{len(dropped)} of {len(insights)} insights do not fit --context-tokens and are left out"
             )
-        return Context(insights=kept, k=k, situation=session.words.situation)
+        return self._context(kept, k)
+
+    def _context(self, insights: Sequence[Insight], k: int) -> Context:
+        session = self.session
+        return Context(
+            insights=tuple(insights), k=k, situation=session.words.situation, relevance=session.relevance
+        )
 
     def _make_writer(self) -> Writer:
         session, config = self.session, self.session.config

@@ -29,6 +29,7 @@ from envs.text_env import NOW, TextEnv, make_env, make_text_env
 from envs.words import EnvWords
 from experience.context import NO_CONTEXT, Context
 from experience.insight import InsightState
+from experience.relevance import relevance
 from experience.split import SeedRange
 from experience.store import open_run
 from experience.text import printable
@@ -194,7 +195,12 @@ def experience(asked: PlayConfig, config: SelfImproveConfig, words: EnvWords) ->
         return NO_CONTEXT
     with open_run(asked.run, location=asked.store) as store:
         active = [insight for insight in store.load_insights() if insight.state == InsightState.ACTIVE]
-    return Context(insights=tuple(active), k=config.insights_per_prompt, situation=words.situation)
+    return Context(
+        insights=tuple(active),
+        k=config.insights_per_prompt,
+        situation=words.situation,
+        relevance=relevance(config.retrieval),
+    )
 
 
 def main(args: list[str] | None = None) -> int:

@@ -33,6 +33,7 @@ from evals.report import print_summary, write_report
 from experience.context import NO_CONTEXT, Context
 from experience.endpoint import EndpointError
 from experience.extract import PromptsError
+from experience.relevance import RelevanceError
 from experience.store import StoreError
 
 __all__ = ["SelfImproveConfig", "self_improve"]
@@ -44,6 +45,7 @@ USER_ERRORS = (
     EnvError,
     ModelError,
     PromptsError,
+    RelevanceError,
     RunFolderError,
     StoreError,
     VLLMError,
@@ -71,8 +73,10 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
         check_free(path)
     console = (console or Console(stderr=True)) if ranks.is_main else Console(quiet=True)
     trained: Context | None = None
-    with Session(config, path, console=console, ranks=ranks) as session:
-        learning, consolidation = Learning(session), Consolidation(session)
+    session = Session(config, path, console=console, ranks=ranks)
+    learning = Learning(session)  # after this, what is given can be used: now it may leave a folder
+    with session:
+        consolidation = Consolidation(session)
         for round_number in range(1, config.rounds + 1):
             learning.collect(round_number)  # play
             candidates = learning.reflect(round_number)  # draw insights from the traces

@@ -44,6 +44,7 @@ from envs.deadline import deadline
 from envs.text_env import TextEnv, make_text_env
 from envs.words import EnvError, EnvWords
 from experience.context import NO_CONTEXT, Context
+from experience.relevance import relevance
 from experience.split import SeedRange, Split
 from experience.store import ExperienceStore
 
@@ -61,7 +62,7 @@ class Session:
     """
 
     def __init__(self, config: SelfImproveConfig, path: Path, *, console: Console, ranks: Ranks) -> None:
-        """Load everything, and only then touch the folder, so that bad input leaves nothing behind.
+        """Load everything, and touch no folder yet, so that bad input leaves nothing behind.
 
         Args:
             config: With ``resume`` set, that run's.
@@ -74,8 +75,8 @@ class Session:
             DistillError: Teacher or adapters do not fit the model.
             EnvError: The env cannot be made or put into words, or has nothing to play in one of the splits.
             ModelError: The model cannot be had.
+            RelevanceError: The model of the retrieval cannot be used.
             VLLMError: vLLM cannot be used.
-            RunFolderError: The folder cannot be used.
         """
         self.config = config
         self.console = console
@@ -128,22 +129,32 @@ class Session:
         self.max_tokens = reply_tokens(config, self.base, self.words)
         if config.context_file is not None and config.resume is None:
             self._check_fits(config.context_file)
+        self.relevance = relevance(config.retrieval)
+        """Which insights suit an observation, of those about none in particular."""
+        self._path = path
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
         self._tracker: Tracker | None = None
-        if ranks.is_main:
-            self._folder = (
-                RunFolder.open(path) if config.resume else RunFolder.create(path, _jsonable(config))
-            )
-            self._store = ExperienceStore(config.store or path / "experience.db", self.folder.run_id)
-            if config.tracker is not None:
-                self._tracker = Tracker(config.tracker, path, _jsonable(config))
         self.student_step = 0
         """After which optimiser step the student's weights are."""
         self.played: list[str] = []
         """Finished train phases, in order: where insights come from."""
 
     def __enter__(self) -> Self:
+        """Open the run's folder, its store and its tracker.
+
+        Raises:
+            RunFolderError: The folder cannot be used.
+            StoreError: The store cannot be used.
+        """
+        config, path = self.config, self._path
+        if self.ranks.is_main:
+            self._folder = (
+                RunFolder.open(path) if config.resume else RunFolder.create(path, _jsonable(config))
+            )
+            self._store = ExperienceStore(config.store or path / "experience.db", self.folder.run_id)
+            if config.tracker is not None:
+                self._tracker = Tracker(config.tracker, path, _jsonable(config))
         return self
 
     def __exit__(self, *_: object) -> None:

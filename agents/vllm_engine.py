@@ -64,6 +64,8 @@ class LocalEngine:
         else:
             # On a CPU a prompt that is computed in parts and has a seed makes vLLM 0.32 fail.
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, self.window)}
+            # Only whole blocks of a prompt are known again. The default of 128 tokens is more than many have.
+            options["block_size"] = 32
         with tempfile.TemporaryDirectory() as folder:
             config = copy.deepcopy(model.config)
             config.architectures = [type(model).__name__]

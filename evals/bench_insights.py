@@ -48,8 +48,9 @@ def bench_insights(config: SelfImproveConfig, console: Console) -> dict[str, Any
     assert config.output is not None
     path = config.output
     config = begun(config, path)
-    with Session(config, path, console=console, ranks=Ranks.connect(config.device)) as session:
-        learning = Learning(session)
+    session = Session(config, path, console=console, ranks=Ranks.connect(config.device))
+    learning = Learning(session)
+    with session:
         learning.collect(1)
         candidates = learning.reflect(1)
         if not candidates:

@@ -1,13 +1,11 @@
 """What stands in the prompt beside the observation."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
-
-import bm25s
 
 from experience.insight import Insight
+from experience.relevance import Relevance, bm25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +18,8 @@ class Context:
     situation: Callable[[str], str] = field(default=str, repr=False, compare=False)
     """What an insight's observation is compared with: the observation, or what it has in common with like
     ones, such as the bucket of a number."""
+    relevance: Relevance = field(default=bm25, repr=False, compare=False)
+    """How well insights about no situation in particular suit an observation."""
 
     @classmethod
     def fixed(cls, text: str) -> "Context":
@@ -38,17 +38,18 @@ class Context:
         """The insights for this observation, the most relevant first.
 
         Those about this very situation come first, the most valuable before the others. Then those about none
-        in particular: the likest in words by BM25 (Robertson and Zaragoza 2009), then the most valuable. One
+        in particular: the most relevant, then the most valuable. One
         about *another* situation misleads a small model (DESIGN section 6): it is last, and only shown when
         all are asked for.
         """
         situation = self.situation(observation)
         about = [i for i in self.insights if i.observation == situation]
-        general = [i for i in self.insights if i.observation is None]
         others = [i for i in self.insights if i.observation not in (None, situation)]
-        if 0 < self.k <= len(about):
-            general = []  # BM25 need not be asked
-        ranked = sorted(about, key=_value) + _by_relevance(general, observation)
+        general = sorted((i for i in self.insights if i.observation is None), key=_value)
+        if len(general) > 1 and not 0 < self.k <= len(about):
+            scores = self.relevance(tuple(i.text for i in general), observation)
+            general = [general[i] for i in sorted(range(len(general)), key=lambda i: -scores[i])]
+        ranked = sorted(about, key=_value) + general
         return tuple(ranked[: self.k]) if self.k else tuple(ranked + sorted(others, key=_value))
 
 
@@ -81,27 +82,3 @@ def within_budget(
 def _value(insight: Insight) -> tuple[float, int, str]:
     """Sorts the most valuable first."""
     return (-insight.score, len(insight.against) - len(insight.evidence), insight.id)
-
-
-def _by_relevance(insights: Sequence[Insight], observation: str) -> list[Insight]:
-    ranked = sorted(insights, key=_value)
-    if len(ranked) < 2:
-        return ranked
-    [query] = _words([observation])
-    scores = _index(tuple(i.text for i in ranked)).get_scores(query) if query else [0.0] * len(ranked)
-    return [ranked[i] for i in sorted(range(len(ranked)), key=lambda i: -scores[i])]
-
-
-@lru_cache(maxsize=16)
-def _index(texts: tuple[str, ...]) -> bm25s.BM25:
-    """Made once for a pool, not for every observation."""
-    index = bm25s.BM25()
-    index.index(_words(texts), show_progress=False)
-    return index
-
-
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    words: list[list[str]] = bm25s.tokenize(
-        list(texts), stopwords=None, return_ids=False, show_progress=False
-    )
-    return words

@@ -35,6 +35,7 @@ from experience.extract import (
 from experience.gate import Outcomes, judge
 from experience.insight import Insight, InsightState
 from experience.merging import is_contradiction, is_duplicate, merged, settled, with_outcomes
+from experience.relevance import Embeddings
 from experience.split import SeedRange, Split
 
 SEEDS = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=64)
@@ -181,6 +182,16 @@ def test_the_likest_general_insights_are_shown() -> None:
     assert context.show("Is 7 a prime?") == (primes,)
     assert set(Context(insights=(sums, primes)).show("Is 7 a prime?")) == {sums, primes}
     assert context.show("") in ((sums,), (primes,))
+
+
+def test_the_likest_in_meaning(walker_folder: Path) -> None:
+    """By a random model, which still knows the very same text again."""
+    texts = tuple(f"the lesson about {word} is long" for word in ("sums", "primes", "squares"))
+    relevance = Embeddings(str(walker_folder))
+    scores = relevance(texts, texts[1])
+    assert max(scores) == scores[1] == pytest.approx(1.0, abs=1e-5)
+    context = Context(insights=tuple(map(insight, texts)), k=1, relevance=relevance)
+    assert context.show(texts[2])[0].text == texts[2]
 
 
 def test_a_situation_is_what_like_observations_share() -> None:
