@@ -169,7 +169,7 @@ class Learning:
             return insights
 
         insights = session.ranks.from_main(draw)
-        return self._context(insights, session.config.insights_per_prompt)
+        return replace(self._context(insights, session.config.insights_per_prompt), is_exploring=explore)
 
     def raw(self, round_number: int) -> Context:
         """Whole transcripts in place of insights, as one context; for the ablation of the paper's warning."""

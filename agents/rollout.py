@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -82,11 +83,13 @@ class _Episode:
     """An episode on its way."""
 
     phase: Phase
-    show: Callable[[str], tuple[Insight, ...]]
-    """Observation -> what of the context is shown there."""
+    show: Callable[[str, int], tuple[Insight, ...]]
+    """See ``Context.show``."""
     seed: int
     observation: str = ""
     turns: list[Turn] = field(default_factory=list)
+    acted: Counter[str] = field(default_factory=Counter)
+    """How often at each observation; unreadable replies are no acts."""
 
 
 def vector_env(
@@ -188,7 +191,8 @@ def rollout(
         if not playing:
             return
 
-        shown = [episode.show(episode.observation) for _, episode in playing]
+        most = len(words.actions)  # nobody has more advice than that
+        shown = [e.show(e.observation, min(e.acted[e.observation], most)) for _, e in playing]
         completions = policy.generate(
             [
                 prompt(episode.observation, tuple(insight.text for insight in insights))
@@ -224,6 +228,7 @@ def rollout(
                     reward=float(rewards[i]),
                 )
             )
+            episode.acted[episode.observation] += episode.turns[-1].action is not None
             episode.observation = observations[i]
             if terminated[i] or truncated[i]:
                 if _info(infos, "text/too_many_invalid", i):

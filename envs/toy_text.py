@@ -19,7 +19,7 @@ COLUMNS = 12
 def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for Taxi."""
     taxi = cast("TaxiEnv", env.unwrapped)
-    actions = ("south", "north", "east", "west", "pickup", "dropoff")
+    actions = ("south", "north", "east", "west", "in", "out")  # short words, which a small model does say
 
     def describe(state: Any) -> str:
         row, column, passenger, destination = taxi.decode(int(state))
@@ -27,15 +27,15 @@ def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
         return f"Taxi at {row + 1},{column + 1}, passenger {where}, going to {STOPS[destination]}."
 
     def advise(situation: str, action: str) -> str:
-        return f"When the taxi is {situation.removeprefix('Taxi ').removesuffix('.')}, choose {action}."
+        return f"When the taxi is {situation.removeprefix('Taxi ').removesuffix('.')}, move {action}."
 
     return EnvWords(
         rules=(
-            "You drive a taxi on a grid of 5 rows and 5 columns with walls. Pick up the passenger, and drop "
-            "the passenger off at the destination."
+            "You drive a taxi on a grid of 5 rows and 5 columns with walls. Take the passenger in, and let "
+            "the passenger out at the destination. Your moves are south, north, east, west, in and out."
         ),
-        question="South, north, east, west, pickup or dropoff?",
-        reply_prefix="I choose",
+        question="",  # the moves are in the rules, which all prompts share: a third fewer tokens to train on
+        reply_prefix="I move",
         actions=actions,
         grammar=word_grammar(actions),
         describe=describe,

@@ -21,6 +21,10 @@ class Context:
     relevance: Relevance = field(default=bm25, repr=False, compare=False)
     """How well insights about no situation in particular suit an observation."""
 
+    is_exploring: bool = False
+    """At the n-th time that an episode acts in a situation, show the n-th advice about it, in their
+    order: what came of the first is found out by then."""
+
     @classmethod
     def fixed(cls, text: str) -> "Context":
         """One text, at every observation: a system prompt, say."""
@@ -34,13 +38,17 @@ class Context:
         ids = " ".join(sorted(insight.id for insight in self.insights))
         return hashlib.sha256(f"{self.k} {ids}".encode()).hexdigest()[:12]
 
-    def show(self, observation: str) -> tuple[Insight, ...]:
+    def show(self, observation: str, times: int = 0) -> tuple[Insight, ...]:
         """The insights for this observation, the most relevant first.
 
         Those about this very situation come first, the most valuable before the others. Then those about none
         in particular: the most relevant, then the most valuable. One
         about *another* situation misleads a small model (DESIGN section 6): it is last, and only shown when
         all are asked for.
+
+        Args:
+            observation: What the agent sees.
+            times: How often it has acted there in this episode.
         """
         situation = self.situation(observation)
         about = [i for i in self.insights if i.observation == situation]
@@ -49,7 +57,8 @@ class Context:
         if len(general) > 1 and not 0 < self.k <= len(about):
             scores = self.relevance(tuple(i.text for i in general), observation)
             general = [general[i] for i in sorted(range(len(general)), key=lambda i: -scores[i])]
-        ranked = sorted(about, key=_value) + general
+        about = about[min(times, len(about) - 1) :] if self.is_exploring else sorted(about, key=_value)
+        ranked = about + general
         return tuple(ranked[: self.k]) if self.k else tuple(ranked + sorted(others, key=_value))
 
 

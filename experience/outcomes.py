@@ -119,13 +119,14 @@ def outcome_insights(
     explore: bool,
     situation: Callable[[str], str] = str,
 ) -> list[Insight]:
-    """The best action in every situation that was acted in, one insight each.
+    """The best action in every situation that was acted in, as an insight.
 
     Args:
         turns: As for ``outcome_model``.
         actions: The env's action words.
         advise: (observation, action) -> the insight's text.
-        explore: Advise what is worth finding out, see ``action_values``; otherwise what is known to be best.
+        explore: Advise what is worth finding out, see ``action_values``: all that is untried, then the best
+            of the rest, an insight each. Otherwise what is known to be best.
         situation: Observation -> what it is counted as, such as its bucket.
 
     Returns:
@@ -146,19 +147,23 @@ def outcome_insights(
     insights = []
     for state in np.flatnonzero(model.counts_SA.sum(axis=1)):
         observation, counts_A, values_A = model.observations[state], model.counts_SA[state], values_SA[state]
+        tried_A = counts_A > 0
         # Among equals, what was tried least is worth finding out, and what was tried most is known best.
-        equals = np.flatnonzero(values_A >= values_A.max() - TIE)
-        best = int(equals[counts_A[equals].argmin() if explore else counts_A[equals].argmax()])
-        action, support = model.actions[best], int(counts_A[best])
-        insights.append(
-            Insight(
-                text=advise(observation, action),
-                observation=observation,
-                score=float(values_A[best]),
-                support=support,
-                evidence=tuple(won.get((observation, action), ())),
-                against=tuple(lost.get((observation, action), ())),
-                reason="worth finding out" if explore else "the highest value in the traces",
+        equals = np.flatnonzero(tried_A & (values_A >= values_A[tried_A].max() - TIE))
+        advised = [int(equals[counts_A[equals].argmin() if explore else counts_A[equals].argmax()])]
+        if explore:
+            advised = [*np.flatnonzero(~tried_A).tolist(), *advised]
+        for index in advised:
+            action = model.actions[index]
+            insights.append(
+                Insight(
+                    text=advise(observation, action),
+                    observation=observation,
+                    score=float(values_A[index]),
+                    support=int(counts_A[index]),
+                    evidence=tuple(won.get((observation, action), ())),
+                    against=tuple(lost.get((observation, action), ())),
+                    reason="worth finding out" if explore else "the highest value in the traces",
+                )
             )
-        )
     return insights

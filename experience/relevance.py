@@ -65,6 +65,7 @@ class Embeddings:
             ) from error
         try:
             self._model: Any = SentenceTransformer(model, model_kwargs={"use_safetensors": True})
+            self._encode("Does it work?")
         except Exception as error:  # whatever the package and the hub's client raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise RelevanceError(

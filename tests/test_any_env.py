@@ -276,8 +276,8 @@ def test_taxi_in_words() -> None:
     assert words.describe(328) == "Taxi at 4,2, passenger at yellow, going to red."
     assert words.describe(16) == "Taxi at 1,1, passenger in the taxi, going to red."
     assert words.advise is not None
-    assert words.advise(words.describe(16), "dropoff") == (
-        "When the taxi is at 1,1, passenger in the taxi, going to red, choose dropoff."
+    assert words.advise(words.describe(16), "out") == (
+        "When the taxi is at 1,1, passenger in the taxi, going to red, move out."
     )
 
 

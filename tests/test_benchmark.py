@@ -190,7 +190,7 @@ def test_a_suite_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path:
     assert main(["no-suite", "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "there is no suite no-suite" in error
-    assert "default, two-by-two" in error
+    assert "default, paper-lake, seed-efficiency, two-by-two" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -155,9 +155,13 @@ def test_values_by_hand() -> None:
 def test_exploring_prefers_the_untried() -> None:
     turns = hand_turns(("a", "left", 0.0, "a", False), ("a", "down", 0.0, "hole", True))
     [known] = outcome_insights(turns, ACTIONS, lambda o, a: a, explore=False)
-    [curious] = outcome_insights(turns, ACTIONS, lambda o, a: a, explore=True)
+    curious, *others = outcome_insights(turns, ACTIONS, lambda o, a: a, explore=True)
     assert (known.text, known.support) == ("left", 1)
     assert (curious.text, curious.support, curious.evidence) == ("right", 0, ())
+    assert [other.text for other in others] == ["up", "left"]  # and in the end the best of what was tried
+    context = Context(insights=(curious, *others), k=1, is_exploring=True)
+    shown = [context.show("a", times)[0].text for times in range(5)]
+    assert shown == ["right", "up", "left", "left", "left"]
 
 
 def test_only_train_traces_teach() -> None:

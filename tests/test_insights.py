@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModel, AutoTokenizer
 
 from experience.context import NO_CONTEXT, Context, within_budget
 from experience.endpoint import Endpoint, EndpointError
@@ -35,7 +36,7 @@ from experience.extract import (
 from experience.gate import Outcomes, judge
 from experience.insight import Insight, InsightState
 from experience.merging import is_contradiction, is_duplicate, merged, settled, with_outcomes
-from experience.relevance import Embeddings
+from experience.relevance import Embeddings, RelevanceError
 from experience.split import SeedRange, Split
 
 SEEDS = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=64)
@@ -184,10 +185,14 @@ def test_the_likest_general_insights_are_shown() -> None:
     assert context.show("") in ((sums,), (primes,))
 
 
-def test_the_likest_in_meaning(walker_folder: Path) -> None:
+def test_the_likest_in_meaning(walker_folder: Path, tmp_path: Path) -> None:
     """By a random model, which still knows the very same text again."""
+    with pytest.raises(RelevanceError, match="padding token"):
+        Embeddings(str(walker_folder))
+    AutoModel.from_pretrained(walker_folder).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(walker_folder, pad_token="</s>").save_pretrained(tmp_path)
     texts = tuple(f"the lesson about {word} is long" for word in ("sums", "primes", "squares"))
-    relevance = Embeddings(str(walker_folder))
+    relevance = Embeddings(str(tmp_path))
     scores = relevance(texts, texts[1])
     assert max(scores) == scores[1] == pytest.approx(1.0, abs=1e-5)
     context = Context(insights=tuple(map(insight, texts)), k=1, relevance=relevance)
