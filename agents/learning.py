@@ -169,7 +169,7 @@ class Learning:
             return insights
 
         insights = session.ranks.from_main(draw)
-        return replace(self._context(insights, session.config.insights_per_prompt), is_exploring=explore)
+        return self._context(insights, session.config.insights_per_prompt, is_exploring=explore)
 
     def raw(self, round_number: int) -> Context:
         """Whole transcripts in place of insights, as one context; for the ablation of the paper's warning."""
@@ -257,10 +257,13 @@ class Learning:
             )
         return self._context(kept, k)
 
-    def _context(self, insights: Sequence[Insight], k: int) -> Context:
-        session = self.session
+    def _context(self, insights: Sequence[Insight], k: int, *, is_exploring: bool = False) -> Context:
         return Context(
-            insights=tuple(insights), k=k, situation=session.words.situation, relevance=session.relevance
+            insights=tuple(insights),
+            k=k,
+            situation=self.session.words.situation,
+            relevance=self.session.relevance,
+            is_exploring=is_exploring,
         )
 
     def _make_writer(self) -> Writer:

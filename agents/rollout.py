@@ -91,6 +91,11 @@ class _Episode:
     acted: Counter[str] = field(default_factory=Counter)
     """How often at each observation; unreadable replies are no acts."""
 
+    @property
+    def times(self) -> int:
+        """How often it has acted here, where that makes a difference: what is shown is looked up by it."""
+        return self.acted[self.observation] if self.phase.context.is_exploring else 0
+
 
 def vector_env(
     make: Callable[[], TextEnv],
@@ -192,7 +197,7 @@ def rollout(
             return
 
         most = len(words.actions)  # nobody has more advice than that
-        shown = [e.show(e.observation, min(e.acted[e.observation], most)) for _, e in playing]
+        shown = [episode.show(episode.observation, min(episode.times, most)) for _, episode in playing]
         completions = policy.generate(
             [
                 prompt(episode.observation, tuple(insight.text for insight in insights))

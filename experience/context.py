@@ -20,7 +20,6 @@ class Context:
     ones, such as the bucket of a number."""
     relevance: Relevance = field(default=bm25, repr=False, compare=False)
     """How well insights about no situation in particular suit an observation."""
-
     is_exploring: bool = False
     """At the n-th time that an episode acts in a situation, show the n-th advice about it, in their
     order: what came of the first is found out by then."""
@@ -42,9 +41,8 @@ class Context:
         """The insights for this observation, the most relevant first.
 
         Those about this very situation come first, the most valuable before the others. Then those about none
-        in particular: the most relevant, then the most valuable. One
-        about *another* situation misleads a small model (DESIGN section 6): it is last, and only shown when
-        all are asked for.
+        in particular: the most relevant, then the most valuable. One about *another* situation misleads a
+        small model (DESIGN section 6): it is last, and only shown when all are asked for.
 
         Args:
             observation: What the agent sees.
