@@ -20,6 +20,7 @@ from envs.text_env import ALL_TURNS
 from experience.split import STRIDE
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
+LRSchedule = Literal["constant", "linear"]
 InsightKind = Literal["auto", "outcomes", "llm", "raw"]
 PolicyKind = Literal["auto", "hf", "vllm"]
 Urls = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -198,6 +199,8 @@ class SelfImproveConfig:
     """AdamW's learning rate. 2e-5 suits 135M weights; 1e-6 to 5e-6 suits 1.7B and more."""
     warmup_steps: int = 0
     """Over so many optimiser steps the learning rate rises to lr."""
+    lr_schedule: LRSchedule = "constant"
+    """What it does then: it stays, or falls linearly, to 0 at the run's end."""
     weight_decay: float = 0.0
     """AdamW's; the paper has 0.01."""
     lora_rank: int = 0

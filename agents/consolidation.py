@@ -60,6 +60,7 @@ class Consolidation:
             vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_url else None,
             weight_decay=config.weight_decay,
             warmup_steps=config.warmup_steps,
+            decay_steps=config.rounds * config.steps if config.lr_schedule == "linear" else None,
             max_nodes=config.max_nodes,
             compute_dtype=student.lm.compute_dtype,
             gradient_checkpointing=config.gradient_checkpointing,
@@ -90,6 +91,7 @@ class Consolidation:
         pairs = self._prompt_pairs(context)
         done = self.trainer.step_count - self.round_start
         with session.progress(f"round{round_number}/distil", config.steps) as bar:
+            self._let_teacher_remember(pairs, config.steps - done)
             try:
                 self._validate_if_due(done)  # after a resume too: it may have been cut off in there
                 while done < config.steps and not self.is_stopped:
@@ -155,6 +157,17 @@ class Consolidation:
                     )
                 )
         return pairs
+
+    def _let_teacher_remember(self, pairs: Mapping[str, Sequence[tuple[Prompt, Prompt]]], steps: int) -> None:
+        """Where replies have one token, a teacher that stays is asked after the same few prompts only."""
+        prompts = [with_context for group in pairs.values() for _, with_context in group]
+        if (
+            self.session.max_tokens == 1
+            and len(prompts) <= steps * self.session.config.batch_size
+            and self.session.config.teacher in ("base", "round")
+            and isinstance(self.teacher, FrozenTeacher)
+        ):
+            self.teacher.remember([self.session.student.encode(prompt) for prompt in prompts])
 
     def _step(self, pairs: Mapping[str, Sequence[tuple[Prompt, Prompt]]]) -> StepStats:
         """One optimiser step on fresh answers, drawn by the step's number alone.

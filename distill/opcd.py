@@ -88,6 +88,7 @@ class OPCD:
         vocabulary: int | None = None,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
+        decay_steps: int | None = None,
         max_grad_norm: float = 1.0,
         max_nodes: int = 768,
         chunk: int = 128,
@@ -114,6 +115,7 @@ class OPCD:
             vocabulary: Token ids from here on are padding, with which models of one family differ.
             weight_decay: AdamW's.
             warmup_steps: Over so many steps the learning rate rises linearly to ``lr``.
+            decay_steps: Over so many steps it falls linearly to 0, and stays there; ``None`` lets it be.
             max_grad_norm: Gradients with a larger norm are scaled down to it.
             max_nodes: Tokens of one forward and backward pass. A step is as many passes as it takes.
             chunk: Positions whose logits exist at a time.
@@ -152,7 +154,8 @@ class OPCD:
         """Of the KL; it may be changed between steps."""
         self._average: Average = average
         self._trust_region, self._base = trust_region, base
-        self._lr, self._warmup_steps, self._max_grad_norm = lr, warmup_steps, max_grad_norm
+        self._lr, self._warmup_steps, self._decay_steps = lr, warmup_steps, decay_steps
+        self._max_grad_norm = max_grad_norm
         self._max_nodes = max_nodes
         self._window = context_window(student)
         self._checkpointing = gradient_checkpointing
@@ -215,7 +218,7 @@ class OPCD:
                 "Lower the learning rate or raise the teacher temperature"
             )
         for group in self._optimizer.param_groups:
-            group["lr"] = self._lr * min(1.0, (self.step_count + 1) / max(1, self._warmup_steps))
+            group["lr"] = self._learning_rate()
         self._optimizer.step()
         # A fused step does not count as a change with torch, and memos of the student's would miss it.
         torch.autograd.graph.increment_version([p for p in parameters if type(p) is torch.nn.Parameter])
@@ -238,6 +241,13 @@ class OPCD:
             repetition=repeated / completions,
             nodes=int(all_nodes),
         )
+
+    def _learning_rate(self) -> float:
+        """Of the next step."""
+        done, total = self.step_count, self._decay_steps
+        rising = min(1.0, (done + 1) / max(1, self._warmup_steps))
+        falling = 1.0 if total is None else max(0.0, 1 - done / total)
+        return self._lr * rising * falling
 
     def _batches(
         self, weights: Mapping[tuple[TokenIds, TokenIds], float]

@@ -76,6 +76,7 @@ class FrozenTeacher:
         self.lm = lm
         self._max_bytes = max_bytes
         self._batches: OrderedDict[tuple[TokenIds, ...], torch.Tensor] = OrderedDict()
+        self._remembered: dict[TokenIds, torch.Tensor] = {}
 
     @property
     def head(self) -> LMHead:
@@ -87,20 +88,31 @@ class FrozenTeacher:
         """See ``Teacher``."""
         return self.lm.window
 
+    def remember(self, prefixes: Sequence[TokenIds]) -> None:
+        """Compute prefixes that will come again and again, in ever other batches, once."""
+        prefixes = sorted(set(prefixes))
+        self._remembered = dict(zip(prefixes, self._computed(prefixes).unbind(), strict=True))
+
     def hidden(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
         """See ``Teacher``."""
-        batch = tuple(sorted(set(prefixes)))
-        hidden_ND = self._batches.get(batch)
-        if hidden_ND is None:
-            self.lm.clear()
-            hidden_ND = self._batches[batch] = self.lm.hidden(batch)
-            self.lm.clear()
-            held = sum(tensor.numel() * tensor.element_size() for tensor in self._batches.values())
-            while held > self._max_bytes and len(self._batches) > 1:
-                _, dropped = self._batches.popitem(last=False)
-                held -= dropped.numel() * dropped.element_size()
-        row = {prefix: index for index, prefix in enumerate(batch)}
-        return hidden_ND[[row[prefix] for prefix in prefixes]]
+        batch = tuple(sorted(set(prefixes) - self._remembered.keys()))
+        rows = dict(self._remembered)
+        if batch:
+            hidden_ND = self._batches.get(batch)
+            if hidden_ND is None:
+                hidden_ND = self._batches[batch] = self._computed(batch)
+                held = sum(tensor.numel() * tensor.element_size() for tensor in self._batches.values())
+                while held > self._max_bytes and len(self._batches) > 1:
+                    _, dropped = self._batches.popitem(last=False)
+                    held -= dropped.numel() * dropped.element_size()
+            rows |= zip(batch, hidden_ND.unbind(), strict=True)
+        return torch.stack([rows[prefix] for prefix in prefixes])
+
+    def _computed(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
+        self.lm.clear()
+        hidden_ND = self.lm.hidden(prefixes)
+        self.lm.clear()
+        return hidden_ND
 
 
 class FollowingTeacher(FrozenTeacher):
@@ -118,6 +130,7 @@ class FollowingTeacher(FrozenTeacher):
         for name, weight in weights:
             mine[name].lerp_(weight.to(mine[name]), 1.0 - decay)
         self._batches.clear()
+        self._remembered.clear()
 
     def state(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """The named weights, for a checkpoint."""

@@ -23,8 +23,9 @@ def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
 
     def describe(state: Any) -> str:
         row, column, passenger, destination = taxi.decode(int(state))
-        where = "in the taxi" if passenger == len(STOPS) else f"at {STOPS[passenger]}"
-        return f"Taxi at {row + 1},{column + 1}, passenger {where}, going to {STOPS[destination]}."
+        # Where to is said by the passenger in the taxi: before, it would only double the situations.
+        stop = f"to {STOPS[destination]}" if passenger == len(STOPS) else f"at {STOPS[passenger]}"
+        return f"Taxi at {row + 1},{column + 1}, passenger {stop}."
 
     def advise(situation: str, action: str) -> str:
         return f"When the taxi is {situation.removeprefix('Taxi ').removesuffix('.')}, move {action}."

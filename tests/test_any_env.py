@@ -273,12 +273,10 @@ ENVS = {env_id: make_text_env(env_id, {}) for env_id in BUILT_IN}
 
 def test_taxi_in_words() -> None:
     words = ENVS["Taxi-v4"].words
-    assert words.describe(328) == "Taxi at 4,2, passenger at yellow, going to red."
-    assert words.describe(16) == "Taxi at 1,1, passenger in the taxi, going to red."
+    assert words.describe(328) == "Taxi at 4,2, passenger at yellow."
+    assert words.describe(16) == "Taxi at 1,1, passenger to red."
     assert words.advise is not None
-    assert words.advise(words.describe(16), "out") == (
-        "When the taxi is at 1,1, passenger in the taxi, going to red, move out."
-    )
+    assert words.advise(words.describe(16), "out") == ("When the taxi is at 1,1, passenger to red, move out.")
 
 
 def test_blackjack_in_words() -> None:

@@ -189,6 +189,25 @@ def test_a_frozen_teacher_computes_a_batch_once_and_forgets_within_bounds() -> N
     assert lm.computed_tokens == 8
 
 
+def test_a_frozen_teacher_computes_what_it_is_to_remember_once() -> None:
+    lm = PrefixLM(tiny_llama(1))
+    teacher = FrozenTeacher(lm)
+    teacher.remember([(5, 7), (5, 6)])
+    hidden_ND = teacher.hidden([(5, 6), (5, 8), (5, 7)])
+    torch.testing.assert_close(hidden_ND, FrozenTeacher(lm.fresh()).hidden([(5, 6), (5, 8), (5, 7)]))
+    assert lm.computed_tokens == 3 + 2
+    teacher.hidden([(5, 7)])
+    assert lm.computed_tokens == 3 + 2
+
+
+def test_a_teacher_that_moves_forgets() -> None:
+    teacher = FollowingTeacher(PrefixLM(tiny_llama(1)))
+    teacher.remember([(5, 6)])
+    before = teacher.hidden([(5, 6)])
+    teacher.follow(tiny_llama(2).named_parameters())
+    assert not torch.allclose(teacher.hidden([(5, 6)]), before)
+
+
 # --- what the loss is over ------------------------------------------------------------------------
 
 
@@ -366,6 +385,15 @@ def test_warm_up_raises_the_learning_rate() -> None:
         opcd.step(EXAMPLES)
         rates.append(opcd._optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
+
+
+def test_learning_rate_decay() -> None:
+    opcd = trainer(tiny_llama(0), tiny_llama(1), warmup_steps=2, decay_steps=4)
+    rates = []
+    for _ in range(5):
+        opcd.step(EXAMPLES)
+        rates.append(opcd._optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.5e-3, 0.75e-3, 0.5e-3, 0.25e-3, 0.0])
 
 
 # --- LoRA -----------------------------------------------------------------------------------------
