@@ -193,8 +193,8 @@ class SelfImproveConfig:
     context_wrapper: str = "Experience: {}"
     """The words around it."""
     batch_size: int = 64
-    """Completions per optimiser step, spread evenly over the actions advised, and over the observations of
-    each."""
+    """Completions per optimiser step: for each action advised in proportion to the root of its number of
+    observations, and spread evenly over these."""
     lr: float = 2e-5
     """AdamW's learning rate. 2e-5 suits 135M weights; 1e-6 to 5e-6 suits 1.7B and more."""
     warmup_steps: int = 0

@@ -5,9 +5,10 @@ step that was.
 """
 
 import copy
+import math
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -172,8 +173,9 @@ class Consolidation:
     def _step(self, pairs: Mapping[str, Sequence[tuple[Prompt, Prompt]]]) -> StepStats:
         """One optimiser step on fresh answers, drawn by the step's number alone.
 
-        As many for each action that is advised: a student that is nearly always advised the same learns to do
-        that everywhere, and a reverse KL hardly lets it go again (docs/LOG.md).
+        For an action that is advised at n observations in proportion to the root of n. Not to n: a student
+        that is nearly always advised the same learns to do that everywhere, and a reverse KL hardly lets it
+        go again. Nor as many for all: rare actions would take the place of many observations (docs/LOG.md).
 
         The teacher's own (off-policy) are drawn from its sharpened distribution, so they are what a data set
         that it wrote beforehand would hold.
@@ -181,10 +183,10 @@ class Consolidation:
         session, config = self.session, self.session.config
         step = self.trainer.step_count + 1
         order = random.Random(turn_seed(config.seed, "order", step, 0))
-        shares = Counter(spread_evenly(list(pairs), config.batch_size, order))
+        roots = [math.sqrt(len(group)) for group in pairs.values()]
         batch = [
             (action, index)
-            for action, share in shares.items()
+            for action, share in zip(pairs, shares(roots, config.batch_size, order), strict=True)
             for index in spread_evenly(range(len(pairs[action])), share, order)
         ]
         seeds = [turn_seed(config.seed, "distil", step, i) for i in range(config.batch_size)]
@@ -342,6 +344,14 @@ class Consolidation:
         loaded = self.session.folder.load_tensors(name) if self.session.ranks.is_main else None
         tensors, about = loaded or ({}, None)
         return tensors, self.session.ranks.broadcast(about)
+
+
+def shares(weights: Sequence[float], size: int, generator: random.Random) -> list[int]:
+    """``size`` in proportion to the weights, each share rounded down or up; on average they are exact."""
+    start, total = generator.random(), sum(weights)
+    ends = [int(start + size * part / total) for part in accumulate(weights)]
+    ends[-1] = size  # whatever was rounded on the way
+    return [end - before for before, end in pairwise([0, *ends])]
 
 
 def spread_evenly(items: Sequence[Item], size: int, generator: random.Random) -> list[Item]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -18,13 +19,15 @@ from unittest.mock import patch
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
 from sqlalchemy.exc import OperationalError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from agents.config import ConfigError, SelfImproveConfig
-from agents.consolidation import Consolidation
+from agents.consolidation import Consolidation, shares
 from agents.learning import Learning
 from agents.run_folder import RunFolder, RunFolderError
 from agents.self_improve import main, parse_args, self_improve
@@ -302,11 +305,13 @@ def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> 
     assert [event.step for event in events.Scalars("validation/success_rate")] == [0, 2, 3]
 
 
-def test_each_advised_action_is_trained_as_often(walker_folder: Path, tmp_path: Path) -> None:
-    seen: list[Counter[str]] = []
+def test_actions_are_trained_on_by_the_root_of_their_observations(
+    walker_folder: Path, tmp_path: Path
+) -> None:
+    drawn: list[list[str]] = []
 
     def spy(policy: Any, encode: Any, pairs: Any, *rest: Any, **settings: Any) -> Any:
-        seen.append(Counter(prompt.messages[-1].content.rsplit(" ", 1)[1] for _, prompt in pairs))
+        drawn.append([prompt.messages[-1].content for _, prompt in pairs])
         return sample_examples(policy, encode, pairs, *rest, **settings)
 
     with open_gate(), patch("agents.consolidation.sample_examples", spy):
@@ -314,11 +319,35 @@ def test_each_advised_action_is_trained_as_often(walker_folder: Path, tmp_path: 
             SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "rounds": 1}),
             QUIET,
         )
-    assert len(seen) == TINY["steps"]
-    for actions in seen:
-        assert len(actions) > 1
-        assert sum(actions.values()) == TINY["batch_size"]
-        assert max(actions.values()) - min(actions.values()) <= 1
+    assert len(drawn) == TINY["steps"]
+    prompts = {prompt for batch in drawn for prompt in batch}
+    roots = {action: n**0.5 for action, n in Counter(p.rsplit(" ", 1)[1] for p in prompts).items()}
+    assert len(set(roots.values())) > 1
+    for batch in drawn:
+        assert len(batch) == TINY["batch_size"]
+        actions = Counter(prompt.rsplit(" ", 1)[1] for prompt in batch)
+        for action, root in roots.items():
+            assert abs(actions[action] - len(batch) * root / sum(roots.values())) < 1
+
+
+@given(
+    st.lists(st.floats(min_value=1, max_value=100), min_size=1, max_size=20),
+    st.integers(min_value=1, max_value=200),
+    st.integers(),
+)
+def test_shares_are_exact_but_for_rounding(weights: list[float], size: int, seed: int) -> None:
+    parts = shares(weights, size, random.Random(seed))
+    assert sum(parts) == size
+    for part, weight in zip(parts, weights, strict=True):
+        assert abs(part - size * weight / sum(weights)) < 1 + 1e-9
+
+
+def test_shares_are_exact_on_average() -> None:
+    generator = random.Random(0)
+    totals = [
+        sum(column) for column in zip(*(shares([1, 2, 4], 3, generator) for _ in range(7000)), strict=True)
+    ]
+    assert totals == pytest.approx([3000, 6000, 12000], rel=0.05)
 
 
 # --- bad input -----------------------------------------------------------------------------------
