@@ -92,7 +92,8 @@ class Consolidation:
         pairs = self._prompt_pairs(context)
         done = self.trainer.step_count - self.round_start
         with session.progress(f"round{round_number}/distil", config.steps) as bar:
-            self._let_teacher_remember(pairs, config.steps - done)
+            if done < config.steps:
+                self._let_teacher_remember(pairs)
             try:
                 self._validate_if_due(done)  # after a resume too: it may have been cut off in there
                 while done < config.steps and not self.is_stopped:
@@ -159,13 +160,17 @@ class Consolidation:
                 )
         return pairs
 
-    def _let_teacher_remember(self, pairs: Mapping[str, Sequence[tuple[Prompt, Prompt]]], steps: int) -> None:
-        """Where replies have one token, a teacher that stays is asked after the same few prompts only."""
+    def _let_teacher_remember(self, pairs: Mapping[str, Sequence[tuple[Prompt, Prompt]]]) -> None:
+        """Where replies have one token, a teacher that stays is asked after the same few prompts only.
+
+        Whether it is worth it must not depend on the steps done: a resumed run is to compute the same.
+        """
+        config = self.session.config
         prompts = [with_context for group in pairs.values() for _, with_context in group]
         if (
             self.session.max_tokens == 1
-            and len(prompts) <= steps * self.session.config.batch_size
-            and self.session.config.teacher in ("base", "round")
+            and len(prompts) <= config.steps * config.batch_size
+            and config.teacher != "ema"
             and isinstance(self.teacher, FrozenTeacher)
         ):
             self.teacher.remember([self.session.student.encode(prompt) for prompt in prompts])
