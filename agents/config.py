@@ -71,6 +71,7 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
         "lr": 1e-4,
         "lr_schedule": "linear",
         "batch_size": 32,
+        "action_power": 0.5,
         "validation_episodes": 64,
         "test_episodes": 500,
         "max_invalid_replies": 20,
@@ -195,8 +196,11 @@ class SelfImproveConfig:
     context_wrapper: str = "Experience: {}"
     """The words around it."""
     batch_size: int = 64
-    """Completions per optimiser step: for each action advised in proportion to the root of its number of
-    observations, and spread evenly over these."""
+    """Completions per optimiser step, spread over the actions advised, and evenly over the observations of
+    each."""
+    action_power: float = 0.0
+    """An action that is advised at n observations gets completions in proportion to n to this power: 0 is as
+    many for each action, 1 as many for each observation."""
     lr: float = 2e-5
     """AdamW's learning rate. 2e-5 suits 135M weights; 1e-6 to 5e-6 suits 1.7B and more."""
     warmup_steps: int = 0
@@ -338,6 +342,7 @@ class SelfImproveConfig:
             "context_tokens",
             "env_timeout",
             "off_policy_steps",
+            "action_power",
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")

@@ -5,7 +5,6 @@ step that was.
 """
 
 import copy
-import math
 import random
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
@@ -178,9 +177,8 @@ class Consolidation:
     def _step(self, pairs: Mapping[str, Sequence[tuple[Prompt, Prompt]]]) -> StepStats:
         """One optimiser step on fresh answers, drawn by the step's number alone.
 
-        For an action that is advised at n observations in proportion to the root of n. Not to n: a student
-        that is nearly always advised the same learns to do that everywhere, and a reverse KL hardly lets it
-        go again. Nor as many for all: rare actions would take the place of many observations (docs/LOG.md).
+        As many for each action that is advised, by default: a student that is nearly always advised the same
+        learns to do that everywhere, and a reverse KL hardly lets it go again (docs/LOG.md).
 
         The teacher's own (off-policy) are drawn from its sharpened distribution, so they are what a data set
         that it wrote beforehand would hold.
@@ -188,10 +186,10 @@ class Consolidation:
         session, config = self.session, self.session.config
         step = self.trainer.step_count + 1
         order = random.Random(turn_seed(config.seed, "order", step, 0))
-        roots = [math.sqrt(len(group)) for group in pairs.values()]
+        weights = [len(group) ** config.action_power for group in pairs.values()]
         batch = [
             (action, index)
-            for action, share in zip(pairs, shares(roots, config.batch_size, order), strict=True)
+            for action, share in zip(pairs, shares(weights, config.batch_size, order), strict=True)
             for index in spread_evenly(range(len(pairs[action])), share, order)
         ]
         seeds = [turn_seed(config.seed, "distil", step, i) for i in range(config.batch_size)]

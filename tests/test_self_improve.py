@@ -316,7 +316,9 @@ def test_actions_are_trained_on_by_the_root_of_their_observations(
 
     with open_gate(), patch("agents.consolidation.sample_examples", spy):
         self_improve(
-            SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "rounds": 1}),
+            SelfImproveConfig(
+                model=str(walker_folder), output=tmp_path / "run", action_power=0.5, **{**TINY, "rounds": 1}
+            ),
             QUIET,
         )
     assert len(drawn) == TINY["steps"]
