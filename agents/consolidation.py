@@ -91,7 +91,7 @@ class Consolidation:
         pairs = self._prompt_pairs(context)
         done = self.trainer.step_count - self.round_start
         with session.progress(f"round{round_number}/distil", config.steps) as bar:
-            if done < config.steps:
+            if done < config.steps and not self.is_stopped:
                 self._let_teacher_remember(pairs)
             try:
                 self._validate_if_due(done)  # after a resume too: it may have been cut off in there

@@ -90,23 +90,24 @@ class FrozenTeacher:
 
     def remember(self, prefixes: Sequence[TokenIds]) -> None:
         """Compute prefixes that will come again and again, in ever other batches, once."""
-        prefixes = sorted(set(prefixes))
-        self._remembered = dict(zip(prefixes, self._computed(prefixes).unbind(), strict=True))
+        batch = sorted(set(prefixes))
+        self._remembered = dict(zip(batch, self._computed(batch).unbind(), strict=True))
 
     def hidden(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
         """See ``Teacher``."""
         batch = tuple(sorted(set(prefixes) - self._remembered.keys()))
-        rows = dict(self._remembered)
-        if batch:
-            hidden_ND = self._batches.get(batch)
-            if hidden_ND is None:
-                hidden_ND = self._batches[batch] = self._computed(batch)
-                held = sum(tensor.numel() * tensor.element_size() for tensor in self._batches.values())
-                while held > self._max_bytes and len(self._batches) > 1:
-                    _, dropped = self._batches.popitem(last=False)
-                    held -= dropped.numel() * dropped.element_size()
-            rows |= zip(batch, hidden_ND.unbind(), strict=True)
-        return torch.stack([rows[prefix] for prefix in prefixes])
+        rows = dict(zip(batch, self._batch(batch).unbind(), strict=True)) if batch else {}
+        return torch.stack([rows[p] if p in rows else self._remembered[p] for p in prefixes])
+
+    def _batch(self, batch: tuple[TokenIds, ...]) -> torch.Tensor:
+        hidden_ND = self._batches.get(batch)
+        if hidden_ND is None:
+            hidden_ND = self._batches[batch] = self._computed(batch)
+            held = sum(tensor.numel() * tensor.element_size() for tensor in self._batches.values())
+            while held > self._max_bytes and len(self._batches) > 1:
+                _, dropped = self._batches.popitem(last=False)
+                held -= dropped.numel() * dropped.element_size()
+        return hidden_ND
 
     def _computed(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
         self.lm.clear()

@@ -276,7 +276,7 @@ def test_taxi_in_words() -> None:
     assert words.describe(328) == "Taxi at 4,2, passenger at yellow."
     assert words.describe(16) == "Taxi at 1,1, passenger to red."
     assert words.advise is not None
-    assert words.advise(words.describe(16), "out") == ("When the taxi is at 1,1, passenger to red, move out.")
+    assert words.advise(words.describe(16), "out") == "When the taxi is at 1,1, passenger to red, move out."
 
 
 def test_blackjack_in_words() -> None:

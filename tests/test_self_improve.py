@@ -305,8 +305,9 @@ def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> 
     assert [event.step for event in events.Scalars("validation/success_rate")] == [0, 2, 3]
 
 
-def test_actions_are_trained_on_by_the_root_of_their_observations(
-    walker_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_how_often_each_advised_action_is_trained_on(
+    power: float, walker_folder: Path, tmp_path: Path
 ) -> None:
     drawn: list[list[str]] = []
 
@@ -314,22 +315,28 @@ def test_actions_are_trained_on_by_the_root_of_their_observations(
         drawn.append([prompt.messages[-1].content for _, prompt in pairs])
         return sample_examples(policy, encode, pairs, *rest, **settings)
 
+    config = SelfImproveConfig(
+        model=str(walker_folder), output=tmp_path / "run", action_power=power, **{**TINY, "rounds": 1}
+    )
     with open_gate(), patch("agents.consolidation.sample_examples", spy):
-        self_improve(
-            SelfImproveConfig(
-                model=str(walker_folder), output=tmp_path / "run", action_power=0.5, **{**TINY, "rounds": 1}
-            ),
-            QUIET,
-        )
+        self_improve(config, QUIET)
     assert len(drawn) == TINY["steps"]
     prompts = {prompt for batch in drawn for prompt in batch}
-    roots = {action: n**0.5 for action, n in Counter(p.rsplit(" ", 1)[1] for p in prompts).items()}
-    assert len(set(roots.values())) > 1
+    observations = Counter(prompt.rsplit(" ", 1)[1] for prompt in prompts)
+    assert len(set(observations.values())) > 1
+    weights = {action: n**power for action, n in observations.items()}
     for batch in drawn:
-        assert len(batch) == TINY["batch_size"]
         actions = Counter(prompt.rsplit(" ", 1)[1] for prompt in batch)
-        for action, root in roots.items():
-            assert abs(actions[action] - len(batch) * root / sum(roots.values())) < 1
+        assert len(actions) > 1
+        assert sum(actions.values()) == TINY["batch_size"]
+        for action, weight in weights.items():
+            assert abs(actions[action] - len(batch) * weight / sum(weights.values())) < 1
+        if power == 0:
+            assert max(actions.values()) - min(actions.values()) <= 1
+
+
+def test_by_default_each_advised_action_is_trained_on_as_often() -> None:
+    assert SelfImproveConfig().action_power == 0
 
 
 @given(
