@@ -35,6 +35,7 @@ MACHINE = (
     "vectorization",
     "env_timeout",
     "tracker",
+    "forgetting",
     "json",
     "vllm_url",
     "vllm_memory",
@@ -256,6 +257,9 @@ class SelfImproveConfig:
     """Episodes by which every arm is measured at the end."""
     eval_temperature: tuple[float, ...] = (0.0, 0.7)
     """One or two temperatures to measure at; 0 is greedy. The first gives the headline figures."""
+    forgetting: bool = False
+    """Measure at the end what else the agent can do, before and after, for the report: held-out text, sums, a
+    lake, and instructions (evals/forgetting.py). Takes a minute on two cores; sums need opcd-gym[math]."""
     max_new_tokens: int | None = None
     """Longest reply; by default what the longest action takes, or 64 where the reply is text."""
     max_invalid_replies: int = 3

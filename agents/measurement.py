@@ -5,6 +5,7 @@ from typing import Any
 from agents.run_folder import peak_rss_bytes
 from agents.session import Session
 from evals.baselines import Baselines
+from evals.forgetting import ForgettingConfig, compare, measure_model, print_table
 from evals.result import Comparison, EvalResult
 from experience.context import NO_CONTEXT, Context
 
@@ -43,11 +44,27 @@ def measure(session: Session, context: Context) -> dict[str, Any]:
         results["sampled_comparison"] = comparison.as_dict()
         results["sampled_context_put_back"] = put_back.as_dict()
     if session.ranks.is_main:
+        if config.forgetting:
+            _measure_forgetting(session)
         results["wall_seconds"] = round(session.folder.seconds, 1)
         results["peak_rss_bytes"] = peak_rss_bytes()
         results["processes"] = session.ranks.size
         session.folder.write_json("results.json", results)
     return session.ranks.broadcast(results)
+
+
+def _measure_forgetting(session: Session) -> None:
+    """Write ``forgetting.json``: what else the agent can do, before and after."""
+    before, after = session.config.model, str(session.folder.path)
+    config = ForgettingConfig(before=before, after=after, seed=session.config.seed)
+    scores = {}
+    for role, policy in (("before", session.base), ("after", session.student)):
+        session.console.print(f"measuring what else the agent can do: {role}")
+        scores[role] = measure_model(policy, config)
+    table = compare({"before": before, "after": after}, scores)
+    session.folder.write_json("forgetting.json", table)
+    session.log("test/forgetting", kind="forgetting")
+    print_table(table, session.console)
 
 
 def _baselines(session: Session) -> dict[str, EvalResult]:

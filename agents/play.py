@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agents.command import run_experiment
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.models import load_model
 from agents.policy import Policy, Sampling
 from agents.rollout import Phase, rollout, vector_env
-from agents.self_improve import run_experiment, saved_config
+from agents.self_improve import saved_config
 from agents.session import as_policy, reply_tokens
 from envs.text_env import NOW, TextEnv, make_env, make_text_env
 from envs.words import EnvWords

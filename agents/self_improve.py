@@ -18,39 +18,19 @@ import transformers
 import tyro
 from rich.console import Console
 
+from agents.command import USER_ERRORS
 from agents.config import MACHINE, ConfigError, SelfImproveConfig
 from agents.consolidation import Consolidation
 from agents.learning import Learning
 from agents.measurement import measure
-from agents.models import ModelError
 from agents.run_folder import RunFolderError, check_free, is_disk_full, read_config
 from agents.session import Session
-from agents.vllm_policy import VLLMError
-from distill.opcd import DistillError
 from distill.parallel import Ranks, is_lost_connection, is_main_process
-from envs.words import EnvError
 from evals.report import print_summary, write_report
 from experience.context import NO_CONTEXT, Context
-from experience.endpoint import EndpointError
-from experience.extract import PromptsError
-from experience.relevance import RelevanceError
-from experience.store import StoreError
 
 __all__ = ["SelfImproveConfig", "self_improve"]
 
-USER_ERRORS = (
-    ConfigError,
-    DistillError,
-    EndpointError,
-    EnvError,
-    ModelError,
-    PromptsError,
-    RelevanceError,
-    RunFolderError,
-    StoreError,
-    VLLMError,
-)
-"""What can go wrong without a bug of ours: one clear line, no stack trace."""
 URLS = ("vllm_url", "teacher_url")
 """Settings that a command line adds to."""
 
@@ -179,23 +159,6 @@ def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConf
     to_run = begun(config, path)
     if not (path / "results.json").exists():
         run(to_run if to_run.resume else dataclasses.replace(to_run, output=path))
-
-
-def run_experiment(
-    work: Callable[[Console], None], interrupted: str = "interrupted; the same command goes on"
-) -> int:
-    """The command of an experiment, such as one over several runs; returns its exit code."""
-    console = Console(stderr=True)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        work(console)
-    except KeyboardInterrupt:
-        console.print(f"\n{interrupted}", style="bold")
-        return 130
-    except USER_ERRORS as error:
-        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
-        return 2
-    return 0
 
 
 def parse_args(args: list[str] | None = None) -> SelfImproveConfig:

@@ -43,6 +43,7 @@ from distill.teacher import check_same_tokens
 from envs.deadline import deadline
 from envs.text_env import TextEnv, make_text_env
 from envs.words import EnvError, EnvWords
+from evals.forgetting import check_tasks
 from experience.context import NO_CONTEXT, Context
 from experience.relevance import relevance
 from experience.split import SeedRange, Split
@@ -82,6 +83,8 @@ class Session:
         self.console = console
         if config.tracker is not None:
             check_available(config.tracker)
+        if config.forgetting:
+            check_tasks()
         make = partial(
             make_text_env,
             config.env,

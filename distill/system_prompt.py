@@ -21,8 +21,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from agents.command import run_experiment
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
-from agents.self_improve import finish, run_experiment, self_improve
+from agents.self_improve import finish, self_improve
 from envs.choice_env import ChoiceEnv, Match
 from envs.text_env import make_env
 from evals.finished_run import FinishedRun

@@ -20,9 +20,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from agents.command import run_experiment
 from agents.config import ConfigError, SelfImproveConfig
 from agents.learning import Learning
-from agents.self_improve import begun, run_experiment
+from agents.self_improve import begun
 from agents.session import Session
 from distill.parallel import Ranks
 from evals.result import Comparison, EvalResult, rate_text

@@ -29,8 +29,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from agents.command import USER_ERRORS, run_experiment
 from agents.config import SelfImproveConfig
-from agents.self_improve import USER_ERRORS, finish, run_experiment, self_improve
+from agents.self_improve import finish, self_improve
 from evals.finished_run import FinishedRun
 from evals.result import Comparison, EvalResult, rate_text
 from evals.suite import Cell, read_suite

@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import ttest_1samp
 
+from agents.command import run_experiment
 from agents.config import ConfigError
 from agents.hf_policy import HFPolicy
 from agents.models import load_model
 from agents.policy import Message, Prompt, Sampling
 from agents.rollout import Phase, rollout, vector_env
-from agents.self_improve import run_experiment
 from envs.text_env import make_text_env
 from evals.instructions import INSTRUCTIONS
 from evals.result import Comparison
@@ -102,7 +102,21 @@ def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
             model_folder(name), device=config.device, trust_remote_code=config.trust_remote_code
         )
         scores[role] = measure_model(HFPolicy(loaded.model, loaded.tokenizer), config)
-    table: dict[str, Any] = {"models": names, "rows": []}
+    table = compare(names, scores)
+    if config.output is not None:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        config.output.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    return table
+
+
+def compare(names: Mapping[str, str], scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """The table: each measure of each model with its interval, and the paired differences.
+
+    Args:
+        names: Role -> model, for the record. The roles are before, after and perhaps baseline.
+        scores: Role -> what ``measure_model`` found.
+    """
+    table: dict[str, Any] = {"models": dict(names), "rows": []}
     for measure in scores["before"]:
         row: dict[str, Any] = {"measure": measure}
         for role, measured in scores.items():
@@ -114,9 +128,6 @@ def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
                 measure, scores["after"][measure], scores["baseline"][measure]
             )
         table["rows"].append(row)
-    if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return table
 
 
@@ -124,6 +135,16 @@ def model_folder(name: str) -> str:
     """What ``load_model`` takes: of a run's folder, its model."""
     model = Path(name) / "model"
     return str(model) if model.is_dir() else name
+
+
+def check_tasks(tasks: Sequence[str] = tuple(TASKS)) -> None:
+    """See that the built-in tasks can be had, before anything is spent.
+
+    Raises:
+        EnvError: One cannot.
+    """
+    for task in tasks:
+        make_text_env(*TASKS[task]).close()
 
 
 def measure_model(policy: HFPolicy, config: ForgettingConfig) -> Scores:

@@ -6,6 +6,7 @@ shown where it says the very same; otherwise the texts stand alone.
 
 import base64
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -141,6 +142,7 @@ def _env(run: FinishedRun) -> TextEnv:
     env = make_text_env(name, kwargs, max_invalid_replies=limit)
     if _board(env) is None and "rgb_array" in env.unwrapped.metadata.get("render_modes", ()):
         env.close()
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame prints an error where it finds no display
         env = make_text_env(name, kwargs | {"render_mode": "rgb_array"}, max_invalid_replies=limit)
     return env
 

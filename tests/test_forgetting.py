@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agents.config import ConfigError
+from agents.config import ConfigError, SelfImproveConfig
 from agents.hf_policy import HFPolicy
+from agents.self_improve import self_improve
+from envs.words import EnvError
 from evals.forgetting import (
     HELD_OUT,
     TEXT,
@@ -26,6 +29,7 @@ from evals.forgetting import (
 )
 from evals.instructions import INSTRUCTIONS, MAX_REPLY_CHARS, RULES, Instruction
 from tests.conftest import byte_tokenizer, tiny_llama
+from tests.test_self_improve import TINY, open_gate
 
 QUIET = Console(quiet=True)
 
@@ -136,6 +140,31 @@ def test_without_a_baseline(walker_folder: Path, ruined: Path) -> None:
     table = forgetting(config, QUIET)
     assert all("after_against_baseline" not in row for row in table["rows"])
     print_table(table, Console(quiet=True))
+
+
+def test_a_run_measures_it_too_if_asked(walker_folder: Path, tmp_path: Path) -> None:
+    small = partial(ForgettingConfig, tasks=("lake",), episodes=2, max_new_tokens=1)
+    run = tmp_path / "run"
+    config = SelfImproveConfig(model=str(walker_folder), output=run, forgetting=True, **TINY)
+    with open_gate(), patch("agents.measurement.ForgettingConfig", small):
+        self_improve(config, QUIET)
+    table = json.loads((run / "forgetting.json").read_text())
+    assert [row["measure"] for row in table["rows"]] == [TEXT, "lake", "instructions"]
+    assert "What else it can do" in (run / "report.html").read_text()
+    # The same as the command finds out of the folder that the run left.
+    again = forgetting(small(before=str(walker_folder), after=str(run)), QUIET)
+    assert again["rows"][0]["after"]["mean"] == pytest.approx(table["rows"][0]["after"]["mean"], abs=1e-6)
+    assert again["rows"][1:] == table["rows"][1:]
+
+
+def test_a_missing_task_is_said_before_the_run(walker_folder: Path, tmp_path: Path) -> None:
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", forgetting=True, **TINY)
+    with (
+        patch("evals.forgetting.make_text_env", side_effect=EnvError("sums need opcd-gym[math]")),
+        pytest.raises(EnvError, match="opcd-gym"),
+    ):
+        self_improve(config, QUIET)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_stands_for_its_model(ruined: Path) -> None:

@@ -12,6 +12,7 @@ PACKAGES = ("agents", "distill", "envs", "evals", "experience")
 # Composition roots: nothing imports them but each other.
 ROOTS = {
     "agents.self_improve",
+    "agents.command",
     "agents.session",
     "agents.learning",
     "agents.consolidation",
