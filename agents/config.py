@@ -189,8 +189,8 @@ class SelfImproveConfig:
     context_file: Path | None = None
     """A text to train in, such as a system prompt, in place of insights."""
     context_tokens: int = 1024
-    """What the insights may take together where a prompt shows all; the least useful are left out. 0 is no
-    limit."""
+    """What the insights may take together where a prompt shows all, to the agent or to a writer of more; the
+    least useful are left out. 0 is no limit."""
     context_place: Place = "after"
     """Where the context stands: `after` the observation, `before` it, or in the `system` message. `chat` is
     the system message and, in a context_file, example turns behind lines `### user`, `### assistant`."""

@@ -20,7 +20,7 @@ from experience.extract import (
     raw_insights,
     write_insights,
 )
-from experience.gate import Outcomes, Verdict, judge
+from experience.gate import Outcomes, Verdict, by_promise, judge
 from experience.insight import Insight, InsightState
 from experience.merging import merged, settled, with_outcomes
 from experience.outcomes import outcome_insights
@@ -203,8 +203,7 @@ class Learning:
         session, config = self.session, self.session.config
         insights: list[Insight] = session.ranks.from_main(lambda: self._write(round_number))
         active = [insight for insight in insights if insight.state == InsightState.ACTIVE]
-        # What merely quotes a problem is tried last.
-        ranked = sorted(active, key=lambda i: (i.is_instance_specific, -i.score, -i.support))
+        ranked = by_promise(active)
         alone = [self._together([insight], 1) for insight in ranked[: config.candidates]]
         if len(ranked) > 1:
             alone.append(self._together(ranked, config.insights_per_prompt))
@@ -218,13 +217,15 @@ class Learning:
             assert self.writer is not None
             turns, endings = self._traces(round_number)
             known = store.load_insights()
+            active = [insight for insight in known if insight.state == InsightState.ACTIVE]
+            shown, _ = within_budget(active, session.config.context_tokens, self._count_tokens)
             with session.progress(f"round{round_number}/insights", len(endings)):
                 new = write_insights(
                     turns,
                     endings,
                     self.writer,
                     self.prompts,
-                    known=[insight for insight in known if insight.state == InsightState.ACTIVE],
+                    known=shown,
                     seeds=[turn_seed(session.config.seed, phase, i, 0) for i in range(len(endings))],
                     forbidden=session.student.tokenizer.all_special_tokens,
                 )
@@ -249,13 +250,16 @@ class Learning:
         kept, dropped = within_budget(
             insights,
             0 if k else session.config.context_tokens,  # of a pool, k are shown at a time
-            lambda text: len(session.base.tokenizer(text)["input_ids"]),
+            self._count_tokens,
         )
         if dropped:
             session.console.print(
                 f"{len(dropped)} of {len(insights)} insights do not fit --context-tokens and are left out"
             )
         return self._context(kept, k)
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self.session.base.tokenizer(text)["input_ids"])
 
     def _context(self, insights: Sequence[Insight], k: int, *, is_exploring: bool = False) -> Context:
         return Context(

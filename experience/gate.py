@@ -5,12 +5,13 @@ plays all, and must beat no context on the episodes by which it was *not* chosen
 many is lucky.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scipy.stats import binomtest
 
 from experience.context import NO_CONTEXT, Context
+from experience.insight import Insight
 from experience.score import ContextScore
 from experience.split import SeedRange
 
@@ -63,6 +64,21 @@ def exact_paired_test(only_first: int, only_second: int) -> float:
     """
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def by_promise(insights: Iterable[Insight]) -> list[Insight]:
+    """The order in which insights are to be tried, where not all can be.
+
+    The best of those that were judged before, which is to be beaten; then what is new; then the others, which
+    had their chance. Among each, what merely quotes its problem is last.
+    """
+    ranked = sorted(insights, key=lambda i: (i.is_instance_specific, -i.score, -i.support))
+    judged = [insight for insight in ranked if _is_judged(insight)]
+    return judged[:1] + [insight for insight in ranked if not _is_judged(insight)] + judged[1:]
+
+
+def _is_judged(insight: Insight) -> bool:
+    return bool(insight.score or insight.evidence or insight.against)
 
 
 def judge(

@@ -33,7 +33,7 @@ from experience.extract import (
     transcript,
     write_insights,
 )
-from experience.gate import Outcomes, judge
+from experience.gate import Outcomes, by_promise, judge
 from experience.insight import Insight, InsightState
 from experience.merging import is_contradiction, is_duplicate, merged, settled, with_outcomes
 from experience.relevance import Embeddings, RelevanceError
@@ -332,6 +332,19 @@ class Scribe:
         return [self.reply] * len(tasks)
 
 
+def test_what_is_new_is_tried_before_what_had_its_chance() -> None:
+    best = insight("The best so far.", score=0.5, evidence=("a",))
+    worse = insight("Tried, and worse.", score=0.25, against=("a",))
+    useless = insight("Tried, and no use.", score=0.0, against=("a", "b"))
+    twice = insight("Written twice, not tried.", score=0.0, support=2)
+    once = insight("Written once, not tried.", score=0.0)
+    quoting = insight("Quotes its problem.", score=0.0, is_instance_specific=True)
+    shuffled = [useless, quoting, once, worse, twice, best]
+    assert by_promise(shuffled) == [best, twice, once, quoting, worse, useless]
+    assert by_promise([quoting, once, twice]) == [twice, once, quoting]
+    assert by_promise([]) == []
+
+
 def test_a_writer_reads_the_trace_and_what_is_known() -> None:
     scribe = Scribe(f"{MARKER} Count on your fingers.\nnothing else")
     prompts = InsightPrompts()
@@ -342,6 +355,8 @@ def test_a_writer_reads_the_trace_and_what_is_known() -> None:
     [task] = scribe.tasks
     for said in ("What is 1 + 1?", "It is 2.", "That is right.", "Zero adds nothing."):
         assert said in task.user
+    # What all tasks have in common comes first: it is computed once.
+    assert task.user.index("Zero adds nothing.") < task.user.index("What is 1 + 1?")
     assert "<|" not in task.user
     assert (written.text, written.source, written.writer) == ("Count on your fingers.", "llm", "scribe")
     assert written.prompt_version == prompts.version
