@@ -5,7 +5,7 @@ from typing import Any
 from agents.run_folder import peak_rss_bytes
 from agents.session import Session
 from evals.baselines import Baselines
-from evals.forgetting import ForgettingConfig, compare, measure_model, print_table
+from evals.forgetting import ForgettingConfig, forgetting, print_table
 from evals.result import Comparison, EvalResult
 from experience.context import NO_CONTEXT, Context
 
@@ -55,13 +55,10 @@ def measure(session: Session, context: Context) -> dict[str, Any]:
 
 def _measure_forgetting(session: Session) -> None:
     """Write ``forgetting.json``: what else the agent can do, before and after."""
-    before, after = session.config.model, str(session.folder.path)
-    config = ForgettingConfig(before=before, after=after, seed=session.config.seed)
-    scores = {}
-    for role, policy in (("before", session.base), ("after", session.student)):
-        session.console.print(f"measuring what else the agent can do: {role}")
-        scores[role] = measure_model(policy, config)
-    table = compare({"before": before, "after": after}, scores)
+    config = ForgettingConfig(
+        before=session.config.model, after=str(session.folder.path), seed=session.config.seed
+    )
+    table = forgetting(config, session.console, {"before": session.base, "after": session.student})
     session.folder.write_json("forgetting.json", table)
     session.log("test/forgetting", kind="forgetting")
     print_table(table, session.console)

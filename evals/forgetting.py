@@ -8,7 +8,7 @@ in the prompt. A row that gets worse is forgetting, unless it is what was traine
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,42 +81,30 @@ class ForgettingConfig:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
+def forgetting(
+    config: ForgettingConfig, console: Console, policies: Mapping[str, HFPolicy] | None = None
+) -> dict[str, Any]:
     """Measure every model; returns the table, which is also written to ``output``.
 
     Args:
         config: What to compare.
         console: Where to report progress.
+        policies: The models by role, where they are loaded already.
 
     Raises:
         EnvError: A task cannot be had.
         ModelError: A model cannot be had.
     """
+    check_tasks(config.tasks)
     names = {"before": config.before, "after": config.after}
     if config.baseline is not None:
         names["baseline"] = config.baseline
     scores: dict[str, Scores] = {}
     for role, name in names.items():
         console.print(f"measuring {role}: {name}", markup=False)
-        loaded = load_model(
-            model_folder(name), device=config.device, trust_remote_code=config.trust_remote_code
-        )
-        scores[role] = measure_model(HFPolicy(loaded.model, loaded.tokenizer), config)
-    table = compare(names, scores)
-    if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    return table
-
-
-def compare(names: Mapping[str, str], scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """The table: each measure of each model with its interval, and the paired differences.
-
-    Args:
-        names: Role -> model, for the record. The roles are before, after and perhaps baseline.
-        scores: Role -> what ``measure_model`` found.
-    """
-    table: dict[str, Any] = {"models": dict(names), "rows": []}
+        policy = _load_policy(name, config) if policies is None else policies[role]
+        scores[role] = measure_model(policy, config)
+    table: dict[str, Any] = {"models": names, "rows": []}
     for measure in scores["before"]:
         row: dict[str, Any] = {"measure": measure}
         for role, measured in scores.items():
@@ -128,7 +116,15 @@ def compare(names: Mapping[str, str], scores: Mapping[str, Scores]) -> dict[str,
                 measure, scores["after"][measure], scores["baseline"][measure]
             )
         table["rows"].append(row)
+    if config.output is not None:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        config.output.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return table
+
+
+def _load_policy(name: str, config: ForgettingConfig) -> HFPolicy:
+    loaded = load_model(model_folder(name), device=config.device, trust_remote_code=config.trust_remote_code)
+    return HFPolicy(loaded.model, loaded.tokenizer)
 
 
 def model_folder(name: str) -> str:
@@ -137,7 +133,7 @@ def model_folder(name: str) -> str:
     return str(model) if model.is_dir() else name
 
 
-def check_tasks(tasks: Sequence[str] = tuple(TASKS)) -> None:
+def check_tasks(tasks: Iterable[str] = TASKS) -> None:
     """See that the built-in tasks can be had, before anything is spent.
 
     Raises:
