@@ -56,6 +56,10 @@ _NUMBER = re.compile(
     r"(?:\s*\\[dtc]?frac\s*(?:\{\s*(?P<num>-?[0-9]+)\s*\}\s*\{\s*(?P<den>[0-9]+)\s*\}|(?P<n>[0-9])(?P<d>[0-9])))?"
     r"(?:\s*(?P<percent>\\?%|per ?cent\b))?"
 )
+_POWER_OF_TEN = re.compile(r"(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*\{?[-+]?[0-9]{1,3}\}?")
+_OPERATION = re.compile(
+    r"[0-9)}\]]\s*(?:[-+*]|\\(?:times|cdot|div)(?![A-Za-z]))\s*[{(]*\s*(?:[-0-9.]|\\(?:sqrt|[dt]?frac))"
+)
 _UNIT = re.compile(
     r"(?P<space>(?:\s|\\[ ,;!]|~)*)(?P<unit>\\?[A-Za-z€£][A-Za-z ./]*(?:\^\s*\{?[23]\}?)?|\^\s*\{?\\circ\}?)?"
 )
@@ -186,6 +190,11 @@ def plain_number(text: str) -> PlainNumber | None:
         is_decimal=len(decimals) >= 6 and not part["over"],
         unit=unit,
     )
+
+
+def has_operation(answer: str) -> bool:
+    """Whether numbers in it are yet to be added, subtracted or multiplied; 3 x 10^5 is a number."""
+    return _OPERATION.search(_POWER_OF_TEN.sub("", answer)) is not None
 
 
 def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:

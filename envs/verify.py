@@ -27,6 +27,7 @@ from envs.answers import (
     compare_numbers,
     final_answer,
     gold_answer,
+    has_operation,
     plain_number,
     refusal,
     same_text,
@@ -251,7 +252,13 @@ def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, str]:
     if same_text(answer, gold):
         return Verdict(is_correct=True, answer=answer, reason="the same")
     left, right = _values(answer, gold)
-    if (number := plain_number(left)) is None or (gold_number := plain_number(right)) is None:
+    number, gold_number = plain_number(left), plain_number(right)
+    if number is None and gold_number is not None and has_operation(left):
+        # Repeating the problem does not solve it; in 8 = 5 + 3 it is solved.
+        number = next(filter(None, map(plain_number, reversed(answer.split("=")))), None)
+        if number is None:
+            return Verdict(is_correct=False, answer=answer, reason="not worked out")
+    if number is None or gold_number is None:
         return answer, gold
     difference = compare_numbers(number, gold_number)
     return Verdict(is_correct=difference is None, answer=answer, reason=difference or "equal")
