@@ -185,16 +185,7 @@ class Learning:
 
     def _fixed(self) -> Context:
         """The text as it was when the run began, whatever became of the file."""
-
-        def read() -> str:
-            store = self.session.store
-            if not store.is_finished("context"):
-                path = self.session.config.context_file
-                assert path is not None
-                store.finish_phase("context", path.read_text(encoding="utf-8").strip())
-            return str(store.result("context"))
-
-        context = Context.fixed(self.session.ranks.from_main(read))
+        context = Context.fixed(self.session.ranks.from_main(lambda: self.session.store.result("context")))
         self._put_in_use(context, "context")
         return context
 
@@ -202,15 +193,17 @@ class Learning:
         """Each insight alone, and where prompts show several, all that fit together."""
         session, config = self.session, self.session.config
         insights: list[Insight] = session.ranks.from_main(lambda: self._write(round_number))
-        active = [insight for insight in insights if insight.state == InsightState.ACTIVE]
-        ranked = by_promise(active)
+        ranked = [insight for insight in insights if insight.state == InsightState.ACTIVE]
         alone = [self._together([insight], 1) for insight in ranked[: config.candidates]]
         if len(ranked) > 1:
             alone.append(self._together(ranked, config.insights_per_prompt))
         return alone
 
     def _write(self, round_number: int) -> list[Insight]:
-        """Let the writer read the round's traces; the outcome is kept, so a resumed run reads it back."""
+        """What is known and what the writer says of the round's traces, by promise.
+
+        The outcome is kept, so a resumed run reads it back.
+        """
         session, store = self.session, self.session.store
         phase = f"round{round_number}/write"
         if not store.is_finished(phase):
@@ -230,7 +223,8 @@ class Learning:
                     forbidden=session.student.tokenizer.all_special_tokens,
                 )
             drawn = settled(merged(known, new), session.words.actions)
-            store.finish_phase(phase, [asdict(insight) for insight in drawn])
+            judged = {ids[0] for ids in store.scores()["insight_ids"] if len(ids) == 1}
+            store.finish_phase(phase, [asdict(insight) for insight in by_promise(drawn, judged)])
         insights = [insight_from(values) for values in store.result(phase)]
         store.set_insights(insights, phase)
         session.console.print(

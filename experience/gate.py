@@ -5,13 +5,13 @@ plays all, and must beat no context on the episodes by which it was *not* chosen
 many is lucky.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scipy.stats import binomtest
 
 from experience.context import NO_CONTEXT, Context
-from experience.insight import Insight
+from experience.insight import Insight, InsightState
 from experience.score import ContextScore
 from experience.split import SeedRange
 
@@ -20,7 +20,7 @@ SIGNIFICANT = 0.05
 KEEP = 4
 """One candidate in so many goes on to the next rung, which has twice the episodes."""
 FIRST_RUNG = 8
-"""The first rung has one in so many of the validation episodes."""
+"""The first rung has one in so many of the validation episodes; all that choose have half of them at most."""
 
 Outcomes = Mapping[int, bool]
 """Seed -> success."""
@@ -66,19 +66,24 @@ def exact_paired_test(only_first: int, only_second: int) -> float:
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
-def by_promise(insights: Iterable[Insight]) -> list[Insight]:
+def by_promise(insights: Iterable[Insight], judged: Collection[str] = ()) -> list[Insight]:
     """The order in which insights are to be tried, where not all can be.
 
     The best of those that were judged before, which is to be beaten; then what is new; then the others, which
-    had their chance. Among each, what merely quotes its problem is last.
+    had their chance. Among each, what merely quotes its problem is last, and then what has retired.
+
+    Args:
+        insights: What is to be ordered.
+        judged: Ids of those that were judged.
     """
-    ranked = sorted(insights, key=lambda i: (i.is_instance_specific, -i.score, -i.support))
-    judged = [insight for insight in ranked if _is_judged(insight)]
-    return judged[:1] + [insight for insight in ranked if not _is_judged(insight)] + judged[1:]
+    ranked = sorted(insights, key=_promise)
+    old = [insight for insight in ranked if insight.id in judged]
+    return old[:1] + [insight for insight in ranked if insight.id not in judged] + old[1:]
 
 
-def _is_judged(insight: Insight) -> bool:
-    return bool(insight.score or insight.evidence or insight.against)
+def _promise(insight: Insight) -> tuple[bool, bool, float, int]:
+    retired = insight.state != InsightState.ACTIVE
+    return retired, insight.is_instance_specific, -insight.score, -insight.support
 
 
 def judge(
@@ -105,25 +110,23 @@ def judge(
     outcomes: dict[str, dict[int, bool]] = {context.id: {} for context in alive}
     verdicts: dict[str, str] = {}
     size = len(seeds) if len(alive) == 1 or fully else max(1, len(seeds) // FIRST_RUNG)
+    half = max(1, len(seeds) // 2)
     chosen_on = played = 0
     while True:
         fresh = replace(seeds, start=seeds.start + played, size=size - played)
         for context, result in zip(alive, play(alive, fresh), strict=True):
             outcomes[context.id] |= result
         played = size
-        if len(alive) == 1:
+        if len(alive) > 1:
+            # Stable: among equals the earlier candidate.
+            ranked = sorted(alive, key=lambda context: -sum(outcomes[context.id].values()))
+            alive = ranked[: 1 if played >= half else max(1, len(alive) // KEEP)]
+            for context in ranked[len(alive) :]:
+                verdicts[context.id] = f"dropped after {played} episodes: others did better"
+            chosen_on = played
+        if played == len(seeds):
             break
-        # Stable: among equals the earlier candidate.
-        ranked = sorted(alive, key=lambda context: -sum(outcomes[context.id].values()))
-        alive = ranked[: max(1, len(alive) // KEEP)]
-        for context in ranked[len(alive) :]:
-            verdicts[context.id] = f"dropped after {played} episodes: others did better"
-        chosen_on = played
-        size = len(seeds) if len(alive) == 1 or fully else min(2 * size, len(seeds))
-        if size == played:  # a small validation set is used up: the best so far is it
-            verdicts |= {context.id: "not the best" for context in alive[1:]}
-            alive = alive[:1]
-            break
+        size = len(seeds) if len(alive) == 1 else min(2 * size, half)
     [best] = alive
     deciding = list(seeds)[chosen_on:] or list(seeds)
     wins = sum(outcomes[best.id][seed] and not without[seed] for seed in deciding)

@@ -26,15 +26,19 @@ def relevance(retrieval: str) -> Relevance:
 def bm25(texts: tuple[str, ...], observation: str) -> Sequence[float]:
     """Likeness in words (Robertson and Zaragoza 2009)."""
     [query] = _words([observation])
-    scores: Sequence[float] = _index(texts).get_scores(query) if query else [0.0] * len(texts)
+    index = _index(texts)
+    scores: Sequence[float] = index.get_scores(query) if query and index else [0.0] * len(texts)
     return scores
 
 
 @lru_cache(maxsize=16)
-def _index(texts: tuple[str, ...]) -> bm25s.BM25:
-    """Made once for a pool, not for every observation."""
+def _index(texts: tuple[str, ...]) -> bm25s.BM25 | None:
+    """Made once for a pool, not for every observation; ``None`` if there is no word in it."""
+    words = _words(texts)
+    if not any(words):
+        return None
     index = bm25s.BM25()
-    index.index(_words(texts), show_progress=False)
+    index.index(words, show_progress=False)
     return index
 
 

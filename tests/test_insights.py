@@ -36,7 +36,7 @@ from experience.extract import (
 from experience.gate import Outcomes, by_promise, judge
 from experience.insight import Insight, InsightState
 from experience.merging import is_contradiction, is_duplicate, merged, settled, with_outcomes
-from experience.relevance import Embeddings, RelevanceError
+from experience.relevance import Embeddings, RelevanceError, bm25
 from experience.split import SeedRange, Split
 
 SEEDS = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=64)
@@ -185,6 +185,10 @@ def test_the_likest_general_insights_are_shown() -> None:
     assert context.show("") in ((sums,), (primes,))
 
 
+def test_texts_without_a_word_are_like_nothing() -> None:
+    assert list(bm25(("1 2 3", "4 5"), "foo bar")) == [0, 0]
+
+
 def test_the_likest_in_meaning(walker_folder: Path, tmp_path: Path) -> None:
     """By a random model, which still knows the very same text again."""
     with pytest.raises(RelevanceError, match="padding token"):
@@ -276,7 +280,7 @@ def test_no_context_that_does_not_beat_none() -> None:
     assert admitted <= 4  # of 40 at a two-sided level of 5%, one side of which can admit
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 17])
+@pytest.mark.parametrize("n", [1, 2, 5, 17, 300])
 @pytest.mark.parametrize("size", [1, 2, 7, 64])
 def test_the_gate_at_any_size(n: int, size: int) -> None:
     candidates = contexts(n)
@@ -285,6 +289,7 @@ def test_the_gate_at_any_size(n: int, size: int) -> None:
     verdict = judge(candidates, seeds, play, phase="p", policy_id="base")
     assert verdict.context in candidates
     assert verdict.episodes == play.played
+    assert verdict.n >= size / 2  # however many there are, half of the episodes choose nobody
     assert {score.context_id for score in verdict.scores} == {c.id for c in candidates}
     assert all(score.verdict and set(score.seeds) <= set(seeds) for score in verdict.scores)
     fully = judge(candidates, seeds, play, phase="p", policy_id="base", fully=True)
@@ -340,9 +345,12 @@ def test_what_is_new_is_tried_before_what_had_its_chance() -> None:
     once = insight("Written once, not tried.", score=0.0)
     quoting = insight("Quotes its problem.", score=0.0, is_instance_specific=True)
     shuffled = [useless, quoting, once, worse, twice, best]
-    assert by_promise(shuffled) == [best, twice, once, quoting, worse, useless]
+    judged = {best.id, worse.id, useless.id}
+    assert by_promise(shuffled, judged) == [best, twice, once, quoting, worse, useless]
     assert by_promise([quoting, once, twice]) == [twice, once, quoting]
     assert by_promise([]) == []
+    retired = replace(best, state=InsightState.RETIRED)
+    assert by_promise([retired, worse, once], judged) == [worse, once, retired]
 
 
 def test_a_writer_reads_the_trace_and_what_is_known() -> None:
