@@ -66,7 +66,8 @@ def _measure_forgetting(session: Session) -> None:
 
 def _baselines(session: Session) -> dict[str, EvalResult]:
     """The arms that nobody's weights play."""
-    baselines = Baselines(session.config.env, session.config.env_kwargs)
+    config = session.config
+    baselines = Baselines(config.env, config.env_kwargs, timeout=config.env_timeout)
     if baselines.is_text:  # there is no random text, and no end of texts to choose from
         constant = baselines.constant(session.validation_seeds, session.test_seeds)
         return {} if constant is None else {"blind": constant[0]}

@@ -94,16 +94,24 @@ class ChoiceEnv(PartedEnv[str, str]):
             raise EnvError("Choice-v0 takes its questions from exactly one of file= and dataset=")
         if match not in get_args(Match):
             raise EnvError(f"match must be one of {', '.join(get_args(Match))}, not {match!r}")
+        if bad := [name for name in (labels or {}).values() if not isinstance(name, str)]:
+            raise EnvError(f"labels must be text, not {', '.join(map(repr, bad))}")
         if file is not None:
             table = file_table(file)
         else:
             table = dataset_table(cast("str", dataset), dataset_config, dataset_split)
-        self.problems, self.labels = _questions(
+        self._problems, self.labels = _questions(
             table, question, answer, tuple(options), None if labels is None else tuple(labels.items())
         )
+        self.part_sizes = self._problems.sizes
         if match == "letter" and any(len(label) != 1 or not label.isalpha() for label in self.labels):
             raise EnvError(f"match letter needs labels of one letter, not {', '.join(self.labels)}")
         self.match: Match = match
+        for label in self.labels:
+            if (read := read_label(self._reply(label), self.labels, match)) != label:
+                raise EnvError(
+                    f"the label {label!r} cannot be given: with match {match} it is read as {read!r}"
+                )
         self.observation_space = AnyText()
         self.action_space = AnyText()
         self._problem: Problem | None = None
@@ -118,9 +126,8 @@ class ChoiceEnv(PartedEnv[str, str]):
         """
         super().reset(seed=seed)
         number = self.draw_number(seed)
-        self._problem = problem = self.problems.draw(self.part, number, self.np_random)
-        reply = f"<answer>{problem.gold}</answer>" if self.match == "tag" else problem.gold
-        return problem.question, {"gold": problem.gold, "gold_reply": reply}
+        self._problem = problem = self._problems.draw(self.part, number, self.np_random)
+        return problem.question, {"gold": problem.gold, "gold_reply": self._reply(problem.gold)}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Judge a reply."""
@@ -136,6 +143,10 @@ class ChoiceEnv(PartedEnv[str, str]):
         if not is_right:
             said += f" The answer is {problem.gold}."
         return said, float(is_right), True, False, info
+
+    def _reply(self, label: str) -> str:
+        """The label in the form that is asked for."""
+        return f"<answer>{label}</answer>" if self.match == "tag" else label
 
 
 def choice_words(env: gym.Env[Any, Any]) -> EnvWords:
@@ -190,7 +201,11 @@ def _labels(
     """Value of the column -> label."""
     occurring = sorted(set(values))
     shown = ", ".join(map(repr, occurring[:10])) + (", ..." if len(occurring) > 10 else "")
-    names = {value: value for value in occurring} if labels is None else dict(labels)
+    names = (
+        {value: value for value in occurring}
+        if labels is None
+        else {value: name.strip() for value, name in labels}
+    )
     if missing := [value for value in names if value not in occurring]:
         raise EnvError(
             f"labels has {', '.join(map(repr, missing))}, which no row of {source} has in {column!r}; "

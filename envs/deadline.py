@@ -3,14 +3,14 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 
 @contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Interrupt what runs inside after so many seconds; 0 is no limit.
+def deadline(seconds: float) -> Iterator[Callable[[], object]]:
+    """Interrupt what runs inside after so many seconds; 0 is no limit. What it gives starts them anew.
 
     It works by SIGALRM, which costs microseconds and no thread: in a process's main thread on Unix, between
     Python instructions and in waiting system calls. Elsewhere there is no limit. A timer that was set
@@ -24,7 +24,7 @@ def deadline(seconds: float) -> Iterator[None]:
         or not hasattr(signal, "setitimer")
         or threading.current_thread() is not threading.main_thread()
     ):
-        yield
+        yield lambda: None
         return
 
     def give_up(*_: object) -> NoReturn:
@@ -34,7 +34,7 @@ def deadline(seconds: float) -> Iterator[None]:
     started = time.monotonic()
     remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        yield lambda: signal.setitimer(signal.ITIMER_REAL, seconds)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

@@ -16,6 +16,8 @@ class PartedEnv(gym.Env[Obs, Act]):
 
     part = 0
     """The part of the last seed."""
+    part_sizes: tuple[int, ...] | None = None
+    """How many problems each part has, where they can be counted; after its last one a part begins again."""
 
     def draw_number(self, seed: int | None) -> int:
         """Which episode of its part a reset poses; without a seed any of the last seed's part."""

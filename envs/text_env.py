@@ -26,7 +26,8 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     ``step`` takes the agent's whole reply. A reply that is no action does not step the env: the turn
     is spent with reward 0 and no ``info["text/action"]``, and ``max_invalid_replies`` of them in a row
-    truncate the episode with ``info["text/too_many_invalid"] = True``. A readable reply leaves its
+    truncate the episode with ``info["text/too_many_invalid"] = True``; an ``info["is_success"]`` of the env's
+    stays what it was. A readable reply leaves its
     action's text in ``info["text/action"]``; the env's own info stays as it is.
 
     Where the env's actions are text every reply is one. ``info["text/action"]`` is then the env's
@@ -59,6 +60,7 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._now = ""
         self._past: deque[str] = deque(maxlen=history)
         self._invalid_in_a_row = 0
+        self._success: dict[str, Any] = {}
         self.observation_space = AnyText()
         self.action_space = AnyText()
 
@@ -69,6 +71,7 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         observation, info = self.env.reset(seed=seed, options=options)
         self._invalid_in_a_row = 0
         self._past.clear()
+        self._success = {}
         self._now = self.words.describe(observation)
         return self._now, info
 
@@ -78,9 +81,11 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         if read is None:
             self._invalid_in_a_row += 1
             too_many = self._invalid_in_a_row >= self.max_invalid_replies
-            return self._observation(), 0.0, False, too_many, {"text/too_many_invalid": too_many}
+            info = {"text/too_many_invalid": too_many, **self._success}
+            return self._observation(), 0.0, False, too_many, info
         self._invalid_in_a_row = 0
         observation, reward, terminated, truncated, info = self.env.step(read.value)
+        self._success = {key: info[key] for key in ("is_success",) if key in info}
         self._past.append(f"{self._now} {self.words.reply_prefix} {read.text}.")
         self._now = self.words.describe(observation)
         text = read.text if self.words.actions else info.get("answer", read.text)
@@ -125,6 +130,8 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
         raise EnvError(f"no environment is called {env_id!r}{hint}") from error
     except ModuleNotFoundError as error:
         raise EnvError(f"{env_id!r}: {error}") from error
+    except EnvError:
+        raise
     except Exception as error:  # the env's own constructor: anything can come out of it
         given = f" with {dict(env_kwargs)}" if env_kwargs else ""
         raise EnvError(f"{env_id} cannot be made{given}: {type(error).__name__}: {error}") from error

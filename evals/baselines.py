@@ -8,6 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ import numpy as np
 from gymnasium.spaces import Text
 from scipy.sparse import csr_array
 
+from envs.deadline import deadline
 from envs.text_env import make_text_env
 from evals.result import EvalResult
 from experience.split import SeedRange
@@ -28,9 +30,17 @@ MAX_STEPS = 200_000
 
 
 class Baselines:
-    """The baselines of one env."""
+    """The baselines of one env. As in play, what it raises ends an episode, which is then no success."""
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any]) -> None:
+    def __init__(self, env_id: str, env_kwargs: dict[str, Any], *, timeout: float = 0) -> None:
+        """Make the env.
+
+        Args:
+            env_id: See ``make_env``.
+            env_kwargs: See ``make_env``.
+            timeout: Seconds for a step or a reset; 0 is no limit.
+        """
+        self._timeout = timeout
         text_env = make_text_env(env_id, env_kwargs)
         self._env: gym.Env[Any, Any] = text_env.env
         self._words = text_env.words
@@ -100,9 +110,12 @@ class Baselines:
             ``None`` where the env does not say the right answer, as ``info["gold"]`` at reset. Where that has
             to be put into a form, ``info["gold_reply"]`` is the reply.
         """
-        infos = (self._env.reset(seed=seed)[1] for seed in validation)
-        golds = Counter(info.get("gold_reply", info.get("gold")) for info in infos)
-        [(best, _)] = golds.most_common(1)
+        golds: Counter[str | None] = Counter()
+        for seed in validation:
+            with suppress(Exception), deadline(self._timeout):
+                _, info = self._env.reset(seed=seed)
+                golds[info.get("gold_reply", info.get("gold"))] += 1
+        best = max(golds, key=lambda gold: golds[gold], default=None)
         return None if best is None else (self._play(lambda _: itertools.repeat(best), test), best)
 
     def optimal(self) -> EvalResult | None:
@@ -158,16 +171,27 @@ class Baselines:
         returns = []
         successes = 0
         for seed in seeds:
-            self._env.reset(seed=seed)
-            info: dict[str, Any] = {}
-            total, terminated, truncated = 0.0, False, False
-            script = actions(seed)
-            while not (terminated or truncated):
-                _, reward, terminated, truncated, info = self._env.step(next(script))
-                total += float(reward)
-                self._steps += 1
+            try:
+                total, success = self._episode(actions(seed), seed)
+            except Exception:
+                total, success = 0.0, False
             returns.append(total)
-            successes += self._words.success.of(info, total, terminated)
+            successes += success
         return EvalResult.from_episodes(
             successes=successes, n=len(returns), mean_return=float(np.mean(returns))
         )
+
+    def _episode(self, script: Iterator[Any], seed: int) -> tuple[float, bool]:
+        """Return and success of one episode."""
+        total, terminated, truncated = 0.0, False, False
+        info: dict[str, Any] = {}
+        with deadline(self._timeout) as once_more:
+            self._env.reset(seed=seed)
+            while not (terminated or truncated):
+                once_more()
+                _, reward, terminated, truncated, info = self._env.step(next(script))
+                total += float(reward)
+                self._steps += 1
+        if not math.isfinite(total):
+            raise ValueError("a reward is no number")
+        return total, self._words.success.of(info, total, terminated)

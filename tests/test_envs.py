@@ -1,3 +1,5 @@
+from typing import Any
+
 import gymnasium as gym
 import pytest
 from hypothesis import given
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 
 from envs import EnvError, TextEnv, make_text_env
 from envs.frozen_lake import ACTIONS, lake_map
+from envs.text_env import make_env
 
 DRY = {"is_slippery": False}
 
@@ -55,6 +58,25 @@ def test_an_unreadable_reply_does_not_step() -> None:
         assert (observation, reward, terminated) == ("You are at row 1, column 1.", 0.0, False)
         assert truncated is expected
         assert info == {"text/too_many_invalid": expected}
+
+
+class Judged(gym.Wrapper[Any, Any, Any, Any]):
+    """Pays for every step, and says itself that nothing is reached yet."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, info = self.env.step(action)
+        return observation, 0.1, terminated, truncated, {**info, "is_success": False}
+
+
+def test_what_the_env_says_of_success_stays_when_replies_are_unreadable() -> None:
+    env = TextEnv(Judged(make_env("FrozenLake-v1", {"is_slippery": False})), max_invalid_replies=1)
+    env.reset(seed=0)
+    assert env.step("I move left")[4]["is_success"] is False
+    _, _, _, truncated, info = env.step("hm")
+    assert truncated
+    assert info["is_success"] is False
+    env.reset(seed=0)
+    assert "is_success" not in env.step("hm")[4]
 
 
 def test_a_readable_reply_ends_the_row_of_invalid_ones() -> None:

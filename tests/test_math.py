@@ -4,6 +4,7 @@ import builtins
 import dataclasses
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +410,7 @@ def test_a_whole_run(walker_folder: Path, tmp_path: Path) -> None:
     assert results["arms"].keys() == {
         "blind", "before", "before_with_experience", "after", "after_with_experience",
     }  # fmt: skip
+    assert results["arms"]["after"]["n"] == 2
     assert "best blind" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     print_summary(results, tmp_path / "run", Console(quiet=True))
     with Session(
@@ -418,3 +420,19 @@ def test_a_whole_run(walker_folder: Path, tmp_path: Path) -> None:
         ranks=Ranks.connect("cpu"),
     ) as session:
         assert session.max_tokens == 64
+        assert len(session.test_seeds) == 2
+
+
+def test_no_problem_is_tested_twice(walker_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps({"question": f"q {n}", "answer": n}) + "\n" for n in range(30)))
+    config = SelfImproveConfig.for_env(
+        "Math-v0", env_kwargs={"file": str(path)}, model=str(walker_folder), compute_dtype="float32"
+    )
+    said = StringIO()
+    session = Session(config, tmp_path / "run", console=Console(file=said), ranks=Ranks.connect("cpu"))
+    seeds = [session.validation_seeds, session.test_seeds]
+    questions = [{make_env("Math-v0", {"file": str(path)}).reset(seed=s)[0] for s in part} for part in seeds]
+    assert [len(part) for part in seeds] == [len(part) for part in questions]
+    assert not questions[0] & questions[1]
+    assert f"test: each of {len(questions[1])} problems once" in said.getvalue()
