@@ -29,8 +29,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from agents.command import USER_ERRORS, run_experiment
+from agents.command import USER_ERRORS, run_command
 from agents.config import SelfImproveConfig
+from agents.run_folder import clear_errors
 from agents.self_improve import finish, self_improve
 from evals.finished_run import FinishedRun
 from evals.result import Comparison, EvalResult, rate_text
@@ -61,7 +62,8 @@ def run_suite(
     rows: list[Row] = []
     traces: list[pd.DataFrame] = []
     table: dict[str, Any] = {}
-    output.mkdir(parents=True, exist_ok=True)
+    with clear_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
     by_run: dict[Path, list[Cell]] = {}
     for cell in cells:
         by_run.setdefault(cell.run, []).append(cell)
@@ -129,7 +131,7 @@ def _traces(cell: Cell, run: FinishedRun) -> pd.DataFrame:
 
 
 def _over_seeds(frames: Sequence[pd.DataFrame]) -> dict[str, list[Row]]:
-    """Each method over all its seeds, and each pair of methods over the seeds that both have."""
+    """Each method over all its seeds, and each pair of methods over the episodes that both have."""
     methods: list[Row] = []
     pairs: list[Row] = []
     if not frames:
@@ -147,16 +149,13 @@ def _over_seeds(frames: Sequence[pd.DataFrame]) -> dict[str, list[Row]]:
             )
         for second, first in combinations(of_method, 2):
             one, two = of_method[first], of_method[second]
-            shared = set(one["run_seed"]) & set(two["run_seed"])
-            if shared:
-                comparison = Comparison.of(
-                    one[one["run_seed"].isin(shared)], two[two["run_seed"].isin(shared)]
-                )
+            one, two = one[one["seed"].isin(two["seed"])], two[two["seed"].isin(one["seed"])]
+            if len(one):
                 pairs.append(
                     {
                         **{"env": env, "model": model, "first": first, "second": second},
-                        **comparison.as_dict(),
-                        "seeds": sorted(map(int, shared)),
+                        **Comparison.of(one, two).as_dict(),
+                        "seeds": sorted(map(int, one["run_seed"].unique())),
                     }
                 )
     return {"methods": methods, "pairs": pairs}
@@ -230,7 +229,7 @@ def main(args: list[str] | None = None) -> int:
 
         tyro.cli(benchmark, prog="python -m evals.benchmark", args=args)
 
-    return run_experiment(work) or int(failed > 0)
+    return run_command(work) or int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def write_page(target: Path, template: str, **values: Any) -> Path:
     environment.filters |= {"percent": percent, "points": points, "plural": plural, "p": p_text}
     environment.policies["json.dumps_kwargs"] = {"default": asdict}
     environment.globals |= {"interval": interval, "duration": duration}
+    target.parent.mkdir(parents=True, exist_ok=True)
     tmp = target.with_name(f"{target.name}.tmp")
     try:
         tmp.write_text(environment.get_template(template).render(values), encoding="utf-8")

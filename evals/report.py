@@ -260,7 +260,7 @@ def main(args: list[str] | None = None) -> None:
 
     try:
         tyro.cli(report, prog="python -m evals.report", args=args)
-    except (StoreError, UnfinishedRunError) as error:
+    except (StoreError, UnfinishedRunError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
