@@ -172,7 +172,7 @@ class Consolidation:
             and config.teacher != "ema"
             and isinstance(self.teacher, FrozenTeacher)
         ):
-            self.teacher.remember([self.session.student.encode(prompt) for prompt in prompts])
+            self.teacher.remember([self.session.teacher.encode(prompt) for prompt in prompts])
 
     def _step(self, pairs: Mapping[str, Sequence[tuple[Prompt, Prompt]]]) -> StepStats:
         """One optimiser step on fresh answers, drawn by the step's number alone.
@@ -204,11 +204,12 @@ class Consolidation:
         policy.clear()
         examples = sample_examples(
             policy,
-            policy.encode,
+            session.student.encode,
             [pairs[action][index] for (action, index), _ in mine],
             Sampling(temperature=temperature, max_tokens=session.max_tokens),
             [seed for _, seed in mine],
             data=data,
+            teacher_encode=session.teacher.encode,
         )
         extra = self._rollout_gap(policy, data, examples)
         policy.clear()  # its memo is of no use to the update, which needs the room
@@ -218,7 +219,7 @@ class Consolidation:
         self._refresh_student()
         if isinstance(self.teacher, FollowingTeacher) and config.teacher == "ema":
             self.teacher.follow(self.trainer.trained(), config.ema_decay)
-        if self.first is None or 0 < config.off_policy_steps == done:  # data of another kind begin
+        if self.first is None or (config.off_policy_steps and done in (0, config.off_policy_steps)):
             self.first = stats
         session.student_step = step
         session.log(f"step{step}", kind="train", step=step, round=self.round, **stats.as_dict(), **extra)

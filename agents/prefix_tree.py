@@ -23,15 +23,19 @@ class PrefixTree:
         self.parents: list[int] = []
         self.depths: list[int] = []
         self._children: dict[tuple[int, int], int] = {}
+        self._last: tuple[Sequence[int], list[int]] = (), []
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def add(self, tokens: Sequence[int]) -> list[int]:
         """Add a sequence; returns its nodes from first token to last, new ones and shared ones."""
-        path = []
-        parent = ROOT
-        for token in tokens:
+        known, nodes = self._last
+        if tokens[: len(known)] != known:
+            known, nodes = (), []
+        path = [*nodes]  # else the prefixes of a long sequence, one after the other, take time in its square
+        parent = path[-1] if path else ROOT
+        for token in tokens[len(path) :]:
             node = self._children.get((parent, token))
             if node is None:
                 node = len(self.tokens)
@@ -41,6 +45,7 @@ class PrefixTree:
                 self.depths.append(0 if parent == ROOT else self.depths[parent] + 1)
             path.append(node)
             parent = node
+        self._last = tokens, path
         return path
 
     def ancestors(self, node: int) -> list[int]:
@@ -165,4 +170,4 @@ def pack(sequences: Sequence[tuple[int, ...]], max_nodes: int) -> list[list[int]
 
 def is_beginning(left: Sequence[int], right: Sequence[int]) -> bool:
     """Whether ``right`` begins with all of ``left``."""
-    return len(left) <= len(right) and shared_length(left, right) == len(left)
+    return right[: len(left)] == left

@@ -79,16 +79,18 @@ def sample_examples(
     seeds: Sequence[int],
     *,
     data: Data = "student",
+    teacher_encode: Callable[[Prompt], TokenIds] | None = None,
 ) -> list[DistillExample]:
     """Let the policy answer.
 
     Args:
         policy: The student, which answers the bare prompts, or the teacher, which answers those with context.
-        encode: A prompt's token ids, the same that the policy generates from.
+        encode: A prompt's token ids, in the student's chat template.
         pairs: (bare prompt, prompt with context).
         sampling: How it samples.
         seeds: One per pair.
         data: Who ``policy`` is: ``student`` makes the data on-policy, ``teacher`` off-policy.
+        teacher_encode: The same in the teacher's template, where it has another.
 
     Returns:
         One example per non-empty completion.
@@ -96,6 +98,7 @@ def sample_examples(
     Raises:
         DistillError: A prompt and its completion do not fit the policy's context window.
     """
+    teacher_encode = teacher_encode or encode
     asked = [bare if data == "student" else with_context for bare, with_context in pairs]
     examples = []
     for (bare, with_context), completion in zip(pairs, policy.generate(asked, sampling, seeds), strict=True):
@@ -108,7 +111,7 @@ def sample_examples(
             examples.append(
                 DistillExample(
                     student_prompt_ids=encode(bare),
-                    teacher_prompt_ids=encode(with_context),
+                    teacher_prompt_ids=teacher_encode(with_context),
                     completion_ids=completion.token_ids,
                     is_cut_off=completion.finish_reason == FinishReason.LENGTH,
                     logprobs=completion.logprobs,

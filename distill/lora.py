@@ -38,9 +38,17 @@ class LoRA:
             seed: Of the adapters' first weights: the same on every process, and in a resumed run.
 
         Raises:
-            DistillError: No layer has such a name, or one that does cannot be adapted.
+            DistillError: A name is no layer's, or one that is cannot be adapted.
         """
-        modules: str | list[str] = targets if targets == "all-linear" else targets.split(",")
+        modules: str | list[str] = targets
+        if targets != "all-linear":
+            modules = [name.strip() for name in targets.split(",")]
+            layers = _linear_layers(model)
+            if unknown := [n for n in modules if not any(f".{layer}".endswith(f".{n}") for layer in layers)]:
+                raise DistillError(
+                    f"LoRA cannot be put on {', '.join(map(repr, unknown))}. The linear layers are: "
+                    f"{', '.join(sorted({layer.rpartition('.')[2] for layer in layers}))}"
+                )
         # Weights need no names of their own in a checkpoint, so the base's path on a hub is not looked up.
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, bias="none")  # type: ignore[arg-type]
         try:
@@ -49,11 +57,7 @@ class LoRA:
                 self._peft: Any = get_peft_model(model, config)
             LMHead.of(model)
         except (TypeError, ValueError) as error:
-            names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)}
-            raise DistillError(
-                f"LoRA cannot be put on {targets!r}: {str(error).splitlines()[0]} "
-                f"The linear layers are: {', '.join(sorted(names))}; lm_head cannot have an adapter"
-            ) from error
+            raise DistillError(f"LoRA cannot be put on {targets!r}: {str(error).splitlines()[0]}") from error
 
     def off(self) -> AbstractContextManager[Any]:
         """Within it the model is what it was without adapters."""
@@ -83,5 +87,11 @@ class LoRA:
             yield name.replace(".base_layer.", "."), tensor
 
 
-def _is_linear(module: Any) -> bool:
-    return hasattr(module, "in_features") and hasattr(module, "out_features")
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """The names of all layers that can have an adapter: not the head's."""
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if hasattr(module, "in_features") and hasattr(module, "out_features") and module is not head
+    ]

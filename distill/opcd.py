@@ -186,20 +186,19 @@ class OPCD:
         if not completions:
             raise DistillError("there is nothing to train on: every completion was empty")
         self._check_windows(examples)
-        weights = scored_prefixes(examples, self._average, total)
-        batches = list(self._batches(weights))
+        batches = self._batches(examples)
         sums = torch.zeros(7, dtype=torch.float64)
         nodes = 0
         self._optimizer.zero_grad(set_to_none=True)
         passes = self.ranks.maximum(len(batches))
         for index in range(passes):
             # Every process makes as many passes, since they exchange shards and gradients.
-            batch = batches[index] if index < len(batches) else [((0,), (0,))]
-            is_last = index == passes - 1
+            has_work, is_last = index < len(batches), index == passes - 1
+            weights = scored_prefixes(batches[index], self._average, total) if has_work else NOTHING
             with self._forward.no_sync() if self._waits_to_sync and not is_last else nullcontext():
-                pass_sums, tokens = self._forward_backward(batch, [weights.get(pair, 0.0) for pair in batch])
+                pass_sums, tokens = self._forward_backward(weights)
             sums += pass_sums
-            nodes += tokens if index < len(batches) else 0
+            nodes += tokens if has_work else 0
         self.student.eval()
         parameters = self.parameters.values()
         norm = float(whole(torch.nn.utils.clip_grad_norm_(list(parameters), self._max_grad_norm)))
@@ -249,28 +248,30 @@ class OPCD:
         falling = 1.0 if total is None else max(0.0, 1 - done / total)
         return self._lr * rising * falling
 
-    def _batches(
-        self, weights: Mapping[tuple[TokenIds, TokenIds], float]
-    ) -> Iterator[list[tuple[TokenIds, TokenIds]]]:
-        """The scored prefixes, as they are computed together."""
-        teachers: dict[TokenIds, list[TokenIds]] = {}
-        for student, teacher in sorted(weights):
-            teachers.setdefault(student, []).append(teacher)
-        students = list(teachers)
-        for group in pack(students, self._max_nodes):
-            yield [(students[i], teacher) for i in group for teacher in teachers[students[i]]]
+    def _batches(self, examples: Sequence[DistillExample]) -> list[list[DistillExample]]:
+        """The examples, as they are computed together."""
+        groups = pack([e.student_prompt_ids + e.completion_ids[:-1] for e in examples], self._max_nodes)
+        return [[examples[index] for index in group] for group in groups]
 
     def _forward_backward(
-        self, batch: Sequence[tuple[TokenIds, TokenIds]], weights: Sequence[float]
+        self, weights: Mapping[tuple[TokenIds, TokenIds], float]
     ) -> tuple[torch.Tensor, int]:
-        """Add to the gradients; returns the pass's part of the step's sums, and its tokens."""
+        """Add to the gradients.
+
+        Args:
+            weights: The pass's scored prefixes.
+
+        Returns:
+            The pass's part of the step's sums, and its tokens.
+        """
         self.student.eval()
+        batch = sorted(weights)
         asked = [teacher for _, teacher in batch]
         teacher_ND = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.hidden(asked)
         base_ND = self._base.hidden([s for s, _ in batch]) if self._trust_region and self._base else None
         tree = PrefixTree()
         ends = [tree.add(student)[-1] for student, _ in batch]
-        weight_T = torch.tensor(weights, device=self.student.device)
+        weight_T = torch.tensor([weights[pair] for pair in batch], device=self.student.device)
 
         def score(hidden_TD: torch.Tensor, head: LMHead) -> torch.Tensor:
             """Loss, then what is logged."""
@@ -424,6 +425,8 @@ class OPCD:
         self.step_count = int(self.ranks.entry(tensors, "step_count"))
 
 
+NOTHING: Mapping[tuple[TokenIds, TokenIds], float] = {((0,), (0,)): 0.0}
+"""What a process computes in a pass that only others have work for."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps per weight."""
 

@@ -9,6 +9,7 @@ import atexit
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -38,7 +39,8 @@ class Ranks:
         """Join the processes that a launcher started; a process that was started plainly is alone."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
-        state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+        # The others wait while one measures baselines or lets an endpoint write.
+        state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=1))
         atexit.register(state.destroy_process_group)  # else its threads may outlive what they need
         return cls(rank=state.process_index, size=state.num_processes, device=state.device)
 

@@ -286,8 +286,7 @@ def test_a_conversation_is_the_same_as_its_turns_and_computes_its_history_once()
     losses = []
     for example in examples:  # one after the other, their gradients added up
         alone._optimizer.zero_grad()
-        weights = scored_prefixes([example], total=len(examples))
-        sums, _ = alone._forward_backward(list(weights), list(weights.values()))
+        sums, _ = alone._forward_backward(scored_prefixes([example], total=len(examples)))
         losses.append(float(sums[0]))
     assert together.loss == pytest.approx(sum(losses), rel=1e-5)
 
@@ -436,10 +435,21 @@ def test_adapters_resume_exactly() -> None:
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("targets", ["nothing_like_it", "lm_head", "q_proj,lm_head"])
+@pytest.mark.parametrize("targets", ["nothing_like_it", "lm_head", "q_proj,lm_head", "q_proj,v_porj"])
 def test_adapters_that_have_no_place(targets: str) -> None:
     with pytest.raises(DistillError, match=r"cannot be put on .*linear layers are: .*down_proj.*q_proj"):
         LoRA(tiny_llama(0, tie=False), rank=2, alpha=4, targets=targets)
+
+
+def test_adapters_by_name() -> None:
+    student = tiny_llama(0)
+    LoRA(student, rank=2, alpha=4, targets="q_proj, self_attn.v_proj")
+    adapted = {
+        name.split(".lora_A")[0].rsplit(".", 1)[1]
+        for name, _ in student.named_parameters()
+        if "lora_A" in name
+    }
+    assert adapted == {"q_proj", "v_proj"}
 
 
 # --- rails and bad input --------------------------------------------------------------------------
