@@ -361,7 +361,8 @@ class SelfImproveConfig:
             )
         if not 0 <= self.seed < MAX_SEED or self.insights_per_prompt < 0:
             raise ConfigError(f"seed must be from 0 to {MAX_SEED - 1}, insights_per_prompt at least 0")
-        if self.episodes % self.waves:
+        has_waves = self.insights in ("auto", "outcomes") and self.context_file is None
+        if has_waves and self.episodes % self.waves:
             raise ConfigError(f"episodes ({self.episodes}) must be a multiple of waves ({self.waves})")
         for name, size in (
             ("rounds x episodes", self.rounds * self.episodes),
@@ -384,6 +385,8 @@ class SelfImproveConfig:
                     "a teacher at teacher_url only scores the student's top-k tokens: take data student, "
                     "direction reverse, and a loss other than full"
                 )
+            if self.off_policy_steps:
+                raise ConfigError("a teacher at teacher_url writes nothing: take off_policy_steps 0")
         if not 0 < self.vllm_memory < 1:
             raise ConfigError(f"vllm_memory must be between 0 and 1, not {self.vllm_memory}")
         if self.vllm_url and self.policy != "vllm" and self.resume is None:  # a begun run has its policy

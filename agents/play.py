@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agents.command import run_experiment
+from agents.command import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.models import load_model
 from agents.policy import Policy, Sampling
@@ -180,7 +180,7 @@ def settings(asked: PlayConfig) -> SelfImproveConfig:
         model = asked.model or str(asked.run / "model")
         if asked.model is None and not Path(model).is_dir():
             raise ConfigError(f"{asked.run} has no trained model yet: finish the run, or give --model")
-        config = replace(config, resume=None, model=model, context_file=asked.context_file)
+        config = replace(config, model=model, context_file=asked.context_file)
     return replace(config, device=asked.device, store=asked.store or config.store)
 
 
@@ -229,7 +229,7 @@ def main(args: list[str] | None = None) -> int:
             console.print(Text(printable(title), style="bold"), soft_wrap=True)
             play(config, policy, sampling, asked.seed, shown, console)
 
-    return run_experiment(work, interrupted="interrupted")
+    return run_command(work, how_to_go_on=lambda: "")
 
 
 if __name__ == "__main__":

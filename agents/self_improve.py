@@ -6,26 +6,23 @@ python -m agents.self_improve --env FrozenLake-v1
 import argparse
 import dataclasses
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 import tyro
 from rich.console import Console
 
-from agents.command import USER_ERRORS
+from agents.command import run_command
 from agents.config import MACHINE, ConfigError, SelfImproveConfig
 from agents.consolidation import Consolidation
 from agents.learning import Learning
 from agents.measurement import measure
-from agents.run_folder import RunFolderError, check_free, is_disk_full, read_config
+from agents.run_folder import RunFolderError, check_free, read_config
 from agents.session import Session
-from distill.parallel import Ranks, is_lost_connection, is_main_process
+from distill.parallel import Ranks, is_main_process
 from evals.report import print_summary, write_report
 from experience.context import NO_CONTEXT, Context
 
@@ -43,7 +40,7 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
         console: Where to report progress; by default standard error.
 
     Raises:
-        Exception: One of ``USER_ERRORS``, with a message for the user.
+        Exception: One of ``agents.command.USER_ERRORS``, with a message for the user.
     """
     ranks = Ranks.connect(config.device)
     path = config.resume or config.output or default_output(config.env)
@@ -117,6 +114,8 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
                 f"--{name.replace('_', '-')} {now} differs from the run in {path}, "
                 f"which has {was}: resume without it, or start another run"
             )
+        if name == "teacher_url" and not was:
+            raise ConfigError(f"the run in {path} has its teacher in its own process: start another run")
         changes[name] = now
     return dataclasses.replace(saved, **changes)
 
@@ -130,7 +129,7 @@ def differences(saved: SelfImproveConfig, asked: SelfImproveConfig) -> Iterator[
 
 
 def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
-    """The run of an experiment, or the rest of it if it was begun in ``path``.
+    """The run of an experiment, or the rest of it if it was begun in ``path``, on the machine of now.
 
     Raises:
         ConfigError: What is there was begun with other settings.
@@ -138,11 +137,13 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     """
     if not (path / "config.json").exists():
         return config
-    saved = saved_config(path)
+    saved, machine = saved_config(path), {}
     for name, was, now in differences(saved, config):
-        if name not in (*MACHINE, "compute_dtype", "policy"):  # a run settles what ``auto`` is
+        if name in MACHINE:
+            machine[name] = now
+        elif name not in ("compute_dtype", "policy"):  # a run settles what ``auto`` is
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
-    return saved
+    return dataclasses.replace(saved, **machine)
 
 
 def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConfig], object]) -> None:
@@ -159,6 +160,8 @@ def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConf
     to_run = begun(config, path)
     if not (path / "results.json").exists():
         run(to_run if to_run.resume else dataclasses.replace(to_run, output=path))
+    elif not (path / "report.html").exists():  # a kill between the two
+        write_report(path, config.store)
 
 
 def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
@@ -186,54 +189,24 @@ def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
 
 def main() -> int:
     """The command; returns its exit code."""
-    console = Console(stderr=True)
-    # A cluster's stop is as good as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    transformers.utils.logging.disable_progress_bar()
     path: Path | None = None
-    try:
+
+    def work(console: Console) -> None:
+        nonlocal path
         config = parse_args()
         path = config.resume or config.output or default_output(config.env)
         results = self_improve(config if config.resume else dataclasses.replace(config, output=path), console)
-    except KeyboardInterrupt:
-        console.print("\ninterrupted", style="bold")
-        _say_how_to_resume(console, path)
-        return 130
-    except USER_ERRORS as error:
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        if is_disk_full(error):
-            _say_how_to_resume(console, path)
-        return 2
-    except torch.OutOfMemoryError as error:
-        console.print("error: out of memory: lower --max-nodes", style="bold red", soft_wrap=True)
-        console.print(str(error).splitlines()[0], markup=False)
-        _say_how_to_resume(console, path)
-        return 2
-    except Exception as error:
-        if is_lost_connection(error):
-            console.print("error: another process of this run has died", style="bold red")
-            _say_how_to_resume(console, path)
-            return 3
-        if not is_disk_full(error):
-            raise
-        console.print("error: the disk is full", style="bold red")
-        _say_how_to_resume(console, path)
-        return 2
-    if is_main_process() and config.json:
-        print(json.dumps({"run": str(path), **results}))
-    elif is_main_process():
-        print_summary(results, path)
-    return 0
+        if is_main_process() and config.json:
+            print(json.dumps({"run": str(path), **results}))
+        elif is_main_process():
+            print_summary(results, path)
 
+    def how_to_go_on() -> str:
+        if path is None or not (path / "config.json").exists():
+            return ""
+        return f"Nothing finished is lost. Go on with: python -m agents.self_improve --resume {path}"
 
-def _say_how_to_resume(console: Console, path: Path | None) -> None:
-    if path is not None and (path / "config.json").exists():
-        console.print(
-            f"Nothing finished is lost. Go on with: python -m agents.self_improve --resume {path}",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
+    return run_command(work, how_to_go_on)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import importlib.util
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -45,6 +45,7 @@ from envs.text_env import TextEnv, make_text_env
 from envs.words import EnvError, EnvWords
 from evals.forgetting import check_tasks
 from experience.context import NO_CONTEXT, Context
+from experience.database import Database
 from experience.relevance import relevance
 from experience.split import SeedRange, Split
 from experience.store import ExperienceStore
@@ -77,6 +78,7 @@ class Session:
             EnvError: The env cannot be made or put into words, or has nothing to play in one of the splits.
             ModelError: The model cannot be had.
             RelevanceError: The model of the retrieval cannot be used.
+            StoreError: The database cannot be used.
             VLLMError: vLLM cannot be used.
         """
         self.config = config
@@ -85,6 +87,8 @@ class Session:
             check_available(config.tracker)
         if config.forgetting:
             check_tasks()
+        if config.store is not None and ranks.is_main:
+            Database(config.store).close()
         make = partial(
             make_text_env,
             config.env,
@@ -138,6 +142,7 @@ class Session:
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
         self._tracker: Tracker | None = None
+        self._opened = ExitStack()
         self.student_step = 0
         """After which optimiser step the student's weights are."""
         self.played: list[str] = []
@@ -151,22 +156,26 @@ class Session:
             StoreError: The store cannot be used.
         """
         config, path = self.config, self._path
-        if self.ranks.is_main:
-            self._folder = (
-                RunFolder.open(path) if config.resume else RunFolder.create(path, _jsonable(config))
-            )
-            self._store = ExperienceStore(config.store or path / "experience.db", self.folder.run_id)
-            if config.tracker is not None:
-                self._tracker = Tracker(config.tracker, path, _jsonable(config))
+        with ExitStack() as opened:
+            opened.callback(self.envs.close)
+            if self.ranks.is_main:
+                self._folder = opened.enter_context(
+                    RunFolder.open(path) if config.resume else RunFolder.create(path, _jsonable(config))
+                )
+                location = config.store or path / "experience.db"
+                self._store = opened.enter_context(ExperienceStore(location, self.folder.run_id))
+                if config.tracker is not None:
+                    self._tracker = Tracker(config.tracker, path, _jsonable(config))
+                    opened.callback(self._tracker.close)
+                if config.context_file is not None and not self.store.is_finished("context"):
+                    self.store.finish_phase(
+                        "context", config.context_file.read_text(encoding="utf-8").strip()
+                    )
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.ranks.is_main:
-            if self._tracker is not None:
-                self._tracker.close()
-            self.store.close()
-            self.folder.close()
-        self.envs.close()
+        self._opened.close()
 
     @property
     def folder(self) -> RunFolder:
@@ -187,6 +196,8 @@ class Session:
 
     def _check_splits(self, env: TextEnv) -> None:
         """Each split must have something to play; any other error of a reset is that episode's."""
+        sizes = getattr(env.unwrapped, "part_sizes", None)
+        self._problems: dict[Split, int] = dict(zip(Split, sizes, strict=True)) if sizes else {}
         for split in Split:
             [seed] = SeedRange(split=split, run_seed=self.config.seed, start=0, size=1)
             try:
@@ -197,6 +208,9 @@ class Session:
             except Exception:
                 continue
         env.close()
+        for seeds in (self.validation_seeds, self.test_seeds):
+            if len(seeds) == self._problems.get(seeds.split):
+                self.console.print(f"{seeds.split}: each of {len(seeds)} problems once")
 
     def _check_fits(self, context_file: Path) -> None:
         prompt = build_prompt(
@@ -236,8 +250,7 @@ class Session:
         if self.ranks.size > 1:
             raise ConfigError("policy vllm is for a run in one process: take policy hf")
         if config.vllm_url:
-            weights = config.vllm_weights or path / "served-weights"
-            return Servers(config.vllm_url, loaded.tokenizer, weights=weights)
+            return Servers(config.vllm_url, loaded.tokenizer, weights=config.vllm_weights or path)
         self.console.print("starting vLLM")
         return LocalEngine(
             model,
@@ -320,6 +333,7 @@ class Session:
                     note = f"success {successes / done:.1%}, {speed:,.0f} steps/s"
                     # Drawn at once: under another bar a short phase would be over before the next redraw.
                     bar.update(bar.task_ids[0], completed=done, note=note, refresh=True)
+            policy.clear()  # what comes next may need the room
             if ranks.is_main:
                 for phase in missing:
                     self.store.finish_phase(phase.name)
@@ -363,13 +377,17 @@ class Session:
     @property
     def validation_seeds(self) -> SeedRange:
         """The same in every validation."""
-        size = self.config.validation_episodes
-        return SeedRange(split=Split.VALIDATION, run_seed=self.config.seed, start=0, size=size)
+        return self._seeds(Split.VALIDATION, self.config.validation_episodes)
 
     @property
     def test_seeds(self) -> SeedRange:
         """Used once, at the end."""
-        return SeedRange(split=Split.TEST, run_seed=self.config.seed, start=0, size=self.config.test_episodes)
+        return self._seeds(Split.TEST, self.config.test_episodes)
+
+    def _seeds(self, split: Split, size: int) -> SeedRange:
+        """Where problems can be counted, none twice: intervals are for episodes that differ."""
+        size = min(size, self._problems.get(split, size))
+        return SeedRange(split=split, run_seed=self.config.seed, start=0, size=size)
 
     def progress(self, name: str, total: int) -> Progress:
         """A progress bar with one task; quiet where the output is no terminal."""

@@ -6,6 +6,7 @@ through a folder that the servers see too. A key comes from the environment (``V
 
 import os
 import re
+import secrets
 import shutil
 import threading
 import warnings
@@ -259,8 +260,8 @@ class Servers:
         Args:
             urls: Of the servers.
             tokenizer: The agent's.
-            weights: A folder for new weights, which the servers see too; made when needed. Without one they
-                keep the weights that they have.
+            weights: A folder that the servers see too, for new weights on their way; made when needed.
+                Without one they keep the weights that they have.
             timeout: Seconds for one request.
 
         Raises:
@@ -282,9 +283,10 @@ class Servers:
         """See ``Engine``. A server that fails to take them is not asked any more."""
         if self._weights is None:
             raise VLLMError("these servers are not to be given weights")
-        folder = self._weights.absolute()
+        # Of its own, as it is removed again: who else has what in theirs is not known.
+        folder = self._weights.absolute() / f"served-weights-{secrets.token_hex(8)}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True)
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in weights}  # tied ones are two
             save_file(tensors, folder / "model.safetensors")
             for server in self._alive():

@@ -9,6 +9,7 @@ run of ``agents.self_improve`` in a folder of its own. The same command again go
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from agents.command import run_experiment
+from agents.command import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.self_improve import finish, self_improve
 from envs.choice_env import ChoiceEnv, Match
@@ -99,15 +100,21 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
         console: Where to report progress.
 
     Raises:
-        ConfigError: The prompt, or a setting, makes no sense, or there are too few questions.
+        ConfigError: The prompt, or a setting, makes no sense, there are too few questions, or the folder's
+            runs were begun with others.
         EnvError: The questions cannot be had.
     """
     output, runs = config.run.output, _runs(config)
     assert output is not None
+    prompt = _kept(output, config)
     results = {}
     for name, run in runs.items():
         console.print(f"{run.output}", style="bold", markup=False)
-        finish(run, output / name, lambda config: self_improve(config, console))
+        finish(
+            dataclasses.replace(run, context_file=prompt),
+            output / name,
+            lambda config: self_improve(config, console),
+        )
         results[name] = FinishedRun.read(output / name).results
     frames, arms = {}, {}
     phase = f"@{config.run.eval_temperature[0]:g}"
@@ -150,7 +157,10 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
             raise ConfigError(f"--{name.replace('_', '-')} is not for this command, which sets it itself")
     if not config.prompt_file.is_file():
         raise ConfigError(f"there is no prompt file {config.prompt_file}")
-    sizes = cast("ChoiceEnv", make_env(ENV, config.env_kwargs).unwrapped).problems.sizes
+    if (config.inputs is None) == (config.dataset is None):
+        raise ConfigError("the questions come from exactly one of --inputs and --dataset")
+    sizes = cast("ChoiceEnv", make_env(ENV, config.env_kwargs).unwrapped).part_sizes
+    assert sizes is not None
     if min(sizes) < MIN_QUESTIONS:
         raise ConfigError(
             f"{config.inputs or config.dataset} has {sum(sizes)} different questions, dealt into {sizes[0]} "
@@ -164,14 +174,34 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
         context_place="chat",
         context_wrapper="{}",
         episodes=min(run.episodes, sizes[0]),
-        validation_episodes=min(run.validation_episodes, sizes[1]),
-        test_episodes=min(run.test_episodes, sizes[2]),
         output=run.output / "opcd",
     )
     off_policy = dataclasses.replace(
         opcd, data="teacher", direction="forward", off_policy_steps=0, output=run.output / "off-policy"
     )
     return {"opcd": opcd, "off-policy": off_policy}
+
+
+def _kept(output: Path, config: SystemPromptConfig) -> Path:
+    """A copy of the prompt beside the runs, which both train, whatever becomes of the file meanwhile.
+
+    Raises:
+        ConfigError: The runs were begun with another text or other questions.
+    """
+    is_begun = (output / "opcd" / "config.json").exists()
+    digest = "" if config.inputs is None else hashlib.sha256(config.inputs.read_bytes()).hexdigest()
+    prompt = output / "prompt.txt"
+    for path, content in (
+        (prompt, config.prompt_file.read_text(encoding="utf-8")),
+        (output / "inputs.sha256", digest),
+    ):
+        if not is_begun:
+            output.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != content:
+            changed = config.prompt_file if path == prompt else config.inputs
+            raise ConfigError(f"{changed} is not what {output} was begun with: take another --output")
+    return prompt
 
 
 def _tokens(arms: Mapping[str, Mapping[str, Any]], arm: str) -> float:
@@ -217,7 +247,7 @@ def main() -> int:
         config = tyro.cli(SystemPromptConfig, default=default, prog="python -m distill.system_prompt")
         print_table(system_prompt(config, console))
 
-    return run_experiment(work)
+    return run_command(work)
 
 
 if __name__ == "__main__":

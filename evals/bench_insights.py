@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from agents.command import run_experiment
+from agents.command import run_command
 from agents.config import ConfigError, SelfImproveConfig
 from agents.learning import Learning
 from agents.self_improve import begun
@@ -114,7 +114,7 @@ def main() -> int:
             (output / "insights.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         print_table(rows)
 
-    return run_experiment(work)
+    return run_command(work)
 
 
 if __name__ == "__main__":

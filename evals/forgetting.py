@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import ttest_1samp
 
-from agents.command import run_experiment
+from agents.command import run_command
 from agents.config import ConfigError
 from agents.hf_policy import HFPolicy
 from agents.models import load_model
@@ -275,7 +275,7 @@ def main() -> int:
         config = tyro.cli(ForgettingConfig, prog="python -m evals.forgetting")
         print_table(forgetting(config, console))
 
-    return run_experiment(work)
+    return run_command(work, how_to_go_on=lambda: "")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The main command on a tiny walker: what it leaves behind, and that nothing stops it for good."""
 
+import dataclasses
 import io
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +32,7 @@ from agents.config import ConfigError, SelfImproveConfig
 from agents.consolidation import Consolidation, shares
 from agents.learning import Learning
 from agents.run_folder import RunFolder, RunFolderError
-from agents.self_improve import main, parse_args, self_improve
+from agents.self_improve import begun, finish, main, parse_args, saved_config, self_improve
 from agents.session import Session
 from distill.examples import sample_examples
 from distill.opcd import OPCD, DistillError, StepStats
@@ -378,6 +380,7 @@ def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
         (["--env", "FrozenLak-v1"], "did you mean FrozenLake-v1"),
         (["--env", "tests.test_any_env:tests/Graphs-v0"], "say how with envs.register_text"),
         (["--history", "some"], "history must be none, full, or last-N"),
+        (["--store", "sqlite:////no/such/folder/x.db"], "its folder must exist"),
         (["--tracker", "wandb"], "tracker wandb needs its package: pip install wandb"),
         (["--env-kwargs", '{"slip": 1}'], "cannot be made with {'slip': 1}"),
         (["--env-kwargs", "{slip}"], "JSON"),
@@ -457,6 +460,24 @@ def test_resume_with_another_configuration(whole: Path) -> None:
     with pytest.raises(ConfigError, match=r"--seed 5 differs .* which has 0"):
         parse_args(["--resume", str(whole), "--seed", "5"])
     assert parse_args(["--resume", str(whole), "--seed", "0"]).steps == 3
+    with pytest.raises(ConfigError, match="its teacher in its own process"):
+        parse_args(["--resume", str(whole), "--teacher-url", "http://x:1"])
+
+
+def test_an_experiment_goes_on_with_the_machine_of_now(whole: Path) -> None:
+    saved = saved_config(whole)
+    asked = dataclasses.replace(saved, resume=None, output=whole, max_nodes=64, store="sqlite:////other.db")
+    assert begun(asked, whole) == dataclasses.replace(saved, max_nodes=64, store="sqlite:////other.db")
+    with pytest.raises(ConfigError, match="begun with lr"):
+        begun(dataclasses.replace(asked, lr=1.0), whole)
+
+
+def test_a_lost_report_is_made_again(whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(whole, path)
+    (path / "report.html").unlink()
+    finish(saved_config(path), path, lambda _: pytest.fail("a finished run is not run again"))
+    assert (path / "report.html").exists()
 
 
 def test_ctrl_c_says_how_to_go_on(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from agents.config import ConfigError, SelfImproveConfig
+from agents.play import PlayConfig, experience, settings
 from agents.policy import Message
 from agents.prompts import Layout, build_prompt, conversation
 from agents.self_improve import self_improve
@@ -120,6 +121,12 @@ def test_options_stand_under_the_question(inputs: Path) -> None:
         ({"labels": {"0": "no"}}, "has '1' in 'label', which labels does not have"),
         ({"labels": {"0": "no", "1": "no"}}, "nothing is to be chosen"),
         ({"labels": {"0": "no", "1": "<b>"}}, "'<b>' cannot be a label"),
+        (
+            {"labels": {"0": "yes", "1": "Yes "}},
+            "label 'Yes' cannot be given: with match tag it is read as 'yes'",
+        ),
+        ({"labels": {"0": "U.S.", "1": "no"}, "match": "exact"}, "label 'U.S.' cannot be given"),
+        ({"labels": {"0": 0, "1": ["x"]}}, "labels must be text, not 0, \\['x'\\]"),
         ({"answer": "text", "labels": None}, "has 90 different answers in 'text'"),
         ({"match": "word"}, "match must be one of tag, exact, letter"),
         ({"match": "letter"}, "labels of one letter, not"),
@@ -280,6 +287,17 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
     other = dataclasses.replace(config, run=dataclasses.replace(config.run, lr=1e-4))
     with pytest.raises(ConfigError, match="begun with lr"):
         system_prompt(other, QUIET)
+    shown = settings(PlayConfig(run=config.run.output / "opcd"))
+    words = make_text_env(shown.env, shown.env_kwargs).words
+    assert (
+        "Say yes or no."
+        in experience(PlayConfig(run=config.run.output / "opcd"), shown, words).insights[0].text
+    )
+    config.prompt_file.write_text("Say no.")
+    with pytest.raises(
+        ConfigError, match=r"prompt\.txt is not what .* was begun with: take another --output"
+    ):
+        system_prompt(config, QUIET)
 
 
 def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:

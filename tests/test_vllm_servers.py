@@ -70,11 +70,14 @@ def test_replies_are_the_models_and_the_load_is_even(
     fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
 ) -> None:
     policy = over(fakes, student, tmp_path)
+    (tmp_path / "weights").mkdir()
+    theirs = tmp_path / "weights" / "model.safetensors"
+    theirs.touch()
     replies = policy.generate(PROMPTS, SAMPLING, range(24))
     assert same(replies, HFPolicy(student, policy.tokenizer).generate(PROMPTS, SAMPLING, range(24)))
     assert [fake.loads for fake in fakes] == [1, 1, 1]
     assert min(fake.completions for fake in fakes) >= 4
-    assert not (tmp_path / "weights").exists()
+    assert list((tmp_path / "weights").iterdir()) == [theirs]
     policy.generate(PROMPTS, SAMPLING, range(24))
     assert [fake.loads for fake in fakes] == [1, 1, 1]
 
@@ -302,6 +305,7 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
         ({"vllm_window": 0}, "vllm_window"),
         ({"teacher_url": ("http://x:1",), "teacher": "ema"}, "no other teacher"),
         ({"teacher_url": ("http://x:1",), "direction": "forward"}, "only scores"),
+        ({"teacher_url": ("http://x:1",), "off_policy_steps": 5}, "off_policy_steps 0"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:
