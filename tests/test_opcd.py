@@ -543,3 +543,17 @@ def test_the_teachers_own_answers(model: PreTrainedModel, tokenizer: PreTrainedT
     assert one.completion_ids == again.token_ids
     assert (one.student_prompt_ids, one.teacher_prompt_ids) == (policy.encode(bare), policy.encode(rich))
     assert one.is_cut_off == (again.finish_reason == "length")
+
+    def other_template(prompt: Prompt) -> TokenIds:
+        return (9, *policy.encode(prompt))
+
+    [other] = sample_examples(
+        policy,
+        policy.encode,
+        [(bare, rich)],
+        Sampling(max_tokens=3),
+        [7],
+        data="teacher",
+        teacher_encode=other_template,
+    )
+    assert other == dataclasses.replace(one, teacher_prompt_ids=other_template(rich))

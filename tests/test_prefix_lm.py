@@ -45,6 +45,8 @@ def plain_logits(model: PreTrainedModel, prefix: Prefix) -> torch.Tensor:
 @given(Sequences)
 def test_tree_nodes_are_the_distinct_prefixes(sequences: list[Prefix]) -> None:
     tree = PrefixTree()
+    for end in range(len(sequences[0])):  # the beginnings of one, each the last one and a token more
+        tree.add(sequences[0][: end + 1])
     paths = [tree.add(sequence) for sequence in sequences]
     assert len(tree) == len({s[: i + 1] for s in sequences for i in range(len(s))})
     for sequence, path in zip(sequences, paths, strict=True):
