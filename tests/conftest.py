@@ -1,8 +1,11 @@
 """A tiny random Llama, a byte tokenizer, and a scripted walker on the lake."""
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,6 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from envs.frozen_lake import ACTIONS
 from tests import postgres
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores
+    threads = max(1, (os.cpu_count() or 1) // int(workers))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}"
@@ -94,3 +102,14 @@ def postgres_server() -> Iterator[str]:
 def postgres_url(postgres_server: str) -> str:
     """A new database on the server."""
     return postgres.new_database(postgres_server)
+
+
+def run_main(main: Callable[[], int], capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+    """A command's exit code, and all that it printed, in one line."""
+    with patch.object(sys, "argv", ["command", *args]):
+        try:
+            code = main()
+        except SystemExit as stop:  # tyro's own errors
+            code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, " ".join((captured.out + captured.err).split())

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -40,7 +41,7 @@ from evals.result import Comparison
 from experience.context import Context
 from experience.store import ExperienceStore
 from experience.text import printable
-from tests.conftest import tiny_llama
+from tests.conftest import run_main, tiny_llama
 
 QUIET = Console(quiet=True)
 
@@ -364,14 +365,7 @@ def test_shares_are_exact_on_average() -> None:
 # --- bad input -----------------------------------------------------------------------------------
 
 
-def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
-    with patch.object(sys, "argv", ["self_improve", *args]):
-        try:
-            code = main()
-        except SystemExit as stop:  # tyro's own errors
-            code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, " ".join((captured.out + captured.err).split())
+command = partial(run_main, main)
 
 
 @pytest.mark.parametrize(

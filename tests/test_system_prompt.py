@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +26,7 @@ from distill.opcd import OPCD
 from distill.system_prompt import SystemPromptConfig, main, print_table, system_prompt
 from envs import EnvError, make_text_env
 from envs.choice_env import Match, read_label
+from tests.conftest import run_main
 from tests.test_self_improve import fail_at, open_gate
 
 QUIET = Console(quiet=True)
@@ -300,14 +301,7 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
         system_prompt(config, QUIET)
 
 
-def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
-    with patch.object(sys, "argv", ["system_prompt", *args]):
-        try:
-            code = main()
-        except SystemExit as stop:  # tyro's own errors
-            code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, " ".join((captured.out + captured.err).split())
+command = partial(run_main, main)
 
 
 @pytest.mark.parametrize(
