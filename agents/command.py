@@ -58,7 +58,8 @@ def run_command(
         message, code = f"error: {error}", 2
         can_go_on = is_disk_full(error)  # others would end it in the same way
     except torch.OutOfMemoryError as error:
-        message, code = f"error: out of memory: lower --max-nodes\n{str(error).splitlines()[0]}", 2
+        reason = str(error).partition("\n")[0]
+        message, code = f"error: out of memory (training takes less with a lower --max-nodes)\n{reason}", 2
     except Exception as error:
         if is_lost_connection(error):
             message, code = "error: another process of this run has died", 3

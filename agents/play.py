@@ -180,7 +180,8 @@ def settings(asked: PlayConfig) -> SelfImproveConfig:
         model = asked.model or str(asked.run / "model")
         if asked.model is None and not Path(model).is_dir():
             raise ConfigError(f"{asked.run} has no trained model yet: finish the run, or give --model")
-        config = replace(config, model=model, context_file=asked.context_file)
+        begun = None if asked.context_file else config.resume  # whose text is in its store
+        config = replace(config, model=model, context_file=asked.context_file, resume=begun)
     return replace(config, device=asked.device, store=asked.store or config.store)
 
 

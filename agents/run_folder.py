@@ -114,6 +114,10 @@ class RunFolder:
         self._logged[key] = entry
         return True
 
+    def has_logged(self, key: str) -> bool:
+        """Whether ``metrics.jsonl`` has a line with this key."""
+        return key in self._logged
+
     def _read_metrics(self) -> dict[str, dict[str, Any]]:
         path = self.path / "metrics.jsonl"
         if not path.exists():

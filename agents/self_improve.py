@@ -114,9 +114,13 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
                 f"--{name.replace('_', '-')} {now} differs from the run in {path}, "
                 f"which has {was}: resume without it, or start another run"
             )
-        if name == "teacher_url" and not was:
-            raise ConfigError(f"the run in {path} has its teacher in its own process: start another run")
         changes[name] = now
+    return _on_this_machine(saved, changes, path)
+
+
+def _on_this_machine(saved: SelfImproveConfig, changes: dict[str, Any], path: Path) -> SelfImproveConfig:
+    if changes.get("teacher_url") and not saved.teacher_url:
+        raise ConfigError(f"the run in {path} has its teacher in its own process: start another run")
     return dataclasses.replace(saved, **changes)
 
 
@@ -137,13 +141,14 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     """
     if not (path / "config.json").exists():
         return config
-    saved, machine = saved_config(path), {}
+    saved, defaults, changes = saved_config(path), SelfImproveConfig.for_env(config.env), {}
     for name, was, now in differences(saved, config):
         if name in MACHINE:
-            machine[name] = now
+            if now != getattr(defaults, name):
+                changes[name] = now
         elif name not in ("compute_dtype", "policy"):  # a run settles what ``auto`` is
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
-    return dataclasses.replace(saved, **machine)
+    return _on_this_machine(saved, changes, path)
 
 
 def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConfig], object]) -> None:
@@ -160,7 +165,7 @@ def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConf
     to_run = begun(config, path)
     if not (path / "results.json").exists():
         run(to_run if to_run.resume else dataclasses.replace(to_run, output=path))
-    elif not (path / "report.html").exists():  # a kill between the two
+    elif is_main_process() and not (path / "report.html").exists():  # a kill between the two
         write_report(path, config.store)
 
 

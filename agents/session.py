@@ -64,7 +64,7 @@ class Session:
     """
 
     def __init__(self, config: SelfImproveConfig, path: Path, *, console: Console, ranks: Ranks) -> None:
-        """Load everything, and touch no folder yet, so that bad input leaves nothing behind.
+        """Load everything, and touch no run folder yet, so that bad input leaves nothing behind.
 
         Args:
             config: With ``resume`` set, that run's.
@@ -87,8 +87,6 @@ class Session:
             check_available(config.tracker)
         if config.forgetting:
             check_tasks()
-        if config.store is not None and ranks.is_main:
-            Database(config.store).close()
         make = partial(
             make_text_env,
             config.env,
@@ -143,6 +141,8 @@ class Session:
         self._store: ExperienceStore | None = None
         self._tracker: Tracker | None = None
         self._opened = ExitStack()
+        if config.store is not None and ranks.is_main:
+            Database(config.store).close()  # last, since it makes one that is not there
         self.student_step = 0
         """After which optimiser step the student's weights are."""
         self.played: list[str] = []
@@ -152,6 +152,7 @@ class Session:
         """Open the run's folder, its store and its tracker.
 
         Raises:
+            ConfigError: The store is not the run's.
             RunFolderError: The folder cannot be used.
             StoreError: The store cannot be used.
         """
@@ -164,6 +165,13 @@ class Session:
                 )
                 location = config.store or path / "experience.db"
                 self._store = opened.enter_context(ExperienceStore(location, self.folder.run_id))
+                for left in path.glob("served-weights-*"):  # by a kill
+                    shutil.rmtree(left, ignore_errors=True)
+                first = "round1/play0"
+                if self.folder.has_logged(first) and not self.store.is_finished(first):
+                    raise ConfigError(
+                        f"the store has nothing of the run in {path}: name its own with --store"
+                    )
                 if config.tracker is not None:
                     self._tracker = Tracker(config.tracker, path, _jsonable(config))
                     opened.callback(self._tracker.close)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from agents.lm_head import LMHead
 from distill.examples import DistillError
@@ -93,5 +94,5 @@ def _linear_layers(model: PreTrainedModel) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if hasattr(module, "in_features") and hasattr(module, "out_features") and module is not head
+        if (hasattr(module, "in_features") or isinstance(module, Conv1D)) and module is not head
     ]

@@ -40,7 +40,7 @@ class Ranks:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         # The others wait while one measures baselines or lets an endpoint write.
-        state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=1))
+        state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(hours=2))
         atexit.register(state.destroy_process_group)  # else its threads may outlive what they need
         return cls(rank=state.process_index, size=state.num_processes, device=state.device)
 

@@ -25,6 +25,7 @@ from rich.table import Table
 from agents.command import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.self_improve import finish, self_improve
+from distill.parallel import is_main_process
 from envs.choice_env import ChoiceEnv, Match
 from envs.text_env import make_env
 from evals.finished_run import FinishedRun
@@ -106,15 +107,11 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
     """
     output, runs = config.run.output, _runs(config)
     assert output is not None
-    prompt = _kept(output, config)
     results = {}
     for name, run in runs.items():
         console.print(f"{run.output}", style="bold", markup=False)
-        finish(
-            dataclasses.replace(run, context_file=prompt),
-            output / name,
-            lambda config: self_improve(config, console),
-        )
+        _check_unchanged(output, config)
+        finish(run, output / name, lambda config: self_improve(config, console))
         results[name] = FinishedRun.read(output / name).results
     frames, arms = {}, {}
     phase = f"@{config.run.eval_temperature[0]:g}"
@@ -182,26 +179,28 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
     return {"opcd": opcd, "off-policy": off_policy}
 
 
-def _kept(output: Path, config: SystemPromptConfig) -> Path:
-    """A copy of the prompt beside the runs, which both train, whatever becomes of the file meanwhile.
+def _check_unchanged(output: Path, config: SystemPromptConfig) -> None:
+    """Note what the runs are begun with; later, and before the second run, make sure that it is the same.
 
     Raises:
         ConfigError: The runs were begun with another text or other questions.
     """
     is_begun = (output / "opcd" / "config.json").exists()
+    text = config.prompt_file.read_text(encoding="utf-8")
     digest = "" if config.inputs is None else hashlib.sha256(config.inputs.read_bytes()).hexdigest()
-    prompt = output / "prompt.txt"
-    for path, content in (
-        (prompt, config.prompt_file.read_text(encoding="utf-8")),
-        (output / "inputs.sha256", digest),
+    for file, content, kept in (
+        (config.prompt_file, text, output / "prompt.txt"),
+        (config.inputs, digest, output / "inputs.sha256"),
     ):
-        if not is_begun:
+        if is_begun:
+            if not kept.exists() or kept.read_text(encoding="utf-8") != content:
+                raise ConfigError(
+                    f"{file} is not what {output} was begun with (see {kept.name} there): put it back, "
+                    "or take another --output"
+                )
+        elif is_main_process():
             output.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
-        elif path.read_text(encoding="utf-8") != content:
-            changed = config.prompt_file if path == prompt else config.inputs
-            raise ConfigError(f"{changed} is not what {output} was begun with: take another --output")
-    return prompt
+            kept.write_text(content, encoding="utf-8")
 
 
 def _tokens(arms: Mapping[str, Mapping[str, Any]], arm: str) -> float:

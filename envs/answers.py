@@ -58,8 +58,9 @@ _NUMBER = re.compile(
 )
 _POWER_OF_TEN = re.compile(r"(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*\{?[-+]?[0-9]{1,3}\}?")
 _OPERATION = re.compile(
-    r"[0-9)}\]]\s*(?:[-+*]|\\(?:times|cdot|div)(?![A-Za-z]))\s*[{(]*\s*(?:[-0-9.]|\\(?:sqrt|[dt]?frac))"
+    r"[0-9)}\]!]\s*(?:[-+*]|\\(?:times|cdot)(?![A-Za-z]))\s*[{(\[|]*\s*(?:[-0-9.]|\\(?:sqrt|[dt]?frac))"
 )
+_SPACING = re.compile(r"\\(?:left|right|quad|[,;:! ])")
 _UNIT = re.compile(
     r"(?P<space>(?:\s|\\[ ,;!]|~)*)(?P<unit>\\?[A-Za-z€£][A-Za-z ./]*(?:\^\s*\{?[23]\}?)?|\^\s*\{?\\circ\}?)?"
 )
@@ -194,7 +195,7 @@ def plain_number(text: str) -> PlainNumber | None:
 
 def has_operation(answer: str) -> bool:
     """Whether numbers in it are yet to be added, subtracted or multiplied; 3 x 10^5 is a number."""
-    return _OPERATION.search(_POWER_OF_TEN.sub("", answer)) is not None
+    return _OPERATION.search(_POWER_OF_TEN.sub("", _SPACING.sub("", answer))) is not None
 
 
 def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:

@@ -26,9 +26,9 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
 
     ``step`` takes the agent's whole reply. A reply that is no action does not step the env: the turn
     is spent with reward 0 and no ``info["text/action"]``, and ``max_invalid_replies`` of them in a row
-    truncate the episode with ``info["text/too_many_invalid"] = True``; an ``info["is_success"]`` of the env's
-    stays what it was. A readable reply leaves its
-    action's text in ``info["text/action"]``; the env's own info stays as it is.
+    truncate the episode with ``info["text/too_many_invalid"] = True``; an ``info["is_success"]`` of the env
+    stays what it was. A readable reply leaves its action's text in ``info["text/action"]`` beside the
+    env's own info.
 
     Where the env's actions are text every reply is one. ``info["text/action"]`` is then the env's
     ``info["answer"]``, what it read in the reply (``None`` for nothing), or without one the text.

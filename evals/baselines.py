@@ -26,7 +26,8 @@ MAX_PATTERNS = 512
 SCREENING_SEEDS = 32
 FINALISTS = 16
 MAX_STEPS = 200_000
-"""Env steps after which no further candidate is looked at, in the screening and again among the finalists."""
+"""Env steps after which no further candidate is looked at, in the screening and again among the finalists. An
+episode that ran into its time limit counts as a tenth of them."""
 
 
 class Baselines:
@@ -171,10 +172,7 @@ class Baselines:
         returns = []
         successes = 0
         for seed in seeds:
-            try:
-                total, success = self._episode(actions(seed), seed)
-            except Exception:
-                total, success = 0.0, False
+            total, success = self._episode(actions(seed), seed)
             returns.append(total)
             successes += success
         return EvalResult.from_episodes(
@@ -185,13 +183,17 @@ class Baselines:
         """Return and success of one episode."""
         total, terminated, truncated = 0.0, False, False
         info: dict[str, Any] = {}
-        with deadline(self._timeout) as once_more:
-            self._env.reset(seed=seed)
-            while not (terminated or truncated):
-                once_more()
-                _, reward, terminated, truncated, info = self._env.step(next(script))
-                total += float(reward)
-                self._steps += 1
-        if not math.isfinite(total):
-            raise ValueError("a reward is no number")
+        try:
+            with deadline(self._timeout) as once_more:
+                self._env.reset(seed=seed)
+                while not (terminated or truncated):
+                    once_more()
+                    _, reward, terminated, truncated, info = self._env.step(next(script))
+                    if not math.isfinite(reward):
+                        raise ValueError("the reward is no number")
+                    total += float(reward)
+                    self._steps += 1
+        except Exception as error:
+            self._steps += MAX_STEPS // 10 * isinstance(error, TimeoutError)
+            return total, False
         return total, self._words.success.of(info, total, terminated)

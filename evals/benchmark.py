@@ -210,7 +210,6 @@ def print_table(table: dict[str, Any], console: Console) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = 0
 
     def work(console: Console) -> None:

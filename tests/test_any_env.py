@@ -516,11 +516,11 @@ def test_an_env_in_trouble_ends_its_own_episode(trouble: str) -> None:
 @pytest.mark.parametrize("trouble", ["raise", "sleep", "loop", "reward", "tuple"])
 def test_baselines_survive_an_env_in_trouble(trouble: str) -> None:
     env_id = "tests.test_any_env:tests/Troubled-v0"
-    baselines = Baselines(env_id, {"trouble": trouble}, timeout=0.05)
+    baselines = Baselines(env_id, {"trouble": trouble}, timeout=0.2)
     seeds = SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=5)  # 0, 3, 6, 9, 12
     result = baselines.random(seeds)
     assert (result.successes, result.n) == (3, 5)
-    assert result.mean_return == pytest.approx(3 * 3 / 5)
+    assert result.mean_return == pytest.approx((3 * 3 + 2 * 1) / 5)  # as in play, what came before counts
 
 
 def test_envs_in_processes_of_their_own() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -24,7 +25,7 @@ from agents.self_improve import self_improve
 from agents.session import Session
 from envs.words import EnvError
 from evals import benchmark
-from evals.benchmark import BrokenRunError, in_a_process, main, print_table, run_suite
+from evals.benchmark import BrokenRunError, _over_seeds, in_a_process, main, print_table, run_suite
 from evals.finished_run import FinishedRun
 from evals.suite import AXES, METHODS, SHIPPED, SuiteError, read_suite
 from tests.test_self_improve import QUIET, TINY, open_gate
@@ -324,3 +325,20 @@ def test_an_interruption_reaches_the_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_methods_differ() -> None:
     assert len({str(settings) for _, settings in METHODS.values()}) == len(METHODS) - 1
+
+
+def test_methods_are_compared_on_the_episodes_that_both_have() -> None:
+    def arm(method: str, seeds: range) -> pd.DataFrame:
+        frame = pd.DataFrame({"seed": seeds, "success": [seed % 2 == 0 for seed in seeds]})
+        values = {
+            "run_seed": 0,
+            "total_reward": 1.0,
+            "num_turns": 1,
+            "invalid_replies": 0,
+            "prompt_tokens": 1,
+        }
+        return frame.assign(env="e", model="m", method=method, **values)
+
+    table = _over_seeds([arm("none", range(12)), arm("quick", range(4)), arm("other", range(90, 94))])
+    assert {row["method"]: row["n"] for row in table["methods"]} == {"none": 12, "quick": 4, "other": 4}
+    assert [(row["first"], row["second"], row["n"]) for row in table["pairs"]] == [("quick", "none", 4)]

@@ -100,6 +100,7 @@ def test_a_text_of_ones_own(walker_folder: Path, tmp_path: Path, capsys: pytest.
         (["--env", "FrozenLak-v1"], "did you mean FrozenLake-v1"),
         (["--model", "nowhere"], "no model 'nowhere'"),
         (["--context-file", "/no/such/file"], "there is no context_file /no/such/file"),
+        (["--run", "{run}", "--context-file", "/no/such/file"], "there is no context_file /no/such/file"),
         (["--seed", "-1"], "seed must be at least 0"),
         (["--temperature", "-1"], "temperature must be at least 0"),
     ],

@@ -460,10 +460,21 @@ def test_resume_with_another_configuration(whole: Path) -> None:
 
 def test_an_experiment_goes_on_with_the_machine_of_now(whole: Path) -> None:
     saved = saved_config(whole)
-    asked = dataclasses.replace(saved, resume=None, output=whole, max_nodes=64, store="sqlite:////other.db")
-    assert begun(asked, whole) == dataclasses.replace(saved, max_nodes=64, store="sqlite:////other.db")
+    asked = dataclasses.replace(saved, resume=None, output=whole, max_nodes=64)
+    assert begun(asked, whole) == dataclasses.replace(saved, max_nodes=64)
     with pytest.raises(ConfigError, match="begun with lr"):
         begun(dataclasses.replace(asked, lr=1.0), whole)
+    with pytest.raises(ConfigError, match="its teacher in its own process"):
+        begun(dataclasses.replace(asked, teacher_url=("http://x:1",)), whole)
+
+
+def test_another_store_is_not_taken_for_the_runs(walker_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with open_gate(), fail_at(OPCD, "step", 2)(), pytest.raises(KeyboardInterrupt):
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
+    other = SelfImproveConfig(resume=path, store=f"sqlite:///{tmp_path}/other.db", **TINY)
+    with pytest.raises(ConfigError, match="has nothing of the run in"):
+        self_improve(other, QUIET)
 
 
 def test_a_lost_report_is_made_again(whole: Path, tmp_path: Path) -> None:
@@ -671,6 +682,21 @@ def test_training_that_goes_wrong_ends_early_with_the_best_weights(
     after = AutoModelForCausalLM.from_pretrained(path / "model")
     for one, two in zip(before.parameters(), after.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_collapse_is_judged_by_data_of_the_same_kind(walker_folder: Path, tmp_path: Path) -> None:
+    judged: list[tuple[StepStats, StepStats]] = []
+
+    def rail(stats: StepStats, first: StepStats) -> None:
+        judged.append((stats, first))
+
+    settings = TINY | {"rounds": 2, "steps": 4, "off_policy_steps": 2}
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **settings)
+    with open_gate(), patch("agents.consolidation.collapse", rail):
+        self_improve(config, QUIET)
+    steps = [stats for stats, _ in judged]
+    # Two on the teacher's data, two on the student's, and so again in the second round.
+    assert [steps.index(first) for _, first in judged] == [0, 0, 2, 2, 4, 4, 6, 6]
 
 
 @pytest.mark.parametrize(

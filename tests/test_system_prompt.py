@@ -296,7 +296,7 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
     )
     config.prompt_file.write_text("Say no.")
     with pytest.raises(
-        ConfigError, match=r"prompt\.txt is not what .* was begun with: take another --output"
+        ConfigError, match=r"prompt\.txt is not what .* was begun with .*take another --output"
     ):
         system_prompt(config, QUIET)
 
