@@ -82,6 +82,7 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
         "episodes": 1536,
         "waves": 16,
         "steps": 80,
+        "off_policy_steps": 40,
         "lr": 5e-5,
         "lr_schedule": "linear",
         "batch_size": 40,
