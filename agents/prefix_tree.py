@@ -31,9 +31,8 @@ class PrefixTree:
     def add(self, tokens: Sequence[int]) -> list[int]:
         """Add a sequence; returns its nodes from first token to last, new ones and shared ones."""
         known, nodes = self._last
-        if tokens[: len(known)] != known:
-            known, nodes = (), []
-        path = [*nodes]  # else the prefixes of a long sequence, one after the other, take time in its square
+        # From the last one's end: else the prefixes of a long sequence, in turn, take time in its square.
+        path = [*nodes] if tokens[: len(known)] == known else []
         parent = path[-1] if path else ROOT
         for token in tokens[len(path) :]:
             node = self._children.get((parent, token))

@@ -114,13 +114,9 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
                 f"--{name.replace('_', '-')} {now} differs from the run in {path}, "
                 f"which has {was}: resume without it, or start another run"
             )
+        if name == "teacher_url" and not was:
+            raise ConfigError(f"the run in {path} has its teacher in its own process: start another run")
         changes[name] = now
-    return _on_this_machine(saved, changes, path)
-
-
-def _on_this_machine(saved: SelfImproveConfig, changes: dict[str, Any], path: Path) -> SelfImproveConfig:
-    if changes.get("teacher_url") and not saved.teacher_url:
-        raise ConfigError(f"the run in {path} has its teacher in its own process: start another run")
     return dataclasses.replace(saved, **changes)
 
 
@@ -141,14 +137,13 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     """
     if not (path / "config.json").exists():
         return config
-    saved, defaults, changes = saved_config(path), SelfImproveConfig.for_env(config.env), {}
+    saved = saved_config(path)
+    settled = {name: getattr(saved, name) for name in ("compute_dtype", "policy")}  # what ``auto`` is
+    config = dataclasses.replace(config, **settled)
     for name, was, now in differences(saved, config):
-        if name in MACHINE:
-            if now != getattr(defaults, name):
-                changes[name] = now
-        elif name not in ("compute_dtype", "policy"):  # a run settles what ``auto`` is
+        if name not in MACHINE:
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
-    return _on_this_machine(saved, changes, path)
+    return resumed(config, path)
 
 
 def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConfig], object]) -> None:

@@ -190,15 +190,14 @@ class OPCD:
         sums = torch.zeros(7, dtype=torch.float64)
         nodes = 0
         self._optimizer.zero_grad(set_to_none=True)
-        passes = self.ranks.maximum(len(batches))
-        for index in range(passes):
-            # Every process makes as many passes, since they exchange shards and gradients.
-            has_work, is_last = index < len(batches), index == passes - 1
-            weights = scored_prefixes(batches[index], self._average, total) if has_work else NOTHING
+        # Every process makes as many passes, since they exchange shards and gradients.
+        batches += [[]] * (self.ranks.maximum(len(batches)) - len(batches))
+        for index, batch in enumerate(batches, 1):
+            weights, is_last = scored_prefixes(batch, self._average, total), index == len(batches)
             with self._forward.no_sync() if self._waits_to_sync and not is_last else nullcontext():
-                pass_sums, tokens = self._forward_backward(weights)
+                pass_sums, tokens = self._forward_backward(weights or NOTHING)
             sums += pass_sums
-            nodes += tokens if has_work else 0
+            nodes += tokens if weights else 0
         self.student.eval()
         parameters = self.parameters.values()
         norm = float(whole(torch.nn.utils.clip_grad_norm_(list(parameters), self._max_grad_norm)))

@@ -72,11 +72,10 @@ class MathEnv(PartedEnv[str, str]):
             self._problems = task_problems(task, config)
             self._scorer = self._problems.scorer
         elif file is not None:
-            self._problems = rows = file_problems(file, question, answer)
-            self.part_sizes = rows.sizes
+            self._problems = file_problems(file, question, answer)
         elif dataset is not None:
-            self._problems = rows = dataset_problems(dataset, dataset_config, dataset_split, question, answer)
-            self.part_sizes = rows.sizes
+            self._problems = dataset_problems(dataset, dataset_config, dataset_split, question, answer)
+        self.part_sizes = self._problems.sizes
         self.attempts = attempts
         self.observation_space = AnyText()
         self.action_space = AnyText()

@@ -58,6 +58,11 @@ class Problem:
 class Problems(Protocol):
     """A source of problems."""
 
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """Problems of each part, where they can be counted."""
+        ...
+
     def draw(self, part: int, number: int, random: np.random.Generator) -> Problem:
         """A problem of one part.
 
@@ -116,6 +121,10 @@ class TaskProblems:
         """
         self.scorer = (task, config)
         self._dataset = dataset
+
+    @property
+    def sizes(self) -> None:
+        """Nobody counts them."""
 
     def draw(self, part: int, number: int, random: np.random.Generator) -> Problem:
         """Index after index at random until one is of the part."""

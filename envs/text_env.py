@@ -85,7 +85,7 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
             return self._observation(), 0.0, False, too_many, info
         self._invalid_in_a_row = 0
         observation, reward, terminated, truncated, info = self.env.step(read.value)
-        self._success = {key: info[key] for key in ("is_success",) if key in info}
+        self._success = {"is_success": info["is_success"]} if "is_success" in info else {}
         self._past.append(f"{self._now} {self.words.reply_prefix} {read.text}.")
         self._now = self.words.describe(observation)
         text = read.text if self.words.actions else info.get("answer", read.text)
