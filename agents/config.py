@@ -9,15 +9,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.models import Dtype
 from agents.prompts import Layout, Place, conversation
 from agents.rollout import Vectorization
 from distill.examples import Average, Data
+from distill.lm.load import Dtype
 from distill.loss import Direction, Mode
 from distill.parallel import Engine
 from distill.teacher import TeacherKind
 from envs.text_env import ALL_TURNS
-from experience.split import STRIDE
+from experience.seeds import STRIDE
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 LRSchedule = Literal["constant", "linear"]

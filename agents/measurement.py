@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from agents.run_folder import peak_rss_bytes
-from agents.session import Session
+from agents.run.folder import peak_rss_bytes
+from agents.run.run import Session
 from evals.baselines import Baselines
 from evals.forgetting import ForgettingConfig, forgetting, print_table
 from evals.result import Comparison, EvalResult

@@ -19,19 +19,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agents.command import run_command
+from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
-from agents.models import load_model
-from agents.policy import Policy, Sampling
+from agents.policies.policy import Policy, Sampling
 from agents.rollout import Phase, rollout, vector_env
+from agents.run.run import as_policy, reply_tokens
 from agents.self_improve import saved_config
-from agents.session import as_policy, reply_tokens
+from distill.lm.load import load_model
 from envs.text_env import NOW, TextEnv, make_env, make_text_env
 from envs.words import EnvWords
 from experience.context import NO_CONTEXT, Context
 from experience.insight import InsightState
 from experience.relevance import relevance
-from experience.split import SeedRange
+from experience.seeds import SeedRange
 from experience.store import open_run
 from experience.text import printable
 from experience.trace import Trace

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.policy import Message, Prompt
+from agents.policies.policy import Message, Prompt
 from envs.words import EnvWords
 
 Place = Literal["after", "before", "system", "chat"]

@@ -12,14 +12,14 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from agents.policy import FinishReason, Policy, Prompt, Sampling
+from agents.policies.policy import FinishReason, Policy, Prompt, Sampling
 from agents.prompts import Layout, build_prompt
 from envs.deadline import deadline
 from envs.text_env import TextEnv
 from envs.words import EnvWords
 from experience.context import NO_CONTEXT, Context
 from experience.insight import Insight
-from experience.split import SeedRange
+from experience.seeds import SeedRange
 from experience.trace import StopReason, Trace, Turn
 
 Vectorization = Literal["sync", "async"]

@@ -15,13 +15,13 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from agents.command import run_command
+from agents.cli import run_command
 from agents.config import MACHINE, ConfigError, SelfImproveConfig
-from agents.consolidation import Consolidation
-from agents.learning import Learning
 from agents.measurement import measure
-from agents.run_folder import RunFolderError, check_free, read_config
-from agents.session import Session
+from agents.reflection import Learning
+from agents.run.folder import RunFolderError, check_free, read_config
+from agents.run.run import Session
+from agents.training import Consolidation
 from distill.parallel import Ranks, is_main_process
 from evals.report import print_summary, write_report
 from experience.context import NO_CONTEXT, Context
@@ -40,7 +40,7 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
         console: Where to report progress; by default standard error.
 
     Raises:
-        Exception: One of ``agents.command.USER_ERRORS``, with a message for the user.
+        Exception: One of ``agents.cli.USER_ERRORS``, with a message for the user.
     """
     ranks = Ranks.connect(config.device)
     path = config.resume or config.output or default_output(config.env)

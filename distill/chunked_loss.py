@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from agents.lm_head import LogitMap
+from distill.lm.head import LogitMap
 from distill.loss import Direction, Mode, check_top_k
 
 FLOOR = -1e4

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.policy import FinishReason, Policy, Prompt, Sampling
+from agents.policies.policy import FinishReason, Policy, Prompt, Sampling
 
 TokenIds = tuple[int, ...]
 Average = Literal["completions", "tokens"]

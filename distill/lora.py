@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from agents.lm_head import LMHead
 from distill.examples import DistillError
+from distill.lm.head import LMHead
 
 
 class LoRA:

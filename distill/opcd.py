@@ -8,9 +8,6 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from agents.lm_head import LMHead
-from agents.prefix_lm import context_window, tree_hidden
-from agents.prefix_tree import PrefixTree, pack
 from distill.chunked_loss import (
     KLResult,
     ScoredTopK,
@@ -27,6 +24,9 @@ from distill.examples import (
     repetition,
     scored_prefixes,
 )
+from distill.lm.head import LMHead
+from distill.lm.prefix_lm import context_window, tree_hidden
+from distill.lm.prefix_tree import PrefixTree, pack
 from distill.loss import Direction, Mode, check_top_k
 from distill.parallel import Engine, Ranks, like, shared, whole
 from distill.teacher import ScoringTeacher, Teacher

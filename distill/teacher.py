@@ -19,9 +19,9 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from agents.lm_head import LMHead
-from agents.prefix_lm import PrefixLM
 from distill.examples import DistillError, TokenIds
+from distill.lm.head import LMHead
+from distill.lm.prefix_lm import PrefixLM
 from distill.parallel import Ranks
 
 TeacherKind = Literal["base", "round", "ema", "self"]

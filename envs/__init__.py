@@ -3,8 +3,8 @@
 import gymnasium as gym
 
 from envs.check import check_text_env
-from envs.math_env import MAX_ATTEMPTS
-from envs.random_lake import MAX_MOVES
+from envs.games.random_lake import MAX_MOVES
+from envs.questions.math_env import MAX_ATTEMPTS
 from envs.registry import register_text
 from envs.text_env import TextEnv, make_env, make_text_env
 from envs.words import EnvError, EnvWords, Success
@@ -21,10 +21,10 @@ __all__ = [
 ]
 
 # One step more than there can be attempts: the env ends its episodes itself.
-gym.register("Math-v0", entry_point="envs.math_env:MathEnv", max_episode_steps=MAX_ATTEMPTS + 1)
+gym.register("Math-v0", entry_point="envs.questions.math_env:MathEnv", max_episode_steps=MAX_ATTEMPTS + 1)
 gym.register(
     "OPCD/RandomFrozenLake-v0",
-    entry_point="envs.random_lake:RandomFrozenLakeEnv",
+    entry_point="envs.games.random_lake:RandomFrozenLakeEnv",
     max_episode_steps=MAX_MOVES,
 )
-gym.register("Choice-v0", entry_point="envs.choice_env:ChoiceEnv", max_episode_steps=2)
+gym.register("Choice-v0", entry_point="envs.questions.choice_env:ChoiceEnv", max_episode_steps=2)

@@ -15,13 +15,13 @@ from gymnasium.envs.toy_text.taxi import TaxiEnv
 from gymnasium.spaces import Discrete
 
 from envs.actions import Action, Grammar, action_text, word_grammar
-from envs.any_env import any_words
-from envs.choice_env import ChoiceEnv, choice_words
-from envs.classic_control import acrobot_words, cart_pole_words, mountain_car_words
-from envs.frozen_lake import frozen_lake_words
-from envs.math_env import MathEnv, math_words
-from envs.random_lake import RandomFrozenLakeEnv, random_lake_words
-from envs.toy_text import blackjack_words, cliff_words, taxi_words
+from envs.games.classic_control import acrobot_words, cart_pole_words, mountain_car_words
+from envs.games.frozen_lake import frozen_lake_words
+from envs.games.random_lake import RandomFrozenLakeEnv, random_lake_words
+from envs.games.toy_text import blackjack_words, cliff_words, taxi_words
+from envs.questions.choice_env import ChoiceEnv, choice_words
+from envs.questions.math_env import MathEnv, math_words
+from envs.spaces import any_words
 from envs.words import EnvError, EnvWords, Success
 
 WordsOf = Callable[[gym.Env[Any, Any]], EnvWords]

@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from envs.deadline import deadline
 from envs.text_env import make_text_env
 from evals.result import EvalResult
-from experience.split import SeedRange
+from experience.seeds import SeedRange
 
 MAX_PATTERNS = 512
 """Blind candidates at most; so many that Frozen Lake's patterns of up to four actions all fit."""

@@ -29,9 +29,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from agents.command import USER_ERRORS, run_command
+from agents.cli import USER_ERRORS, run_command
 from agents.config import SelfImproveConfig
-from agents.run_folder import clear_errors
+from agents.run.folder import clear_errors
 from agents.self_improve import finish, self_improve
 from evals.finished_run import FinishedRun
 from evals.result import Comparison, EvalResult, rate_text

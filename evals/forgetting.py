@@ -21,17 +21,17 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import ttest_1samp
 
-from agents.command import run_command
+from agents.cli import run_command
 from agents.config import ConfigError
-from agents.hf_policy import HFPolicy
-from agents.models import load_model
-from agents.policy import Message, Prompt, Sampling
+from agents.policies.local import HFPolicy
+from agents.policies.policy import Message, Prompt, Sampling
 from agents.rollout import Phase, rollout, vector_env
+from distill.lm.load import load_model
 from envs.text_env import make_text_env
 from evals.instructions import INSTRUCTIONS
 from evals.result import Comparison
 from evals.stats import CONFIDENCE, wilson_interval
-from experience.split import SeedRange, Split
+from experience.seeds import SeedRange, Split
 
 HELD_OUT = Path(__file__).with_name("held_out.txt")
 TEXT = "text (nats)"

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from envs.deadline import deadline
-from envs.frozen_lake import lake_map
-from envs.random_lake import RandomFrozenLakeEnv
+from envs.games.frozen_lake import lake_map
+from envs.games.random_lake import RandomFrozenLakeEnv
 from envs.text_env import NOW, TextEnv, make_text_env
 from evals.finished_run import FinishedRun
 from experience.store import ExperienceStore

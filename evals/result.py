@@ -6,8 +6,8 @@ from typing import Any, Self
 
 import pandas as pd
 
+from evals.gate import exact_paired_test
 from evals.stats import paired_difference_interval, wilson_interval
-from experience.gate import exact_paired_test
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ import tyro
 from experience import tables
 from experience.database import VERSIONS, Database, StoreError, insert_new
 from experience.insight import InsightState
-from experience.split import Split
+from experience.seeds import Split
 from experience.store import find_or_begin, run_keys
 from experience.trace import StopReason
 

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from experience.insight import Insight
-from experience.split import Split
+from experience.seeds import Split
 
 DISCOUNT = 0.99
 EXPLORATION_BONUS = 0.05

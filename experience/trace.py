@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from experience.split import Split
+from experience.seeds import Split
 
 
 class StopReason(StrEnum):

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.hf_policy import HFPolicy, Request
-from agents.policy import Sampling
+from agents.policies.local import HFPolicy, Request
+from agents.policies.policy import Sampling
 
 
 class FakeVLLM:

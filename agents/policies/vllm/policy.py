@@ -1,0 +1,231 @@
+"""The agent's model as a policy whose replies are drawn by vLLM.
+
+The model stays a transformers model, which is what gets trained; an ``Engine`` holds a copy of its weights
+and draws with it. Whenever the weights have changed, or another policy has used the engine, the engine is
+handed them anew before it draws, and has to prove that it computes what the model computes: on fixed texts
+both give each token the same log-probability, or the run stops.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from agents.policies.local import HFPolicy, Request
+from agents.policies.policy import FinishReason, Message, Prompt, Sampling
+from distill.lm.prefix_lm import Prefix, PrefixLM
+
+Weights = Iterable[tuple[str, torch.Tensor]]
+"""Names as in a checkpoint of the model."""
+Scored = tuple[Prefix, Sequence[int], Sequence[float]]
+"""A prompt's token ids, a completion's, and the log-probabilities that an engine gave the latter."""
+
+PROBES = (
+    Prompt(messages=(Message(role="user", content="Which way is the lake? Answer in one word."),)),
+    Prompt(
+        messages=(Message(role="user", content="17 + 25 = ?"),), reply_prefix="The sum of 17 and 25 is 42."
+    ),
+)
+"""What an engine is tested with."""
+TEMPERATURES = (0.01, 2.0)
+"""vLLM refuses higher ones, and puts this in place of lower ones."""
+TOLERANCE = 0.005
+"""Mean distance of two log-probabilities, in nats, up to which engine and model agree in fp32."""
+TOLERANCE_16 = 0.1
+"""The same where one of them computes in 16 bits."""
+
+
+class VLLMError(RuntimeError):
+    """vLLM cannot be used, or no longer; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What an engine drew for one prompt."""
+
+    token_ids: tuple[int, ...]
+    """With the end-of-sequence token, if that ended it."""
+    logprobs: tuple[float, ...]
+    """Natural logs of the tokens' probabilities at temperature 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """How far two computations of the same log-probabilities are apart, in nats."""
+
+    mean: float
+    max: float
+
+
+class Drawer(Protocol):
+    """A language model that somebody else computes."""
+
+    name: str
+    """For messages."""
+
+    def draw(
+        self, prompts: Sequence[Prefix], seeds: Sequence[int], sampling: Sampling, stop_ids: Sequence[int]
+    ) -> list[Drawn]:
+        """One completion per prompt; each depends on its prompt, its seed and the sampling only."""
+        ...
+
+    def logprobs(self, sequences: Sequence[Prefix]) -> list[list[float]]:
+        """The log-probability, at temperature 1, of every token of each sequence but its first."""
+        ...
+
+
+class Engine(Drawer, Protocol):
+    """One that takes weights."""
+
+    holds: object
+    """Whose weights it has, as ``VLLMPolicy`` notes it; ``None`` when that is not known."""
+
+    @property
+    def window(self) -> int:
+        """The longest prompt and completion together, in tokens."""
+        ...
+
+    def load(self, weights: Weights) -> None:
+        """Take over these weights, and forget all that was computed with others.
+
+        Raises:
+            VLLMError: It cannot.
+        """
+        ...
+
+    def tested(self, test: Callable[[Drawer], Gap]) -> list[Gap]:
+        """The outcome of ``test`` on itself, or on each of those that do its work."""
+        ...
+
+    def release(self) -> None:
+        """Give back what memory it can until it is used again."""
+        ...
+
+
+class VLLMPolicy(HFPolicy):
+    """A ``Policy`` over a transformers causal LM whose tokens an engine draws."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        engine: Engine,
+        weights: Callable[[], Weights] | None = None,
+        **options: Any,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: See ``HFPolicy``.
+            tokenizer: See ``HFPolicy``.
+            engine: Who draws; policies may share one.
+            weights: What the engine is handed; by default the model's own weights.
+            **options: See ``HFPolicy``.
+        """
+        super().__init__(model, tokenizer, **options)
+        self.engine = engine
+        self._weights = weights or (lambda: model.state_dict().items())
+        dtype = self.lm.compute_dtype or model.dtype
+        self._tolerance = TOLERANCE if dtype.itemsize >= 4 else TOLERANCE_16
+
+    @property
+    def window(self) -> int:
+        """See ``HFPolicy``."""
+        return min(self.lm.window, self.engine.window)
+
+    def clear(self) -> None:
+        """Forget everything, and give back the engine's memory."""
+        super().clear()
+        self.engine.release()
+
+    def adopt(self) -> None:
+        """Take the engine as it is, if it shows that it has this model's weights already.
+
+        Raises:
+            VLLMError: It has not.
+        """
+        self.prove()
+        self.engine.holds = (self, self.lm.weights_version)
+
+    def prove(self) -> Gap:
+        """Let the engine show that it computes what the model computes.
+
+        Returns:
+            How far it is off.
+
+        Raises:
+            VLLMError: Too far.
+        """
+        return max(self.engine.tested(self._test), key=lambda gap: gap.mean)
+
+    def _test(self, drawer: Drawer) -> Gap:
+        prompts = [self.encode(probe) for probe in PROBES]
+        given = drawer.logprobs(prompts)
+        known = self.gap((ids[:1], ids[1:], logprobs) for ids, logprobs in zip(prompts, given, strict=True))
+        if not known.mean <= self._tolerance:  # so that NaN is refused too
+            raise VLLMError(
+                f"{drawer.name} does not compute what the model computes: its log-probabilities of "
+                f"{len(prompts)} fixed texts are off by {known.mean:.3g} nats on average (allowed: "
+                f"{self._tolerance:g}), so it has other weights or another model. Nothing was drawn with it"
+            )
+        drawn = drawer.draw(prompts, range(len(prompts)), Sampling(temperature=0.5, max_tokens=8), [])
+        told = self.gap((ids, d.token_ids, d.logprobs) for ids, d in zip(prompts, drawn, strict=True))
+        if not told.mean <= self._tolerance:
+            raise VLLMError(
+                f"{drawer.name} gives other log-probabilities of what it draws than those at temperature 1: "
+                f"they are off by {told.mean:.3g} nats on average. Start it without --logprobs-mode"
+            )
+        return max(known, told, key=lambda gap: gap.mean)
+
+    def gap(self, scored: Iterable[Scored]) -> Gap:
+        """How far the engine's log-probabilities are from the model's own."""
+        return logprob_gap(self.lm.fresh(), scored)
+
+    def _answer(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        if not requests:
+            return
+        low, high = TEMPERATURES
+        if sampling.temperature > 0 and not low <= sampling.temperature <= high:
+            raise VLLMError(
+                f"vLLM draws at temperatures from {low:g} to {high:g}, or greedily at 0, "
+                f"not at {sampling.temperature:g}: take --policy hf"
+            )
+        self._sync()
+        # Equal prompts have equal answers where nothing is drawn.
+        keys = [(r.prompt_ids, r.seed if sampling.temperature > 0 else 0) for r in requests]
+        distinct = list(dict.fromkeys(keys))
+        prompts, seeds = zip(*distinct, strict=True)
+        drawn = self.engine.draw(prompts, seeds, sampling, sorted(self._eos_ids))
+        answers = dict(zip(distinct, drawn, strict=True))
+        for request, key in zip(requests, keys, strict=True):
+            answer = answers[key]
+            request.token_ids, request.logprobs = list(answer.token_ids), list(answer.logprobs)
+            ended = bool(answer.token_ids) and answer.token_ids[-1] in self._eos_ids
+            request.finish_reason = FinishReason.STOP if ended else FinishReason.LENGTH
+
+    def _sync(self) -> None:
+        """Make sure that the engine has this model's weights as they are now."""
+        mine = (self, self.lm.weights_version)
+        if self.engine.holds == mine:
+            return
+        self.engine.holds = None  # whatever interrupts this: half a load is taken for nobody's weights
+        self.engine.load(self._weights())
+        self.prove()
+        self.engine.holds = mine
+
+
+def logprob_gap(lm: PrefixLM, scored: Iterable[Scored]) -> Gap:
+    """How far given log-probabilities are from those of ``lm``, over all tokens of the completions."""
+    distances: list[float] = []
+    for prompt, completion, given in scored:
+        ids = torch.tensor(completion)
+        prefixes = [(*prompt, *completion[:end]) for end in range(len(completion))]
+        logprobs_TV = lm.logits(prefixes).log_softmax(-1)
+        own_T = logprobs_TV.cpu()[torch.arange(len(ids)), ids]
+        distances += (own_T - torch.tensor(given)).abs().tolist()
+    if not distances:
+        return Gap(mean=0.0, max=0.0)
+    return Gap(mean=sum(distances) / len(distances), max=max(distances))

@@ -1,0 +1,376 @@
+"""vLLM on servers that the user runs (``vllm serve``): they draw for the agent, or score for its teacher.
+
+Prompts and completions travel as token ids, through the OpenAI-compatible ``/v1/completions``; weights travel
+through a folder that the servers see too. A key comes from the environment (``VLLM_API_KEY``).
+"""
+
+import os
+import re
+import secrets
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from agents.policies.policy import Sampling
+from agents.policies.vllm.policy import PROBES, Drawer, Drawn, Gap, VLLMError, Weights
+from distill.lm.prefix_lm import Prefix
+
+KEY = "VLLM_API_KEY"
+OLDEST = (0, 32)
+"""The first vLLM whose endpoints take and give all that is needed."""
+PARALLEL = 64
+"""Requests at a time, per server."""
+TIMEOUT = 600.0
+"""Seconds for one request."""
+MAX_IDS = 128
+"""Token ids that vLLM scores in one request."""
+MAX_SEED = 2**63
+
+DEV_MODE = (
+    "A server takes new weights only when started with VLLM_SERVER_DEV_MODE=1, in a network that you trust"
+)
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class ServerDownError(VLLMError):
+    """A server does not answer, or fails; another one may do the work."""
+
+
+class Server:
+    """A ``Drawer`` behind a URL."""
+
+    def __init__(self, url: str, *, timeout: float = TIMEOUT) -> None:
+        """Make sure that it is there and new enough.
+
+        Args:
+            url: Such as ``http://localhost:8000``.
+            timeout: Seconds for one request.
+
+        Raises:
+            VLLMError: The client's package is missing, the URL is none, or no usable vLLM answers there.
+        """
+        try:
+            import openai
+        except ImportError as error:
+            raise VLLMError("servers need a client: pip install 'opcd-gym[endpoint]'") from error
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise VLLMError(f"no server's URL: http://host:port is meant, and a key goes into {KEY}")
+        self.name = self.url = url.rstrip("/").removesuffix("/v1")
+        self.down: str | None = None
+        """Why it is not asked any more."""
+        self._errors = openai
+        self._client = openai.OpenAI(
+            base_url=self.url, api_key=os.environ.get(KEY) or "none", timeout=timeout, max_retries=1
+        )
+        try:
+            self.version = str(self._field(self._get("/version"), "version"))
+            models = self._field(self._get("/v1/models"), "data")
+        except ServerDownError as error:
+            raise VLLMError(f"no vLLM answers: {error}. Is `vllm serve` up there?") from error
+        numbers = [int(number) for number in re.findall(r"\d+", self.version)[:2]]
+        if tuple(numbers) < OLDEST:
+            raise VLLMError(
+                f"{self.url} runs vLLM {self.version}, and {OLDEST[0]}.{OLDEST[1]} is the oldest that will do"
+            )
+        if not models:
+            raise VLLMError(f"{self.url} serves no model")
+        self.model = str(self._field(models[0], "id"))
+        self.window = int(self._field(models[0], "max_model_len"))
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make sure that token ids mean the same there.
+
+        Raises:
+            VLLMError: They do not.
+        """
+        for text in [message.content for probe in PROBES for message in probe.messages]:
+            body = {"model": self.model, "prompt": text, "add_special_tokens": False}
+            theirs = self._field(self._post("/tokenize", body), "tokens")
+            if theirs != tokenizer(text, add_special_tokens=False)["input_ids"]:
+                raise VLLMError(
+                    f"{self.url} serves {self.model!r} with another tokenizer: {text!r} has "
+                    "other token ids there"
+                )
+
+    def reload(self, folder: Path) -> None:
+        """Take over the weights in ``folder``.
+
+        Raises:
+            VLLMError: The server offers no way to.
+        """
+        self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was computed.
+
+        Raises:
+            VLLMError: The server does not take orders, or still works.
+        """
+        if not self._field(self._post("/reset_prefix_cache", {}), "success"):
+            raise VLLMError(f"{self.url} is at work for somebody else and cannot take new weights")
+
+    def draw(
+        self, prompts: Sequence[Prefix], seeds: Sequence[int], sampling: Sampling, stop_ids: Sequence[int]
+    ) -> list[Drawn]:
+        """See ``Engine``."""
+        return [
+            self._parsed(partial(self._drawn, prompt, seed, sampling, stop_ids))
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    def _drawn(self, prompt: Prefix, seed: int, sampling: Sampling, stop_ids: Sequence[int]) -> Drawn:
+        choice = self._complete(
+            prompt,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=seed % MAX_SEED,
+            stop_token_ids=list(stop_ids),
+            ignore_eos=True,  # the end is what the stop tokens say
+            logprobs=0,  # the drawn token's
+        )
+        token_ids = tuple(int(token) for token in self._field(choice, "token_ids"))
+        logprobs = tuple(float(x) for x in self._field(self._field(choice, "logprobs"), "token_logprobs"))
+        if not 0 < len(token_ids) == len(logprobs) <= sampling.max_tokens:
+            raise VLLMError(
+                f"{self.url} gave {len(token_ids)} tokens and {len(logprobs)} log-probabilities "
+                f"where at most {sampling.max_tokens} were asked for"
+            )
+        return Drawn(token_ids=token_ids, logprobs=logprobs)
+
+    def logprobs(self, sequences: Sequence[Prefix]) -> list[list[float]]:
+        """See ``Engine``."""
+        return [self._parsed(partial(self._logprobs, ids)) for ids in sequences]
+
+    def _logprobs(self, ids: Prefix) -> list[float]:
+        choice = self._complete(ids, max_tokens=1, temperature=1.0, prompt_logprobs=0)
+        scores = self._field(choice, "prompt_logprobs")[1:]
+        return [
+            float(self._field(self._field(score, str(token)), "logprob"))
+            for score, token in zip(scores, ids[1:], strict=True)
+        ]
+
+    def score(self, prefix: Prefix, ids: Sequence[int], temperature: float) -> list[float]:
+        """The log-probabilities of ``ids`` after ``prefix``; at ``temperature`` if the server applies it."""
+        parts = [ids[start : start + MAX_IDS] for start in range(0, len(ids), MAX_IDS)]
+        scores = [self._parsed(partial(self._scores, prefix, part, temperature)) for part in parts]
+        return [score for part in scores for score in part]
+
+    def _scores(self, prefix: Prefix, ids: Sequence[int], temperature: float) -> list[float]:
+        choice = self._complete(
+            prefix,
+            max_tokens=1,
+            temperature=temperature,
+            logprobs=len(ids),
+            logprob_token_ids=list(ids),
+            return_tokens_as_token_ids=True,
+        )
+        [given] = self._field(self._field(choice, "logprobs"), "top_logprobs")
+        return [float(self._field(given, f"token_id:{token}")) for token in ids]
+
+    def _parsed(self, ask: Callable[[], Result]) -> Result:
+        """What ``ask`` makes of an answer, which may be anything."""
+        try:
+            return ask()
+        except (TypeError, ValueError) as error:
+            raise VLLMError(f"the answer of {self.url} is no completion ({error})") from error
+
+    def _complete(self, prompt: Prefix, **settings: Any) -> Any:
+        """The only choice of one completion."""
+        body = {
+            "model": self.model,
+            "prompt": list(prompt),
+            "return_token_ids": True,
+            # The server's defaults may come from the model's folder.
+            **{"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+            **{"presence_penalty": 0.0, "frequency_penalty": 0.0},
+            **settings,
+        }
+        [choice] = self._field(self._post("/v1/completions", body), "choices")
+        if self._field(choice, "prompt_token_ids") != body["prompt"]:
+            raise VLLMError(
+                f"{self.url} truncates or changes prompts: one of {len(prompt)} tokens, for instance"
+            )
+        return choice
+
+    def _field(self, value: Any, name: str) -> Any:
+        """A field of an answer, which may be anything."""
+        if not isinstance(value, Mapping) or value.get(name) is None:
+            raise VLLMError(
+                f"the answer of {self.url} has no {name}: is it vLLM {OLDEST[0]}.{OLDEST[1]} or newer?"
+            )
+        return value[name]
+
+    def _get(self, path: str) -> Any:
+        return self._ask(path, lambda: self._client.get(path, cast_to=object))
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._ask(path, lambda: self._client.post(path, body=body, cast_to=object))
+
+    def _ask(self, path: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except self._errors.APITimeoutError:
+            raise ServerDownError(f"{self.url}: no answer to {path} in {self._client.timeout:g} s") from None
+        except self._errors.APIConnectionError as error:
+            raise ServerDownError(
+                f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}"
+            ) from None
+        except self._errors.APIStatusError as error:
+            reason = f"{self.url}{path} says {error.status_code}: {_message(error)}"
+            if error.status_code >= 500:
+                raise ServerDownError(reason) from None
+            if error.status_code in (404, 405):
+                version = getattr(self, "version", "unknown")
+                raise VLLMError(
+                    f"{self.url} (vLLM {version}) has no endpoint {path}"
+                    + (f". {DEV_MODE}" if path in ("/collective_rpc", "/reset_prefix_cache") else "")
+                ) from None
+            raise VLLMError(reason) from None
+        except self._errors.OpenAIError as error:
+            raise VLLMError(f"{self.url}{path}: {error}") from None
+
+
+class Servers:
+    """An ``Engine`` of one or more servers: replies are spread evenly, and asked again when one dies."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        weights: Path | None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """Make sure that all of them can be used.
+
+        Args:
+            urls: Of the servers.
+            tokenizer: The agent's.
+            weights: A folder that the servers see too, for new weights on their way; made when needed.
+                Without one they keep the weights that they have.
+            timeout: Seconds for one request.
+
+        Raises:
+            VLLMError: One cannot be used.
+        """
+        self.name = "vLLM"
+        self.holds: object = None
+        self._servers = [Server(url, timeout=timeout) for url in dict.fromkeys(urls)]
+        for server in self._servers:
+            server.check_tokenizer(tokenizer)
+            if weights is not None:
+                server.reset()
+        self.window = min(server.window for server in self._servers)
+        self._weights = weights
+        self._lock = threading.Lock()
+        self._at_work = dict.fromkeys(self._servers, 0)
+
+    def load(self, weights: Weights) -> None:
+        """See ``Engine``. A server that fails to take them is not asked any more."""
+        if self._weights is None:
+            raise VLLMError("these servers are not to be given weights")
+        # Of its own, as it is removed again: who else has what in theirs is not known.
+        folder = self._weights.absolute() / f"served-weights-{secrets.token_hex(8)}"
+        try:
+            folder.mkdir(parents=True)
+            tensors = {name: tensor.detach().cpu().clone() for name, tensor in weights}  # tied ones are two
+            save_file(tensors, folder / "model.safetensors")
+            for server in self._alive():
+                try:
+                    server.reload(folder)
+                except ServerDownError as error:
+                    self._drop(server, str(error))
+            self._alive()
+        except (OSError, SafetensorError) as error:
+            raise VLLMError(f"the servers' weights cannot be written to {folder}: {error}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def draw(
+        self, prompts: Sequence[Prefix], seeds: Sequence[int], sampling: Sampling, stop_ids: Sequence[int]
+    ) -> list[Drawn]:
+        """See ``Engine``."""
+        jobs = list(zip(prompts, seeds, strict=True))
+        return self.each(jobs, lambda server, job: server.draw([job[0]], [job[1]], sampling, stop_ids)[0])
+
+    def logprobs(self, sequences: Sequence[Prefix]) -> list[list[float]]:
+        """See ``Engine``."""
+        return self.each(sequences, lambda server, ids: server.logprobs([ids])[0])
+
+    def tested(self, test: Callable[[Drawer], Gap]) -> list[Gap]:
+        """See ``Engine``."""
+        gaps = []
+        for server in self._alive():
+            try:
+                gaps.append(test(server))
+            except ServerDownError as error:
+                self._drop(server, str(error))
+        self._alive()
+        return gaps
+
+    def release(self) -> None:
+        """See ``Engine``: their memory is their own."""
+
+    def each(self, jobs: Sequence[Job], work: Callable[[Server, Job], Result]) -> list[Result]:
+        """Let the servers do the jobs; one that fails is dropped, and another one does its jobs.
+
+        Raises:
+            VLLMError: No server is left, or one refuses.
+        """
+        with ThreadPoolExecutor(PARALLEL * len(self._alive())) as pool:
+            futures = [pool.submit(self._anywhere, job, work) for job in jobs]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _anywhere(self, job: Job, work: Callable[[Server, Job], Result]) -> Result:
+        while True:
+            with self._lock:
+                server = min(self._alive(), key=lambda server: self._at_work[server])
+                self._at_work[server] += 1
+            try:
+                return work(server, job)
+            except ServerDownError as error:
+                self._drop(server, str(error))
+            finally:
+                with self._lock:
+                    self._at_work[server] -= 1
+
+    def _alive(self) -> list[Server]:
+        alive = [server for server in self._servers if server.down is None]
+        if not alive:
+            reasons = "; ".join(server.down or "" for server in self._servers)
+            raise VLLMError(f"no server is left ({reasons}). Start them again and resume the run")
+        return alive
+
+    def _drop(self, server: Server, reason: str) -> None:
+        """It would miss new weights, so it stays out for good."""
+        with self._lock:
+            is_news, server.down = server.down is None, reason
+        if is_news:
+            warnings.warn(f"not asked any more: {reason}", stacklevel=2)
+
+
+def _message(error: Any) -> str:
+    """What a server says about a refused request, in one line."""
+    body = error.body
+    if isinstance(body, Mapping) and isinstance(body.get("error"), Mapping):
+        body = body["error"]
+    message = body.get("message") if isinstance(body, Mapping) else None
+    return str(message or error).strip().splitlines()[0][:300]

@@ -1,0 +1,270 @@
+"""The folder of one run: what is in it, written so that a kill at any moment leaves it whole."""
+
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+PACKAGES = ("opcd-gym", "gymnasium", "torch", "transformers", "numpy", "pandas", "sqlalchemy")
+
+
+class RunFolderError(RuntimeError):
+    """A folder that cannot be used; the message says why and what to do."""
+
+
+class RunFolder:
+    """``config.json``, ``metrics.jsonl``, checkpoints and results of one run.
+
+    One process at a time holds it, by a lock that the system lets go when the process dies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take hold of an existing folder; see ``create`` and ``open``.
+
+        Raises:
+            RunFolderError: Another process holds it.
+        """
+        self.path = path
+        self._lock = FileLock(path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunFolderError(f"another process is running in {path}") from error
+        except OSError as error:
+            raise RunFolderError(f"the run folder {path} cannot be used: {error.strerror}") from error
+        self._logged: dict[str, dict[str, Any]] = self._read_metrics()
+        self._seconds_before = max((entry["seconds"] for entry in self._logged.values()), default=0.0)
+        self._started = time.monotonic()
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any]) -> Self:
+        """Make a new run's folder.
+
+        Raises:
+            RunFolderError: It holds another run, or cannot be made.
+        """
+        check_free(path)
+        run_id = f"{path.resolve().name}-{secrets.token_hex(4)}"
+        about = {"run_id": run_id, "config": dict(config), **provenance()}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"the run folder {path} cannot be made: {error.strerror}") from error
+        folder = cls(path)
+        folder.write_json("config.json", about)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Go on in a run's folder.
+
+        Raises:
+            RunFolderError: It is no run's folder.
+        """
+        read_config(path)
+        return cls(path)
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's name in a store that it shares; ``None`` in folders from before there were such."""
+        about = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        run_id: str | None = about.get("run_id")
+        return run_id
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, earlier sessions included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    # --- metrics -----------------------------------------------------------------------------
+
+    def log(self, key: str, **values: Any) -> bool:
+        """Append a line to ``metrics.jsonl``, unless one with this key is there; returns whether it did."""
+        if key in self._logged:
+            return False
+        entry = {"key": key, "seconds": round(self.seconds, 3), **values}
+        with clear_errors(self.path / "metrics.jsonl") as path, path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._logged[key] = entry
+        return True
+
+    def has_logged(self, key: str) -> bool:
+        """Whether ``metrics.jsonl`` has a line with this key."""
+        return key in self._logged
+
+    def _read_metrics(self) -> dict[str, dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return {}
+        entries = {}
+        whole = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # a kill in the middle of a write: the entry is logged again
+            entries[entry["key"]] = entry
+            whole.append(line)
+        self._write(
+            "metrics.jsonl", lambda tmp: tmp.write_text("".join(f"{line}\n" for line in whole), "utf-8")
+        )
+        return entries
+
+    # --- files -------------------------------------------------------------------------------
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, whole or not at all."""
+        self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, whole or not at all."""
+        self._write(name, lambda tmp: tmp.write_text(text, "utf-8"))
+
+    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+        """Write a safetensors file, whole or not at all, with ``about`` in its header."""
+        contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+        self._write(name, lambda tmp: save_file(contiguous, tmp, metadata={"about": json.dumps(dict(about))}))
+
+    def load_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """A file of ``save_tensors`` and its ``about``; ``None`` if there is none."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return tensors, json.loads(file.metadata()["about"])
+        except (OSError, SafetensorError) as error:
+            raise RunFolderError(
+                f"{path} is damaged: {error}; remove it to train again from the start"
+            ) from error
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        tmp = self.path / f"{name}.tmp"
+        with clear_errors(self.path / name) as target:
+            try:
+                write(tmp)
+                os.replace(tmp, target)
+            finally:
+                tmp.unlink(missing_ok=True)
+
+
+@contextmanager
+def clear_errors(target: Path) -> Iterator[Path]:
+    """Say what could not be written, and whether the disk is full.
+
+    Raises:
+        RunFolderError: In place of errors from files and safetensors.
+    """
+    try:
+        yield target
+    except (OSError, SafetensorError) as error:
+        if is_disk_full(error):
+            raise RunFolderError(f"the disk is full: {target} could not be written") from error
+        raise RunFolderError(f"{target} could not be written: {error}") from error
+
+
+def check_free(path: Path) -> None:
+    """Make sure that a new run can be put at ``path``.
+
+    Raises:
+        RunFolderError: There is a run, or something else.
+    """
+    if (path / "config.json").exists():
+        raise RunFolderError(
+            f"{path} already holds a run: choose another --output, or go on with --resume {path}"
+        )
+    # A run that died before it had a config.json leaves a lock and half a file.
+    if path.exists() and (
+        not path.is_dir() or any(p.name != ".lock" and p.suffix != ".tmp" for p in path.iterdir())
+    ):
+        raise RunFolderError(f"{path} exists and is not empty: choose another --output")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration in a run's folder.
+
+    Raises:
+        RunFolderError: It is no run's folder.
+    """
+    try:
+        return dict(json.loads((path / "config.json").read_text(encoding="utf-8"))["config"])
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} is not the folder of a run: it has no config.json") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether ``error``, from a file, safetensors or SQLite, means that there is no space left."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error).lower()
+    return "no space left" in text or "disk is full" in text or "os error 28" in text
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def provenance() -> dict[str, Any]:
+    """What produced a run: time, git revision, versions."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+    }
+
+
+def _git_revision() -> str | None:
+    """The toolkit's own commit, with ``+`` when there are changes on top; ``None`` outside its checkout."""
+    here = Path(__file__).resolve().parents[2]
+
+    def git(*command: str) -> str:
+        arguments = ["git", "-C", str(here), *command]
+        return subprocess.run(
+            arguments, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != here:
+            return None  # installed inside somebody else's repository
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,1 @@
+"""Language models as functions of token prefixes."""

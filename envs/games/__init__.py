@@ -1,0 +1,1 @@
+"""Words for Gymnasium's games, and games of our own."""

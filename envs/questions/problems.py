@@ -1,0 +1,325 @@
+"""Problems with their answers, from generators, files and data sets, dealt into three parts.
+
+A problem belongs to the part that a hash of its question says, whatever it comes from and wherever it stands
+there. So no two parts share a problem, in this run or any other.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pandas as pd
+
+from envs.questions.answers import gold_answer
+from envs.questions.parts import PARTS
+from envs.words import EnvError
+
+DEFAULT_SIZE = 100_000
+"""Problems that a generator is asked for, unless its config says otherwise."""
+MAX_DRAWS = 10_000
+"""A generator that gives no problem of a part in so many draws has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A question, its answer, and what the generator's own scorer needs."""
+
+    question: str
+    gold: str
+    entry: dict[str, Any] | None = None
+    """The generator's entry if its own scorer judges."""
+
+    @classmethod
+    def of(cls, question: str, answer: str) -> Self:
+        """A data set's row."""
+        return cls(question=question, gold=gold_answer(answer))
+
+    @property
+    def part(self) -> int:
+        """The part that it belongs to."""
+        return self.hash % PARTS
+
+    @property
+    def hash(self) -> int:
+        """128 bits that depend on the question's words only."""
+        words = " ".join(self.question.split())
+        return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=16).digest())
+
+
+class Problems(Protocol):
+    """A source of problems."""
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """Problems of each part, where they can be counted."""
+        ...
+
+    def draw(self, part: int, number: int, random: np.random.Generator) -> Problem:
+        """A problem of one part.
+
+        Args:
+            part: From 0 to ``PARTS`` - 1.
+            number: Says which one, where the problems can be counted.
+            random: Says which one, where they cannot.
+
+        Raises:
+            EnvError: The part has none.
+        """
+        ...
+
+
+class RowProblems:
+    """Problems that can be counted: the rows of a file or a data set."""
+
+    def __init__(self, name: str, rows: Iterable[Problem]) -> None:
+        """Deal the problems into parts, each in an order that depends on their questions only.
+
+        Args:
+            name: Of their source, for messages.
+            rows: The problems. A question that comes again is left out.
+        """
+        self._name = name
+        self._parts: list[list[Problem]] = [[] for _ in range(PARTS)]
+        distinct = {problem.hash: problem for problem in reversed(list(rows))}
+        for _, problem in sorted(distinct.items()):
+            self._parts[problem.part].append(problem)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Problems of each part."""
+        return tuple(map(len, self._parts))
+
+    def draw(self, part: int, number: int, random: np.random.Generator) -> Problem:
+        """Number ``number`` of the part, and after its last one the first again."""
+        problems = self._parts[part]
+        if not problems:
+            raise EnvError(
+                f"{self._name} has no problem for seeds of remainder {part} by {PARTS}: it is too small"
+            )
+        return problems[number % len(problems)]
+
+
+class TaskProblems:
+    """What a reasoning-gym generator makes: as many problems as there are indices."""
+
+    def __init__(self, task: str, config: str, dataset: Any) -> None:
+        """A generator.
+
+        Args:
+            task: Its name.
+            config: Its config as JSON.
+            dataset: What it generates, by index.
+        """
+        self.scorer = (task, config)
+        self._dataset = dataset
+
+    @property
+    def sizes(self) -> None:
+        """Nobody counts them."""
+
+    def draw(self, part: int, number: int, random: np.random.Generator) -> Problem:
+        """Index after index at random until one is of the part."""
+        for _ in range(MAX_DRAWS):
+            entry = self._dataset[int(random.integers(len(self._dataset)))]
+            gold = str(entry["answer"])
+            # Of any other form of answer there may be several that are right: the task knows.
+            is_plain = re.fullmatch(r"-?[0-9]+(/[0-9]+)?", gold) is not None
+            problem = Problem(question=entry["question"], gold=gold, entry=None if is_plain else entry)
+            if problem.part == part:
+                return problem
+        task, config = self.scorer
+        raise EnvError(
+            f"task {task} with {config} has no problem for seeds of remainder {part} by {PARTS}: "
+            "it makes too few different questions"
+        )
+
+
+def file_problems(path: str, question: str, answer: str) -> RowProblems:
+    """The problems in a file.
+
+    Args:
+        path: See ``file_table``.
+        question: The questions' column.
+        answer: The answers' column; see ``envs.questions.answers.gold_answer`` for what it may hold.
+
+    Raises:
+        EnvError: There is no such file or column, the file cannot be read, or it has no rows.
+    """
+    return _row_problems(file_table(path), question, answer)
+
+
+def dataset_problems(name: str, config: str | None, split: str, question: str, answer: str) -> RowProblems:
+    """The problems of a Hugging Face data set.
+
+    Args:
+        name: Such as ``openai/gsm8k``.
+        config: Its configuration, such as ``main``.
+        split: Which part of it.
+        question: The questions' column.
+        answer: The answers' column.
+
+    Raises:
+        EnvError: The package is missing, or the data set cannot be had or has no such column.
+    """
+    return _row_problems(dataset_table(name, config, split), question, answer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Table:
+    """Rows from somewhere."""
+
+    source: str
+    """What it is, for messages."""
+    frame: pd.DataFrame
+    """At least one row."""
+
+    def select(self, columns: Mapping[str, str]) -> pd.DataFrame:
+        """Some of the columns, as they are.
+
+        Args:
+            columns: Name of the setting that asks for it -> column.
+
+        Raises:
+            EnvError: One is not there.
+        """
+        for setting, column in columns.items():
+            if column not in self.frame.columns:
+                known = ", ".join(map(str, self.frame.columns))
+                raise EnvError(
+                    f"{self.source} has no column {column!r}: name one with {setting}=; it has {known}"
+                )
+        return self.frame[list(dict.fromkeys(columns.values()))]
+
+
+def file_table(path: str) -> Table:
+    """What stands in a file.
+
+    Args:
+        path: JSONL, CSV or Parquet, by its ending.
+
+    Raises:
+        EnvError: There is no such file, it cannot be read, or it has no rows.
+    """
+    try:
+        changed = os.stat(path).st_mtime_ns
+    except OSError as error:
+        raise EnvError(f"the file {path} cannot be read: {error.strerror}") from error
+    return _file_table(path, changed)
+
+
+# The places of a vector env share what they read.
+@lru_cache(maxsize=8)
+def _file_table(path: str, changed: int) -> Table:
+    readers: dict[str, Callable[[str], pd.DataFrame]] = {
+        ".jsonl": _read_jsonl,
+        ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
+        ".parquet": pd.read_parquet,
+    }
+    ending = Path(path).suffix.lower()
+    if ending not in readers:
+        raise EnvError(f"the file {path} must end in {', '.join(readers)}")
+    try:
+        frame = readers[ending](path)
+    except Exception as error:  # pandas and pyarrow have many
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, pd.errors.EmptyDataError):
+            raise EnvError(f"the file {path} is empty") from error
+        raise EnvError(f"the file {path} cannot be read as {ending[1:]}: {reason}") from error
+    return _table(f"the file {path}", frame)
+
+
+@lru_cache(maxsize=8)
+def dataset_table(name: str, config: str | None, split: str) -> Table:
+    """What stands in a Hugging Face data set; see ``dataset_problems``.
+
+    Raises:
+        EnvError: The package is missing, or the data set cannot be had.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise EnvError("dataset= needs datasets: pip install 'opcd-gym[datasets]'") from error
+    try:
+        rows = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # whatever the hub and the network raise
+        reason = str(error).partition("\n")[0]
+        raise EnvError(f"the data set {name} cannot be had: {type(error).__name__}: {reason}") from error
+    return _table(f"the data set {name}", rows.to_pandas())
+
+
+def _table(source: str, frame: pd.DataFrame) -> Table:
+    if frame.empty:
+        raise EnvError(f"{source} is empty")
+    return Table(source=source, frame=frame)
+
+
+def _read_jsonl(path: str) -> pd.DataFrame:
+    """Line by line: pandas would make dates and floats of what looks like them."""
+    rows = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is no JSON object")
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@lru_cache(maxsize=8)
+def _row_problems(table: Table, question: str, answer: str) -> RowProblems:
+    frame = table.select({"question": question, "answer": answer}).dropna()
+    rows = zip(frame[question].map(str), frame[answer].map(str), strict=True)
+    return RowProblems(table.source, (Problem.of(*row) for row in rows))
+
+
+def task_problems(task: str, config: dict[str, Any]) -> TaskProblems:
+    """The problems of a reasoning-gym generator.
+
+    Args:
+        task: Its name, such as ``chain_sum``.
+        config: Its config; ``seed`` is 0 and ``size`` ``DEFAULT_SIZE`` unless given.
+
+    Raises:
+        EnvError: The package is missing, there is no such task, or it refuses its config.
+    """
+    try:
+        text = json.dumps({"seed": 0, "size": DEFAULT_SIZE, **config}, sort_keys=True)
+    except TypeError as error:
+        raise EnvError(f"the config of task {task} must be JSON: {error}") from error
+    return _task_problems(task, text)
+
+
+@lru_cache(maxsize=8)
+def _task_problems(task: str, config: str) -> TaskProblems:
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise EnvError("task= needs reasoning-gym: pip install 'opcd-gym[math]'") from error
+    if task not in DATASETS:
+        near = difflib.get_close_matches(task, DATASETS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(DATASETS))}"
+        raise EnvError(f"reasoning-gym has no task {task!r}; {hint}")
+    values = json.loads(config)
+    unknown = set(values) - {field.name for field in dataclasses.fields(DATASETS[task][1])}
+    if unknown:
+        known = ", ".join(field.name for field in dataclasses.fields(DATASETS[task][1]))
+        raise EnvError(f"task {task} has no setting {', '.join(sorted(unknown))}; it has {known}")
+    try:
+        dataset = reasoning_gym.create_dataset(task, **values)
+    except Exception as error:  # the generators check with assert, and some not at all
+        raise EnvError(f"task {task} refuses {config}: {type(error).__name__}: {error}") from error
+    return TaskProblems(task, config, dataset)

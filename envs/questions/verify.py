@@ -1,0 +1,289 @@
+"""Whether a reply gives the right answer. Replies are hostile until shown otherwise.
+
+Plain numbers are compared here, exactly. Everything else is judged by math-verify, or by a task's own scorer,
+in worker processes that have a deadline, a memory limit and few rights (``envs/questions/verify_worker.py``).
+"""
+
+import atexit
+import base64
+import json
+import os
+import pickle
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+from envs.questions.answers import (
+    as_latex,
+    compare_numbers,
+    final_answer,
+    gold_answer,
+    has_operation,
+    plain_number,
+    refusal,
+    same_text,
+)
+from envs.words import EnvError
+
+CPU_SECONDS = 1.0
+"""What judging one answer may take, unless the verifier is told otherwise."""
+EXTRA_SECONDS = 0.8
+"""So much longer it may take by the clock, on a machine that is busy otherwise."""
+MEMORY_BYTES = 1 << 30
+"""Address space of a worker."""
+START_SECONDS = 120.0
+"""A worker that is not ready by then never will be."""
+
+_Job = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was found in a reply."""
+
+    is_correct: bool
+    answer: str | None
+    """The final answer as it was read; ``None`` if there is none that can be read."""
+    reason: str
+    """Why it is right, wrong or unreadable."""
+
+
+class Verifier:
+    """Judges replies, with worker processes that start when they are first needed."""
+
+    def __init__(
+        self, scorer: tuple[str, str] | None = None, *, workers: int = 2, cpu_seconds: float = CPU_SECONDS
+    ) -> None:
+        """Prepare a pool.
+
+        Args:
+            scorer: A reasoning-gym task and its config as JSON, for ``score``.
+            workers: Processes at most.
+            cpu_seconds: What judging one answer may take.
+        """
+        task = None if scorer is None else (scorer[0], json.loads(scorer[1]))
+        self._settings = json.dumps(
+            {
+                "scorer": task,
+                "cpu_s": cpu_seconds,
+                "wall_s": cpu_seconds + EXTRA_SECONDS,
+                "memory_bytes": MEMORY_BYTES,
+            }
+        )
+        self._size = workers
+        self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def verify(self, reply: str, gold: str) -> Verdict:
+        """Whether the reply's final answer equals ``gold``; see ``verify_many``."""
+        return self.verify_many([(reply, gold)])[0]
+
+    def verify_many(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        r"""A verdict per reply.
+
+        Args:
+            pairs: Replies, of any content, each with the right answer, which may be the end of a solution
+                (``#### 42``, ``\boxed{42}``).
+
+        Raises:
+            EnvError: No worker starts.
+        """
+        decided = [_without_worker(reply, gold) for reply, gold in pairs]
+        hard = [item for item in decided if isinstance(item, tuple)]
+        results = iter(self._run([{"answer": as_latex(a), "gold": as_latex(g)} for a, g in hard]))
+        return [_verdict(item[0], next(results)) if isinstance(item, tuple) else item for item in decided]
+
+    def score(self, reply: str, entry: dict[str, Any]) -> Verdict:
+        """Whether the task's own scorer is content with the reply's answer.
+
+        Args:
+            reply: Of any content.
+            entry: The problem, as the task made it.
+        """
+        answer = final_answer(reply, whole=True)
+        if answer is None:
+            return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
+        pickled = base64.b64encode(pickle.dumps(entry)).decode()
+        [result] = self._run([{"answer": answer, "entry": pickled}])
+        return _verdict(answer, result)
+
+    def close(self) -> None:
+        """End the workers; the next answer starts others."""
+        with self._lock:
+            for worker in self._workers:
+                worker.close()
+            self._workers.clear()
+
+    def _run(self, jobs: Sequence[_Job]) -> list[_Job]:
+        """The result of each job, in order."""
+        try:
+            with self._lock:
+                return self._run_locked(jobs)
+        except BaseException:  # Ctrl-C, too: a worker's late answer must not pass for the next one
+            self.close()
+            raise
+
+    def _run_locked(self, jobs: Sequence[_Job]) -> list[_Job]:
+        results: list[_Job] = [{}] * len(jobs)
+        waiting, missing = deque(enumerate(jobs)), len(jobs)
+        with selectors.DefaultSelector() as selector:
+            while missing:
+                while len(self._workers) < min(self._size, missing + 1):  # one to spare for the next answer
+                    self._workers.append(_Worker(self._settings))
+                for worker in self._workers:
+                    if worker.is_idle and waiting:
+                        worker.send(*waiting.popleft())
+                for worker in self._workers:
+                    selector.register(worker.output, selectors.EVENT_READ, worker)
+                soonest = min(worker.deadline for worker in self._workers)
+                ready = [key.data for key, _ in selector.select(max(0.0, soonest - time.monotonic()))]
+                for worker in list(self._workers):
+                    selector.unregister(worker.output)
+                    number = worker.number
+                    result = worker.receive() if worker in ready else worker.overdue()
+                    if result is None:
+                        continue
+                    if worker.is_dead:
+                        worker.close()
+                        self._workers.remove(worker)
+                    if number is not None:
+                        results[number] = result
+                        missing -= 1
+        return results
+
+
+class _Worker:
+    """One worker process and the job that it is at."""
+
+    def __init__(self, settings: str) -> None:
+        # By its path, so that it imports nothing of this program; one thread, since it forks.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("verify_worker.py")), settings],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+        assert self._process.stdout is not None
+        self.output = self._process.stdout.fileno()
+        self.number: int | None = None
+        """The job's, if there is one."""
+        self.is_idle = False
+        self.is_dead = False
+        self.deadline = time.monotonic() + START_SECONDS
+        self._is_ready = False
+        self._line = b""
+
+    def send(self, number: int, job: _Job) -> None:
+        assert self._process.stdin is not None
+        self.number, self.is_idle = number, False
+        # The worker ends itself in time; this is for one that cannot.
+        self.deadline = time.monotonic() + 10 * CPU_SECONDS
+        with suppress(BrokenPipeError):  # which the end of its output tells
+            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+
+    def receive(self) -> _Job | None:
+        """What the worker says; ``None`` if it is not finished."""
+        chunk = os.read(self.output, 1 << 16)
+        self._line += chunk
+        if not chunk:
+            return self._died("crashed its judge")
+        if not self._line.endswith(b"\n"):
+            return None
+        result: _Job = json.loads(self._line.splitlines()[-1])
+        self._line, self._is_ready = b"", True
+        self.is_idle, self.number, self.deadline = True, None, float("inf")
+        return result
+
+    def overdue(self) -> _Job | None:
+        """What to say of a job whose time is up; ``None`` if it is not."""
+        return self._died("took too long to judge") if time.monotonic() > self.deadline else None
+
+    def _died(self, reason: str) -> _Job:
+        if not self._is_ready:
+            raise EnvError(f"a verification worker did not start (exit code {self._process.poll()})")
+        self.is_dead = True
+        return {"failed": reason}
+
+    def close(self) -> None:
+        self._process.kill()  # its child, if at a job, ends itself in time
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.wait()
+
+
+def shared_verifier(scorer: tuple[str, str] | None = None) -> Verifier:
+    """This process's ``Verifier``, which lives as long as the process."""
+    return _shared_verifier(os.getpid(), scorer)
+
+
+@cache
+def _shared_verifier(pid: int, scorer: tuple[str, str] | None) -> Verifier:
+    # By process id: a fork must not talk to its parent's workers.
+    verifier = Verifier(scorer)
+    atexit.register(verifier.close)
+    return verifier
+
+
+def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, str]:
+    """The verdict, if it can be given here; otherwise what is to be compared."""
+    answer = final_answer(reply)
+    if answer is None:
+        return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
+    if (reason := refusal(answer)) is not None:
+        return Verdict(is_correct=False, answer=None, reason=reason)
+    gold = _gold_answer(gold)
+    if same_text(answer, gold):
+        return Verdict(is_correct=True, answer=answer, reason="the same")
+    left, right = _values(answer, gold)
+    number, gold_number = plain_number(left), plain_number(right)
+    if number is None and gold_number is not None and has_operation(left):
+        # Repeating the problem does not solve it; in 8 = 5 + 3 it is solved.
+        number = next(filter(None, map(plain_number, reversed(answer.split("=")))), None)
+        if number is None:
+            return Verdict(is_correct=False, answer=answer, reason="not worked out")
+    if number is None or gold_number is None:
+        return answer, gold
+    difference = compare_numbers(number, gold_number)
+    return Verdict(is_correct=difference is None, answer=answer, reason=difference or "equal")
+
+
+_gold_answer = lru_cache(maxsize=4096)(gold_answer)
+
+
+def _values(answer: str, gold: str) -> tuple[str, str]:
+    """Both without what they set equal to it, where that is no part of the answer."""
+    name, equals, value = answer.rpartition("=")
+    gold_name, gold_equals, gold_value = gold.rpartition("=")
+    if equals and gold_equals and "".join(name.split()) != "".join(gold_name.split()):
+        return answer, gold
+    if gold_equals and not gold_name.strip().isalpha():
+        return answer, gold
+    # 3 < x is not an equation, and neither is x <= 3.
+    if name.endswith(("<", ">", "!", "\\")) or "," in name or ";" in name:
+        return answer, gold
+    return value.strip(), gold_value.strip()
+
+
+def _verdict(answer: str, result: _Job) -> Verdict:
+    """A worker's result as a verdict."""
+    if (failure := result.get("failed")) is not None:
+        return Verdict(is_correct=False, answer=answer, reason=f"the answer {failure}")
+    is_correct = result.get("is_correct") is True
+    return Verdict(is_correct=is_correct, answer=answer, reason="equal" if is_correct else "not equal")

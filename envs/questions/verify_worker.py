@@ -1,0 +1,131 @@
+"""A process that judges answers, and can do little else; ``envs/questions/verify.py`` starts it by its path.
+
+It imports what it needs, then forks. The child reads jobs, one JSON object per line, and writes verdicts, one
+per line. A child that takes too long, needs too much memory or crashes is the end of that answer only: its
+parent says so, and forks the next one within milliseconds.
+
+    python -P verify_worker.py '{"scorer": null, "cpu_s": 1.0, "wall_s": 1.8, "memory_bytes": 1073741824}'
+"""
+
+import base64
+import json
+import logging
+import os
+import pickle
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+Judge = Callable[[dict[str, Any]], dict[str, Any]]
+
+FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "fcntl.", "signal.")
+HARMLESS = ("os.listdir", "os.scandir")
+"""What a late import does."""
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    settings = json.loads(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the starter's business
+    sys.dont_write_bytecode = True
+    judge = task_judge(*settings["scorer"]) if settings["scorer"] else math_judge()
+    verdicts = os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    _write(verdicts, {"ready": True})
+    os.dup2(null, 2)
+    while True:
+        child = os.fork()
+        if child == 0:
+            _serve(judge, verdicts, settings)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            return
+        slow = -code in (signal.SIGPROF, signal.SIGALRM)
+        _write(verdicts, {"failed": "took too long to judge" if slow else f"crashed its judge ({code})"})
+
+
+def math_judge() -> Judge:
+    """Judges whether two answers are equal, by math-verify."""
+    from math_verify import parse, verify
+
+    logging.disable()  # math-verify says at every call that its own time limit is off
+
+    def read(answer: str) -> list[Any]:
+        return list(parse(rf"\boxed{{{answer}}}", parsing_timeout=None))
+
+    def judge(job: dict[str, Any]) -> dict[str, Any]:
+        answers = read(job["answer"])
+        if not answers:
+            return {"failed": "cannot be read as mathematics"}
+        equal = verify(read(job["gold"]), answers, timeout_seconds=None, allow_set_relation_comp=True)
+        return {"is_correct": bool(equal)}
+
+    # Regexes, grammar tables and sympy's caches fill up here, before the fork.
+    for gold, answer in (
+        (r"\frac{1}{2}", "0.5"),
+        ("x^2+2x+1", "(x+1)^2"),
+        ("[0,1)", r"\{1,2\}"),
+        ("x=3", "3"),
+    ):
+        judge({"gold": gold, "answer": answer})
+    return judge
+
+
+def task_judge(task: str, config: dict[str, Any]) -> Judge:
+    """Judges answers as a reasoning-gym task does."""
+    import reasoning_gym
+
+    dataset = reasoning_gym.create_dataset(task, **config)
+
+    def judge(job: dict[str, Any]) -> dict[str, Any]:
+        # Pickled by the process that started this one.
+        entry = pickle.loads(base64.b64decode(job["entry"]))
+        return {"is_correct": bool(dataset.score_answer(job["answer"], entry) >= 1)}
+
+    return judge
+
+
+def _serve(judge: Judge, verdicts: int, settings: dict[str, Any]) -> None:
+    for limit, value in (
+        (resource.RLIMIT_AS, settings["memory_bytes"]),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        with suppress(ValueError, OSError):  # macOS knows no RLIMIT_AS
+            resource.setrlimit(limit, (value, value))
+    sys.addaudithook(_forbid)
+    with open(0, "rb", closefd=False) as jobs:
+        for line in jobs:
+            job = json.loads(line)
+            # Both kill at once, whatever Python is doing: busy, or asleep.
+            signal.setitimer(signal.ITIMER_PROF, settings["cpu_s"])
+            signal.setitimer(signal.ITIMER_REAL, settings["wall_s"])
+            try:
+                verdict = judge(job)
+            except MemoryError:
+                verdict = {"failed": "takes too much memory to judge"}
+            except BaseException as error:  # SystemExit, too
+                verdict = {"failed": f"cannot be judged ({type(error).__name__})"}
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _write(verdicts, verdict)
+
+
+def _forbid(event: str, args: tuple[Any, ...]) -> None:
+    """No processes, no network, no files written."""
+    writes = event == "open" and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    if writes or (event.startswith(FORBIDDEN) and event not in HARMLESS):
+        raise PermissionError(event)
+
+
+def _write(target: int, message: dict[str, Any]) -> None:
+    os.write(target, json.dumps(message).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Which context is worth training in, if any: successive halving, then an exact paired test.
+
+Many candidates play few validation episodes, the best of them more (Jamieson and Talwalkar 2016). The winner
+plays all, and must beat no context on the episodes by which it was *not* chosen: on the others the best of
+many is lucky.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from scipy.stats import binomtest
+
+from experience.context import NO_CONTEXT, Context
+from experience.insight import Insight, InsightState
+from experience.score import ContextScore
+from experience.seeds import SeedRange
+
+SIGNIFICANT = 0.05
+"""A context must beat none with a smaller p-value."""
+KEEP = 4
+"""One candidate in so many goes on to the next rung, which has twice the episodes."""
+FIRST_RUNG = 8
+"""The first rung has one in so many of the validation episodes; all that choose have half of them at most."""
+
+Outcomes = Mapping[int, bool]
+"""Seed -> success."""
+Play = Callable[[Sequence[Context], SeedRange], Sequence[Outcomes]]
+"""Plays each context on the seeds; returns the outcomes in the same order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the gate found."""
+
+    context: Context
+    """The best candidate."""
+    admitted: bool
+    success_rate: float
+    """Of the best candidate, on all validation episodes."""
+    success_rate_without: float
+    wins: int
+    """Of the episodes that decide: those won with the context only."""
+    losses: int
+    """And those won without it only."""
+    n: int
+    """Episodes that decide."""
+    p_value: float
+    """McNemar's exact test on these, two-sided."""
+    episodes: int
+    """Played in all, those without context included."""
+    episodes_full: int
+    """What scoring every candidate on all validation episodes would have taken."""
+    scores: tuple[ContextScore, ...]
+    outcomes: Mapping[str, Outcomes]
+    """By context id, ``none`` included."""
+
+
+def exact_paired_test(only_first: int, only_second: int) -> float:
+    """The two-sided p-value of McNemar's exact test.
+
+    Args:
+        only_first: Pairs in which only the first arm succeeded.
+        only_second: Pairs in which only the second did.
+    """
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def by_promise(insights: Iterable[Insight], judged: Collection[str] = ()) -> list[Insight]:
+    """The order in which insights are to be tried, where not all can be.
+
+    The best of those that were judged before, which is to be beaten; then what is new; then the others, which
+    had their chance. Among each, what merely quotes its problem is last, and then what has retired.
+
+    Args:
+        insights: What is to be ordered.
+        judged: Ids of those that were judged.
+    """
+    ranked = sorted(insights, key=_promise)
+    old = [insight for insight in ranked if insight.id in judged]
+    return old[:1] + [insight for insight in ranked if insight.id not in judged] + old[1:]
+
+
+def _promise(insight: Insight) -> tuple[bool, bool, float, int]:
+    retired = insight.state != InsightState.ACTIVE
+    return retired, insight.is_instance_specific, -insight.score, -insight.support
+
+
+def judge(
+    candidates: Sequence[Context],
+    seeds: SeedRange,
+    play: Play,
+    *,
+    phase: str,
+    policy_id: str,
+    fully: bool = False,
+) -> Verdict:
+    """Find the best candidate and decide whether it helps.
+
+    Args:
+        candidates: At least one; none twice.
+        seeds: The validation seeds.
+        play: Who plays.
+        phase: Name of this part of the run, for the record.
+        policy_id: Which weights play, for the record.
+        fully: Play every candidate on all seeds; then the test is by those that chose the winner as well.
+    """
+    [without] = play([NO_CONTEXT], seeds)
+    alive = list(candidates)
+    outcomes: dict[str, dict[int, bool]] = {context.id: {} for context in alive}
+    verdicts: dict[str, str] = {}
+    size = len(seeds) if len(alive) == 1 or fully else max(1, len(seeds) // FIRST_RUNG)
+    half = max(1, len(seeds) // 2)
+    chosen_on = played = 0
+    while True:
+        fresh = replace(seeds, start=seeds.start + played, size=size - played)
+        for context, result in zip(alive, play(alive, fresh), strict=True):
+            outcomes[context.id] |= result
+        played = size
+        if len(alive) > 1:
+            # Stable: among equals the earlier candidate.
+            ranked = sorted(alive, key=lambda context: -sum(outcomes[context.id].values()))
+            alive = ranked[: 1 if played >= half else max(1, len(alive) // KEEP)]
+            for context in ranked[len(alive) :]:
+                verdicts[context.id] = f"dropped after {played} episodes: others did better"
+            chosen_on = played
+        if played == len(seeds):
+            break
+        size = len(seeds) if len(alive) == 1 else min(2 * size, half)
+    [best] = alive
+    deciding = list(seeds)[chosen_on:] or list(seeds)
+    wins = sum(outcomes[best.id][seed] and not without[seed] for seed in deciding)
+    losses = sum(without[seed] and not outcomes[best.id][seed] for seed in deciding)
+    p_value = exact_paired_test(wins, losses)
+    admitted = wins > losses and p_value < SIGNIFICANT
+    verdicts[best.id] = (
+        f"the best; {'admitted' if admitted else 'refused'}: on {len(deciding)} fresh episodes "
+        f"{wins} are won with it only, {losses} without it only"
+    )
+    return Verdict(
+        context=best,
+        admitted=admitted,
+        success_rate=sum(outcomes[best.id].values()) / len(seeds),
+        success_rate_without=sum(without.values()) / len(seeds),
+        wins=wins,
+        losses=losses,
+        n=len(deciding),
+        p_value=p_value,
+        episodes=sum(map(len, outcomes.values())) + len(seeds),
+        episodes_full=(len(candidates) + 1) * len(seeds),
+        scores=tuple(
+            _score(context, outcomes[context.id], without, phase, policy_id, verdicts[context.id])
+            for context in candidates
+        ),
+        outcomes={**outcomes, NO_CONTEXT.id: without},
+    )
+
+
+def _score(
+    context: Context, outcomes: Outcomes, without: Outcomes, phase: str, policy_id: str, verdict: str
+) -> ContextScore:
+    return ContextScore(
+        phase=phase,
+        context_id=context.id,
+        insight_ids=tuple(insight.id for insight in context.insights),
+        policy_id=policy_id,
+        seeds=tuple(outcomes),
+        successes=sum(outcomes.values()),
+        successes_without=sum(without[seed] for seed in outcomes),
+        p_value=exact_paired_test(
+            sum(won and not without[seed] for seed, won in outcomes.items()),
+            sum(without[seed] and not won for seed, won in outcomes.items()),
+        ),
+        verdict=verdict,
+    )

@@ -1,0 +1,138 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from agents.policies.local import HFPolicy, sampling_distribution
+from agents.policies.policy import FinishReason, Message, Prompt, Sampling
+from agents.policies.scripted import ScriptedPolicy
+
+
+def prompt(text: str, prefix: str = "I move") -> Prompt:
+    return Prompt(messages=(Message(role="user", content=text),), reply_prefix=prefix)
+
+
+@pytest.fixture
+def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> HFPolicy:
+    return HFPolicy(model, tokenizer)
+
+
+def test_greedy_is_what_generate_gives(policy: HFPolicy) -> None:
+    prompts = [prompt("a"), prompt("bb"), prompt("a long question")]
+    completions = policy.generate(prompts, Sampling(temperature=0, max_tokens=8), [0, 0, 0])
+    for p, completion in zip(prompts, completions, strict=True):
+        ids = torch.tensor([policy.encode(p)])
+        out = policy.lm.model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, pad_token_id=0
+        )
+        assert list(completion.token_ids) == out[0, ids.shape[1] :].tolist()
+        assert completion.prompt_tokens == ids.shape[1]
+
+
+def test_logprobs_are_the_models(policy: HFPolicy) -> None:
+    [completion] = policy.generate([prompt("a")], Sampling(temperature=0.7, top_p=0.8, max_tokens=6), [3])
+    ids = [*policy.encode(prompt("a")), *completion.token_ids]
+    with torch.no_grad():
+        logprobs_TV = policy.lm.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    start = completion.prompt_tokens - 1
+    expected = [float(logprobs_TV[start + i, token]) for i, token in enumerate(completion.token_ids)]
+    assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_prompts_that_do_not_fit_into_memory_together_are_computed_once(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompts, sampling = [prompt(f"{i} " * 20) for i in range(12)], Sampling(max_tokens=8)
+    roomy = HFPolicy(model, tokenizer)
+    bytes_each = roomy.lm.max_bytes // roomy.lm.capacity
+    tight = HFPolicy(model, tokenizer, max_bytes=250 * bytes_each)
+    assert tight.lm.capacity == 250
+    expected = roomy.generate(prompts, sampling, range(12))
+    found = tight.generate(prompts, sampling, range(12))
+    assert [c.token_ids for c in found] == [c.token_ids for c in expected]
+    # What prompts share is computed once per group at the worst.
+    assert tight.lm.computed_tokens < 2 * roomy.lm.computed_tokens
+
+
+def test_a_completion_depends_on_prompt_and_seed_only(policy: HFPolicy) -> None:
+    sampling = Sampling(max_tokens=5)
+    prompts, seeds = [prompt(str(i % 4)) for i in range(12)], list(range(12))
+    together = policy.generate(prompts, sampling, seeds)
+    policy.clear()
+    alone = [policy.generate([p], sampling, [s])[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    assert policy.generate(prompts[:1], sampling, [99])[0].token_ids != together[0].token_ids
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0.7, max_tokens=1), Sampling(top_p=0.6, max_tokens=1)]
+)
+def test_sampling_follows_the_distribution(policy: HFPolicy, sampling: Sampling) -> None:
+    n = 20_000
+    completions = policy.generate([prompt("x")] * n, sampling, range(n))
+    counts = Counter(completion.token_ids[0] for completion in completions)
+    logits_V = policy.lm.logits([policy.encode(prompt("x"))])[0]
+    probs = sampling_distribution(logits_V, sampling).numpy()
+    probs /= probs.sum()
+    assert all(probs[token] > 0 for token in counts)
+    often = np.flatnonzero(probs * n >= 5)
+    observed = np.array([counts[int(token)] for token in often] + [0])
+    expected = np.append(probs[often] * n, 0.0)
+    observed[-1], expected[-1] = n - observed.sum(), n - expected.sum()
+    keep = expected > 0.5
+    observed, expected = observed[keep], expected[keep]
+    assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
+    assert policy.lm.computed_tokens == len(policy.encode(prompt("x")))  # 20,000 equal prompts, once
+
+
+def test_top_p_keeps_the_token_that_reaches_it() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    kept = sampling_distribution(logits, Sampling(top_p=0.8)).nonzero()
+    assert kept.flatten().tolist() == [0, 1]
+    kept = sampling_distribution(logits, Sampling(top_p=0.81)).nonzero()
+    assert kept.flatten().tolist() == [0, 1, 2]
+    assert sampling_distribution(logits, Sampling(top_p=0.01)).nonzero().flatten().tolist() == [0]
+
+
+def test_draws_at_the_edges_are_possible_tokens(policy: HFPolicy) -> None:
+    logits_V = torch.full((6,), -torch.inf)
+    logits_V[1], logits_V[3] = 0.0, 0.0
+    from agents.policies.local import _draw_table
+
+    table = _draw_table(logits_V, Sampling())
+    assert [table.draw(u) for u in (0.0, 0.49, 0.51, np.nextafter(1.0, 0.0))] == [1, 1, 3, 3]
+
+
+def test_end_of_sequence_stops(policy: HFPolicy) -> None:
+    completions = policy.generate([prompt("s")] * 300, Sampling(temperature=3.0, max_tokens=40), range(300))
+    stopped = [c for c in completions if c.finish_reason == FinishReason.STOP]
+    assert stopped
+    assert all(c.token_ids[-1] == 1 and 1 not in c.token_ids[:-1] for c in stopped)
+    assert all(len(c.token_ids) == 40 for c in completions if c.finish_reason == FinishReason.LENGTH)
+
+
+def test_a_prompt_that_does_not_fit_is_said_so(policy: HFPolicy) -> None:
+    long, short = policy.generate([prompt("x" * 600), prompt("x")], Sampling(max_tokens=2), [0, 0])
+    assert long.finish_reason == FinishReason.OVERFLOW
+    assert long.token_ids == ()
+    assert len(short.token_ids) > 0
+
+
+def test_longest_action(policy: HFPolicy) -> None:
+    assert policy.longest_action("I move", ["up", "right"]) == len(" right")
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"max_tokens": 0}])
+def test_bad_sampling_is_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Sampling(**bad)  # type: ignore[arg-type]
+
+
+def test_scripted_policy() -> None:
+    policy = ScriptedPolicy(lambda p, seed: f" {p.reply_prefix}{seed}")
+    cut, whole = policy.generate([prompt("q"), prompt("q")], Sampling(max_tokens=8), [123, 4])
+    assert (cut.text, cut.finish_reason) == (" I move1", FinishReason.LENGTH)
+    assert (whole.text, whole.finish_reason) == (" I move4", FinishReason.STOP)

@@ -1,0 +1,749 @@
+"""The main command on a tiny walker: what it leaves behind, and that nothing stops it for good."""
+
+import dataclasses
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from safetensors.torch import load_file
+from sqlalchemy.exc import OperationalError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from agents.config import ConfigError, SelfImproveConfig
+from agents.reflection import Learning
+from agents.run.folder import RunFolder, RunFolderError
+from agents.run.run import Session
+from agents.self_improve import begun, finish, main, parse_args, saved_config, self_improve
+from agents.training import Consolidation, shares
+from distill.examples import sample_examples
+from distill.opcd import OPCD, DistillError, StepStats
+from evals.result import Comparison
+from experience.context import Context
+from experience.store import ExperienceStore
+from experience.text import printable
+from tests.conftest import run_main, tiny_llama
+
+QUIET = Console(quiet=True)
+
+TINY: dict[str, Any] = {
+    "env_kwargs": {"is_slippery": False},
+    "rounds": 2,
+    "episodes": 12,
+    "waves": 2,
+    "steps": 3,
+    "eval_every": 2,
+    "batch_size": 8,
+    "lr": 1e-3,
+    "validation_episodes": 6,
+    "test_episodes": 6,
+    "num_envs": 4,
+}
+
+
+@contextmanager
+def open_gate() -> Iterator[None]:
+    """Everything is admitted: a random walker is helped by nothing, and training is to be seen."""
+    closed = Learning.gate
+
+    def gate(self: Learning, round_number: int, candidates: Sequence[Context]) -> Context | None:
+        return closed(self, round_number, candidates) or next(iter(candidates), None)
+
+    with patch.object(Learning, "gate", gate):
+        yield
+
+
+def flags(path: Path, model: Path) -> list[str]:
+    """``TINY`` as a command line."""
+    arguments = ["--model", str(model), "--output", str(path)]
+    for name, value in TINY.items():
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        arguments += [f"--{name.replace('_', '-')}", text]
+    return arguments
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Everything of a run that has to be the same however often it was interrupted."""
+    results = json.loads((path / "results.json").read_text())
+    for varying in ("wall_seconds", "peak_rss_bytes"):
+        results.pop(varying)
+    metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    with ExperienceStore(path / "experience.db") as store:
+        tables = [frame.to_csv() for frame in (store.traces(), store.turns(), store.insights())]
+    return {
+        "results": results,
+        "metrics": {entry.pop("key"): entry for entry in metrics if entry.pop("seconds") >= 0},
+        "tables": tables,
+        "weights": {
+            file: {key: tensor.tolist() for key, tensor in load_file(path / file).items()}
+            for file in ("checkpoint.safetensors", "best.safetensors", "model/model.safetensors")
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    with open_gate():
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
+    return path
+
+
+def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
+    results = json.loads((whole / "results.json").read_text())
+    assert results["schema_version"] == 1
+    assert results["eval_temperature"] == [0.0, 0.7]
+    for arms in (results["arms"], results["sampled_arms"]):
+        assert arms.keys() == {
+            "random", "blind", "before", "before_with_experience", "after", "after_with_experience", "optimal"
+        }  # fmt: skip
+        for arm in arms.values():
+            assert arm.keys() == {
+                "success_rate", "successes", "n", "ci_low", "ci_high", "mean_return", "invalid_rate",
+                "prompt_tokens_per_turn",
+            }  # fmt: skip
+    assert results["arms"]["optimal"]["n"] is None
+    assert results["arms"]["before"]["n"] == 6
+    assert results["comparison"].keys() == {"difference", "ci_low", "ci_high", "p_value", "n"}
+    assert results["wall_seconds"] > 0
+    assert results["peak_rss_bytes"] > 1e8
+
+    about = json.loads((whole / "config.json").read_text())
+    assert about["config"]["env_kwargs"] == {"is_slippery": False}
+    assert about["packages"]["gymnasium"]
+    assert "git_revision" in about
+
+    model = AutoModelForCausalLM.from_pretrained(whole / "model")
+    tokenizer = AutoTokenizer.from_pretrained(whole / "model")
+    assert tokenizer.chat_template
+    before = AutoModelForCausalLM.from_pretrained(walker_folder)
+    changed = [not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)]
+    assert any(changed) == (results["best_step"] > 0)
+    trained = load_file(whole / "checkpoint.safetensors")
+    assert not torch.equal(trained["weight/lm_head.weight"], before.lm_head.weight)
+    html = (whole / "report.html").read_text()
+    assert html.count("<svg") == 5
+    assert "http" not in html.replace("http://www.w3.org", "").replace("http-equiv", "")
+    assert {p.name for p in whole.iterdir()} - {".lock"} == {
+        *("config.json", "experience.db", "metrics.jsonl", "model", "results.json", "report.html"),
+        *("best.safetensors", "checkpoint.safetensors"),
+    }
+
+
+def test_splits_are_used_for_what_they_are_for(whole: Path) -> None:
+    with ExperienceStore(whole / "experience.db") as store:
+        traces = store.traces()
+    kinds = traces.groupby("split")["phase"].unique()
+    assert all("/play" in phase for phase in kinds["train"])
+    assert all(phase.startswith("test/") for phase in kinds["test"])
+    assert all("gate" in phase or phase.startswith("validation") for phase in kinds["validation"])
+    assert {seed % 3 for seed in traces.query("split == 'test'")["seed"]} == {2}
+    # Before and after play the same test seeds.
+    by_phase = traces.query("split == 'test'").groupby("phase")["seed"].agg(tuple)
+    assert by_phase.nunique() == 1
+
+
+def test_the_same_command_gives_the_same_run(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
+    with open_gate():
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **TINY), QUIET)
+    assert contents(tmp_path / "run") == contents(whole)
+
+
+def fail_at(owner: type, name: str, call: int) -> Callable[[], Any]:
+    """Interrupt the ``call``-th call of ``owner.name``."""
+    original, count = getattr(owner, name), 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == call:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    return lambda: patch.object(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    "interrupt",
+    [
+        fail_at(ExperienceStore, "add_traces", 2),
+        fail_at(ExperienceStore, "finish_phase", 1),
+        fail_at(ExperienceStore, "finish_phase", 6),
+        fail_at(ExperienceStore, "set_insights", 2),
+        fail_at(OPCD, "step", 2),
+        fail_at(OPCD, "step", 5),
+        fail_at(RunFolder, "save_tensors", 2),
+        fail_at(RunFolder, "save_tensors", 4),
+        fail_at(Session, "save_model", 1),
+        fail_at(Consolidation, "_validate", 3),
+        fail_at(RunFolder, "write_json", 2),
+    ],
+)
+def test_an_interrupted_run_ends_the_same(
+    interrupt: Callable[[], Any], whole: Path, walker_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with open_gate():
+        with interrupt(), pytest.raises(KeyboardInterrupt):
+            self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
+        self_improve(parse_args(["--resume", str(path)]), QUIET)
+    assert contents(path) == contents(whole)
+
+
+def test_kill_dash_nine(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
+    """Real kills of a real process, at moments that nobody chose."""
+    path = tmp_path / "run"
+    script = (
+        "import sys, time; from tests.agents.test_self_improve import *\n"
+        "slow = OPCD.step\n"
+        "def step(*args):\n    time.sleep(0.2); return slow(*args)\n"
+        "OPCD.step = step\n"
+        "with open_gate(): sys.exit(main())"
+    )
+    first = flags(path, walker_folder)
+    kills = 0
+    while not (path / "report.html").exists():
+        arguments = ["--resume", str(path)] if (path / "config.json").exists() else first
+        process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE)
+        try:
+            # Wait for work to begin, so that some gets done each time.
+            progress = progress_of(path)
+            deadline = time.monotonic() + 120
+            while process.poll() is None and progress_of(path) == progress and time.monotonic() < deadline:
+                time.sleep(0.02)
+            time.sleep(0.45)
+            if kills < 4 and process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+        finally:
+            _, error = process.communicate(timeout=300)
+        assert process.returncode in (0, -signal.SIGKILL), error.decode()
+    assert kills >= 2
+    assert contents(path) == contents(whole)
+
+
+def progress_of(path: Path) -> int:
+    return sum(file.stat().st_mtime_ns for file in path.glob("*")) if path.exists() else 0
+
+
+def test_the_gate_refuses_what_does_not_help(walker_folder: Path, tmp_path: Path) -> None:
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "rounds": 1})
+    results = self_improve(config, QUIET)
+    assert results["best_step"] == 0
+    assert results["comparison"]["difference"] == 0
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["admitted"] for entry in metrics if entry.get("kind") == "gate"] == [False]
+    assert "Nothing was trained" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_model_that_never_acts_is_measured_all_the_same(tmp_path: Path) -> None:
+    from tests.conftest import byte_tokenizer
+
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "mute")
+    byte_tokenizer().save_pretrained(tmp_path / "mute")
+    config = SelfImproveConfig(
+        model=str(tmp_path / "mute"), output=tmp_path / "run", max_new_tokens=2, **{**TINY, "rounds": 1}
+    )
+    results = self_improve(config, QUIET)
+    assert results["arms"]["before"]["invalid_rate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [
+        ("Blackjack-v1", {}),
+        ("CartPole-v1", {"env_kwargs": {"max_episode_steps": 9}, "history": "last-2"}),
+        ("Pendulum-v1", {"env_kwargs": {"max_episode_steps": 5}, "max_new_tokens": 4}),
+        ("CliffWalking-v1", {"env_kwargs": {"max_episode_steps": 20}, "vectorization": "async"}),
+    ],
+)
+def test_any_env_runs_to_its_report(
+    env: str, settings: dict[str, Any], walker_folder: Path, tmp_path: Path
+) -> None:
+    config = {**TINY, "env_kwargs": {}, "rounds": 1, **settings}
+    results = self_improve(
+        SelfImproveConfig(env=env, model=str(walker_folder), output=tmp_path / "run", **config), QUIET
+    )
+    assert {"random", "before", "after"} <= results["arms"].keys()
+    assert results["success_means"] in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with open_gate():
+        self_improve(
+            SelfImproveConfig(
+                model=str(walker_folder),
+                output=tmp_path / "run",
+                tracker="tensorboard",
+                **{**TINY, "rounds": 1},
+            ),
+            QUIET,
+        )
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/kl")] == [1, 2, 3]
+    assert [event.step for event in events.Scalars("validation/success_rate")] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_how_often_each_advised_action_is_trained_on(
+    power: float, walker_folder: Path, tmp_path: Path
+) -> None:
+    drawn: list[list[str]] = []
+
+    def spy(policy: Any, encode: Any, pairs: Any, *rest: Any, **settings: Any) -> Any:
+        drawn.append([prompt.messages[-1].content for _, prompt in pairs])
+        return sample_examples(policy, encode, pairs, *rest, **settings)
+
+    config = SelfImproveConfig(
+        model=str(walker_folder), output=tmp_path / "run", action_power=power, **{**TINY, "rounds": 1}
+    )
+    with open_gate(), patch("agents.training.sample_examples", spy):
+        self_improve(config, QUIET)
+    assert len(drawn) == TINY["steps"]
+    prompts = {prompt for batch in drawn for prompt in batch}
+    observations = Counter(prompt.rsplit(" ", 1)[1] for prompt in prompts)
+    assert len(set(observations.values())) > 1
+    weights = {action: n**power for action, n in observations.items()}
+    for batch in drawn:
+        actions = Counter(prompt.rsplit(" ", 1)[1] for prompt in batch)
+        assert len(actions) > 1
+        assert sum(actions.values()) == TINY["batch_size"]
+        for action, weight in weights.items():
+            assert abs(actions[action] - len(batch) * weight / sum(weights.values())) < 1
+        if power == 0:
+            assert max(actions.values()) - min(actions.values()) <= 1
+
+
+def test_by_default_each_advised_action_is_trained_on_as_often() -> None:
+    assert SelfImproveConfig().action_power == 0
+
+
+@given(
+    st.lists(st.floats(min_value=1, max_value=100), min_size=1, max_size=20),
+    st.integers(min_value=1, max_value=200),
+    st.integers(),
+)
+def test_shares_are_exact_but_for_rounding(weights: list[float], size: int, seed: int) -> None:
+    parts = shares(weights, size, random.Random(seed))
+    assert sum(parts) == size
+    for part, weight in zip(parts, weights, strict=True):
+        assert abs(part - size * weight / sum(weights)) < 1 + 1e-9
+
+
+def test_shares_are_exact_on_average() -> None:
+    generator = random.Random(0)
+    totals = [
+        sum(column) for column in zip(*(shares([1, 2, 4], 3, generator) for _ in range(7000)), strict=True)
+    ]
+    assert totals == pytest.approx([3000, 6000, 12000], rel=0.05)
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+command = partial(run_main, main)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--env", "FrozenLak-v1"], "did you mean FrozenLake-v1"),
+        (["--env", "tests.envs.test_spaces:tests/Graphs-v0"], "say how with envs.register_text"),
+        (["--history", "some"], "history must be none, full, or last-N"),
+        (["--store", "sqlite:////no/such/folder/x.db"], "its folder must exist"),
+        (["--tracker", "wandb"], "tracker wandb needs its package: pip install wandb"),
+        (["--env-kwargs", '{"slip": 1}'], "cannot be made with {'slip': 1}"),
+        (["--env-kwargs", "{slip}"], "JSON"),
+        (["--env-kwargs", "[1]"], "JSON object"),
+        (["--model", "nowhere"], "neither 'smollm2', nor a folder, nor a .gguf file, nor a hub id"),
+        (["--model", "/no/such/model.gguf"], "no GGUF file /no/such/model.gguf"),
+        (["--device", "quantum"], "quantum"),
+        (["--retrieval", "/no/such/model"], "retrieval '/no/such/model' is neither bm25 nor"),
+        (["--insights", "llm", "--insight-prompts", "/no/such.toml"], "/no/such.toml"),
+        (["--insights", "llm", "--insight-model", "x", "--insight-url", "nowhere"], "nowhere is no endpoint"),
+        (["--rounds", "0"], "rounds must be at least 1"),
+        (["--episodes", "10", "--waves", "4"], "multiple of waves"),
+        (["--test-episodes", "1000001"], "test_episodes must be at most"),
+        (["--seed", "1000000000000"], "seed must be"),
+        (["--eval-temperature", "-1"], "eval_temperature"),
+        (["--resume", "/no/such/run"], "is not the folder of a run"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    args: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, walker_folder: Path
+) -> None:
+    model = [] if "--model" in args else ["--model", str(walker_folder)]
+    code, output = command(capsys, "--output", str(tmp_path / "run"), *model, *args)
+    assert code != 0
+    assert says in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_hub_model_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, output = command(capsys, "--model", "owner/none", "--output", str(tmp_path / "run"))
+    assert code == 2
+    assert "model 'owner/none' cannot be loaded" in output
+    assert "--model smollm2" in output
+
+
+def test_pickled_weights_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], walker_folder: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(walker_folder, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    code, output = command(capsys, "--model", str(folder), "--output", str(tmp_path / "run"))
+    assert code == 2
+    assert "safetensors" in output
+
+
+def test_a_folder_in_use_is_left_alone(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
+    before = contents(whole)
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=whole, **TINY), QUIET)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="not empty"):
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path, **TINY), QUIET)
+    with RunFolder.open(whole), pytest.raises(RunFolderError, match="another process"):
+        RunFolder.open(whole)
+    assert contents(whole) == before
+
+
+def test_resume_from_python_uses_the_saved_configuration(whole: Path) -> None:
+    before = contents(whole)
+    with open_gate():
+        self_improve(SelfImproveConfig(resume=whole), QUIET)
+    assert contents(whole) == before
+    with pytest.raises(ConfigError, match="--steps 4 differs"):
+        self_improve(SelfImproveConfig(resume=whole, steps=4), QUIET)
+
+
+def test_resume_with_another_configuration(whole: Path) -> None:
+    assert parse_args(["--resume", str(whole), "--max-nodes", "64"]).max_nodes == 64
+    with pytest.raises(ConfigError, match=r"--seed 5 differs .* which has 0"):
+        parse_args(["--resume", str(whole), "--seed", "5"])
+    assert parse_args(["--resume", str(whole), "--seed", "0"]).steps == 3
+    with pytest.raises(ConfigError, match="its teacher in its own process"):
+        parse_args(["--resume", str(whole), "--teacher-url", "http://x:1"])
+
+
+def test_an_experiment_goes_on_with_the_machine_of_now(whole: Path) -> None:
+    saved = saved_config(whole)
+    asked = dataclasses.replace(saved, resume=None, output=whole, max_nodes=64)
+    assert begun(asked, whole) == dataclasses.replace(saved, max_nodes=64)
+    with pytest.raises(ConfigError, match="begun with lr"):
+        begun(dataclasses.replace(asked, lr=1.0), whole)
+    with pytest.raises(ConfigError, match="its teacher in its own process"):
+        begun(dataclasses.replace(asked, teacher_url=("http://x:1",)), whole)
+
+
+def test_another_store_is_not_taken_for_the_runs(walker_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with open_gate(), fail_at(OPCD, "step", 2)(), pytest.raises(KeyboardInterrupt):
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
+    other = SelfImproveConfig(resume=path, store=f"sqlite:///{tmp_path}/other.db", **TINY)
+    with pytest.raises(ConfigError, match="has nothing of the run in"):
+        self_improve(other, QUIET)
+
+
+def test_a_lost_report_is_made_again(whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(whole, path)
+    (path / "report.html").unlink()
+    finish(saved_config(path), path, lambda _: pytest.fail("a finished run is not run again"))
+    assert (path / "report.html").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(
+    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    with fail_at(ExperienceStore, "add_traces", 2)():
+        code, output = command(capsys, "--model", str(walker_folder), "--output", str(path))
+    assert code == 130
+    assert f"python -m agents.self_improve --resume {path}" in output
+
+
+def test_ctrl_c_waits_for_the_optimiser_step(walker_folder: Path, tmp_path: Path, whole: Path) -> None:
+    """A signal inside a step lets it end, is saved at once, and costs no step."""
+    original = OPCD.step
+
+    def interrupted(self: OPCD, examples: Any) -> Any:
+        if self.step_count == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, examples)
+
+    path = tmp_path / "run"
+    with open_gate():
+        with patch.object(OPCD, "step", interrupted), pytest.raises(KeyboardInterrupt):
+            self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
+        assert load_file(path / "checkpoint.safetensors")["step_count"].item() == 1
+        self_improve(parse_args(["--resume", str(path)]), QUIET)
+    assert contents(path) == contents(whole)
+
+
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda: patch("agents.run.folder.save_file", side_effect=FULL),
+        lambda: patch("agents.self_improve.write_report", side_effect=FULL),
+        lambda: patch.object(PreTrainedModel, "save_pretrained", side_effect=FULL),
+        lambda: patch.object(
+            ExperienceStore,
+            "add_traces",
+            side_effect=OperationalError("INSERT", {}, Exception("database or disk is full")),
+        ),
+    ],
+    ids=["checkpoint", "report", "model", "database"],
+)
+def test_a_full_disk_is_said_and_loses_nothing(
+    fill: Callable[[], Any],
+    whole: Path,
+    walker_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "run"
+    with open_gate():
+        with fill():
+            code, output = command(capsys, *flags(path, walker_folder))
+        assert code == 2
+        assert "disk is full" in output
+        assert f"--resume {path}" in output
+        assert not list(path.glob("*.tmp"))
+        assert command(capsys, "--resume", str(path))[0] == 0
+    assert contents(path) == contents(whole)
+
+
+def test_a_loss_that_is_not_finite_is_said(walker_folder: Path, tmp_path: Path) -> None:
+    with open_gate(), pytest.raises(DistillError, match="at step"):
+        self_improve(
+            SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "lr": 1e30}),
+            QUIET,
+        )
+
+
+def test_metrics_survive_a_torn_line(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run", {}) as folder:
+        folder.log("a", x=1)
+        folder.log("a", x=2)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"key": "b", "sec')
+    with RunFolder.open(tmp_path / "run") as folder:
+        folder.log("b", x=3)
+    lines = pd.read_json(tmp_path / "run" / "metrics.jsonl", lines=True)
+    assert lines[["key", "x"]].to_numpy().tolist() == [["a", 1], ["b", 3]]
+
+
+def test_help_explains_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = command(capsys, "--help")
+    assert code == 0
+    for name in SelfImproveConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in output
+    assert "Gymnasium id of the environment" in output
+
+
+# --- every way to distil --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher": "round", "lora_rank": 2, "lora_targets": "q_proj,v_proj"},
+        {"lora_rank": 2, "lr": 1e-2, "trust_region": 0.1},
+        {"teacher": "ema", "ema_decay": 0.5, "data": "teacher"},
+        {"teacher": "self", "compute_dtype": "bfloat16", "gradient_checkpointing": True},
+        {"warmup_steps": 2, "lr_schedule": "linear"},
+        {"data": "teacher", "direction": "forward", "average": "tokens", "weight_decay": 0.01},
+    ],
+    ids=lambda change: ",".join(map(str, change.values())),
+)
+def test_every_way_to_distil_runs_resumes_and_ends_the_same(
+    change: dict[str, Any], walker_folder: Path, tmp_path: Path
+) -> None:
+    ended = []
+    for interrupt in (None, fail_at(OPCD, "step", 5)):
+        path = tmp_path / ("interrupted" if interrupt else "whole")
+        config = SelfImproveConfig(model=str(walker_folder), output=path, **(TINY | change))
+        with open_gate():
+            if interrupt is not None:
+                with interrupt(), pytest.raises(KeyboardInterrupt):
+                    self_improve(config, QUIET)
+                config = parse_args(["--resume", str(path)])
+            self_improve(config, QUIET)
+        ended.append(contents(path))
+        model = AutoModelForCausalLM.from_pretrained(path / "model")
+        assert not any("lora" in name for name, _ in model.named_parameters())
+    assert ended[0] == ended[1]
+    steps = [entry for entry in ended[0]["metrics"].values() if entry["kind"] == "train"]
+    assert len(steps) == 6
+    assert all(entry["kl"] > -1e-6 for entry in steps)
+    if change.get("teacher") == "round":
+        # The second round's teacher is the student of the first: what it imitates has changed.
+        teacher = {k: v for k, v in ended[0]["weights"]["checkpoint.safetensors"].items() if "teacher/" in k}
+        assert teacher
+
+
+def test_another_model_teaches(walker_folder: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    model = AutoModelForCausalLM.from_pretrained(walker_folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2.0)
+    model.save_pretrained(teacher)
+    AutoTokenizer.from_pretrained(walker_folder).save_pretrained(teacher)
+    path = tmp_path / "run"
+    with open_gate():
+        self_improve(
+            SelfImproveConfig(
+                model=str(walker_folder), teacher_model=str(teacher), output=path, **(TINY | {"rounds": 1})
+            ),
+            QUIET,
+        )
+    with ExperienceStore(path / "experience.db") as store:
+        assert set(store.traces().query("phase.str.contains('gate')")["policy_id"]) == {"teacher"}
+
+    tokenizer = AutoTokenizer.from_pretrained(walker_folder)
+    tokenizer.add_tokens([" upwards"])
+    tokenizer.save_pretrained(teacher)
+    with pytest.raises(DistillError, match="another tokenizer"):
+        self_improve(
+            SelfImproveConfig(
+                model=str(walker_folder), teacher_model=str(teacher), output=tmp_path / "other", **TINY
+            ),
+            QUIET,
+        )
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("how", ["collapse", "validation"])
+def test_training_that_goes_wrong_ends_early_with_the_best_weights(
+    how: str, walker_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    config = SelfImproveConfig(
+        model=str(walker_folder), output=path, stop_when_worse=True, **(TINY | {"steps": 6})
+    )
+
+    def worse(first: pd.DataFrame, second: pd.DataFrame) -> Comparison:
+        return Comparison(difference=-0.5, ci_low=-0.6, ci_high=-0.4, p_value=0.001, n=6)
+
+    def rail(stats: StepStats, first: StepStats) -> str | None:
+        return "gone" if how == "collapse" and stats.nodes and stats is not first else None
+
+    with (
+        open_gate(),
+        patch("agents.training.collapse", rail),
+        patch("agents.training.Comparison.of", worse if how == "validation" else Comparison.of),
+    ):
+        results = self_improve(config, QUIET)
+    metrics = contents(path)["metrics"]
+    stops = [entry for entry in metrics.values() if entry["kind"] == "stop"]
+    for stop in stops:
+        assert stop["reason"].startswith("gone" if how == "collapse" else "validation fell from")
+    # Both rounds train until something goes wrong: the second is not judged by the first one's fall.
+    assert [stop["step"] for stop in stops] == ([2, 3] if how == "collapse" else [2, 4])
+    assert len([entry for entry in metrics.values() if entry["kind"] == "train"]) == stops[-1]["step"]
+    assert results["best_step"] == 0
+    before = AutoModelForCausalLM.from_pretrained(walker_folder)
+    after = AutoModelForCausalLM.from_pretrained(path / "model")
+    for one, two in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_collapse_is_judged_by_data_of_the_same_kind(walker_folder: Path, tmp_path: Path) -> None:
+    judged: list[tuple[StepStats, StepStats]] = []
+
+    def rail(stats: StepStats, first: StepStats) -> None:
+        judged.append((stats, first))
+
+    settings = TINY | {"rounds": 2, "steps": 4, "off_policy_steps": 2}
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **settings)
+    with open_gate(), patch("agents.training.collapse", rail):
+        self_improve(config, QUIET)
+    steps = [stats for stats, _ in judged]
+    # Two on the teacher's data, two on the student's, and so again in the second round.
+    assert [steps.index(first) for _, first in judged] == [0, 0, 2, 2, 4, 4, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"lora_rank": -1}, "lora_rank"),
+        ({"trust_region": -0.1}, "trust_region"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"teacher": "ema", "teacher_model": "x"}, "teacher ema follows the student"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+    ],
+)
+def test_settings_of_the_distillation_without_sense(change: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        SelfImproveConfig(**change)
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+def test_json_is_all_there_is_on_standard_output(
+    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    for arguments in ([*flags(path, walker_folder), "--json"], ["--resume", str(path), "--json"]):
+        with patch.object(sys, "argv", ["self_improve", *arguments]):
+            assert main() == 0
+        results = json.loads(capsys.readouterr().out)
+        assert results.pop("run") == str(path)
+        assert results == json.loads((path / "results.json").read_text())
+
+
+def test_progress_is_for_terminals_only(walker_folder: Path, tmp_path: Path) -> None:
+    said = []
+    for is_terminal in (True, False):
+        file = io.StringIO()
+        console = Console(file=file, force_terminal=is_terminal, width=120)
+        path = tmp_path / str(is_terminal)
+        with open_gate():
+            config = SelfImproveConfig(model=str(walker_folder), output=path, **(TINY | {"rounds": 1}))
+            self_improve(config, console)
+        said.append(file.getvalue())
+    terminal, log = printable(said[0]), said[1]
+    for phase in ("round1/play0", "round1/gate", "round1/distil", "validation2@0", "test/after@0"):
+        assert phase in terminal
+    assert re.search(r"6/6 success \d+\.\d%, [\d,]+ steps/s 0:00:00", terminal)
+    assert re.search(r"KL \d\.\d{4}, [\d.]+ steps/s", terminal)
+    assert "steps/s" not in log
+    assert "\x1b" not in log
+    assert "round1/gate: with" in log

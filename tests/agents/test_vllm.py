@@ -1,0 +1,294 @@
+"""The real vLLM, in the environment of ``make test-vllm``."""
+
+import copy
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+import torch
+from scipy.stats import chi2_contingency
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from agents.config import SelfImproveConfig
+from agents.policies.local import HFPolicy
+from agents.policies.policy import FinishReason, Message, Prompt, Sampling
+from agents.policies.vllm.engine import LocalEngine
+from agents.policies.vllm.policy import VLLMError, VLLMPolicy
+from agents.policies.vllm.servers import Servers
+from agents.policies.vllm.teacher import ServedTeacher
+from agents.self_improve import self_improve
+from distill.lora import LoRA
+from tests.agents.test_self_improve import QUIET, TINY, open_gate
+from tests.benchmarks.rollout import BenchConfig, bench
+from tests.conftest import byte_tokenizer, save_walker, tiny_llama
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="no vLLM here: make test-vllm"),
+]
+HEAD_DIM = 32
+"""The smallest that vLLM's attention takes on a CPU."""
+
+
+def prompt(text: str, prefix: str = "I move") -> Prompt:
+    return Prompt(messages=(Message(role="user", content=text),), reply_prefix=prefix)
+
+
+def changed(model: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
+    """Weights after something like an optimiser step."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def engine() -> LocalEngine:
+    return LocalEngine(tiny_llama(head_dim=HEAD_DIM), dtype=torch.float32, window=512, memory=0.5)
+
+
+@pytest.fixture
+def pair(engine: LocalEngine) -> tuple[HFPolicy, VLLMPolicy]:
+    """The same model, tied embeddings and all, played by transformers and by vLLM."""
+    model, tokenizer = tiny_llama(head_dim=HEAD_DIM), byte_tokenizer()
+    return HFPolicy(model, tokenizer), VLLMPolicy(model, tokenizer, engine=engine)
+
+
+def test_greedy_is_the_same(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
+    prompts = [prompt(text) for text in ("a", "bb", "a long question", "a")]
+    ours, theirs = (p.generate(prompts, Sampling(temperature=0, max_tokens=8), [0] * 4) for p in pair)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+        assert (mine.text, mine.token_ids, mine.finish_reason, mine.prompt_tokens) == (
+            other.text,
+            other.token_ids,
+            other.finish_reason,
+            other.prompt_tokens,
+        )
+
+
+def test_logprobs_are_those_of_temperature_1(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
+    _, policy = pair
+    sampling = Sampling(temperature=0.5, top_p=0.9, max_tokens=12)
+    asked = [prompt(str(i)) for i in range(8)]
+    completions = policy.generate(asked, sampling, range(8))
+    gap = policy.gap(
+        (policy.encode(p), c.token_ids, c.logprobs) for p, c in zip(asked, completions, strict=True)
+    )
+    assert gap.max < 1e-3
+
+
+def test_a_completion_depends_on_prompt_and_seed_only(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
+    _, policy = pair
+    sampling, seeds = Sampling(max_tokens=6), [2**64 - 1 - i for i in range(12)]
+    prompts = [prompt(str(i % 4)) for i in range(12)]
+    together = policy.generate(prompts, sampling, seeds)
+    alone = [policy.generate([p], sampling, [s])[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    assert len({c.token_ids for c in together[::4]}) == 3
+
+
+def test_draws_follow_the_models_distribution(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
+    n, sampling = 2000, Sampling(temperature=2.0, top_p=0.9, max_tokens=1)
+    counts = [Counter(c.token_ids for c in p.generate([prompt("x")] * n, sampling, range(n))) for p in pair]
+    common = [token for token in counts[0] | counts[1] if counts[0][token] + counts[1][token] >= 10]
+    table = [[side[token] for token in common] for side in counts]
+    assert len(common) > 5
+    assert chi2_contingency(table).pvalue > 1e-3
+
+
+def test_endings(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
+    _, policy = pair
+    completions = policy.generate([prompt("s")] * 200, Sampling(temperature=2.0, max_tokens=40), range(200))
+    stopped = [c for c in completions if c.finish_reason == FinishReason.STOP]
+    assert stopped
+    assert all(c.token_ids[-1] == 1 and 1 not in c.token_ids[:-1] for c in stopped)
+    assert all(len(c.token_ids) == 40 for c in completions if c.finish_reason == FinishReason.LENGTH)
+    long, short = policy.generate([prompt("x" * 600), prompt("x")], Sampling(max_tokens=2), [0, 0])
+    assert (long.finish_reason, long.token_ids) == (FinishReason.OVERFLOW, ())
+    assert len(short.token_ids) > 0
+
+
+def test_more_prompts_than_a_pass_takes(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
+    _, policy = pair
+    prompts = [prompt(f"{i} " * 60) for i in range(64)]
+    completions = policy.generate(prompts, Sampling(max_tokens=2), range(64))
+    assert all(c.prompt_tokens + len(c.token_ids) <= 512 and c.token_ids for c in completions)
+
+
+def test_new_weights_are_used_at_once(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
+    ours, theirs = pair
+    asked, sampling = [prompt(str(i)) for i in range(6)], Sampling(temperature=0, max_tokens=6)
+    before = theirs.generate(asked, sampling, range(6))
+    for seed in (1, 2):
+        changed(theirs.lm.model, seed)
+        after = theirs.generate(asked, sampling, range(6))
+        assert [c.token_ids for c in after] == [c.token_ids for c in ours.generate(asked, sampling, range(6))]
+        assert theirs.prove().max < 1e-3
+    assert [c.logprobs for c in before] != [c.logprobs for c in after]
+
+
+def test_policies_share_an_engine(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
+    _, first = pair
+    second = VLLMPolicy(changed(copy.deepcopy(first.lm.model)), first.tokenizer, engine=first.engine)
+    asked, sampling = [prompt(str(i)) for i in range(4)], Sampling(max_tokens=6)
+    turns = [p.generate(asked, sampling, range(4)) for p in (first, second, first, second)]
+    assert turns[0] == turns[2] != turns[1] == turns[3]
+
+
+def test_lora_is_drawn_with_and_without(engine: LocalEngine, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_llama(head_dim=HEAD_DIM)
+    lora = LoRA(model, rank=4, alpha=8)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+    student = VLLMPolicy(model, tokenizer, engine=engine, weights=lambda: lora.weights(merged=True))
+    base = VLLMPolicy(
+        model, tokenizer, engine=engine, weights=lambda: lora.weights(merged=False), within=lora.off
+    )
+    asked, sampling = [prompt(str(i)) for i in range(4)], Sampling(max_tokens=6)
+    with_adapters, without = (p.generate(asked, sampling, range(4)) for p in (student, base))
+    assert with_adapters != without
+    plain = VLLMPolicy(tiny_llama(head_dim=HEAD_DIM), tokenizer, engine=engine)
+    assert plain.generate(asked, sampling, range(4)) == without
+
+
+def test_an_engine_with_other_weights_is_found_out(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
+    _, policy = pair
+    stale = VLLMPolicy(
+        changed(copy.deepcopy(policy.lm.model)),
+        policy.tokenizer,
+        engine=policy.engine,
+        weights=lambda: policy.lm.model.state_dict().items(),
+    )
+    with pytest.raises(VLLMError, match="off by"):
+        stale.generate([prompt("a")], Sampling(), [0])
+    assert policy.engine.holds is None
+    assert policy.generate([prompt("a")], Sampling(), [0])
+
+
+@pytest.mark.parametrize("temperature", [2.5, 0.001])
+def test_temperatures_that_vllm_would_change_are_refused(
+    pair: tuple[HFPolicy, VLLMPolicy], temperature: float
+) -> None:
+    with pytest.raises(VLLMError, match="temperature"):
+        pair[1].generate([prompt("a")], Sampling(temperature=temperature), [0])
+
+
+def test_a_model_that_vllm_does_not_know() -> None:
+    model = tiny_llama(head_dim=HEAD_DIM)
+    model.__class__ = type("NobodysForCausalLM", (type(model),), {})
+    with pytest.raises(VLLMError, match="NobodysForCausalLM"):
+        LocalEngine(model, dtype=torch.float32, window=512, memory=0.5)
+
+
+def test_the_benchmark_compares_policies(tmp_path: Path) -> None:
+    config = BenchConfig(
+        policies="hf,vllm,generate",
+        model=str(save_walker(tmp_path, head_dim=HEAD_DIM)),
+        steps=500,
+        num_envs=32,
+    )
+    result = bench(config, QUIET)
+    assert result["times_faster"].keys() == {"hf", "vllm"}
+    assert result["same_distribution_p"].keys() == {"vllm", "generate"}
+    assert min(result["same_distribution_p"].values()) > 1e-3
+    assert result["same_greedy"] == {"vllm": 1.0}
+
+
+@contextmanager
+def serve(folder: Path, *flags: str) -> Iterator[str]:
+    """The URL of a real server."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "512"]
+    command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096", *flags]
+    environment = {
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "HF_HUB_OFFLINE": "1",
+    }
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, env=os.environ | environment, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        for _ in range(300):
+            assert process.poll() is None, log.read_text()[-3000:]
+            try:
+                urlopen(f"http://127.0.0.1:{port}/version", timeout=5)
+                break
+            except (URLError, TimeoutError):
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def test_a_run_with_vllm(tmp_path: Path) -> None:
+    model, run = save_walker(tmp_path, head_dim=HEAD_DIM), tmp_path / "run"
+    with open_gate():
+        self_improve(
+            SelfImproveConfig(model=str(model), output=run, policy="vllm", vllm_window=512, **TINY), QUIET
+        )
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    gaps = [entry["rollout_gap_max"] for entry in metrics if entry["kind"] == "train"]
+    assert len(gaps) == 6
+    assert max(gaps) < 1e-3
+    assert (run / "results.json").exists()
+
+
+def test_a_real_server_draws_and_takes_new_weights(tmp_path: Path) -> None:
+    model, tokenizer = tiny_llama(head_dim=HEAD_DIM, tie=False), byte_tokenizer()
+    model.save_pretrained(tmp_path / "served")
+    tokenizer.save_pretrained(tmp_path / "served")
+    asked, seeds = [prompt(str(i)) for i in range(12)], range(12)
+    with serve(tmp_path / "served") as url:
+        servers = Servers([url], tokenizer, weights=tmp_path / "weights")
+        policy, local = VLLMPolicy(model, tokenizer, engine=servers), HFPolicy(model, tokenizer)
+        policy.adopt()
+        for seed in (None, 1, 2):
+            if seed is not None:
+                changed(model, seed)
+            greedy = Sampling(temperature=0, max_tokens=6)
+            ours, theirs = (p.generate(asked, greedy, seeds) for p in (local, policy))
+            assert [c.token_ids for c in ours] == [c.token_ids for c in theirs]
+        drawn = policy.generate(asked, Sampling(temperature=0.7, max_tokens=6), seeds)
+        assert policy.generate(asked[:3], Sampling(temperature=0.7, max_tokens=6), seeds[:3]) == drawn[:3]
+        with pytest.raises(VLLMError, match="processed_logprobs"):
+            ServedTeacher([url], tokenizer, 0.4)
+
+
+def test_a_real_served_teacher_scores_as_a_local_one(tmp_path: Path) -> None:
+    model, tokenizer = tiny_llama(head_dim=HEAD_DIM, tie=False), byte_tokenizer()
+    model.save_pretrained(tmp_path / "served")
+    tokenizer.save_pretrained(tmp_path / "served")
+    policy = HFPolicy(model, tokenizer)
+    prefixes = [policy.encode(prompt(text)) for text in ("a", "bb", "a long one")]
+    logits_NV = policy.lm.logits(prefixes)
+    ids_NK = logits_NV.topk(200).indices
+    with serve(tmp_path / "served", "--logprobs-mode", "processed_logprobs") as url:
+        teacher = ServedTeacher([url], tokenizer, 0.4)
+        for temperature in (1.0, 0.4):
+            expected_NK = (logits_NV / temperature).log_softmax(-1).gather(-1, ids_NK)
+            torch.testing.assert_close(
+                teacher.score(prefixes, ids_NK, temperature), expected_NK, atol=1e-3, rtol=1e-3
+            )

@@ -1,0 +1,313 @@
+"""Servers that draw, and what can be wrong with them; the real ones are in test_vllm.py."""
+
+import copy
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from agents.config import ConfigError, SelfImproveConfig
+from agents.policies.local import HFPolicy
+from agents.policies.policy import Completion, Message, Prompt, Sampling
+from agents.policies.vllm.policy import VLLMError, VLLMPolicy
+from agents.policies.vllm.servers import Server, Servers
+from agents.policies.vllm.teacher import ServedTeacher
+from agents.self_improve import parse_args, saved_config, self_improve
+from distill.examples import DistillExample
+from distill.lm.load import load_model
+from distill.lm.prefix_lm import PrefixLM
+from distill.opcd import OPCD, DistillError
+from distill.teacher import FrozenTeacher, ScoringTeacher, Teacher
+from tests.agents.test_self_improve import QUIET, TINY, open_gate
+from tests.conftest import byte_tokenizer, tiny_llama
+from tests.fake_vllm import FakeVLLM
+
+
+def prompt(text: str) -> Prompt:
+    return Prompt(messages=(Message(role="user", content=text),), reply_prefix="I move")
+
+
+PROMPTS = [prompt(str(i)) for i in range(24)]
+SHORT = {**TINY, "rounds": 1, "episodes": 4, "steps": 2, "validation_episodes": 2, "test_episodes": 2}
+SAMPLING = Sampling(temperature=0.8, max_tokens=4)
+
+
+@pytest.fixture
+def fakes(tokenizer: PreTrainedTokenizerFast) -> Iterator[list[FakeVLLM]]:
+    """Three servers of the same model."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(FakeVLLM(tiny_llama(), tokenizer).serve()) for _ in range(3)]
+
+
+@pytest.fixture
+def student(model: PreTrainedModel) -> PreTrainedModel:
+    """Weights after something like an optimiser step."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def over(fakes: list[FakeVLLM], model: PreTrainedModel, folder: Path) -> VLLMPolicy:
+    tokenizer = fakes[0].policy.tokenizer
+    servers = Servers([fake.url for fake in fakes], tokenizer, weights=folder / "weights")
+    return VLLMPolicy(model, tokenizer, engine=servers)
+
+
+def same(ours: list[Completion], theirs: list[Completion]) -> bool:
+    return [(c.text, c.token_ids, c.finish_reason) for c in ours] == [
+        (c.text, c.token_ids, c.finish_reason) for c in theirs
+    ]
+
+
+def test_replies_are_the_models_and_the_load_is_even(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    policy = over(fakes, student, tmp_path)
+    (tmp_path / "weights").mkdir()
+    theirs = tmp_path / "weights" / "model.safetensors"
+    theirs.touch()
+    replies = policy.generate(PROMPTS, SAMPLING, range(24))
+    assert same(replies, HFPolicy(student, policy.tokenizer).generate(PROMPTS, SAMPLING, range(24)))
+    assert [fake.loads for fake in fakes] == [1, 1, 1]
+    assert min(fake.completions for fake in fakes) >= 4
+    assert list((tmp_path / "weights").iterdir()) == [theirs]
+    policy.generate(PROMPTS, SAMPLING, range(24))
+    assert [fake.loads for fake in fakes] == [1, 1, 1]
+
+
+def test_a_server_that_has_the_weights_is_taken_as_it_is(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
+) -> None:
+    policy = over(fakes, model, tmp_path)
+    policy.adopt()
+    policy.generate(PROMPTS, SAMPLING, range(24))
+    assert [fake.loads for fake in fakes] == [0, 0, 0]
+
+
+def test_a_server_that_dies_loses_no_reply(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    policy = over(fakes, student, tmp_path)
+    fakes[1].lives = 7  # four of them for the proof
+    with pytest.warns(UserWarning, match="not asked any more"):
+        replies = policy.generate(PROMPTS, SAMPLING, range(24))
+    assert same(replies, HFPolicy(student, policy.tokenizer).generate(PROMPTS, SAMPLING, range(24)))
+    for fake in (fakes[0], fakes[2]):
+        fake.lives = 3
+    with (
+        pytest.warns(UserWarning, match="not asked any more"),
+        pytest.raises(VLLMError, match="no server is left"),
+    ):
+        policy.generate(PROMPTS, SAMPLING, range(24))
+
+
+def test_one_that_is_dead_when_new_weights_come_stays_out(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    policy = over(fakes, student, tmp_path)
+    fakes[0].lives = 0
+    with pytest.warns(UserWarning, match="not asked any more"):
+        policy.generate(PROMPTS, SAMPLING, range(24))
+    fakes[0].lives = None
+    policy.generate(PROMPTS, SAMPLING, range(24))
+    assert fakes[0].completions == 0
+
+
+def test_weights_that_do_not_arrive_are_found_out(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    fakes[2].loads_weights = False
+    policy = over(fakes, student, tmp_path)
+    with pytest.raises(VLLMError, match=f"{fakes[2].url} does not compute what the model computes"):
+        policy.generate(PROMPTS, SAMPLING, range(24))
+    assert policy.engine.holds is None
+
+
+def test_another_model_is_found_out(fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(VLLMError, match="other weights or another model"):
+        over(fakes, student, tmp_path).adopt()
+    assert [fake.loads for fake in fakes] == [0, 0, 0]
+
+
+def test_another_tokenizer_is_found_out(fakes: list[FakeVLLM], tmp_path: Path) -> None:
+    other = byte_tokenizer()
+    other.add_tokens(["lake"])
+    with pytest.raises(VLLMError, match="another tokenizer"):
+        Servers([fakes[0].url], other, weights=tmp_path)
+
+
+def test_truncated_prompts_are_found_out(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
+) -> None:
+    fakes[0].truncates = True
+    with pytest.raises(VLLMError, match="truncates"):
+        over(fakes, model, tmp_path).adopt()
+
+
+def test_logprobs_of_another_temperature_are_found_out(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
+) -> None:
+    fakes[0].processed = True
+    with pytest.raises(VLLMError, match="without --logprobs-mode"):
+        over(fakes, model, tmp_path).adopt()
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/version", "has no endpoint /version"),
+        ("/tokenize", r"\(vLLM 0.32.0\) has no endpoint /tokenize"),
+        ("/reset_prefix_cache", "VLLM_SERVER_DEV_MODE=1"),
+    ],
+)
+def test_a_missing_endpoint_is_named(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path, path: str, says: str
+) -> None:
+    fakes[0].missing = {path}
+    with pytest.raises(VLLMError, match=says):
+        over(fakes, model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        "text",
+        {"choices": []},
+        {"choices": [{"prompt_token_ids": [5, 6]}]},
+        {
+            "choices": [
+                {"prompt_token_ids": [5, 6], "token_ids": ["x"], "logprobs": {"token_logprobs": [0.0]}}
+            ]
+        },
+        {"choices": [{"prompt_token_ids": [5, 6], "token_ids": [7] * 9, "logprobs": {"token_logprobs": []}}]},
+    ],
+)
+def test_answers_that_are_none(fakes: list[FakeVLLM], answer: Any) -> None:
+    fakes[0].answers = [answer]
+    with pytest.raises(VLLMError, match=fakes[0].url):
+        Server(fakes[0].url).draw([(5, 6)], [0], SAMPLING, [])
+
+
+def test_an_old_server_is_refused(fakes: list[FakeVLLM]) -> None:
+    fakes[0].version = "0.9.2"
+    with pytest.raises(VLLMError, match=r"runs vLLM 0\.9\.2"):
+        Server(fakes[0].url)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://user:secret@host"])
+def test_a_url_that_is_none(url: str) -> None:
+    with pytest.raises(VLLMError, match="http://host:port") as caught:
+        Server(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_dead_url() -> None:
+    with pytest.raises(VLLMError, match="no vLLM answers"):
+        Server("http://127.0.0.1:9", timeout=5)
+
+
+def test_a_server_that_never_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(VLLMError, match=r"no answer to /version in 0\.2 s"):
+            Server(url, timeout=0.2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_a_served_teacher_teaches_what_a_local_one_does(
+    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast, temperature: float
+) -> None:
+    for fake in fakes:
+        fake.processed = True
+        fake.policy.lm.model.load_state_dict(tiny_llama(seed=5).state_dict())
+    served = ServedTeacher([fake.url for fake in fakes], tokenizer, temperature)
+    teachers: list[Teacher | ScoringTeacher] = [FrozenTeacher(PrefixLM(tiny_llama(seed=5))), served]
+    examples = [
+        DistillExample(student_prompt_ids=(9, i), teacher_prompt_ids=(7, 8, i), completion_ids=(i, 30, 31))
+        for i in range(40, 44)
+    ]
+    students, losses = [tiny_llama(), tiny_llama()], []
+    for student, teacher in zip(students, teachers, strict=True):
+        trainer = OPCD(student, teacher, lr=1e-2, teacher_temperature=temperature, k=200)
+        losses.append([trainer.step(examples).loss for _ in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    for mine, theirs in zip(*(student.parameters() for student in students), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-2)
+    assert served.cost()["teacher_requests"] == 2 * 2 * 12  # two parts of 200 ids, twice 12 prefixes
+
+
+def test_a_served_teacher_has_to_apply_the_temperature(
+    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(VLLMError, match="--logprobs-mode processed_logprobs"):
+        ServedTeacher([fakes[0].url], tokenizer, 0.4)
+    ServedTeacher([fakes[0].url], tokenizer, 1.0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"direction": "forward"}, {"mode": "full"}, {"k": 258}], ids=["forward", "full", "all"]
+)
+def test_what_a_served_teacher_cannot_do(
+    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any]
+) -> None:
+    teacher = ServedTeacher([fakes[0].url], tokenizer, 1.0)
+    with pytest.raises(DistillError, match="top-k only"):
+        OPCD(tiny_llama(), teacher, lr=1e-2, **{"k": 64, **settings})
+
+
+def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
+    walker = load_model(str(walker_folder))
+    with ExitStack() as stack:
+        fakes = [FakeVLLM(copy.deepcopy(walker.model), walker.tokenizer) for _ in range(3)]
+        urls = [stack.enter_context(fake.serve()).url for fake in fakes]
+        fakes[2].processed = True
+        with open_gate():
+            self_improve(
+                SelfImproveConfig(
+                    model=str(walker_folder),
+                    output=tmp_path / "run",
+                    policy="vllm",
+                    vllm_url=tuple(urls[:2]),
+                    teacher_url=(urls[2],),
+                    top_k=16,
+                    eval_temperature=(0.0,),
+                    **SHORT,
+                ),
+                QUIET,
+            )
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [entry for entry in map(json.loads, lines) if entry["kind"] == "train"]
+    assert len(steps) == 2
+    assert max(step["rollout_gap_max"] for step in steps) < 1e-3
+    assert all(step["teacher_requests"] > 0 for step in steps)
+    assert fakes[0].loads == fakes[1].loads >= 2
+    assert fakes[2].loads == 0
+    saved = saved_config(tmp_path / "run")
+    assert (saved.policy, saved.vllm_url, saved.teacher_url) == ("vllm", tuple(urls[:2]), (urls[2],))
+    resume = ["--resume", str(tmp_path / "run")]
+    assert parse_args(resume).vllm_url == tuple(urls[:2])
+    assert parse_args([*resume, "--vllm-url", "http://other:1"]).vllm_url == ("http://other:1",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"vllm_url": ("http://x:1",)}, "vllm_url needs policy vllm"),
+        ({"vllm_memory": 1.5}, "vllm_memory"),
+        ({"vllm_window": 0}, "vllm_window"),
+        ({"teacher_url": ("http://x:1",), "teacher": "ema"}, "no other teacher"),
+        ({"teacher_url": ("http://x:1",), "direction": "forward"}, "only scores"),
+        ({"teacher_url": ("http://x:1",), "off_policy_steps": 5}, "off_policy_steps 0"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        SelfImproveConfig(**settings)

@@ -1,0 +1,1 @@
+"""What measures time against peers; python -m tests.benchmarks.step."""

@@ -1,0 +1,180 @@
+"""What else a model can do: instructions that rules check, held-out text, the built-in tasks."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agents.config import ConfigError, SelfImproveConfig
+from agents.policies.local import HFPolicy
+from agents.self_improve import self_improve
+from envs.words import EnvError
+from evals.forgetting import (
+    HELD_OUT,
+    TEXT,
+    ForgettingConfig,
+    forgetting,
+    main,
+    model_folder,
+    print_table,
+    text_nats,
+)
+from evals.instructions import INSTRUCTIONS, MAX_REPLY_CHARS, RULES, Instruction
+from tests.agents.test_self_improve import TINY, open_gate
+from tests.conftest import byte_tokenizer, tiny_llama
+
+QUIET = Console(quiet=True)
+
+FOLLOWED = {
+    "capitals": ("BREAD IS GOOD.", "Bread is good."),
+    "lower case": ("bread is good.", "Bread is good."),
+    "no commas": ("It is warm. It is brown.", "It is warm, and brown."),
+    "at most ten words": ("Warm, brown and good.", "one two three four five six seven eight nine ten eleven"),
+    "one word": ("Yeast.", "Some yeast"),
+    "three bullets": ("- a\n\n- b\n- c", "- a\n- b"),
+    "first word": ("Today we bake.", "We bake today."),
+    "last words": ("We ate it, the end.", "The end was near"),
+    "keyword": ("A Lantern shone.", "A lamp shone."),
+    "quotation marks": ('"Bread is good."', 'Bread is "good".'),
+    "question": ("Is it warm?", "Is it warm? Yes."),
+    "JSON": ('{"topic": "bread"}', '["bread"]'),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_can_be_followed_and_broken(rule: str) -> None:
+    mine = [instruction for instruction in INSTRUCTIONS if instruction.rule == rule]
+    good, bad = FOLLOWED[rule]
+    for instruction in mine:
+        assert instruction.is_followed(f" {good}\n")
+        assert not instruction.is_followed(bad)
+        assert not instruction.is_followed(" \n")
+    assert len({instruction.prompt for instruction in mine}) == len(mine) >= 5
+
+
+@given(st.text(max_size=200))
+def test_any_reply_can_be_checked(reply: str) -> None:
+    for instruction in INSTRUCTIONS[:: len(INSTRUCTIONS) // len(RULES)]:
+        assert instruction.is_followed(reply) in (True, False)
+
+
+@pytest.mark.parametrize("reply", ["[" * 10**6, '{"a":' * 10**6, "\ud800\x00", "9" * 10**6])
+def test_hostile_replies(reply: str) -> None:
+    assert not any(i.is_followed(reply) for i in INSTRUCTIONS if i.rule == "JSON")
+
+
+def test_only_so_much_of_a_reply_is_looked_at() -> None:
+    whole = Instruction(rule="", prompt="", holds=lambda text: len(text) == MAX_REPLY_CHARS)
+    assert whole.is_followed("x" * 10**6)
+
+
+def test_nats_are_the_models_own() -> None:
+    model, tokenizer = tiny_llama(), byte_tokenizer()
+    text = "The ferry leaves."
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        expected = float(model(ids, labels=ids).loss)
+    assert text_nats(HFPolicy(model, tokenizer), [text]) == [pytest.approx(expected, abs=1e-4)]
+    # A passage that is longer than the window is cut there.
+    [cut] = text_nats(HFPolicy(model, tokenizer), ["x" * 600])
+    assert cut == pytest.approx(text_nats(HFPolicy(model, tokenizer), ["x" * 512])[0], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def ruined(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder whose model says one token, whatever it is asked."""
+    model = AutoModelForCausalLM.from_pretrained(walker_folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30.0)
+    run = tmp_path_factory.mktemp("run")
+    model.save_pretrained(run / "model")
+    AutoTokenizer.from_pretrained(walker_folder).save_pretrained(run / "model")
+    return run
+
+
+def test_the_table(
+    walker_folder: Path, ruined: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ForgettingConfig(
+        before=str(walker_folder),
+        after=str(ruined),
+        baseline=str(walker_folder),
+        output=tmp_path / "tables" / "forgetting.json",
+        episodes=6,
+        max_new_tokens=2,
+    )
+    table = forgetting(config, QUIET)
+    assert [row["measure"] for row in table["rows"]] == [
+        TEXT, "sums", "lake", "instructions"
+    ]  # fmt: skip
+    text = table["rows"][0]
+    assert text["before"]["n"] == len(HELD_OUT.read_text(encoding="utf-8").split("\n\n"))
+    # The ruined model is far worse at text, and the baseline, the model itself, is just as good.
+    assert text["after_against_before"]["ci_low"] > 0
+    assert text["after_against_before"]["p_value"] < 0.05
+    assert text["baseline_against_before"]["difference"] == 0
+    for row in table["rows"]:
+        for role in ("before", "after", "baseline"):
+            assert row[role]["ci_low"] <= row[role]["mean"] <= row[role]["ci_high"]
+        assert row["before"] == row["baseline"]
+        change = row["after_against_baseline"]
+        assert change == row["after_against_before"]
+        assert change["difference"] == pytest.approx(row["after"]["mean"] - row["before"]["mean"])
+    assert json.loads((tmp_path / "tables" / "forgetting.json").read_text()) == table
+    print_table(table)
+    assert "difference" in capsys.readouterr().out
+
+
+def test_without_a_baseline(walker_folder: Path, ruined: Path) -> None:
+    config = ForgettingConfig(
+        before=str(walker_folder), after=str(ruined), tasks=("lake",), episodes=2, max_new_tokens=1
+    )
+    table = forgetting(config, QUIET)
+    assert all("after_against_baseline" not in row for row in table["rows"])
+    print_table(table, Console(quiet=True))
+
+
+def test_a_run_measures_it_too_if_asked(walker_folder: Path, tmp_path: Path) -> None:
+    small = partial(ForgettingConfig, tasks=("lake",), episodes=2, max_new_tokens=1)
+    run = tmp_path / "run"
+    config = SelfImproveConfig(model=str(walker_folder), output=run, forgetting=True, **TINY)
+    with open_gate(), patch("agents.measurement.ForgettingConfig", small):
+        self_improve(config, QUIET)
+    table = json.loads((run / "forgetting.json").read_text())
+    assert [row["measure"] for row in table["rows"]] == [TEXT, "lake", "instructions"]
+    assert "What else it can do" in (run / "report.html").read_text()
+    # The same as the command finds out of the folder that the run left.
+    again = forgetting(small(before=str(walker_folder), after=str(run)), QUIET)
+    assert again["rows"][0]["after"]["mean"] == pytest.approx(table["rows"][0]["after"]["mean"], abs=1e-6)
+    assert again["rows"][1:] == table["rows"][1:]
+
+
+def test_a_missing_task_is_said_before_the_run(walker_folder: Path, tmp_path: Path) -> None:
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", forgetting=True, **TINY)
+    with (
+        patch("evals.forgetting.make_text_env", side_effect=EnvError("sums need opcd-gym[math]")),
+        pytest.raises(EnvError, match="opcd-gym"),
+    ):
+        self_improve(config, QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stands_for_its_model(ruined: Path) -> None:
+    assert model_folder(str(ruined)) == model_folder(str(ruined / "model")) == str(ruined / "model")
+    assert model_folder("smollm2") == "smollm2"
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="episodes must be at least 1"):
+        ForgettingConfig(after="x", episodes=0)
+    with patch.object(sys, "argv", ["forgetting", "--before", "nowhere", "--after", "nowhere"]):
+        assert main() == 2
+    assert "no model 'nowhere'" in capsys.readouterr().err

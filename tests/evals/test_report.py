@@ -1,0 +1,343 @@
+"""The report and the comparison, as text and in a browser."""
+
+import dataclasses
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from agents.config import SelfImproveConfig
+from agents.self_improve import self_improve
+from envs import register_text
+from evals.finished_run import FinishedRun, part_of
+from evals.page import duration, p_text, plural, points, write_page
+from evals.replay import MAX_FRAMES, Frame, _thinned, replay_pairs
+from evals.report import _candidates, _insights, main, write_report
+from experience.insight import Insight
+from experience.score import ContextScore
+from experience.store import ExperienceStore
+from tests.agents.test_self_improve import QUIET, TINY, open_gate
+from tests.browser import needs_chromium, screenshot, visit
+
+
+class Corridor(gym.Env[Any, Any]):
+    """Three squares in a row; it draws itself."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space = gym.spaces.Discrete(4)
+    action_space = gym.spaces.Discrete(4)
+    drawn = 0
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.at = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[int, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.at = 0
+        return self.at, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        self.at += 1
+        return self.at, float(action == 2), self.at == 3, False, {}
+
+    def render(self) -> Any:
+        Corridor.drawn += 1
+        return np.full((300, 400, 3), 60 * self.at, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def lake(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the lake."""
+    path = tmp_path_factory.mktemp("lake") / "run"
+    with open_gate():
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
+    return path
+
+
+@pytest.fixture(scope="module")
+def corridor(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run in an env that draws itself."""
+    gym.register("Corridor-v0", entry_point="tests.evals.test_report:Corridor", max_episode_steps=9)
+    register_text(
+        "Corridor-v0",
+        rules="Go <on> & win.",
+        actions=("left", "down", "right", "up"),
+        reply_prefix="I move",
+        describe=lambda at: f"<b>Square</b> {at}.",
+        advise=lambda situation, action: f"{situation} Move {action}.",
+    )
+    path = tmp_path_factory.mktemp("corridor") / "run"
+    config = SelfImproveConfig(
+        env="Corridor-v0", model=str(walker_folder), output=path, **(TINY | {"env_kwargs": {}, "rounds": 1})
+    )
+    self_improve(config, QUIET)
+    return path
+
+
+def text_of(path: Path) -> str:
+    """The words of a page, without its scripts, in one line."""
+    html = re.sub(r"<(script|style|svg).*?</\1>", "", path.read_text("utf-8"), flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def test_the_story_comes_first(lake: Path) -> None:
+    text = text_of(lake / "report.html")
+    headings = ["What it learned", "What it does now", "What it cost", "How it went", "What the gate tried"]
+    assert [text.index(heading) for heading in headings] == sorted(text.index(h) for h in headings)
+    results = json.loads((lake / "results.json").read_text())
+    rate = f"{results['arms']['after']['success_rate']:.1%}"
+    assert f"succeeds in {rate} now" in text
+    assert "Of 6 test episodes" in text
+    assert "An episode succeeds when " in text
+    assert "6 optimiser steps with 8 completions" in text
+    with ExperienceStore(lake / "experience.db") as store:
+        states = store.insights()["state"].value_counts()
+    kept, others = states["active"], states["retired"]
+    assert min(kept, others) > 1
+    assert f"{kept} insights went into the weights; {others} others were drawn" in text
+    assert not re.search(r"\b1 (insights|moves|turns|episodes|others)\b", text)
+
+
+def test_a_run_that_trained_nothing_says_so(corridor: Path) -> None:
+    text = text_of(corridor / "report.html")
+    assert "Nothing was trained into the weights: no context passed the gate." in text
+    assert "0 insights went into the weights" in text
+    assert "There was nothing to train." in text
+    assert "Tokens saved" not in text
+
+
+def test_success_is_what_the_run_says_it_is(lake: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(lake, tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"success_means": "it is a <dry> crossing"}))
+    assert "An episode succeeds when it is a &lt;dry&gt; crossing." in write_report(run).read_text()
+
+
+def test_what_was_forgotten_is_shown_where_it_was_measured(lake: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(lake, tmp_path / "run")
+    assert "What else it can do" not in text_of(write_report(run))
+    mean = {"mean": 0.5, "ci_low": 0.25, "ci_high": 0.75, "n": 9}
+    change = {"difference": -0.125, "ci_low": -0.25, "ci_high": 0.0, "p_value": 0.04, "n": 9}
+    rows = [
+        {"measure": measure, "before": mean, "after": mean, "after_against_before": change}
+        for measure in ("task: sums", "held-out text, nats per token")
+    ]
+    (run / "forgetting.json").write_text(json.dumps({"models": {}, "rows": rows}))
+    text = text_of(write_report(run))
+    assert "task: sums 50.0% 25.0% to 75.0%, n = 9" in text
+    assert "-12.5% -25.0% to 0.0%, p = 0.04" in text
+    assert "held-out text, nats per token 0.500 0.250 to 0.750, n = 9" in text
+
+
+def test_the_lake_is_drawn_by_its_own_board(lake: Path) -> None:
+    with ExperienceStore(lake / "experience.db") as store:
+        pairs = replay_pairs(FinishedRun.read(lake), store)
+    assert pairs
+    for _, (before, after) in pairs:
+        assert before.seed == after.seed
+        for replay in (before, after):
+            assert replay.board == ("SFFF", "FHFH", "FFFH", "HFFG")
+            for frame in replay.frames:
+                row, column = map(int, re.findall(r"\d+", frame.observation))
+                assert frame.place == 4 * (row - 1) + column - 1
+            assert replay.frames[-1].reply is None
+
+
+def test_the_papers_lake_has_the_board_of_its_episode(walker_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    config = SelfImproveConfig(
+        env="OPCD/RandomFrozenLake-v0",
+        model=str(walker_folder),
+        output=path,
+        **(TINY | {"env_kwargs": {}, "rounds": 1, "history": "last-2"}),
+    )
+    self_improve(config, QUIET)
+    with ExperienceStore(path / "experience.db") as store:
+        pairs = replay_pairs(FinishedRun.read(path), store)
+    for replay in (replay for _, pair in pairs for replay in pair):
+        assert replay.board is not None
+        assert replay.board[0][0] == "S"
+        for frame in replay.frames:
+            squares = re.findall(r"\b[PFHG]\b", frame.observation)
+            assert frame.place == squares.index("P")
+
+
+def test_an_env_that_draws_itself_is_shown(corridor: Path) -> None:
+    with ExperienceStore(corridor / "experience.db") as store:
+        [(_, pair), *_] = replay_pairs(FinishedRun.read(corridor), store)
+    for replay in pair:
+        assert replay.board is None
+        assert all((frame.image or "").startswith("data:image/png;base64,") for frame in replay.frames)
+        assert len({frame.image for frame in replay.frames}) > 1
+    html = (corridor / "report.html").read_text()
+    assert "<b>Square</b>" not in html  # what an env says is text
+    assert "Square" in html
+
+
+def test_an_env_that_does_not_repeat_itself_is_told_in_words(
+    corridor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(self: Corridor, **_: Any) -> tuple[int, dict[str, Any]]:
+        self.at = 1
+        return self.at, {}
+
+    monkeypatch.setattr(Corridor, "reset", elsewhere)
+    with ExperienceStore(corridor / "experience.db") as store:
+        [(_, pair), *_] = replay_pairs(FinishedRun.read(corridor), store)
+    assert all(frame.image is None for replay in pair for frame in replay.frames)
+
+
+def test_long_episodes_are_thinned_evenly() -> None:
+    frames = [Frame(turn=i, observation="", reply="", reward=0.0) for i in range(1000)]
+    shown = [frame.turn for frame in _thinned(frames)]
+    assert len(shown) <= MAX_FRAMES
+    assert shown[-1] == 999
+    assert len({b - a for a, b in itertools.pairwise(shown)}) == 1
+    heavy = [dataclasses.replace(frame, image="x" * 100_000) for frame in frames[:50]]
+    assert 1 <= len(_thinned(heavy)) <= 6
+
+
+def test_every_moment_belongs_to_a_part(lake: Path) -> None:
+    run = FinishedRun.read(lake)
+    assert sum(run.seconds().values()) == pytest.approx(run.metrics[-1]["seconds"])
+    parts = {name: part_of(name) for name in ("round1/play0", "round2/start", "gate/none", "round1/gate/a/0")}
+    assert list(parts.values()) == ["play", "play", "gate", "gate"]
+    assert [part_of(n) for n in ("step3", "validation3@0.7", "validation3", "stop4", "test/after@0")] == [
+        *("training", "validation", "validation", "training", "test")
+    ]
+
+
+def test_numbers_are_written_as_people_write_them() -> None:
+    assert [plural(n, "insight") for n in (0, 1, 2, 1200)] == [
+        *("0 insights", "1 insight", "2 insights", "1,200 insights")
+    ]
+    assert plural(2, "reply", "replies") == "2 replies"
+    assert [duration(s) for s in (4.6, 200, 7500)] == ["5 s", "3 min 20 s", "2 h 5 min"]
+    assert [p_text(p) for p in (0.0312, 1e-9)] == ["p = 0.031", "p < 0.0001"]
+    assert points(-0.125) == "\N{MINUS SIGN}12.5"
+
+
+def test_runs_side_by_side(
+    lake: Path, corridor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(lake, tmp_path / "the $other$_{run")  # no formula
+    about = json.loads((other / "config.json").read_text())
+    about["config"]["lr"] = 0.5
+    (other / "config.json").write_text(json.dumps(about))
+    page = tmp_path / "page.html"
+    main([str(lake), str(other), str(corridor), "--output", str(page)])
+    assert capsys.readouterr().out.strip() == str(page)
+    text = text_of(page)
+    assert "3 runs compared" in text
+    assert " lr " in text
+    assert "0.5" in text
+    assert " batch_size " not in text  # the same in all
+    # The second was tested on the first one's seeds, the third in another env.
+    rows = re.findall(r"<tr><td>.*?</tr>", page.read_text(), re.DOTALL)
+    assert [row.count("</span>") for row in rows] == [4, 5, 4]
+    assert page.read_text().count("<svg") == 2
+    main([str(other)])
+    assert capsys.readouterr().out.strip() == str(other / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "name the folder"),
+        (["/no/such/run"], "/no/such/run is not the folder of a finished run"),
+        (["{lake}", "{lake}"], "named twice"),
+    ],
+)
+def test_bad_folders_are_clear_errors(args: list[str], says: str, lake: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([arg.format(lake=lake) for arg in args])
+    assert says in str(stop.value)
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "page.html"
+    target.write_text("old")
+    with pytest.raises(Exception, match="undefined"):
+        write_page(target, "report.html.j2")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_gate_shows_its_candidates(tmp_path: Path) -> None:
+    insights = [
+        Insight(text=f"Advice {i}.", observation=None, score=0.5, support=1, source="llm") for i in range(3)
+    ]
+    with ExperienceStore(tmp_path / "experience.db") as store:
+        store.set_insights(insights, "round1/write")
+        store.add_scores(
+            ContextScore(
+                phase="round1/gate",
+                context_id=f"context{i}",
+                insight_ids=(insights[i].id,) if i < 2 else tuple(insight.id for insight in insights),
+                policy_id="base",
+                seeds=tuple(range(n)),
+                successes=successes,
+                successes_without=1,
+                p_value=0.01,
+                verdict=verdict,
+            )
+            for i, (n, successes, verdict) in enumerate(
+                [(2, 1, "dropped"), (16, 12, "the best; admitted: ..."), (2, 2, "dropped")]
+            )
+        )
+        [(round_number, plot, rows)] = _candidates(store, _insights(store))
+    assert round_number == 1
+    assert [row["text"] for row in rows] == ["Advice 1.", "3 insights together", "Advice 0."]
+    assert [row["success_rate"] for row in rows] == [0.75, 1.0, 0.5]
+    assert [row["is_admitted"] for row in rows] == [True, False, False]
+    assert plot.startswith("<figure><figcaption>Round 1")
+
+
+# --- in a browser -----------------------------------------------------------------------------------
+
+PLAY = """
+const card = document.querySelector(".episode"), seen = new Set();
+const look = () => seen.add(card.querySelector(".turn").textContent + (card.querySelector(".here, .look") ?
+  [...card.querySelectorAll(".cell")].findIndex(c => c.classList.contains("here")) : ""));
+look();
+card.querySelector("button").click();
+setInterval(() => { look(); document.body.dataset.seen = seen.size; }, 100);
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("which", ["lake", "corridor"])
+def test_the_replay_moves(which: str, request: pytest.FixtureRequest) -> None:
+    seen = visit(request.getfixturevalue(which) / "report.html", PLAY)
+    assert seen.errors == []
+    found = re.search(r'<body data-seen="(\d+)"', seen.html)
+    assert found
+    assert int(found[1]) >= 3
+
+
+@needs_chromium
+def test_an_error_in_the_console_is_seen(lake: Path) -> None:
+    """That the tests above could fail."""
+    assert visit(lake / "report.html", "nonsense()").errors
+    # The page may ask nobody for anything.
+    assert visit(lake / "report.html", "new Image().src = 'http://localhost:9/x.png'").errors
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1000])
+def test_the_page_is_not_blank_in_light_and_dark(width: int, lake: Path, tmp_path: Path) -> None:
+    light, dark = (
+        screenshot(lake / "report.html", tmp_path / f"{is_dark}.png", width=width, dark=is_dark)
+        for is_dark in (False, True)
+    )
+    for pixels in (light, dark):
+        assert pixels.shape[1] == width
+        assert pixels.std() > 10
+    assert light.mean() > 200 > 80 > dark.mean()

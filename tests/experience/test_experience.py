@@ -1,0 +1,175 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.games.frozen_lake import ACTIONS
+from experience.context import Context
+from experience.insight import Insight
+from experience.outcomes import action_values, outcome_insights, outcome_model
+from experience.seeds import STRIDE, SeedRange, Split
+from experience.store import ExperienceStore
+
+# --- splits --------------------------------------------------------------------------------------
+
+
+def test_the_same_words_elsewhere_are_another_insight() -> None:
+    left, right = (
+        Insight(text="On this board, move right.", observation=board, score=1.0, support=1)
+        for board in ("P F / F G", "F P / F G")
+    )
+    assert left.id != right.id
+    assert left.id == replace(left, score=0.0).id
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 5000), st.integers(1, 50))
+def test_splits_and_runs_share_no_seed(run: int, other: int, start: int, size: int) -> None:
+    ranges = {
+        (split, r): set(SeedRange(split=split, run_seed=r, start=start, size=size))
+        for split in Split
+        for r in {run, other}
+    }
+    assert sum(len(seeds) for seeds in ranges.values()) == len(set().union(*ranges.values()))
+    for (split, _), seeds in ranges.items():
+        assert {seed % 3 for seed in seeds} == {list(Split).index(split)}
+        assert len(seeds) == size
+
+
+@pytest.mark.parametrize(("start", "size", "run"), [(-1, 1, 0), (0, -1, 0), (0, STRIDE + 1, 0), (0, 1, -1)])
+def test_bad_seed_ranges(start: int, size: int, run: int) -> None:
+    with pytest.raises(ValueError, match="seed range"):
+        SeedRange(split=Split.TEST, run_seed=run, start=start, size=size)
+
+
+# --- insights ------------------------------------------------------------------------------------
+
+
+def insight(text: str, observation: str | None, score: float = 0.0) -> Insight:
+    return Insight(text=text, observation=observation, score=score, support=1)
+
+
+def test_retrieval() -> None:
+    here, better, anywhere, there = (
+        insight("here", "a", 0.1),
+        insight("better", "a", 0.9),
+        insight("anywhere", None, 5.0),
+        insight("there", "b", 9.0),
+    )
+    pool = (there, anywhere, here, better)
+    assert Context(insights=pool, k=1).show("a") == (better,)
+    assert Context(insights=pool, k=9).show("a") == (better, here, anywhere)
+    assert Context(insights=pool).show("a") == (better, here, anywhere, there)
+    assert Context(insights=(there,), k=1).show("a") == ()
+
+
+def random_turns(episodes: int, slippery: bool) -> tuple[pd.DataFrame, dict[str, int]]:
+    """What a random walker on the 4x4 lake, started anywhere, would leave in a store."""
+    import gymnasium as gym
+
+    env = gym.make("FrozenLake-v1", is_slippery=slippery)
+    table = env.unwrapped.P  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    rows = []
+    open_states = [s for s in table if not table[s][0][0][3] or table[s][0][0][1] != s]
+    for number in range(episodes):
+        state = int(rng.choice(open_states))
+        action = int(rng.integers(4))
+        outcomes = table[state][action]
+        chances = np.array([o[0] for o in outcomes])
+        _, following, reward, done = outcomes[rng.choice(len(outcomes), p=chances / chances.sum())]
+        rows.append((f"t{number}", Split.TRAIN, f"s{state}", ACTIONS[action], reward, f"s{following}", done))
+    columns = ["trace_id", "split", "observation", "action", "reward", "next_observation", "terminated"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(success=frame["reward"] > 0), {f"s{s}": s for s in open_states}
+
+
+def test_insights_from_outcomes_are_optimal() -> None:
+    """With enough random steps, the advice is the optimal policy's in every state of the slippery lake."""
+    turns, states = random_turns(60_000, slippery=True)
+    insights = outcome_insights(turns, ACTIONS, lambda o, a: f"{o}: {a}", explore=False)
+    advice = {i.observation: i.text.split(": ")[1] for i in insights}
+    optimal = {
+        0: "left",
+        1: "up",
+        2: "up",
+        3: "up",
+        4: "left",
+        8: "up",
+        9: "down",
+        10: "left",
+        13: "right",
+        14: "down",
+    }
+    assert advice.keys() == states.keys()
+    assert {s: advice[f"s{s}"] for s in optimal} == optimal
+    for i in insights:
+        assert len(i.evidence + i.against) == i.support > 0
+
+
+def hand_turns(*rows: tuple[str, str | None, float, str, bool]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["observation", "action", "reward", "next_observation", "terminated"])
+    return frame.assign(
+        trace_id=[f"t{i}" for i in range(len(rows))], split=Split.TRAIN, success=[row[2] > 0 for row in rows]
+    )
+
+
+def test_like_observations_are_counted_together() -> None:
+    """With numbers in buckets, what was learned at one speed is known at like ones."""
+    turns = hand_turns(
+        ("speed 1.1", "left", 0.0, "over", True),
+        ("speed 1.3", "right", 1.0, "goal", True),
+        ("speed 9.2", "left", 1.0, "goal", True),
+    )
+
+    def bucket(text: str) -> str:
+        return text.split(".")[0]
+
+    insights = outcome_insights(turns, ACTIONS, lambda o, a: f"{o}: {a}", explore=False, situation=bucket)
+    assert {i.text for i in insights} == {"speed 1: right", "speed 9: left"}
+    [shown] = Context(insights=tuple(insights), k=1, situation=bucket).show("speed 1.7")
+    assert shown.text == "speed 1: right"
+
+
+def test_values_by_hand() -> None:
+    turns = hand_turns(
+        ("a", "left", 0.0, "b", False),
+        ("b", "up", 1.0, "goal", True),
+        ("b", "up", 0.0, "hole", True),
+        ("a", "down", 0.0, "hole", True),
+        ("a", None, 0.0, "a", False),  # an unreadable reply counts for nothing
+    )
+    model = outcome_model(turns, ACTIONS)
+    assert model.counts_SA.sum() == 4
+    values = action_values(model, explore=False)
+    a, b = model.observations.index("a"), model.observations.index("b")
+    assert values[b, ACTIONS.index("up")] == pytest.approx(0.5)
+    assert values[a, ACTIONS.index("left")] == pytest.approx(0.99 * 0.5)
+    assert values[a, ACTIONS.index("down")] == 0.0
+    assert values[a, ACTIONS.index("up")] == -np.inf
+
+
+def test_exploring_prefers_the_untried() -> None:
+    turns = hand_turns(("a", "left", 0.0, "a", False), ("a", "down", 0.0, "hole", True))
+    [known] = outcome_insights(turns, ACTIONS, lambda o, a: a, explore=False)
+    curious, *others = outcome_insights(turns, ACTIONS, lambda o, a: a, explore=True)
+    assert (known.text, known.support) == ("left", 1)
+    assert (curious.text, curious.support, curious.evidence) == ("right", 0, ())
+    assert [other.text for other in others] == ["up", "left"]  # and in the end the best of what was tried
+    context = Context(insights=(curious, *others), k=1, is_exploring=True)
+    shown = [context.show("a", times)[0].text for times in range(5)]
+    assert shown == ["right", "up", "left", "left", "left"]
+
+
+def test_only_train_traces_teach() -> None:
+    turns = hand_turns(("a", "left", 0.0, "b", False)).assign(split=Split.TEST)
+    with pytest.raises(ValueError, match="train traces only"):
+        outcome_insights(turns, ACTIONS, lambda o, a: a, explore=False)
+
+
+def test_no_traces_no_insights(tmp_path: Path) -> None:
+    store = ExperienceStore(tmp_path / "experience.db")
+    assert outcome_insights(store.turns(), ACTIONS, lambda o, a: a, explore=True) == []
