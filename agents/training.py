@@ -6,7 +6,7 @@ step that was.
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
@@ -14,14 +14,14 @@ import pandas as pd
 import torch
 
 from agents.policies.local import HFPolicy
-from agents.policies.policy import Prompt, Sampling
+from agents.policies.policy import FinishReason, Policy, Prompt, Sampling
 from agents.policies.vllm.policy import VLLMPolicy
 from agents.prompts import build_prompt
 from agents.rollout import turn_seed
 from agents.run.interrupt import deferred_interrupt
 from agents.run.run import Session
 from distill.collapse import collapse
-from distill.examples import Data, DistillExample, sample_examples
+from distill.examples import Data, DistillError, DistillExample, TokenIds
 from distill.opcd import OPCD, StepStats
 from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher
 from evals.result import Comparison
@@ -348,6 +348,55 @@ class Consolidation:
         loaded = self.session.folder.load_tensors(name) if self.session.ranks.is_main else None
         tensors, about = loaded or ({}, None)
         return tensors, self.session.ranks.broadcast(about)
+
+
+def sample_examples(
+    policy: Policy,
+    encode: Callable[[Prompt], TokenIds],
+    pairs: Sequence[tuple[Prompt, Prompt]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    data: Data = "student",
+    teacher_encode: Callable[[Prompt], TokenIds] | None = None,
+) -> list[DistillExample]:
+    """Let the policy answer.
+
+    Args:
+        policy: The student, which answers the bare prompts, or the teacher, which answers those with context.
+        encode: A prompt's token ids, in the student's chat template.
+        pairs: (bare prompt, prompt with context).
+        sampling: How it samples.
+        seeds: One per pair.
+        data: Who ``policy`` is: ``student`` makes the data on-policy, ``teacher`` off-policy.
+        teacher_encode: The same in the teacher's template, where it has another.
+
+    Returns:
+        One example per non-empty completion.
+
+    Raises:
+        DistillError: A prompt and its completion do not fit the policy's context window.
+    """
+    teacher_encode = teacher_encode or encode
+    asked = [bare if data == "student" else with_context for bare, with_context in pairs]
+    examples = []
+    for (bare, with_context), completion in zip(pairs, policy.generate(asked, sampling, seeds), strict=True):
+        if completion.finish_reason == FinishReason.OVERFLOW:
+            raise DistillError(
+                f"a prompt of {completion.prompt_tokens} tokens and {sampling.max_tokens} new ones do not "
+                "fit the model's context window: shorten the prompt or its context, or allow fewer new tokens"
+            )
+        if completion.token_ids:
+            examples.append(
+                DistillExample(
+                    student_prompt_ids=encode(bare),
+                    teacher_prompt_ids=teacher_encode(with_context),
+                    completion_ids=completion.token_ids,
+                    is_cut_off=completion.finish_reason == FinishReason.LENGTH,
+                    logprobs=completion.logprobs,
+                )
+            )
+    return examples
 
 
 def shares(weights: Sequence[float], size: int, generator: random.Random) -> list[int]:

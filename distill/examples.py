@@ -1,10 +1,8 @@
 """What is trained on: completions under the bare prompt and under the prompt with its context."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-from agents.policies.policy import FinishReason, Policy, Prompt, Sampling
 
 TokenIds = tuple[int, ...]
 Average = Literal["completions", "tokens"]
@@ -68,55 +66,6 @@ def conversation_examples(turns: Iterable[ConversationTurn]) -> list[DistillExam
                 )
             )
         student, teacher = student + turn.completion_ids, teacher + turn.completion_ids
-    return examples
-
-
-def sample_examples(
-    policy: Policy,
-    encode: Callable[[Prompt], TokenIds],
-    pairs: Sequence[tuple[Prompt, Prompt]],
-    sampling: Sampling,
-    seeds: Sequence[int],
-    *,
-    data: Data = "student",
-    teacher_encode: Callable[[Prompt], TokenIds] | None = None,
-) -> list[DistillExample]:
-    """Let the policy answer.
-
-    Args:
-        policy: The student, which answers the bare prompts, or the teacher, which answers those with context.
-        encode: A prompt's token ids, in the student's chat template.
-        pairs: (bare prompt, prompt with context).
-        sampling: How it samples.
-        seeds: One per pair.
-        data: Who ``policy`` is: ``student`` makes the data on-policy, ``teacher`` off-policy.
-        teacher_encode: The same in the teacher's template, where it has another.
-
-    Returns:
-        One example per non-empty completion.
-
-    Raises:
-        DistillError: A prompt and its completion do not fit the policy's context window.
-    """
-    teacher_encode = teacher_encode or encode
-    asked = [bare if data == "student" else with_context for bare, with_context in pairs]
-    examples = []
-    for (bare, with_context), completion in zip(pairs, policy.generate(asked, sampling, seeds), strict=True):
-        if completion.finish_reason == FinishReason.OVERFLOW:
-            raise DistillError(
-                f"a prompt of {completion.prompt_tokens} tokens and {sampling.max_tokens} new ones do not "
-                "fit the model's context window: shorten the prompt or its context, or allow fewer new tokens"
-            )
-        if completion.token_ids:
-            examples.append(
-                DistillExample(
-                    student_prompt_ids=encode(bare),
-                    teacher_prompt_ids=teacher_encode(with_context),
-                    completion_ids=completion.token_ids,
-                    is_cut_off=completion.finish_reason == FinishReason.LENGTH,
-                    logprobs=completion.logprobs,
-                )
-            )
     return examples
 
 

@@ -14,8 +14,6 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -39,6 +37,8 @@ class Ranks:
         """Join the processes that a launcher started; a process that was started plainly is alone."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
+        from accelerate import PartialState  # here, so that one process needs none of it
+
         # The others wait while one measures baselines or lets an endpoint write.
         state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(hours=2))
         atexit.register(state.destroy_process_group)  # else its threads may outlive what they need
@@ -55,7 +55,11 @@ class Ranks:
 
     def gather(self, items: list[Item]) -> list[Item]:
         """The items of all processes, on every one."""
-        return cast("list[Item]", gather_object(items)) if self.size > 1 else items
+        if self.size == 1:
+            return items
+        from accelerate.utils import gather_object
+
+        return cast("list[Item]", gather_object(items))
 
     def broadcast(self, value: Item) -> Item:
         """The main process's value, on every process."""
@@ -65,6 +69,8 @@ class Ranks:
         """What ``make`` gives on the main process, where alone it is called, on every process."""
         if self.size == 1:
             return make()
+        from accelerate.utils import broadcast_object_list
+
         [shared] = broadcast_object_list([make() if self.is_main else None])
         return cast("Item", shared)
 

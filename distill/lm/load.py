@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -70,6 +69,8 @@ def load_model(
         raise ModelError(f"{_where(name, source)} cannot be loaded: {reason}{_advice(name)}") from error
     if tokenizer.chat_template is None:
         raise ModelError(f"{_where(name, source)} has no chat template: take an instruction-tuned model")
+    from jinja2 import TemplateError  # which transformers needs for templates, and for nothing else
+
     try:
         chat = [{"role": role, "content": "x"} for role in ("system", "user")]
         tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)

@@ -34,8 +34,7 @@ from agents.reflection import Learning
 from agents.run.folder import RunFolder, RunFolderError
 from agents.run.run import Session
 from agents.self_improve import begun, finish, main, parse_args, saved_config, self_improve
-from agents.training import Consolidation, shares
-from distill.examples import sample_examples
+from agents.training import Consolidation, sample_examples, shares
 from distill.opcd import OPCD, DistillError, StepStats
 from evals.result import Comparison
 from experience.context import Context

@@ -22,7 +22,7 @@ from agents.prompts import Layout, build_prompt, conversation
 from agents.run.run import Session
 from agents.self_improve import self_improve
 from agents.system_prompt import SystemPromptConfig, main, print_table, system_prompt
-from distill.examples import sample_examples
+from agents.training import sample_examples
 from distill.opcd import OPCD
 from envs import EnvError, make_text_env
 from envs.questions.choice_env import Match, read_label

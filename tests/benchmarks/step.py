@@ -33,8 +33,9 @@ from rich.table import Table
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from agents.run.folder import peak_rss_bytes
+from agents.training import sample_examples
 from distill.chunked_loss import ScoredTopK, chunked_topk_reverse_kl, topk_ids
-from distill.examples import DistillExample, sample_examples
+from distill.examples import DistillExample
 from distill.lm.load import load_model
 from distill.lm.prefix_lm import PrefixLM
 from distill.loss import topk_reverse_kl

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
+from agents.training import sample_examples
 from distill.collapse import collapse
 from distill.examples import (
     ConversationTurn,
@@ -18,7 +19,6 @@ from distill.examples import (
     TokenIds,
     conversation_examples,
     repetition,
-    sample_examples,
     scored_prefixes,
 )
 from distill.lm.prefix_lm import PrefixLM
