@@ -90,8 +90,8 @@ class OPCD:
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         max_grad_norm: float = 1.0,
-        max_nodes: int = 768,
-        chunk: int = 128,
+        max_nodes: int | None = None,
+        chunk: int | None = None,
         compute_dtype: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
         ranks: Ranks | None = None,
@@ -117,8 +117,9 @@ class OPCD:
             warmup_steps: Over so many steps the learning rate rises linearly to ``lr``.
             decay_steps: Over so many steps it falls linearly to 0, and stays there; ``None`` lets it be.
             max_grad_norm: Gradients with a larger norm are scaled down to it.
-            max_nodes: Tokens of one forward and backward pass. A step is as many passes as it takes.
-            chunk: Positions whose logits exist at a time.
+            max_nodes: Tokens of one forward and backward pass, a step being as many as it takes. By default
+                what the device has room for; see ``pass_tokens``.
+            chunk: Positions whose logits exist at a time; by default by the device too.
             compute_dtype: What matrix products run in (autocast); the weights and moments keep their type.
             gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
             ranks: The processes that share each step.
@@ -149,14 +150,18 @@ class OPCD:
         self.step_count = 0
         self._vocabulary = vocabulary or sizes[0]
         self._temperature, self._teacher_temperature = temperature, teacher_temperature
-        self._k, self._mode, self._chunk = k, mode, chunk
+        self._k, self._mode = k, mode
+        on_gpu = student.device.type == "cuda"
+        self._chunk = chunk or (max(1, GPU_LOGITS_BYTES // (4 * self._vocabulary)) if on_gpu else CPU_CHUNK)
+        self._narrow = compute_dtype if on_gpu else None
+        """What the loss multiplies in; a CPU widens instead, and loses nothing."""
         self.direction = direction
         """Of the KL; it may be changed between steps."""
         self._average: Average = average
         self._trust_region, self._base = trust_region, base
         self._lr, self._warmup_steps, self._decay_steps = lr, warmup_steps, decay_steps
         self._max_grad_norm = max_grad_norm
-        self._max_nodes = max_nodes
+        self._max_nodes = max_nodes or pass_tokens(student, gradient_checkpointing)
         self._window = context_window(student)
         self._checkpointing = gradient_checkpointing
         if gradient_checkpointing:
@@ -274,18 +279,21 @@ class OPCD:
 
         def score(hidden_TD: torch.Tensor, head: LMHead) -> torch.Tensor:
             """Loss, then what is logged."""
-            student = (hidden_TD, head.cut(self._vocabulary).at(self._temperature))
+            head = head.cut(self._vocabulary).at(self._temperature)
+            student = self._narrowed(hidden_TD, head)
             if isinstance(self.teacher, ScoringTeacher):
                 result = self._remotely_scored(student, self.teacher, asked, weight_T)
             else:
                 assert teacher_ND is not None
-                teacher = (teacher_ND, self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature))
+                head = self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature)
+                teacher = self._narrowed(teacher_ND, head)
                 form = chunked_topk_reverse_kl if self.direction == "reverse" else chunked_forward_kl
                 result = self._scored(form, self._mode, student, teacher, weight_T)
             loss = result.loss
             trust_region_kl = torch.zeros_like(loss)
             if base_ND is not None and self._base is not None:
-                base = (base_ND, self._base.head.cut(self._vocabulary).at(self._temperature))
+                head = self._base.head.cut(self._vocabulary).at(self._temperature)
+                base = self._narrowed(base_ND, head)
                 held = self._scored(chunked_topk_reverse_kl, "tail", student, base, weight_T)
                 trust_region_kl = held.loss
                 loss = loss + self._trust_region * trust_region_kl
@@ -296,6 +304,9 @@ class OPCD:
         sums = self._forward(tree, ends, score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
         return sums.detach().cpu().double(), len(tree)
+
+    def _narrowed(self, hidden_TD: torch.Tensor, head: LMHead) -> tuple[torch.Tensor, LMHead]:
+        return hidden_TD.to(self._narrow or hidden_TD.dtype), head.narrowed(self._narrow)
 
     def _scored(
         self,
@@ -422,6 +433,34 @@ class OPCD:
             value = like(self.ranks.entry(tensors, key), parameters[name])
             self._optimizer.state[parameters[name]][kind] = value
         self.step_count = int(self.ranks.entry(tensors, "step_count"))
+
+
+CPU_NODES, CPU_CHUNK = 768, 128
+"""Tokens of a pass and positions of a chunk on a CPU: more take more memory and no less time."""
+GPU_LOGITS_BYTES = 2 << 30
+"""Of a chunk's logits in fp32 on a GPU, which wants large products."""
+GPU_SHARE = 0.4
+"""Of a GPU's free memory, less gradients and moments, that the activations of one pass may take."""
+GPU_MOST_NODES = 32_768
+"""Tokens of a pass beyond which a GPU gets no faster."""
+
+
+def pass_tokens(model: PreTrainedModel, is_checkpointed: bool) -> int:
+    """How many tokens one forward and backward pass takes: on a GPU by its free memory.
+
+    Counted per token and layer are the residual stream's copies, queries, keys and values, and the gated
+    MLP's three widths; with checkpointing one copy per layer, and one layer of all.
+    """
+    if model.device.type != "cuda":
+        return CPU_NODES
+    config = model.config.get_text_config()
+    width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    layer_bytes = 4 * (14 * width + 4 * inner)
+    layers = config.num_hidden_layers
+    token_bytes = 4 * width * layers + layer_bytes if is_checkpointed else layer_bytes * layers
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    free = torch.cuda.mem_get_info(model.device)[0] - 12 * parameters
+    return int(min(GPU_MOST_NODES, max(CPU_NODES, GPU_SHARE * free / token_bytes)))
 
 
 NOTHING: Mapping[tuple[TokenIds, TokenIds], float] = {((0,), (0,)): 0.0}
