@@ -1,10 +1,11 @@
 """A process that judges answers, and can do little else; ``envs/questions/verify.py`` starts it by its path.
 
 It imports what it needs, then forks. The child reads jobs, one JSON object per line, and writes verdicts, one
-per line. A child that takes too long, needs too much memory or crashes is the end of that answer only: its
-parent says so, and forks the next one within milliseconds.
+per line. A child that takes too much processor time, needs too much memory or crashes is the end of that answer
+only: its parent says so, and forks the next one within milliseconds. One that hangs or is killed from outside
+has not judged.
 
-    python -P verify_worker.py '{"scorer": null, "cpu_s": 1.0, "wall_s": 1.8, "memory_bytes": 1073741824}'
+    python -P verify_worker.py '{"scorer": null, "cpu_s": 1.0, "hang_s": 60.0, "memory_bytes": 1073741824}'
 """
 
 import base64
@@ -45,8 +46,16 @@ def main() -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == 0:
             return
-        slow = -code in (signal.SIGPROF, signal.SIGALRM)
-        _write(verdicts, {"failed": "took too long to judge" if slow else f"crashed its judge ({code})"})
+        _write(verdicts, _end(code))
+
+
+def _end(code: int) -> dict[str, Any]:
+    """What to say of an answer whose judge ended with this exit code."""
+    if -code == signal.SIGALRM:
+        return {"not_judged": "its judge hangs"}
+    if -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):  # the machine's doing, not the answer's
+        return {"not_judged": f"its judge was ended ({code})"}
+    return {"failed": "took too long to judge" if -code == signal.SIGPROF else f"crashed its judge ({code})"}
 
 
 def math_judge() -> Judge:
@@ -102,9 +111,10 @@ def _serve(judge: Judge, verdicts: int, settings: dict[str, Any]) -> None:
     with open(0, "rb", closefd=False) as jobs:
         for line in jobs:
             job = json.loads(line)
-            # Both kill at once, whatever Python is doing: busy, or asleep.
+            # Both kill at once, whatever Python is doing: busy, or asleep. The first counts this process's own
+            # time, so that no verdict depends on what else the machine is doing.
             signal.setitimer(signal.ITIMER_PROF, settings["cpu_s"])
-            signal.setitimer(signal.ITIMER_REAL, settings["wall_s"])
+            signal.setitimer(signal.ITIMER_REAL, settings["hang_s"])
             try:
                 verdict = judge(job)
             except MemoryError:

@@ -15,11 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.questions import verify
 from envs.questions.answers import MAX_ANSWER_CHARS, final_answer, gold_answer, plain_number, refusal
-from envs.questions.verify import Verifier
+from envs.questions.verify import Verdict, Verifier
 from envs.words import EnvError
 
-MAX_SECONDS = 2.0
+CASES = [json.loads(line) for line in Path(__file__).with_name("answers.jsonl").open(encoding="utf-8")]
+"""Replies, gold answers, and whether the one is right by the other."""
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +207,12 @@ def test_there_are_many_attacks() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attacks_end_soon_and_are_wrong(family: str, impatient: Verifier, tmp_path: Path) -> None:
     target = tmp_path / "written"
-    impatient.verify("x + 1", "1 + x")  # the workers start
     for number, attack in enumerate(FAMILIES[family]):
         reply = ("\\boxed{%s}", "The answer is %s")[number % 2].replace("%s", attack)
-        began = time.monotonic()
+        began = time.process_time()
         verdict = impatient.verify(reply.replace("{path}", str(target)), GOLDS[number % 3])
-        assert time.monotonic() - began < MAX_SECONDS, (attack[:80], verdict)
+        assert time.process_time() - began < 1.0, (attack[:80], verdict)
+        assert verdict.is_judged
         assert not verdict.is_correct
         assert verdict.answer is None or len(verdict.answer) <= MAX_ANSWER_CHARS
         verdict.reason.encode()
@@ -223,10 +225,7 @@ SLOW = ("9^{9^{9^{9}}}", "\\int (x+1)^{999}", "(a+b+c+d)^{999}", "\\binom{10^9}{
 
 @pytest.mark.parametrize("attack", SLOW)
 def test_slow_attacks_end_at_the_deadline(attack: str, verifier: Verifier) -> None:
-    verifier.verify("x + 1", "1 + x")
-    began = time.monotonic()
     verdict = verifier.verify(f"\\boxed{{{attack}}}", "\\pi + 1")
-    assert time.monotonic() - began < MAX_SECONDS
     assert (verdict.is_correct, verdict.reason) == (False, "the answer took too long to judge")
 
 
@@ -245,11 +244,61 @@ def test_a_worker_that_is_killed_is_replaced(verifier: Verifier) -> None:
     assert verifier.verify("x + 1", "1 + x").is_correct
     for worker in verifier._workers:
         worker._process.kill()
-    first, second = (verifier.verify("x + 1", "1 + x") for _ in range(2))
-    assert first.is_correct or "crashed" in first.reason
-    for _ in range(3):
-        second = verifier.verify("x + 1", "1 + x")
-    assert second.is_correct
+    for _ in range(3):  # what the dead ones did not judge is asked again
+        assert verifier.verify("x + 1", "1 + x").is_correct
+
+
+@pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "killed"])
+def test_what_is_not_judged_is_not_wrong(
+    hangs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that sleeps, or is killed from outside: the first time that it is asked, or always."""
+    code = """
+import sys
+sys.path.insert(0, {folder!r})
+import os, time, verify_worker
+def judge(job):
+    first = "once" in job["answer"] and os.path.exists({marker!r})
+    if first:
+        os.remove({marker!r})
+    if first or "always" in job["answer"]:
+        time.sleep(9) if {hangs} else os.kill(os.getpid(), 9)
+    return {{"is_correct": True}}
+verify_worker.math_judge = lambda: judge
+verify_worker._forbid = lambda *_: None
+verify_worker.main()
+"""
+    folder = str(Path(verify.__file__).parent)
+    worker = tmp_path / "verify_worker.py"
+    marker = tmp_path / "marker"
+    marker.touch()
+    worker.write_text(code.format(folder=folder, hangs=hangs, marker=str(marker)))
+    monkeypatch.setattr(verify, "_WORKER", worker)
+    monkeypatch.setattr(verify, "HANG_SECONDS", 0.2)
+    with Verifier() as verifier:
+        verdicts = verifier.verify_many([("x + always", "y"), ("x + once", "y"), ("x", "y + 1")])
+    why = "its judge hangs" if hangs else "its judge was ended (-9)"
+    assert verdicts[0] == Verdict(
+        is_correct=False, answer="x + always", reason=f"not judged: {why}", is_judged=False
+    )
+    assert verdicts[1].is_correct
+    assert verdicts[2].is_correct
+    assert not marker.exists()
+
+
+def test_verdicts_do_not_depend_on_how_busy_the_machine_is() -> None:
+    pairs = [(case["reply"], case["gold"]) for case in CASES if "\\" in case["gold"]]
+    with Verifier() as verifier:
+        alone = verifier.verify_many(pairs)
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
+        try:
+            among = verifier.verify_many(pairs)
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
+    assert among == alone
+    assert all(verdict.is_judged for verdict in alone)
 
 
 def test_an_interrupted_batch_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,10 +324,10 @@ import json, os, sys
 sys.path.insert(0, {folder!r})
 import verify_worker
 verify_worker.math_judge = lambda: lambda job: {{"is_correct": bool(eval(job["answer"]))}}
-sys.argv = ["", json.dumps({{"scorer": None, "cpu_s": 1, "wall_s": 2, "memory_bytes": 1 << 28}})]
+sys.argv = ["", json.dumps({{"scorer": None, "cpu_s": 1, "hang_s": 2, "memory_bytes": 1 << 28}})]
 verify_worker.main()
 """
-    folder = str(Path(sys.modules["envs.questions.verify"].__file__ or "").parent)
+    folder = str(Path(verify.__file__).parent)
     jobs = [
         "1 + 1",
         f"open({str(tmp_path / 'a')!r}, 'w')",
@@ -307,7 +356,8 @@ verify_worker.main()
         process.stdin.close()
     assert results[0] == {"ready": True}
     assert results[1] == results[-1] == {"is_correct": True}
-    assert all("failed" in result for result in results[2:-1]), results
+    assert all("failed" in result for result in results[2:-2]), results
+    assert results[-2] == {"not_judged": "its judge hangs"}
     assert not any(tmp_path.iterdir())
 
 
