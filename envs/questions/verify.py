@@ -22,16 +22,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from envs.questions.answers import (
-    as_latex,
-    compare_numbers,
-    final_answer,
-    gold_answer,
-    has_operation,
-    plain_number,
-    refusal,
-    same_text,
-)
+from envs.questions.answers import final_answer, gold_answer, refusal, whole_answers
+from envs.questions.equality import Undecided, as_latex, compare, is_text
 from envs.words import EnvError
 
 CPU_SECONDS = 1.0
@@ -108,7 +100,8 @@ class Verifier:
         """
         decided = [_without_worker(reply, gold) for reply, gold in pairs]
         hard = [item for item in decided if isinstance(item, tuple)]
-        results = iter(self._run([{"answer": as_latex(a), "gold": as_latex(g)} for a, g in hard]))
+        jobs = [{"answer": as_latex(rest.answer), "gold": as_latex(rest.gold)} for _, rest in hard]
+        results = iter(self._run(jobs))
         return [_verdict(item[0], next(results)) if isinstance(item, tuple) else item for item in decided]
 
     def score(self, reply: str, entry: dict[str, Any]) -> Verdict:
@@ -118,12 +111,12 @@ class Verifier:
             reply: Of any content.
             entry: The problem, as the task made it.
         """
-        answer = final_answer(reply, whole=True)
-        if answer is None:
+        answers = whole_answers(reply)
+        if not answers:
             return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
         pickled = base64.b64encode(pickle.dumps(entry)).decode()
-        [result] = self._run([{"answer": answer, "entry": pickled}])
-        return _verdict(answer, result)
+        [result] = self._run([{"answers": answers, "entry": pickled}])
+        return _verdict(answers[-1], result)
 
     def close(self) -> None:
         """End the workers; the next answer starts others."""
@@ -248,44 +241,21 @@ def _shared_verifier(pid: int, scorer: tuple[str, str] | None) -> Verifier:
     return verifier
 
 
-def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, str]:
+def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, Undecided]:
     """The verdict, if it can be given here; otherwise what is to be compared."""
-    answer = final_answer(reply)
+    gold = _gold_answer(gold)
+    answer = final_answer(reply, is_text=is_text(gold))
     if answer is None:
         return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
     if (reason := refusal(answer)) is not None:
         return Verdict(is_correct=False, answer=None, reason=reason)
-    gold = _gold_answer(gold)
-    if same_text(answer, gold):
-        return Verdict(is_correct=True, answer=answer, reason="the same")
-    left, right = _values(answer, gold)
-    number, gold_number = plain_number(left), plain_number(right)
-    if number is None and gold_number is not None and has_operation(left):
-        # Repeating the problem does not solve it; in 8 = 5 + 3 it is solved.
-        number = next(filter(None, map(plain_number, reversed(answer.split("=")))), None)
-        if number is None:
-            return Verdict(is_correct=False, answer=answer, reason="not worked out")
-    if number is None or gold_number is None:
-        return answer, gold
-    difference = compare_numbers(number, gold_number)
-    return Verdict(is_correct=difference is None, answer=answer, reason=difference or "equal")
+    decision = compare(answer, gold)
+    if isinstance(decision, Undecided):
+        return answer, decision
+    return Verdict(is_correct=decision.is_correct, answer=answer, reason=decision.reason)
 
 
 _gold_answer = lru_cache(maxsize=4096)(gold_answer)
-
-
-def _values(answer: str, gold: str) -> tuple[str, str]:
-    """Both without what they set equal to it, where that is no part of the answer."""
-    name, equals, value = answer.rpartition("=")
-    gold_name, gold_equals, gold_value = gold.rpartition("=")
-    if equals and gold_equals and "".join(name.split()) != "".join(gold_name.split()):
-        return answer, gold
-    if gold_equals and not gold_name.strip().isalpha():
-        return answer, gold
-    # 3 < x is not an equation, and neither is x <= 3.
-    if name.endswith(("<", ">", "!", "\\")) or "," in name or ";" in name:
-        return answer, gold
-    return value.strip(), gold_value.strip()
 
 
 def _verdict(answer: str, result: _Job) -> Verdict:
