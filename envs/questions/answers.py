@@ -132,7 +132,7 @@ def final_answer(reply: str, *, is_text: bool = False) -> str | None:
     if (boxed := _boxed(text)) is not None and (boxed := _tidy(boxed)):
         return boxed
     for said, is_math in _marked(text):
-        answer = _first_clause(said) if not is_math else said
+        answer = said if is_math else _first_clause(said.strip(' \n\t:=*_"'))
         if answer and (answer := _tidy(answer)) and not _JUDGEMENT.fullmatch(answer):
             return answer if is_text or plain_number(answer) else formula_in(answer)
     if (last := _last(_IS_THE_ANSWER, text)) and not _NEGATION.search(last["said"]):
@@ -155,11 +155,16 @@ def whole_answers(reply: str) -> list[str]:
     text = clean(spoken[-MAX_REPLY_CHARS:])
     if boxed := (_boxed(text) or "").strip():
         return [boxed]
-    said = next((said for said, _ in _marked(text)), None)
-    said = (text if said is None else said).strip()
+    said = next((said for said, _ in _marked(text)), text).strip()
     line = said.partition("\n")[0].strip()
     sentence = re.split(r"[.!](?=\s+[A-Z])", line, maxsplit=1)[0]
-    readings = [said, said.removesuffix("."), line.removesuffix("."), sentence.removesuffix(".")]
+    readings = [
+        said.removesuffix("."),
+        said,
+        line.removesuffix("."),
+        sentence.removesuffix("."),
+        said.strip("*_."),
+    ]
     return list(dict.fromkeys(filter(None, (reading.strip() for reading in readings))))
 
 
@@ -302,9 +307,9 @@ def _marked(text: str) -> Iterator[tuple[str, bool]]:
     for mark in reversed(deque(_MARK.finditer(text), maxlen=MAX_MARKS)):
         if mark["negated"] or _TALK_OF_ANSWER.search(text[max(0, mark.start() - 40) : mark.start()]):
             continue
-        said = text[mark.end() :].partition("</answer>")[0].strip(' \n\t:=*_"')
+        said = text[mark.end() :].partition("</answer>")[0].strip(" \n\t:=")
         said = _BEHIND_MARK.sub("", said) if _BEHIND_MARK.match(said) else said
-        formula = _display(said)
+        formula = _display(said.lstrip("*_ "))
         if formula or said:
             yield (formula, True) if formula else (said, False)
 

@@ -129,11 +129,7 @@ class TaskProblems:
     def draw(self, part: int, number: int, random: np.random.Generator) -> Problem:
         """Index after index at random until one is of the part."""
         for _ in range(MAX_DRAWS):
-            entry = self._dataset[int(random.integers(len(self._dataset)))]
-            gold = str(entry["answer"])
-            # Of any other form of answer there may be several that are right: the task knows.
-            is_plain = re.fullmatch(r"-?[0-9]+(/[0-9]+)?", gold) is not None
-            problem = Problem(question=entry["question"], gold=gold, entry=None if is_plain else entry)
+            problem = self.at(int(random.integers(len(self._dataset))))
             if problem.part == part:
                 return problem
         task, config = self.scorer
@@ -141,6 +137,14 @@ class TaskProblems:
             f"task {task} with {config} has no problem for seeds of remainder {part} by {PARTS}: "
             "it makes too few different questions"
         )
+
+    def at(self, index: int) -> Problem:
+        """The problem of one index."""
+        entry = self._dataset[index]
+        gold = str(entry["answer"])
+        # Of any other form of answer there may be several that are right: the task knows.
+        is_plain = re.fullmatch(r"-?[0-9]+(/[0-9]+)?", gold) is not None
+        return Problem(question=entry["question"], gold=gold, entry=None if is_plain else entry)
 
 
 def file_problems(path: str, question: str, answer: str) -> RowProblems:

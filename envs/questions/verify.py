@@ -116,7 +116,7 @@ class Verifier:
             return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
         pickled = base64.b64encode(pickle.dumps(entry)).decode()
         [result] = self._run([{"answers": answers, "entry": pickled}])
-        return _verdict(answers[-1], result)
+        return _verdict(answers[0], result)
 
     def close(self) -> None:
         """End the workers; the next answer starts others."""

@@ -158,7 +158,11 @@ def task_judge(task: str, config: dict[str, Any]) -> Judge:
     def judge(job: dict[str, Any]) -> dict[str, Any]:
         # Pickled by the process that started this one.
         entry = pickle.loads(base64.b64decode(job["entry"]))
-        return {"is_correct": any(dataset.score_answer(answer, entry) >= 1 for answer in job["answers"])}
+        for answer in job["answers"]:  # readings of one answer, such as with and without a full stop
+            with suppress(Exception):  # of a scorer that can only read right answers
+                if dataset.score_answer(answer, entry) >= 1:
+                    return {"is_correct": True}
+        return {"is_correct": False}
 
     return judge
 
