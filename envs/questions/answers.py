@@ -27,9 +27,10 @@ MAX_MARKS = 16
 _SYMBOLS = str.maketrans(
     {
         **dict.fromkeys("−–—‐‑‒﹣－", "-"), **dict.fromkeys("“”„‟«»", '"'), **dict.fromkeys("‘’‚‛", "'"),
-        "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": r"\div ", "⁄": "/", "∕": "/", "π": r"\pi ", "∞": r"\infty ",
-        "√": r"\sqrt ", "∛": r"\sqrt[3] ", "°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ",
-        "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm ", "≈": r"\approx ", "。": ". ", "、": ", ",
+        "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": r"\div ", "⁄": "/", "∕": "/", "π": r"\pi ",
+        "√": r"\sqrt ", "∛": r"\sqrt[3] ", "°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+        "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm ", "≈": r"\approx ",
+        "∞": r"\infty ", "。": ". ", "、": ", ",
         "∫": r"\int ", "∑": r"\sum ", "∏": r"\prod ", "…": "...", "≡": r"\equiv ",
     }
 )  # fmt: skip
@@ -50,8 +51,8 @@ _MARK = re.compile(
 _TALK_OF_ANSWER = re.compile(r"\b(?:this|that|your|whether|if|hope)\s+(?:\w+\s+){0,2}$", re.IGNORECASE)
 """Before a mark: what follows is no answer, but said about one."""
 _JUDGEMENT = re.compile(
-    r"(?:(?:very|quite|most|all|now|also|indeed|definitely|so) )?(?:helpful|useful|right|correct|wrong|incorrect|clear|"
-    r"good|fine|ok(?:ay)?|accurate|valid|verified|confirmed|complete|reasonable|obvious|easy|simple|consistent|here|"
+    r"(?:(?:very|quite|most|all|now|also|indeed|definitely|so) )?"
+    r"(?:helpful|useful|right|correct|wrong|incorrect|clear|good|fine|ok(?:ay)?|accurate|valid|verified|confirmed|complete|reasonable|obvious|easy|simple|consistent|here|"
     r"(?:shown |given )?(?:above|below))\b[^0-9]*",
     re.IGNORECASE,
 )
@@ -65,11 +66,12 @@ _IS_THE_ANSWER = re.compile(
 )
 _SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)")
 _CLAUSE_END = re.compile(
-    r",\s+(?!(?:and|or)\b)(?=[A-Za-z]{2})|;|\s(?:because|since|which|but|as in|where)\b|\s[-:]+\s(?=[A-Za-z]{2}|I\b)"
+    r",\s+(?!(?:and|or)\b)(?=[A-Za-z]{2})|;|\s(?:because|since|which|but|as in|where)\b"
+    r"|\s[-:]+\s(?=[A-Za-z]{2}|I\b)"
 )
 _NEGATION = re.compile(
-    r"\b(?:not|never|neither|nor|cannot|except|instead of|rather than|other than|anything but|far from|unlike|"
-    r"incorrect|wrong)\b|n't\b|不是|\bnicht\b|\bno es\b|n'est pas",
+    r"\b(?:not|never|neither|nor|cannot|except|instead of|rather than|other than|anything but|far from|"
+    r"unlike|incorrect|wrong)\b|n't\b|不是|\bnicht\b|\bno es\b|n'est pas",
     re.IGNORECASE,
 )
 _DELIMITERS = re.compile(r"(?<!\\)\$+|\\[()\[\]]")
@@ -87,20 +89,20 @@ _LOOSE_END = re.compile(r"\s\([^()]*$|[\s,]+(?:and|or)\s*$|^\s*(?:and|or)\s")
 _CLAUSES = re.compile(rf"{_SENTENCE_END.pattern}|{_CLAUSE_END.pattern}")
 _EXPLANATION = re.compile(r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|\\approx))[^()\\]*\)")
 _GUARD = re.compile(
-    r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than|at (?:least|most)|under|over|below|"
-    r"above|up to|plus|minus|times|divided|multiplied|added|subtracted|half|twice|double|triple|thrice|"
-    r"(?:sum|product|difference|quotient|ratio|square|cube|square root|cube root|power|root|average|mean|gcd|lcm|"
-    r"remainder|factorial|determinant|derivative|integral|multiple|percent|factor|divisor|logarithm) of|squared|cubed|"
-    r"factorial|modulo|choose|to the power|quarter|third)\b|[0-9]\s*\\?%\s+of\s+\$?[0-9]"
-    r"|[0-9]\s*(?:to|-)\s*\$?[0-9]",
+    r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than|at (?:least|most)|under|"
+    r"over|below|above|up to|plus|minus|times|divided|multiplied|added|subtracted|half|twice|double|triple|"
+    r"thrice|squared|cubed|factorial|modulo|choose|to the power|quarter|third|(?:sum|product|difference|quotient|"
+    r"ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|determinant|derivative|integral|multiple|"
+    r"percent|factor|divisor|logarithm) of)\b"
+    r"|[0-9]\s*\\?%\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",
     re.IGNORECASE,
 )
 """What makes of the number beside it another one."""
 _EXPLAINS = frozenset(
     re.findall(
         r"\w+",
-        "out of per for from with when at after before each on by if given where who that every in since because "
-        "using made making among",
+        "out of per for from with when at after before each on by if given where who that every in since "
+        "because using made making among",
     )
 )
 """A number behind these words is no part of the one before."""
@@ -169,8 +171,7 @@ def whole_answers(reply: str) -> list[str]:
 
 
 def gold_answer(gold: str) -> str:
-    r"""The answer in a data set's answer column: of ``... #### 42``, ``... \boxed{42}``, ``The answer is 42.`` or
-    ``["42"]``, 42."""  # noqa: D205, D209
+    r"""The answer in a data set's answer column: 42 of ``... #### 42``, ``... \boxed{42}``, ``["42"]``."""
     text = gold.strip()
     if text.startswith('["') and text.endswith('"]'):
         with suppress(ValueError):
@@ -181,7 +182,7 @@ def gold_answer(gold: str) -> str:
         return _tidy(boxed)
     if "####" in text:
         return _tidy(text.rpartition("####")[2].strip().partition("\n")[0])
-    if (mark := _last(_GOLD_MARK, text)) and (said := _first_clause(text[mark.end() :])):
+    if (mark := _last(_GOLD_MARK, text)) and (said := _first_clause(text[mark.end() :].strip(" \n:=*_"))):
         return _tidy(said)
     return _tidy(text)
 
@@ -327,7 +328,7 @@ def _display(text: str) -> str | None:
 
 
 def _first_clause(said: str) -> str | None:
-    """The first thing that is said, up to where the sentence or an explanation ends; of "not 41 but 42", 42."""
+    """The first thing that is said, up to where it ends or is explained; of "not 41 but 42", 42."""
     sentence = _SENTENCE_END.split(said.strip(), maxsplit=1)[0]
     clauses = [clause.strip() for clause in _CLAUSE_END.split(sentence)]
     if len(clauses) > 1 and _GUARD.search(clauses[0]) and clauses[1].startswith("which "):

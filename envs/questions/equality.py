@@ -51,7 +51,8 @@ _PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{2,3}")
 """Letters that are no word: xy."""
 _MAYBE_PRODUCT = re.compile(r"[a-z]{2,3}")
 _NAME = re.compile(
-    r"\(?\s*\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?'?(?:\([\w, ]*\))?(?:\s*,\s*[A-Za-z](?:_\{?\w+\}?)?)*\s*\)?\s*"
+    r"\(?\s*\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?'?(?:\([\w, ]*\))?"
+    r"(?:\s*,\s*[A-Za-z](?:_\{?\w+\}?)?)*\s*\)?\s*"
 )
 _EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)|\\in(?![A-Za-z])|:=")
 _RELATION = re.compile(r"=|<|>|\\(?:leq?|geq?|lt|gt|ne|neq|in|approx|equiv)(?![A-Za-z])")
@@ -64,17 +65,18 @@ _POWER_OF_TEN = re.compile(
 )
 _SPACING = re.compile(r"\\(?:left|right|quad|[,;:! ])")
 _FORMAL = {
-    "calculus": r"\\(?:i*int|o?int|sum|prod|lim)(?![A-Za-z])|\\[dt]?frac\s*\{\s*(?:d|\\partial)\b|\bd/d[a-z]\b|"
-    r"\b(?:sum|prod|int|lim|integral|derivative)\b\s*[_(]",
-    "number theory": r"\\?\b(?:gcd|lcm|det|binom|dbinom|tbinom|choose|[bp]?mod|max|min|floor|ceil|lfloor|lceil)(?![A-Za-z])|"
-    r"\\(?:binom|choose|[dt]binom|[bp]?mod)|\\begin\s*\{vmatrix\}|(?<![A-Za-z])[CP]\s*\(\s*[0-9]",
+    "calculus": r"\\(?:i*int|o?int|sum|prod|lim)(?![A-Za-z])|\\[dt]?frac\s*\{\s*(?:d|\\partial)\b|"
+    r"\bd/d[a-z]\b|\b(?:sum|prod|int|lim|integral|derivative)\b\s*[_(]",
+    "number theory": r"\b(?:gcd|lcm|det|[dt]?binom|choose|[bp]?mod|max|min|[lr]?floor|[lr]?ceil)(?![A-Za-z])|"
+    r"\\begin\s*\{vmatrix\}|(?<![A-Za-z])[CP]\s*\(\s*[0-9]",
 }
 """Operations that stand for a result, whatever they are applied to."""
 _NUMERIC = {
     "sum": r"[0-9A-Za-z)}\]!|%]\s*[-+]\s*[^\s}]",
-    "product": r"(?:[0-9)}!|]\s*(?:\*|\\times|\\cdot)\s*[-+]?[{(\[|]*\s*[-+]?(?:[0-9.]|\\[dt]?frac)|\)\s*\(|[0-9]\s*\(\s*[-+]?[0-9.]+\s*\))",
+    "product": r"[0-9)}!|]\s*(?:\*|\\times|\\cdot)\s*[-+]?[{(\[|]*\s*[-+]?(?:[0-9.]|\\[dt]?frac)|\)\s*\(|"
+    r"[0-9]\s*\(\s*[-+]?[0-9.]+\s*\)",
     "quotient": r"\\div(?![A-Za-z])",
-    "logarithm": r"\\?\b(?:log|ln|lg)(?![A-Za-z])|\\(?:log|ln|lg)_?",
+    "logarithm": r"\b(?:log|ln|lg)(?![A-Za-z])",
     "function": r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])|\b(?:arc)?(?:sin|cos|tan)\s*\(",
     "absolute value": r"\||\\[lr]vert|\babs\b",
 }

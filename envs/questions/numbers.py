@@ -51,8 +51,8 @@ _SCALES = {
 _NO_UNITS = frozenset(
     re.findall(
         r"\w+",
-        "pi or and to plus minus times over by mod modulo out of sqrt sin cos tan log ln exp inf e i x divided "
-        "multiplied squared cubed factorial choose not but if half third quarter then",
+        "pi or and to plus minus times over by mod modulo out of sqrt sin cos tan log ln exp inf e i x "
+        "divided multiplied squared cubed factorial choose not but if half third quarter then",
     )
 )
 

@@ -1,9 +1,9 @@
 """A process that judges answers, and can do little else; ``envs/questions/verify.py`` starts it by its path.
 
 It imports what it needs, then forks. The child reads jobs, one JSON object per line, and writes verdicts, one
-per line. A child that takes too much processor time, needs too much memory or crashes is the end of that answer
-only: its parent says so, and forks the next one within milliseconds. One that hangs or is killed from outside
-has not judged.
+per line. A child that takes too much processor time, needs too much memory or crashes is the end of that
+answer only: its parent says so, and forks the next one within milliseconds. One that hangs or is killed from
+outside has not judged.
 
     python -P verify_worker.py '{"scorer": null, "cpu_s": 1.0, "hang_s": 60.0, "memory_bytes": 1073741824}'
 """
@@ -141,9 +141,9 @@ def _difference_is_zero(symbolic_eq: Callable[[Any, Any], bool]) -> Callable[[An
             symbols = sorted(a.free_symbols | b.free_symbols, key=str)
             point = {symbol: Rational(7 * n + 3, 5) for n, symbol in enumerate(symbols)}
             first, second = (number.subs(point).evalf(30) for number in (a, b))
-            if first.is_number and second.is_number and first.is_finite and second.is_finite:
-                if abs(first - second) > abs(second) * 10**-20:
-                    return False
+            are_numbers = all(number.is_number and number.is_finite for number in (first, second))
+            if are_numbers and abs(first - second) > abs(second) * 10**-20:
+                return False
         return symbolic_eq(a, b)
 
     return equal
@@ -179,8 +179,8 @@ def _serve(judge: Judge, verdicts: int, settings: dict[str, Any]) -> None:
     with open(0, "rb", closefd=False) as jobs:
         for line in jobs:
             job = json.loads(line)
-            # Both kill at once, whatever Python is doing: busy, or asleep. The first counts this process's own
-            # time, so that no verdict depends on what else the machine is doing.
+            # Both kill at once, whatever Python is doing: busy, or asleep. The first counts this process's
+            # own time, so that no verdict depends on what else the machine is doing.
             signal.setitimer(signal.ITIMER_PROF, settings["cpu_s"])
             signal.setitimer(signal.ITIMER_REAL, settings["hang_s"])
             try:
