@@ -38,6 +38,8 @@ _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
 _RAISED_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 
+_MANY_SPACES = re.compile(r"\s{2,}")
+
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;.*]|\\[()\[\]]|and|or|\\text\s*\{\s*(?:and|or)\s*\})*")
 _MARK = re.compile(
@@ -89,11 +91,11 @@ _LOOSE_END = re.compile(r"\s\([^()]*$|[\s,]+(?:and|or)\s*$|^\s*(?:and|or)\s")
 _CLAUSES = re.compile(rf"{_SENTENCE_END.pattern}|{_CLAUSE_END.pattern}")
 _EXPLANATION = re.compile(r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|\\approx))[^()\\]*\)")
 _GUARD = re.compile(
-    r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than|at (?:least|most)|under|"
-    r"over|below|above|up to|plus|minus|times|divided|multiplied|added|subtracted|half|twice|double|triple|"
-    r"thrice|squared|cubed|factorial|modulo|choose|to the power|quarter|third|(?:sum|product|difference|quotient|"
-    r"ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|determinant|derivative|integral|multiple|"
-    r"percent|factor|divisor|logarithm) of)\b"
+    r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than|at (?:least|most)|"
+    r"under|over|below|above|up to|plus|minus|times|divided|multiplied|added|subtracted|half|third|quarter|"
+    r"twice|double|triple|thrice|squared|cubed|factorial|modulo|choose|to the power|"
+    r"(?:sum|product|difference|quotient|ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|"
+    r"determinant|derivative|integral|multiple|percent|factor|divisor|logarithm) of)\b"
     r"|[0-9]\s*\\?%\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",
     re.IGNORECASE,
 )
@@ -207,7 +209,10 @@ def refusal(answer: str) -> str | None:
 
 
 def written(text: str) -> str:
-    """The text in ASCII as far as it goes: x⁴ is x^{4}, ⅓ is 1/3, “a” is "a"; what cannot be seen is gone."""
+    """The text in ASCII as far as it goes: x⁴ is x^{4}, ⅓ is 1/3, “a” is "a"; what cannot be seen is gone.
+
+    Many spaces are one, so that no pattern has to look at them again and again.
+    """
     text = "".join(c for c in clean(text) if unicodedata.category(c) != "Cf")
     text = _RAISED_FRACTION.sub(lambda m: " " + unicodedata.normalize("NFKC", f"{m[1]}/{m[2]}"), text)
     text = _RAISED.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m[0]) + "}", text)
@@ -217,7 +222,8 @@ def written(text: str) -> str:
         for c in text
     )
     text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
-    return "".join(str(unicodedata.decimal(c, c)) for c in text)
+    text = "".join(str(unicodedata.decimal(c, c)) for c in text)
+    return _MANY_SPACES.sub(lambda spaces: "\n" if "\n" in spaces[0] else " ", text)
 
 
 def formula_in(said: str) -> str:
@@ -383,10 +389,11 @@ def _tidy(answer: str) -> str:
     r"""Without the marks around it; of ``$x$``, ``**x**`` or ``x.``, ``x``."""
     answer = _DELIMITERS.sub("", answer).replace("\\displaystyle", "")
     answer = answer.strip(" \t\n*`").removesuffix("\\").lstrip(" \n\t,;:=").rstrip(" \n\t.,;:=?")
-    answer = re.sub(r"(?<=[A-Za-z]{2})!+$", "", answer)
+    if (calm := answer.rstrip("!"))[-2:].isalpha():  # 5! is a factorial
+        answer = calm
     if len(answer) > 1 and answer[0] == answer[-1] and answer[0] in "\"'_":
-        return _tidy(answer[1:-1])
-    return answer.strip("*`")
+        answer = answer.strip(answer[0])
+    return answer.strip("*` ").rstrip(".")
 
 
 def _has_prose(text: str) -> bool:

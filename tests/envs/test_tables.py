@@ -29,8 +29,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 def problems(path: str, question: str = "question", answer: str = "answer") -> list[Problem]:
     found = file_problems(path, question, answer)
     random = np.random.default_rng(0)
-    parts = [[found.draw(part, n, random) for n in range(size)] for part, size in enumerate(found.sizes)]
-    return sum(parts, [])
+    return [found.draw(part, n, random) for part, size in enumerate(found.sizes) for n in range(size)]
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
@@ -182,11 +181,11 @@ def test_large_whole_numbers_of_a_data_set(tmp_path: Path) -> None:
 
 def choices(path: str, **kwargs: Any) -> dict[str, str]:
     env = gym.make("Choice-v0", file=path, match="letter", **kwargs)
-    return dict(
-        (question, info["gold"])
+    return {
+        question: info["gold"]
         for part, size in enumerate(env.unwrapped.part_sizes)  # type: ignore[attr-defined]
         for question, info in (env.reset(seed=part + 3 * n) for n in range(size))
-    )
+    }
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -16,12 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.questions import verify
-from envs.questions.answers import MAX_ANSWER_CHARS, final_answer, gold_answer, plain_number, refusal
+from envs.questions.answers import MAX_ANSWER_CHARS, final_answer, gold_answer, refusal, whole_answers
+from envs.questions.numbers import plain_number
 from envs.questions.verify import Verdict, Verifier
 from envs.words import EnvError
 
-CASES = [json.loads(line) for line in Path(__file__).with_name("answers.jsonl").open(encoding="utf-8")]
-"""Replies, gold answers, and whether the one is right by the other."""
+
+def _cases(name: str) -> list[dict[str, Any]]:
+    """Replies, gold answers, and whether the one is right by the other."""
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+CASES = _cases("answers.jsonl") + _cases("more_answers.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +189,7 @@ def attacks() -> dict[str, list[str]]:
             for piece in ("9", "a", " ", "\n", "$", "1+", "\\boxed{1} ", "The answer is ", "\\frac", "####", "é", "x,")
         ],
         "characters": [
-            "\x00", "\x00\x01\x02", "4\x002", "\ud800", "4\udfff2", "\ud83d", "\u202e42", "\ufeff42", "٤٢x", "４２x",
+            "\x00", "\x00\x01\x02", "4\x002", "\ud800", "4\udfff2", "\ud83d", "\u202e42", "\ufeff43", "٤٢x", "４２x",
             "४२", "Ⅷ", "²" * 300, "½" * 300, "\u0301" * 4000, "a" + "\u0301\u0323" * 2000, "ﷺ" * 4000, "\u200b" * 99,
             "🙂" * 99, "\r\n" * 99, "\x1b[2J", "\x7f", "\t" * 500, "\\\ud800", "é" * 512, "\U0010ffff", "﷽" * 512,
         ],
@@ -220,7 +228,7 @@ def test_attacks_end_soon_and_are_wrong(family: str, impatient: Verifier, tmp_pa
     assert not target.exists()
 
 
-SLOW = ("9^{9^{9^{9}}}", "\\int (x+1)^{999}", "(a+b+c+d)^{999}", "\\binom{10^9}{10^8}")
+SLOW = ("9^{9^{9^{9}}}", "\\sqrt{9^{9^{9}}}", "x^{9^{9^{9}}}", "((5!)!)!")
 
 
 @pytest.mark.parametrize("attack", SLOW)
@@ -287,7 +295,7 @@ verify_worker.main()
 
 
 def test_verdicts_do_not_depend_on_how_busy_the_machine_is() -> None:
-    pairs = [(case["reply"], case["gold"]) for case in CASES if "\\" in case["gold"]]
+    pairs = [(case["reply"], case["gold"]) for case in CASES if "\\" in case["gold"]][:60]
     with Verifier() as verifier:
         alone = verifier.verify_many(pairs)
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
@@ -462,6 +470,16 @@ def test_there_are_many_pairs() -> None:
     assert len(RIGHT) + len(WRONG) >= 200
 
 
+@pytest.fixture(scope="module")
+def verdicts(verifier: Verifier) -> list[Verdict]:
+    return verifier.verify_many([(case["reply"], case["gold"]) for case in CASES])
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_cases(number: int, verdicts: list[Verdict]) -> None:
+    assert verdicts[number].is_correct is CASES[number]["right"], (CASES[number], verdicts[number])
+
+
 @pytest.mark.parametrize(("pairs", "is_correct"), [(RIGHT, True), (WRONG, False)], ids=["right", "wrong"])
 def test_answers(pairs: list[tuple[str, str]], is_correct: bool, verifier: Verifier) -> None:
     verdicts = verifier.verify_many(pairs)
@@ -498,8 +516,10 @@ def test_reasons(reply: str, answer: str | None, reason: str, verifier: Verifier
 def test_only_the_end_of_a_reply_is_read() -> None:
     assert final_answer("The answer is 1." + " " * 5000 + "It may be 2") == "2"
     assert final_answer("\\boxed{1}\nand so on") == "1"
-    assert final_answer("<answer>a b\nc d</answer>", whole=True) == "a b\nc d"
-    assert final_answer("a b\nc d", whole=True) == "a b\nc d"
+    assert whole_answers("<answer>a b\nc d</answer>")[0] == "a b\nc d"
+    assert whole_answers("a b\nc d")[0] == "a b\nc d"
+    assert whole_answers("The answer is _ Q\nQ _.")[0] == "_ Q\nQ _"
+    assert whole_answers("<think>a") == []
 
 
 def test_golds() -> None:
