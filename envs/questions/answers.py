@@ -58,6 +58,7 @@ _JUDGEMENT = re.compile(
     r"(?:shown |given )?(?:above|below))\b[^0-9]*",
     re.IGNORECASE,
 )
+_BULLET = re.compile(r"^\W{0,4}\n\s*[-*•]\s+")
 _BEHIND_MARK = re.compile(
     r"(?:as follows|given by|equal to|simply|just|thus|therefore|now|then)\b\s*:?\s*", re.IGNORECASE
 )
@@ -76,10 +77,14 @@ _NEGATION = re.compile(
     r"unlike|incorrect|wrong)\b|n't\b|不是|\bnicht\b|\bno es\b|n'est pas",
     re.IGNORECASE,
 )
+_BEFORE = re.compile(r"^\s*(?:\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~)\s*(?=\S)")
+"""Before an answer, without being a part of it."""
 _DELIMITERS = re.compile(r"(?<!\\)\$+|\\[()\[\]]")
 _MATH = re.compile(r"(?<!\\)\$([^$]+)\$|\\\(((?:[^\\]|\\(?![()]))+)\\\)|\\\[((?:[^\\]|\\(?![\[\]]))+)\\\]")
 _NO_PROSE = re.compile(TEXT.pattern + r"|\\(?:begin|end|operatorname|mathbb|mathcal|text)\s*\{[^{}]*\}")
-_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{3,}|[\u3040-\u9fff\uac00-\ud7af]+")
+_WORD = re.compile(
+    r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?:is|so|it|we|of|at|by|he)(?![A-Za-z]))|[\u3040-\u9fff\uac00-\ud7af]+"
+)
 _MATH_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -93,7 +98,8 @@ _EXPLANATION = re.compile(r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|
 _GUARD = re.compile(
     r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than|at (?:least|most)|"
     r"under|over|below|above|up to|plus|minus|times|divided|multiplied|added|subtracted|half|third|quarter|"
-    r"twice|double|triple|thrice|squared|cubed|factorial|modulo|choose|to the power|"
+    r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|squared|cubed|factorial|modulo|"
+    r"choose|to the power|"
     r"(?:sum|product|difference|quotient|ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|"
     r"determinant|derivative|integral|multiple|percent|factor|divisor|logarithm) of)\b"
     r"|[0-9]\s*\\?%\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",
@@ -314,7 +320,7 @@ def _marked(text: str) -> Iterator[tuple[str, bool]]:
     for mark in reversed(deque(_MARK.finditer(text), maxlen=MAX_MARKS)):
         if mark["negated"] or _TALK_OF_ANSWER.search(text[max(0, mark.start() - 40) : mark.start()]):
             continue
-        said = text[mark.end() :].partition("</answer>")[0].strip(" \n\t:=")
+        said = _BULLET.sub("", text[mark.end() :].partition("</answer>")[0]).strip(" \n\t:=")
         said = _BEHIND_MARK.sub("", said) if _BEHIND_MARK.match(said) else said
         formula = _display(said.lstrip("*_ "))
         if formula or said:
@@ -341,7 +347,7 @@ def _first_clause(said: str) -> str | None:
         return f"{clauses[0]} {clauses[1].removeprefix('which ')}"
     if _NEGATION.match(clauses[0]) and len(clauses) > 1:
         return next((clause for clause in clauses[1:] if not _NEGATION.search(clause)), clauses[0])
-    return clauses[0] or None
+    return re.sub(r"^(?:minus|negative)\s+(?=\W?[0-9])", "-", clauses[0]) or None
 
 
 def _unmarked(text: str, is_text: bool) -> str | None:
@@ -387,7 +393,7 @@ def _last_formula(text: str) -> str | None:
 
 def _tidy(answer: str) -> str:
     r"""Without the marks around it; of ``$x$``, ``**x**`` or ``x.``, ``x``."""
-    answer = _DELIMITERS.sub("", answer).replace("\\displaystyle", "")
+    answer = _BEFORE.sub("", _DELIMITERS.sub("", answer).replace("\\displaystyle", ""))
     answer = answer.strip(" \t\n*`").removesuffix("\\").lstrip(" \n\t,;:=").rstrip(" \n\t.,;:=?")
     if (calm := answer.rstrip("!"))[-2:].isalpha():  # 5! is a factorial
         answer = calm

@@ -148,7 +148,7 @@ def as_latex(answer: str) -> str:
 
 _Replacement = str | Callable[[re.Match[str]], str]
 _TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
-    (re.compile(r"(?<=[0-9}])\s*\\text\s*\{\s*(?!and|or)[A-Za-z /]+\}\s*(?:\^\s*\{?[23]\}?)?$"), ""),
+    (re.compile(r"(?<=[0-9}])\s*\\text\s*\{(?!\s*(?:and|or)\b)[A-Za-z /]+\}\s*(?:\^\s*\{?[23]\}?)?$"), ""),
     (re.compile(r"(?<=[0-9])[eE]([-+]?[0-9]{1,3})(?![0-9A-Za-z])"), r" \\cdot 10^{\1}"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<=[0-9A-Za-z)])\s*\*\s*(?=[0-9A-Za-z(\\])"), r" \\cdot "),

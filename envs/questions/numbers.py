@@ -9,7 +9,9 @@ MAX_CHARS = 512
 MAX_DIGITS = 400
 """Of one number."""
 
-TEXT = re.compile(r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox)\s*\{([^{}]*)\}")
+TEXT = re.compile(
+    r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|boldsymbol|bm)\s*\{([^{}]*)\}"
+)
 """What is written upright or bold in a formula."""
 
 _DIGITS = r"(?:[0-9]{1,3}(?:(?:,|\{,\}|,?\\[!,]|~|\s)[0-9]{3})+(?![0-9])|[0-9]+)"
@@ -52,7 +54,8 @@ _NO_UNITS = frozenset(
     re.findall(
         r"\w+",
         "pi or and to plus minus times over by mod modulo out of sqrt sin cos tan log ln exp inf e i x "
-        "divided multiplied squared cubed factorial choose not but if half third quarter then",
+        "divided multiplied squared cubed factorial choose not but if half third quarter then is are was "
+        "incorrect wrong no more less fewer",
     )
 )
 

@@ -244,7 +244,7 @@ def _shared_verifier(pid: int, scorer: tuple[str, str] | None) -> Verifier:
 def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, Undecided]:
     """The verdict, if it can be given here; otherwise what is to be compared."""
     gold = _gold_answer(gold)
-    answer = final_answer(reply, is_text=is_text(gold))
+    answer = final_answer(reply, is_text=is_text(gold.replace(",", " ")))
     if answer is None:
         return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
     if (reason := refusal(answer)) is not None:
