@@ -15,9 +15,9 @@ from distill.opcd import DistillError
 from distill.parallel import is_lost_connection
 from envs.words import EnvError
 from experience.endpoint import EndpointError
-from experience.extract import PromptsError
 from experience.relevance import RelevanceError
 from experience.store import StoreError
+from experience.writer import PromptsError
 
 USER_ERRORS = (
     ConfigError,

@@ -13,7 +13,11 @@ from evals.gate import Outcomes, Verdict, by_promise, judge
 from evals.result import EvalResult
 from experience.context import NO_CONTEXT, Context, within_budget
 from experience.endpoint import Endpoint
-from experience.extract import (
+from experience.insight import Insight, InsightState
+from experience.merging import merged, settled, with_outcomes
+from experience.outcomes import outcome_insights
+from experience.seeds import SeedRange, Split
+from experience.writer import (
     MARKER,
     InsightPrompts,
     Writer,
@@ -21,10 +25,6 @@ from experience.extract import (
     raw_insights,
     write_insights,
 )
-from experience.insight import Insight, InsightState
-from experience.merging import merged, settled, with_outcomes
-from experience.outcomes import outcome_insights
-from experience.seeds import SeedRange, Split
 
 
 class Learning:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit, urlunsplit
 
-from experience.extract import MAX_REPLY_CHARS, WritingTask
+from experience.writer import MAX_REPLY_CHARS, WritingTask
 
 PARALLEL = 8
 """Requests at a time."""

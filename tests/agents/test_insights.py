@@ -20,7 +20,11 @@ from transformers import AutoModel, AutoTokenizer
 from evals.gate import Outcomes, by_promise, judge
 from experience.context import NO_CONTEXT, Context, within_budget
 from experience.endpoint import Endpoint, EndpointError
-from experience.extract import (
+from experience.insight import Insight, InsightState
+from experience.merging import is_contradiction, is_duplicate, merged, settled, with_outcomes
+from experience.relevance import Embeddings, RelevanceError, bm25
+from experience.seeds import SeedRange, Split
+from experience.writer import (
     MARKER,
     MAX_CHARS,
     MAX_ITEMS,
@@ -34,10 +38,6 @@ from experience.extract import (
     transcript,
     write_insights,
 )
-from experience.insight import Insight, InsightState
-from experience.merging import is_contradiction, is_duplicate, merged, settled, with_outcomes
-from experience.relevance import Embeddings, RelevanceError, bm25
-from experience.seeds import SeedRange, Split
 
 SEEDS = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=64)
 
