@@ -35,9 +35,9 @@ class Learning:
 
         Raises:
             ConfigError: The env's outcomes cannot be put into advice.
-            EndpointError: There is no client for endpoints.
+            ExperienceError: There is no client for endpoints.
             ModelError: The writer cannot be had.
-            PromptsError: The prompts cannot be used.
+            ExperienceError: The prompts cannot be used.
         """
         self.session = session
         config, words = session.config, session.words
@@ -260,7 +260,6 @@ class Learning:
             insights=tuple(insights),
             k=k,
             situation=self.session.words.situation,
-            relevance=self.session.relevance,
             is_exploring=is_exploring,
         )
 
