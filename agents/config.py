@@ -169,9 +169,6 @@ class SelfImproveConfig:
     writes; `raw` shows whole transcripts, for the ablation. `auto` is outcomes where actions are words."""
     insights_per_prompt: int = 1
     """How many insights a prompt shows; 0 for all. Small models follow one, large ones can take all."""
-    retrieval: str = "bm25"
-    """Which they are, of those about no situation in particular: the likest to the observation in words
-    (`bm25`), or in meaning: the name or folder of a sentence-transformers model."""
     insight_traces: int = 16
     """With llm and raw: of so many traces of each round."""
     insight_model: str | None = None

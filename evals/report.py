@@ -30,8 +30,9 @@ from evals.plots import (
 )
 from evals.replay import replay_pairs
 from evals.result import Comparison, EvalResult, rate_text, temperature_text
+from experience import ExperienceError
 from experience.insight import InsightState
-from experience.store import ExperienceStore, StoreError, open_run
+from experience.store import ExperienceStore, open_run
 
 SHOWN_TRACES = 5
 """Traces named as evidence of an insight; the database has them all."""
@@ -58,7 +59,7 @@ def write_report(path: Path, store: str | None = None) -> Path:
         The report's path.
 
     Raises:
-        StoreError: The run's experience cannot be read.
+        ExperienceError: The run's experience cannot be read.
         UnfinishedRunError: It is no finished run's folder.
     """
     run = FinishedRun.read(path)
@@ -125,10 +126,9 @@ def _candidates(
             n, ids = len(score["seeds"]), score["insight_ids"]
             result = EvalResult.from_episodes(successes=score["successes"], n=n, mean_return=0.0)
             text = texts.get(ids[0], ids[0]) if len(ids) == 1 else f"{len(ids)} insights together"
-            is_admitted = "; admitted" in score["verdict"]
             without = score["successes_without"] / n
             about = {"text": text, "without": without, "verdict": score["verdict"]}
-            rows.append({**result.as_dict(), **about, "is_admitted": is_admitted})
+            rows.append({**result.as_dict(), **about, "is_admitted": score["admitted"]})
         # Those that lasted longer were better when it was decided.
         rows.sort(key=lambda row: (row["n"], row["success_rate"]), reverse=True)
         for number, row in enumerate(rows, 1):
@@ -151,7 +151,7 @@ def write_comparison(paths: list[Path], target: Path, store: str | None = None) 
         The page's path.
 
     Raises:
-        StoreError: A run's experience cannot be read.
+        ExperienceError: A run's experience cannot be read.
         UnfinishedRunError: One is no finished run's folder.
     """
     runs = dict(zip(_short_names(paths), map(FinishedRun.read, paths), strict=True))
@@ -260,7 +260,7 @@ def main(args: list[str] | None = None) -> None:
 
     try:
         tyro.cli(report, prog="python -m evals.report", args=args)
-    except (StoreError, UnfinishedRunError, OSError) as error:
+    except (ExperienceError, UnfinishedRunError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -46,7 +46,6 @@ from envs.words import EnvError, EnvWords
 from evals.forgetting import check_tasks
 from experience.context import NO_CONTEXT, Context
 from experience.database import Database
-from experience.relevance import relevance
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
 
@@ -76,9 +75,8 @@ class Session:
             ConfigError: The tracker is missing, or the context file does not fit the model's window.
             DistillError: Teacher or adapters do not fit the model.
             EnvError: The env cannot be made or put into words, or has nothing to play in one of the splits.
+            ExperienceError: The database cannot be used.
             ModelError: The model cannot be had.
-            RelevanceError: The model of the retrieval cannot be used.
-            StoreError: The database cannot be used.
             VLLMError: vLLM cannot be used.
         """
         self.config = config
@@ -134,8 +132,6 @@ class Session:
         self.max_tokens = reply_tokens(config, self.base, self.words)
         if config.context_file is not None and config.resume is None:
             self._check_fits(config.context_file)
-        self.relevance = relevance(config.retrieval)
-        """Which insights suit an observation, of those about none in particular."""
         self._path = path
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
@@ -154,7 +150,7 @@ class Session:
         Raises:
             ConfigError: The store is not the run's.
             RunFolderError: The folder cannot be used.
-            StoreError: The store cannot be used.
+            ExperienceError: The store cannot be used.
         """
         config, path = self.config, self._path
         with ExitStack() as opened:

@@ -19,8 +19,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experience.context import ContextScore
 from experience.insight import Insight
-from experience.score import ContextScore
 from experience.seeds import Split
 from experience.store import ExperienceStore
 from experience.trace import StopReason, Trace, Turn
@@ -84,7 +84,7 @@ def measure(path: Path, count: int) -> dict[str, float]:
     phase = _phase(count // 2)
     trace = f"{phase}/{3 * (count // 2)}"
     with ExperienceStore(path) as store:
-        store.runs()  # the first frame loads pandas
+        store.scores()  # the first frame loads pandas
         queries: dict[str, Callable[[], object]] = {
             "one phase's traces": lambda: store.traces(phase=phase),
             "one phase's turns": lambda: store.turns(phases=[phase]),
@@ -94,7 +94,6 @@ def measure(path: Path, count: int) -> dict[str, float]:
             "insights": store.insights,
             "load_insights": store.load_insights,
             "scores": store.scores,
-            "counts": store.runs,
         }
         for name, query in queries.items():
             figures[name] = _median(query)
@@ -146,7 +145,8 @@ def _score(number: int) -> ContextScore:
         successes=100,
         successes_without=50,
         p_value=0.001,
-        verdict="admitted",
+        admitted=True,
+        verdict="the best",
     )
 
 

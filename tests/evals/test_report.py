@@ -19,8 +19,8 @@ from evals.finished_run import FinishedRun, part_of
 from evals.page import duration, p_text, plural, points, write_page
 from evals.replay import MAX_FRAMES, Frame, _thinned, replay_pairs
 from evals.report import _candidates, _insights, main, write_report
+from experience.context import ContextScore
 from experience.insight import Insight
-from experience.score import ContextScore
 from experience.store import ExperienceStore
 from tests.agents.test_self_improve import QUIET, TINY, open_gate
 from tests.browser import needs_chromium, screenshot, visit
@@ -286,11 +286,10 @@ def test_the_gate_shows_its_candidates(tmp_path: Path) -> None:
                 successes=successes,
                 successes_without=1,
                 p_value=0.01,
-                verdict=verdict,
+                admitted=admitted,
+                verdict="why",
             )
-            for i, (n, successes, verdict) in enumerate(
-                [(2, 1, "dropped"), (16, 12, "the best; admitted: ..."), (2, 2, "dropped")]
-            )
+            for i, (n, successes, admitted) in enumerate([(2, 1, False), (16, 12, True), (2, 2, False)])
         )
         [(round_number, plot, rows)] = _candidates(store, _insights(store))
     assert round_number == 1
