@@ -22,7 +22,7 @@ from evals.report import _candidates, _insights, main, write_report
 from experience.insight import Insight
 from experience.score import ContextScore
 from experience.store import ExperienceStore
-from tests.agents.test_self_improve import QUIET, TINY, open_gate
+from tests.agents.test_self_improve import QUIET, TINY
 from tests.browser import needs_chromium, screenshot, visit
 
 
@@ -50,15 +50,6 @@ class Corridor(gym.Env[Any, Any]):
     def render(self) -> Any:
         Corridor.drawn += 1
         return np.full((300, 400, 3), 60 * self.at, dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def lake(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on the lake."""
-    path = tmp_path_factory.mktemp("lake") / "run"
-    with open_gate():
-        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +113,7 @@ def test_success_is_what_the_run_says_it_is(lake: Path, tmp_path: Path) -> None:
 
 def test_what_was_forgotten_is_shown_where_it_was_measured(lake: Path, tmp_path: Path) -> None:
     run = shutil.copytree(lake, tmp_path / "run")
+    (run / "forgetting.json").unlink()
     assert "What else it can do" not in text_of(write_report(run))
     mean = {"mean": 0.5, "ci_low": 0.25, "ci_high": 0.75, "n": 9}
     change = {"difference": -0.125, "ci_low": -0.25, "ci_high": 0.0, "p_value": 0.04, "n": 9}
