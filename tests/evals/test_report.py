@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from rich.console import Console
 
 from agents.config import SelfImproveConfig
 from agents.self_improve import self_improve
@@ -18,7 +19,7 @@ from envs import register_text
 from evals.finished_run import FinishedRun, part_of
 from evals.page import duration, p_text, plural, points, write_page
 from evals.replay import MAX_FRAMES, Frame, _thinned, replay_pairs
-from evals.report import _candidates, _insights, main, write_report
+from evals.report import _candidates, _insights, main, print_summary, write_report
 from experience.insight import Insight
 from experience.score import ContextScore
 from experience.store import ExperienceStore
@@ -253,6 +254,16 @@ def test_bad_folders_are_clear_errors(args: list[str], says: str, lake: Path) ->
     assert says in str(stop.value)
 
 
+def test_names_steer_no_terminal(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = json.loads((lake / "results.json").read_text()) | {"env": "L[bold]ake\x1b]0;title\x07\u202e"}
+    print_summary(results, lake, Console(width=200))
+    printed = capsys.readouterr().out
+    assert "L[bold]ake: success on test" in printed
+    assert not set(printed) & {"\x1b", "\x07", "\u202e"}
+    with pytest.raises(SystemExit, match="error: /no/run is not the folder"):
+        main(["/no/\x1b[2Jrun"])
+
+
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "page.html"
     target.write_text("old")
@@ -278,17 +289,21 @@ def test_the_gate_shows_its_candidates(tmp_path: Path) -> None:
                 successes=successes,
                 successes_without=1,
                 p_value=0.01,
-                verdict=verdict,
+                verdict="; admitted, says the prose",
             )
-            for i, (n, successes, verdict) in enumerate(
-                [(2, 1, "dropped"), (16, 12, "the best; admitted: ..."), (2, 2, "dropped")]
-            )
+            for i, (n, successes) in enumerate([(2, 1), (16, 12), (2, 2)])
         )
-        [(round_number, plot, rows)] = _candidates(store, _insights(store))
+        verdicts = [
+            {"round": 1, "context_id": "context1", "admitted": True},
+            {"round": 2, "context_id": "context0", "admitted": True},
+        ]
+        [(round_number, plot, rows)] = _candidates(store, _insights(store), verdicts)
+        [(_, _, refused)] = _candidates(store, _insights(store), [verdicts[0] | {"admitted": False}])
     assert round_number == 1
     assert [row["text"] for row in rows] == ["Advice 1.", "3 insights together", "Advice 0."]
     assert [row["success_rate"] for row in rows] == [0.75, 1.0, 0.5]
     assert [row["is_admitted"] for row in rows] == [True, False, False]
+    assert not any(row["is_admitted"] for row in refused)
     assert plot.startswith("<figure><figcaption>Round 1")
 
 
