@@ -9,7 +9,7 @@ Settings are those of ``python -m agents.self_improve`` by name, the env's recom
 
 import difflib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -64,7 +64,7 @@ def config_of(settings: Mapping[str, Any]) -> SelfImproveConfig:
         raise SettingError(None, message) from error
 
 
-def check(question: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+def check(question: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
     """What is wrong with each of several runs' settings, also beside a run that ``output`` holds already."""
     answers: list[dict[str, Any] | None] = []
     for settings in question:

@@ -11,7 +11,8 @@
     seeds: [0, 1]
 
 An entry is a name, or a mapping with settings of its own, which go before those above it. A method of your
-own is ``{method: adapters, lora_rank: 16, lr: 2e-4}``: the trained agent with these settings.
+own is ``{method: adapters, lora_rank: 16, lr: 2e-4}``: the trained agent with these settings. Names are
+folders as well, so two must not differ in ``/``, ``:`` or capitals alone. YAML's aliases are refused.
 """
 
 import difflib
@@ -52,6 +53,8 @@ GIVEN_ELSEWHERE = ("env", "model", "seed", "output", "resume", "json")
 MAX_BYTES = 1 << 20
 """Of a suite file."""
 MAX_CELLS = 10_000
+MAX_NAME_BYTES = 200
+"""Of an entry, which is a folder."""
 
 Location = tuple[str | int, ...]
 """Where something stands in a file: keys, and numbers in lists."""
@@ -113,8 +116,11 @@ def _read_entry(key: str, value: Any) -> _Entry:
     own = dict(value) if isinstance(value, dict) else {key: value}
     given = own.pop(key, None)
     entry = _Entry(given=given, name=str(own.pop("name", given)), own=own)
-    if not isinstance(given, str) or not entry.name.strip(". ") or not entry.name.isprintable():
-        raise ValueError(f"needs a name, as text in one line or under {key}")
+    is_name = (
+        entry.name.strip(". ") and entry.name.isprintable() and len(entry.name.encode()) <= MAX_NAME_BYTES
+    )
+    if not isinstance(given, str) or not is_name:
+        raise ValueError(f"needs a short name, as text or under {key}")
     return entry
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,10 @@ def test_what_went_wrong_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
         ask("run", {"die": 0})
 
 
-def wait_for(file: Path) -> None:
-    while not file.exists():
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 50  # the worker has 60 seconds' work
+    while not what():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -47,7 +50,7 @@ def test_an_interruption_reaches_the_run(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
     def interrupt() -> None:
-        wait_for(tmp_path / "begun")
+        wait_for((tmp_path / "begun").exists)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
@@ -66,15 +69,12 @@ def test_a_run_ends_with_its_asker(tmp_path: Path) -> None:
         f"agent_process.run({{'wait': {str(tmp_path)!r}}})"
     )
     asker = subprocess.Popen([sys.executable, "-c", script])
-    wait_for(tmp_path / "begun")
+    wait_for((tmp_path / "begun").exists)
     asker.kill()
     asker.wait()
-    wait_for(tmp_path / "interrupted")  # it has 60 seconds' work, and 600 are the test's
+    wait_for((tmp_path / "interrupted").exists)
     process = int((tmp_path / "begun").read_text())
-    deadline = time.monotonic() + 30
-    while is_alive(process):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: not is_alive(process))
 
 
 def is_alive(process: int) -> bool:

@@ -40,14 +40,14 @@ def run_here(settings: Settings) -> None:
 
 def read(suite: str) -> list[Cell]:
     """The cells of a suite that is checked in this process."""
-    return read_suite(suite, lambda runs: check([dict(run) for run in runs]))
+    return read_suite(suite, check)
 
 
 def benchmark(cells: list[Cell], output: Path, run: Callable[[Settings], object]) -> tuple[Any, str]:
     """The table, and what was said."""
     said = StringIO()
     console = Console(file=said, width=200)
-    table = run_suite(cells, output, console, run=run, check=lambda runs: check([dict(run) for run in runs]))
+    table = run_suite(cells, output, console, run=run, check=check)
     return table, said.getvalue()
 
 
@@ -134,7 +134,10 @@ def test_the_two_by_two_is_all_four_ways() -> None:
             "{envs}\nmodels: [m]\nmethods: [opcd, opcd]\nseeds: [0]",
             "line 9: methods[1] is called opcd, and shares its folder with opcd",
         ),
-        ("{envs}\nmodels: [{{name: m}}]\nmethods: [opcd]\nseeds: [0]", "line 8: models[0] needs a name"),
+        (
+            "{envs}\nmodels: [{{name: m}}]\nmethods: [opcd]\nseeds: [0]",
+            "line 8: models[0] needs a",
+        ),
         (
             "{envs}\nmodels: [m]\nmethods: [{{method: none, lr: 1}}]\nseeds: [0]",
             "line 9: methods[0] takes no settings",
@@ -171,7 +174,14 @@ def test_the_two_by_two_is_all_four_ways() -> None:
         ("{envs}models: [m]\nmethods: [opcd]\nseeds: 2026-05-01", "line 9: seeds is neither text nor"),
         ("{envs}models: [m]\nmethods: [opcd]\nseeds: [0]\nsettings: {{no: 1}}", "settings.no is no text"),
         ('{envs}models: [m]\nmethods: [opcd]\nseeds: [0]\n"\\e[2J\\u202e": 1', "line 10: is not known here"),
-        ('{envs}models: ["m\\e]0;x\\a"]\nmethods: [opcd]\nseeds: [0]', "line 7: models[0] needs a name"),
+        (
+            '{envs}models: ["m\\e]0;x\\a"]\nmethods: [opcd]\nseeds: [0]',
+            "line 7: models[0] needs a",
+        ),
+        (
+            f"{{envs}}models: [{'m' * 201}]\nmethods: [opcd]\nseeds: [0]",
+            "line 7: models[0] needs a",
+        ),
         (f"{{envs}}models: [m]\nmethods: [opcd]\nseeds: {[*range(10001)]}", "has more than 10000 cells"),
     ],
 )
