@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from agents.asked import check
 from agents.self_improve import SelfImproveConfig, parse_args, self_improve
 from distill.lm.load import load_model
 from envs import check_text_env
@@ -47,7 +48,7 @@ def test_the_loss_alone() -> None:
 def test_the_suite_in_the_readme(tmp_path: Path) -> None:
     [suite] = re.findall(r"```yaml\n(.*?)```", (DOCS.parent / "README.md").read_text("utf-8"), re.DOTALL)
     (tmp_path / "suite.yaml").write_text(suite)
-    assert len(read_suite(str(tmp_path / "suite.yaml"))) == 2 * 5 * 3
+    assert len(read_suite(str(tmp_path / "suite.yaml"), check)) == 2 * 5 * 3
 
 
 def test_an_environment_of_ones_own(

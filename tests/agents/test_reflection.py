@@ -21,7 +21,6 @@ from experience import ExperienceError
 from experience.insight import InsightState
 from experience.store import ExperienceStore, open_run
 from tests.agents.test_self_improve import TINY, contents, open_gate
-from tests.benchmarks.insights import bench_insights, print_table
 
 QUIET = Console(quiet=True)
 ITEMS = (
@@ -162,18 +161,6 @@ def test_many_runs_share_a_server(walker_folder: Path, tmp_path: Path, postgres_
     with open_run(tmp_path / "two", location=postgres_url) as store:
         assert set(store.traces()["split"]) == {"train", "validation", "test"}
     assert "What it learned" in (tmp_path / "two" / "report.html").read_text()
-
-
-def test_insights_are_compared_with_raw_traces(walker_folder: Path, tmp_path: Path, writer: Any) -> None:
-    settings = {"insights": "llm", "insight_url": writer.url, "insight_model": "scribe"}
-    row = bench_insights(config(walker_folder, tmp_path / "run", **settings), QUIET)
-    assert row["arms"].keys() == {"without", "chosen", "chosen by all", "raw"}
-    assert all(arm["n"] == TINY["test_episodes"] for arm in row["arms"].values())
-    assert row["candidates"] == 4
-    assert row["generations"]["fully"] == 5 * TINY["validation_episodes"] > row["generations"]["halving"]
-    assert row["against_without"]["without"]["difference"] == 0
-    print_table([row])
-    assert bench_insights(config(walker_folder, tmp_path / "run", **settings), QUIET) == row
 
 
 def test_passwords_are_not_written_down(walker_folder: Path, tmp_path: Path) -> None:

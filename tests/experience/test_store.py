@@ -665,9 +665,8 @@ def test_printable_text_steers_no_terminal(text: str) -> None:
 
 
 def test_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
-    with patch.object(benchmark, "INSIGHTS", 5):
-        benchmark.main(["--traces", "300"])  # its exit code depends on what else the machine does
-    report = json.loads(capsys.readouterr().out)
-    assert report["traces"] == 300
-    assert {"turns per second", "open"} <= report["figures"].keys()
-    assert all(figure > 0 for figure in report["figures"].values())
+    benchmark.main(300)
+    printed = capsys.readouterr().out
+    assert "3 traces" in printed
+    assert "300 traces" in printed
+    assert "load_insights" in printed
