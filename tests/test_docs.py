@@ -1,5 +1,6 @@
 """What the documentation shows is run."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -110,3 +111,24 @@ def test_commands_have_settings_that_there_are(command: str) -> None:
 
 def test_the_readme_is_read_to_the_end() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_is_named_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!http)([^)\s]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+    if page.name in ("results.md", "tried.md"):  # they name what was there then
+        return
+    for name in re.findall(r"`((?:agents|distill|docs|envs|evals|experience|tests)/[\w./]*)`", text):
+        assert (ROOT / name).exists(), name
+    for module in re.findall(r"python -m ((?:agents|evals|experience|tests)\.[\w.]*\w)", text):
+        assert importlib.util.find_spec(module), module
