@@ -178,7 +178,7 @@ class Consolidation:
         """One optimiser step on fresh answers, drawn by the step's number alone.
 
         As many for each action that is advised, by default: a student that is nearly always advised the same
-        learns to do that everywhere, and a reverse KL hardly lets it go again (docs/LOG.md).
+        learns to do that everywhere, and a reverse KL hardly lets it go again (docs/tried.md).
 
         The teacher's own (off-policy) are drawn from its sharpened distribution, so they are what a data set
         that it wrote beforehand would hold.
