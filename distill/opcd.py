@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distill.chunked_loss import (
     KLResult,
@@ -25,8 +26,9 @@ from distill.examples import (
     scored_prefixes,
 )
 from distill.lm.head import LMHead
-from distill.lm.prefix_lm import context_window, tree_hidden
-from distill.lm.prefix_tree import PrefixTree, pack
+from distill.lm.language_model import Way, context_window
+from distill.lm.padded_lm import PaddedPass
+from distill.lm.prefix_lm import TreePass
 from distill.loss import Direction, Mode, check_top_k
 from distill.parallel import Engine, Ranks, like, shared, whole
 from distill.teacher import ScoringTeacher, Teacher
@@ -61,7 +63,7 @@ class StepStats:
     repetition: float
     """Mean share of a completion's 4-grams that it had before."""
     nodes: int
-    """Tokens that went through the student: the distinct prefixes of the batch."""
+    """Tokens that went through the student: the batch's distinct prefixes, or its sequences with padding."""
 
     def as_dict(self) -> dict[str, float]:
         """For the log."""
@@ -96,6 +98,7 @@ class OPCD:
         gradient_checkpointing: bool = False,
         ranks: Ranks | None = None,
         engine: Engine = "ddp",
+        compute: Way = "tree",
     ) -> None:
         """Set up.
 
@@ -123,6 +126,8 @@ class OPCD:
             gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
             ranks: The processes that share each step.
             engine: How they share the model.
+            compute: The student as a prefix tree, or in padded batches; which of them are exact,
+                ``distill.lm.support.find_support`` finds out. Weights that text does not reach are frozen.
 
         Raises:
             DistillError: Student and teacher do not fit each other, or a setting makes no sense.
@@ -158,9 +163,10 @@ class OPCD:
         self._max_grad_norm = max_grad_norm
         self._max_nodes = max_nodes
         self._window = context_window(student)
+        self._pass = PASSES[compute]
         self._checkpointing = gradient_checkpointing
+        _freeze_unreached(student, self._pass)
         if gradient_checkpointing:
-            _disable_dropout(student)
             # transformers 5.24 has a new name for it.
             enable = getattr(
                 student, "activation_checkpointing_enable", student.gradient_checkpointing_enable
@@ -249,7 +255,8 @@ class OPCD:
 
     def _batches(self, examples: Sequence[DistillExample]) -> list[list[DistillExample]]:
         """The examples, as they are computed together."""
-        groups = pack([e.student_prompt_ids + e.completion_ids[:-1] for e in examples], self._max_nodes)
+        sequences = [e.student_prompt_ids + e.completion_ids[:-1] for e in examples]
+        groups = self._pass.pack(self.student, sequences, self._max_nodes)
         return [[examples[index] for index in group] for group in groups]
 
     def _forward_backward(
@@ -268,8 +275,7 @@ class OPCD:
         asked = [teacher for _, teacher in batch]
         teacher_ND = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.hidden(asked)
         base_ND = self._base.hidden([s for s, _ in batch]) if self._trust_region and self._base else None
-        tree = PrefixTree()
-        ends = [tree.add(student)[-1] for student, _ in batch]
+        forward_pass = self._pass.of(self.student, [student for student, _ in batch])
         weight_T = torch.tensor([weights[pair] for pair in batch], device=self.student.device)
 
         def score(hidden_TD: torch.Tensor, head: LMHead) -> torch.Tensor:
@@ -292,10 +298,11 @@ class OPCD:
             logged = [(weight_T * stat_T).sum() for stat_T in result[2:]]
             return torch.stack([loss, result.loss, trust_region_kl, *logged])
 
-        self.student.train(self._checkpointing)  # in eval mode nothing is computed again
-        sums = self._forward(tree, ends, score)
+        if self._checkpointing:
+            _compute_again(self.student)
+        sums = self._forward(forward_pass, score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
-        return sums.detach().cpu().double(), len(tree)
+        return sums.detach().cpu().double(), forward_pass.tokens
 
     def _scored(
         self,
@@ -424,6 +431,8 @@ class OPCD:
         self.step_count = int(self.ranks.entry(tensors, "step_count"))
 
 
+PASSES: Mapping[Way, type[TreePass] | type[PaddedPass]] = {"tree": TreePass, "padded": PaddedPass}
+"""How a student's forward pass is made."""
 NOTHING: Mapping[tuple[TokenIds, TokenIds], float] = {((0,), (0,)): 0.0}
 """What a process computes in a pass that only others have work for."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -439,21 +448,44 @@ class _Scored(torch.nn.Module):
         self.compute_dtype = compute_dtype
 
     def forward(
-        self,
-        tree: PrefixTree,
-        ends: Sequence[int],
-        score: Callable[[torch.Tensor, LMHead], torch.Tensor],
+        self, forward_pass: TreePass | PaddedPass, score: Callable[[torch.Tensor, LMHead], torch.Tensor]
     ) -> torch.Tensor:
-        nodes = range(len(tree))
-        hidden_QD = tree_hidden(self.model, tree, nodes, compute_dtype=self.compute_dtype)
-        return score(hidden_QD[ends], LMHead.of(self.model))
+        return score(forward_pass.hidden(self.model, self.compute_dtype), LMHead.of(self.model))
 
 
-def _disable_dropout(model: PreTrainedModel) -> None:
-    """Make train mode compute what eval mode computes."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+def _compute_again(model: PreTrainedModel) -> None:
+    """Let the layers of a model in eval mode keep no activations.
+
+    Only the layers themselves are told that they are trained, not what they are made of; and what they do
+    themselves in training alone, such as dropping and jittering, is switched off. So all is as in eval mode.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True
+            for name, value in vars(layer).items():
+                if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                    setattr(layer, name, 0.0)
+
+
+def _freeze_unreached(student: PreTrainedModel, way: type[TreePass] | type[PaddedPass]) -> None:
+    """Freeze what no text reaches, such as a vision tower: DDP would wait for its gradients.
+
+    Which of many experts a token reaches is chance: they all stay.
+    """
+    if not any(p.requires_grad for p in student.parameters()):
+        return
+    student.eval()
+    with torch.enable_grad():
+        hidden_ND = way.of(student, [(0, 0)]).hidden(student, None)
+    reached = {id(LMHead.of(student).weight_VD), id(LMHead.of(student).map.bias_V)}
+    seen, waiting = set(), [hidden_ND.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        reached.add(id(getattr(node, "variable", None)))
+        waiting += [following for following, _ in node.next_functions]
+    for name, parameter in student.named_parameters():
+        if id(parameter) not in reached and "expert" not in name:
+            parameter.requires_grad_(False)

@@ -8,8 +8,8 @@ self         the student's weights of the moment
 ===========  =============================================================================
 
 A teacher may also be another model with the same vocabulary, in this process or on a server. With LoRA
-``base`` is the student's own model with the adapter switched off. A plain ``PrefixLM`` over the student's
-model is the teacher ``self``.
+``base`` is the student's own model with the adapter switched off. A plain ``LanguageModel`` over the
+student's model is the teacher ``self``.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.examples import DistillError, TokenIds
 from distill.lm.head import LMHead
-from distill.lm.prefix_lm import PrefixLM
+from distill.lm.language_model import LanguageModel
 from distill.parallel import Ranks
 
 TeacherKind = Literal["base", "round", "ema", "self"]
@@ -66,7 +66,7 @@ class FrozenTeacher:
     before it, and a resumed run continues exactly.
     """
 
-    def __init__(self, lm: PrefixLM, *, max_bytes: int = 256 << 20) -> None:
+    def __init__(self, lm: LanguageModel, *, max_bytes: int = 256 << 20) -> None:
         """Take the teacher's model.
 
         Args:

@@ -1,4 +1,4 @@
-"""The agent as a transformers model, with memoised decoding (``distill/lm/prefix_lm.py``)."""
+"""The agent as a transformers model, with memoised decoding (``distill/lm/language_model.py``)."""
 
 import random
 from collections import OrderedDict
@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
-from distill.lm.prefix_lm import Prefix, PrefixLM
+from distill.lm.language_model import Prefix, Way
 from distill.lm.prefix_tree import PrefixTree
+from distill.lm.support import language_model
 
 MAX_DISTINCT = 256
 """Distinct prefixes decoded at once: bounds the logits held, [256, V]."""
@@ -66,19 +67,23 @@ class HFPolicy:
         max_bytes: int = 512 << 20,
         compute_dtype: torch.dtype | None = None,
         within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        compute: Way = "tree",
     ) -> None:
         """Wrap a model.
 
         Args:
-            model: See ``PrefixLM``.
+            model: See ``LanguageModel``.
             tokenizer: Its tokenizer, with a chat template.
             max_bytes: What remembered distributions may take, and keys and values, each; the oldest go first.
                 Prompts that would take more are answered one group after the other.
-            compute_dtype: See ``PrefixLM``.
-            within: See ``PrefixLM``.
+            compute_dtype: See ``LanguageModel``.
+            within: See ``LanguageModel``.
+            compute: As a prefix tree or in padded batches; see ``find_support``.
         """
         self.tokenizer = tokenizer
-        self.lm = PrefixLM(model, max_bytes=max_bytes, compute_dtype=compute_dtype, within=within)
+        self.lm = language_model(
+            model, compute, max_bytes=max_bytes, compute_dtype=compute_dtype, within=within
+        )
         self.max_bytes = max_bytes
         self._tables: OrderedDict[tuple[Prefix, float, float], _DrawTable] = OrderedDict()
         self._encoded: dict[Prompt, Prefix] = {}

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from agents.policies.vllm.policy import VLLMError
 from agents.policies.vllm.servers import MAX_IDS, Servers
-from distill.lm.prefix_lm import Prefix
+from distill.lm.language_model import Prefix
 
 PROBE = "Which way is the lake?"
 

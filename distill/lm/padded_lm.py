@@ -1,0 +1,170 @@
+"""A ``LanguageModel`` that computes plain batches, padded on the right, as the model's own forward pass does.
+
+What comes after a position never changes it, in any causal model, recurrent ones too: so right padding is exact,
+and needs no mask.
+Shape letters: N prefixes, B sequences, T tokens, D hidden size.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from transformers import PreTrainedModel
+
+from distill.lm.decoding import Decoding
+from distill.lm.language_model import LanguageModel, Prefix, decoder_of, rope_switch
+from distill.lm.prefix_tree import chains
+
+
+class PaddedLM(LanguageModel):
+    """``model`` behind a memo; see the module."""
+
+    way = "padded"
+
+    def _drop_keys(self) -> None:
+        self._decodings: list[Decoding] = []  # the one that was used last is last
+        self._rows: dict[Prefix, tuple[Decoding, int]] = {}
+
+    def _computed(self, prefixes: Sequence[Prefix], grow: bool) -> dict[Prefix, torch.Tensor]:
+        known: dict[Prefix, torch.Tensor] = {}
+        if grow:
+            known = self._grown(prefixes)
+            prefixes = [prefix for prefix in prefixes if prefix not in known]
+        for group in PaddedPass.pack(self.model, prefixes, self.max_nodes):
+            wanted = [prefixes[index] for index in group]
+            batch = PaddedPass.of(self.model, wanted)
+            known |= zip(wanted, batch.hidden(self.model, self.compute_dtype).unbind(), strict=True)
+            self.computed_tokens += batch.tokens
+        return known
+
+    def _grown(self, prefixes: Sequence[Prefix]) -> dict[Prefix, torch.Tensor]:
+        """Those that continue an earlier one, and those that may be continued; not what lies inside another."""
+        known: dict[Prefix, torch.Tensor] = {}
+        asked: dict[int, list[Prefix]] = {}
+        beginnings: dict[int, list[Prefix]] = {}  # by the side of the rope's switch that they are on
+        switch = rope_switch(self.model) or max(map(len, prefixes), default=0)
+        alone = {prefixes[chain[0]] for chain in chains(prefixes) if len(chain) == 1}
+        for prefix in prefixes:
+            parent = self._rows.get(prefix[:-1])
+            if parent is not None and len(prefix) != switch + 1:
+                asked.setdefault(id(parent[0]), []).append(prefix)
+            elif prefix in alone:
+                beginnings.setdefault(len(prefix) > switch, []).append(prefix)
+        for decoding in [decoding for decoding in self._decodings if id(decoding) in asked]:
+            children = asked[id(decoding)]
+            self._step(decoding, children)
+            known |= zip(children, decoding.hidden.unbind(), strict=True)
+        for prompts in beginnings.values():
+            decoding = Decoding(
+                self.model, prompts, max_tokens=self.max_nodes, compute_dtype=self.compute_dtype
+            )
+            self.computed_tokens += sum(decoding.lengths)
+            self._hold(decoding, prompts)
+            known |= zip(prompts, decoding.hidden.unbind(), strict=True)
+        while len(self._decodings) > 1 and sum(sum(d.lengths) for d in self._decodings) > self.capacity:
+            self._release(self._decodings[0])
+        return known
+
+    def _step(self, decoding: Decoding, children: Sequence[Prefix]) -> None:
+        """Grow the sequences that have children; the others, which may have ended, stay as they are."""
+        parents = [self._rows[child[:-1]][1] for child in children]
+        prefixes = self._release(decoding)
+        if left := sorted(set(range(len(decoding))) - set(parents)):
+            self._hold(decoding.part(left), [prefixes[row] for row in left])
+        decoding.keep(parents)
+        decoding.step([child[-1] for child in children])
+        self.computed_tokens += len(children)
+        self._hold(decoding, children)
+
+    def _hold(self, decoding: Decoding, prefixes: Iterable[Prefix]) -> None:
+        self._decodings.append(decoding)
+        self._rows |= {prefix: (decoding, row) for row, prefix in enumerate(prefixes)}
+
+    def _release(self, decoding: Decoding) -> list[Prefix]:
+        """Hold it no longer; returns its sequences."""
+        self._decodings = [other for other in self._decodings if other is not decoding]
+        rows = {row: prefix for prefix, (holder, row) in self._rows.items() if holder is decoding}
+        for prefix in rows.values():
+            del self._rows[prefix]
+        return [rows[row] for row in sorted(rows)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedPass:
+    """A forward pass over prefixes, each beside the others, from which gradients flow.
+
+    One that another begins with is computed with it.
+    """
+
+    batches: tuple[tuple[Prefix, ...], ...]
+    """The longest ones, in batches: a second one where some are beyond a rope's switch."""
+    places: tuple[int, ...]
+    """Where each prefix ends in the batches, which are padded and laid end to end."""
+
+    @staticmethod
+    def pack(model: PreTrainedModel, sequences: Sequence[Prefix], max_tokens: int) -> list[list[int]]:
+        """Indices of the sequences, each once, in groups of which each is a pass of its own: like lengths together."""
+        by_length = sorted(chains(sequences), key=lambda chain: len(sequences[chain[-1]]))
+        groups: list[list[int]] = []
+        count = 0
+        for chain in by_length:
+            count += 1
+            if not groups or count * len(sequences[chain[-1]]) > max_tokens:
+                groups.append([])
+                count = 1
+            groups[-1] += chain
+        return groups
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, prefixes: Sequence[Prefix]) -> Self:
+        """A pass over the prefixes."""
+        switch = rope_switch(model) or max(map(len, prefixes))
+        batches: list[tuple[Prefix, ...]] = []
+        places = [0] * len(prefixes)
+        start = 0
+        for is_beyond in (False, True):
+            side = [index for index, prefix in enumerate(prefixes) if (len(prefix) > switch) == is_beyond]
+            found = chains([prefixes[index] for index in side])
+            if not found:
+                continue
+            rows = tuple(prefixes[side[chain[-1]]] for chain in found)
+            width = max(map(len, rows))
+            for row, chain in enumerate(found):
+                for member in chain:
+                    places[side[member]] = start + row * width + len(prefixes[side[member]]) - 1
+            batches.append(rows)
+            start += len(rows) * width
+        return cls(batches=tuple(batches), places=tuple(places))
+
+    @property
+    def tokens(self) -> int:
+        """What goes through the model, padding included."""
+        return sum(len(rows) * max(map(len, rows)) for rows in self.batches)
+
+    def hidden(self, model: PreTrainedModel, compute_dtype: torch.dtype | None) -> torch.Tensor:
+        """[N, D]: what goes into the head after each prefix."""
+        states = [padded_hidden(model, rows, compute_dtype=compute_dtype) for rows in self.batches]
+        return torch.cat([hidden_BTD.flatten(0, 1) for hidden_BTD in states])[list(self.places)]
+
+
+def padded_hidden(
+    model: PreTrainedModel, sequences: Sequence[Prefix], *, compute_dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """One forward pass over a batch, up to what goes into the head.
+
+    Args:
+        model: The language model.
+        sequences: Non-empty; what stands behind the end of one is of no meaning.
+        compute_dtype: What matrix products run in, by torch's autocast; by default the weights' own.
+
+    Returns:
+        [B, T, D] in the model's dtype, or what autocast makes of it.
+    """
+    width = max(map(len, sequences))
+    ids_BT = torch.tensor([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences])
+    device = model.device
+    with torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None):
+        output = decoder_of(model)(input_ids=ids_BT.to(device), use_cache=False)
+    hidden_BTD: torch.Tensor = output.last_hidden_state
+    return hidden_BTD
