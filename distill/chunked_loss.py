@@ -20,8 +20,7 @@ full          p_j (a_j - L)                    p_j - q_j
 Shape letters: T positions, V vocabulary, K top-k, D hidden size, C positions of a chunk, B rows of a block.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -146,8 +145,8 @@ def topk_ids(
     """The ids of the k most probable tokens at each position, [T, K]: what a remote teacher has to score."""
     dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
     parts = []
-    for hidden_CD in hidden_TD.to(dtype).split(chunk):
-        space_CV = hidden_CD.new_empty((len(hidden_CD), head_VD.shape[0]))
+    for hidden_CD in hidden_TD.split(chunk):
+        space_CV = hidden_CD.new_empty((len(hidden_CD), head_VD.shape[0]), dtype=dtype)
         logits_CV = (map or LogitMap()).apply_(_product(hidden_CD, head_VD, space_CV))
         parts.append(logits_CV.topk(min(k, head_VD.shape[0]), dim=-1).indices)
     return torch.cat(parts)
@@ -225,8 +224,9 @@ class _Call:
         """The teacher's logits at chosen positions."""
         assert self.teacher_hidden_TD is not None
         assert self.teacher_head_VD is not None
-        hidden_CD = self.teacher_hidden_TD[index_C].to(out_CV.dtype)
-        return self.teacher_map.apply_(_product(hidden_CD, self.teacher_head_VD, out_CV))
+        return self.teacher_map.apply_(
+            _product(self.teacher_hidden_TD[index_C], self.teacher_head_VD, out_CV)
+        )
 
 
 class _ChunkedKL(torch.autograd.Function):
@@ -247,11 +247,10 @@ class _ChunkedKL(torch.autograd.Function):
         space_CV = hidden_TD.new_empty(shape, dtype=dtype)
         teacher_space_CV = space_CV if call.scored is not None else torch.empty_like(space_CV)
         scratch_BV = torch.empty_like(space_CV[: _block_size(space_CV)])
-        heads = [head for head in (head_VD, call.teacher_head_VD) if head is not None]
-        with torch.autocast(device.type, enabled=False), _exact_products(hidden_TD, *heads):
+        with torch.autocast(device.type, enabled=False):
             for start in range(0, len(counted), call.chunk):
                 index_C = counted[start : start + call.chunk]
-                hidden_CD = hidden_TD[index_C].to(dtype)
+                hidden_CD = hidden_TD[index_C]
                 student_CV = _product(hidden_CD, head_VD, space_CV[: len(index_C)])
                 student_CV = call.student_map.apply_(student_CV)
                 teacher_CV = teacher_space_CV[: len(index_C)]
@@ -278,7 +277,7 @@ class _ChunkedKL(torch.autograd.Function):
                 if d_hidden_TD is not None:
                     d_hidden_TD[index_C] = _times_head(student_CV, head_VD)
                 if d_head_VD is not None:
-                    d_head_VD.addmm_(student_CV.T, hidden_CD)
+                    _add_product_(d_head_VD, student_CV.T, hidden_CD)
                 if d_bias_V is not None:
                     d_bias_V += student_CV.sum(0)
         loss = (stats_5T[0] * call.weights_T.to(dtype)).sum()
@@ -441,6 +440,9 @@ def _block_size(logits_CV: torch.Tensor) -> int:
 
 def _product(hidden_CD: torch.Tensor, head_VD: torch.Tensor, out_CV: torch.Tensor) -> torch.Tensor:
     """``out_CV``, filled with hidden states times the head."""
+    if _is_narrow(hidden_CD, head_VD):
+        return torch.mm(hidden_CD, head_VD.T, out_dtype=out_CV.dtype, out=out_CV)
+    hidden_CD = hidden_CD.to(out_CV.dtype)
     _per_head_block(
         head_VD, out_CV.dtype, lambda rows, block_UD: torch.mm(hidden_CD, block_UD.T, out=out_CV[:, rows])
     )
@@ -449,9 +451,28 @@ def _product(hidden_CD: torch.Tensor, head_VD: torch.Tensor, out_CV: torch.Tenso
 
 def _times_head(grad_CV: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor:
     """[C, D]: the gradient by the logits times the head."""
+    if _is_narrow(head_VD):
+        return torch.mm(grad_CV.to(head_VD.dtype), head_VD, out_dtype=grad_CV.dtype)
     out_CD = grad_CV.new_zeros((grad_CV.shape[0], head_VD.shape[1]))
     _per_head_block(head_VD, grad_CV.dtype, lambda rows, block_UD: out_CD.addmm_(grad_CV[:, rows], block_UD))
     return out_CD
+
+
+def _add_product_(sum_VD: torch.Tensor, grad_VC: torch.Tensor, hidden_CD: torch.Tensor) -> None:
+    """Add the head's gradient by a chunk."""
+    if _is_narrow(hidden_CD):
+        sum_VD += torch.mm(grad_VC.to(hidden_CD.dtype), hidden_CD, out_dtype=sum_VD.dtype)
+    else:
+        sum_VD.addmm_(grad_VC, hidden_CD.to(sum_VD.dtype))
+
+
+def _is_narrow(*tensors: torch.Tensor) -> bool:
+    """Whether products can take 16-bit factors as they are and add up in fp32, as a GPU's matrix units do.
+
+    Of what goes in nothing is lost then but of the gradients by the logits, which are rounded to the type
+    that the gradients become in the end. A CPU widens the factors, a part at a time.
+    """
+    return all(tensor.is_cuda and tensor.itemsize == 2 for tensor in tensors)
 
 
 def _per_head_block(
@@ -462,21 +483,3 @@ def _per_head_block(
     for start in range(0, head_VD.shape[0], size):
         rows = slice(start, start + size)
         work(rows, head_VD[rows].to(dtype))
-
-
-@contextmanager
-def _exact_products(*tensors: torch.Tensor) -> Iterator[None]:
-    """On a GPU let the products of bf16 inputs run in TF32.
-
-    It holds their values exactly; gradients by the logits it rounds to 10 bits, finer than the bf16 that the
-    gradients become in the end.
-    """
-    if not all(tensor.is_cuda and tensor.dtype == torch.bfloat16 for tensor in tensors):
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

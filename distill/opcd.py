@@ -20,15 +20,16 @@ from distill.examples import (
     Average,
     DistillError,
     DistillExample,
-    TokenIds,
+    Scored,
     count,
     repetition,
-    scored_prefixes,
+    scored,
 )
 from distill.lm.head import LMHead
 from distill.lm.language_model import Way, context_window
 from distill.lm.padded_lm import PaddedPass
 from distill.lm.prefix_lm import TreePass
+from distill.lm.span import Span
 from distill.loss import Direction, Mode, check_top_k
 from distill.parallel import Engine, Ranks, like, shared, whole
 from distill.teacher import ScoringTeacher, Teacher
@@ -92,8 +93,8 @@ class OPCD:
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         max_grad_norm: float = 1.0,
-        max_nodes: int = 768,
-        chunk: int = 128,
+        max_nodes: int | None = None,
+        chunk: int | None = None,
         compute_dtype: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
         ranks: Ranks | None = None,
@@ -112,7 +113,7 @@ class OPCD:
             k: See ``topk_reverse_kl``.
             mode: See ``topk_reverse_kl``.
             direction: ``reverse`` is OPCD; ``forward`` on the teacher's completions is context distillation.
-            average: What the loss is a mean over; see ``scored_prefixes``.
+            average: What the loss is a mean over; see ``scored``.
             trust_region: Weight of KL(student || base) on the bare prompt, added to the loss.
             base: What the trust region holds on to.
             vocabulary: Token ids from here on are padding, with which models of one family differ.
@@ -120,8 +121,9 @@ class OPCD:
             warmup_steps: Over so many steps the learning rate rises linearly to ``lr``.
             decay_steps: Over so many steps it falls linearly to 0, and stays there; ``None`` lets it be.
             max_grad_norm: Gradients with a larger norm are scaled down to it.
-            max_nodes: Tokens of one forward and backward pass. A step is as many passes as it takes.
-            chunk: Positions whose logits exist at a time.
+            max_nodes: Tokens of one forward and backward pass, a step being as many as it takes. By default
+                what the device has room for; see ``pass_tokens``.
+            chunk: Positions whose logits exist at a time; by default by the device too.
             compute_dtype: What matrix products run in (autocast); the weights and moments keep their type.
             gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
             ranks: The processes that share each step.
@@ -154,14 +156,18 @@ class OPCD:
         self.step_count = 0
         self._vocabulary = vocabulary or sizes[0]
         self._temperature, self._teacher_temperature = temperature, teacher_temperature
-        self._k, self._mode, self._chunk = k, mode, chunk
+        self._k, self._mode = k, mode
+        on_gpu = student.device.type == "cuda"
+        self._chunk = chunk or (max(1, GPU_LOGITS_BYTES // (4 * self._vocabulary)) if on_gpu else CPU_CHUNK)
+        self._narrow = compute_dtype if on_gpu else None
+        """What the loss multiplies in; a CPU widens instead, and loses nothing."""
         self.direction = direction
         """Of the KL; it may be changed between steps."""
         self._average: Average = average
         self._trust_region, self._base = trust_region, base
         self._lr, self._warmup_steps, self._decay_steps = lr, warmup_steps, decay_steps
         self._max_grad_norm = max_grad_norm
-        self._max_nodes = max_nodes
+        self._max_nodes = max_nodes or pass_tokens(student, gradient_checkpointing)
         self._window = context_window(student)
         self._pass = PASSES[compute]
         self._checkpointing = gradient_checkpointing
@@ -199,11 +205,11 @@ class OPCD:
         # Every process makes as many passes, since they exchange shards and gradients.
         batches += [[]] * (self.ranks.maximum(len(batches)) - len(batches))
         for index, batch in enumerate(batches, 1):
-            weights, is_last = scored_prefixes(batch, self._average, total), index == len(batches)
+            places, is_last = scored(batch or NOTHING, self._average, total), index == len(batches)
             with self._forward.no_sync() if self._waits_to_sync and not is_last else nullcontext():
-                pass_sums, tokens = self._forward_backward(weights or NOTHING)
+                pass_sums, tokens = self._forward_backward(places, counts=bool(batch))
             sums += pass_sums
-            nodes += tokens if weights else 0
+            nodes += tokens
         self.student.eval()
         parameters = self.parameters.values()
         norm = float(whole(torch.nn.utils.clip_grad_norm_(list(parameters), self._max_grad_norm)))
@@ -259,39 +265,42 @@ class OPCD:
         groups = self._pass.pack(self.student, sequences, self._max_nodes)
         return [[examples[index] for index in group] for group in groups]
 
-    def _forward_backward(
-        self, weights: Mapping[tuple[TokenIds, TokenIds], float]
-    ) -> tuple[torch.Tensor, int]:
+    def _forward_backward(self, places: Scored, *, counts: bool = True) -> tuple[torch.Tensor, int]:
         """Add to the gradients.
 
         Args:
-            weights: The pass's scored prefixes.
+            places: What the pass scores.
+            counts: Whether it counts; else it is gone through for the others' sake.
 
         Returns:
             The pass's part of the step's sums, and its tokens.
         """
         self.student.eval()
-        batch = sorted(weights)
-        asked = [teacher for _, teacher in batch]
-        teacher_ND = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.hidden(asked)
-        base_ND = self._base.hidden([s for s, _ in batch]) if self._trust_region and self._base else None
-        forward_pass = self._pass.of(self.student, [student for student, _ in batch])
-        weight_T = torch.tensor([weights[pair] for pair in batch], device=self.student.device)
+        rows = _rows(places)
+        of_teacher = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.along(places.teacher)
+        teacher_ND = None if of_teacher is None else of_teacher[rows]
+        of_base = self._base.along(places.student) if self._trust_region and self._base else None
+        base_ND = None if of_base is None else of_base[rows]
+        forward_pass = self._pass.of(self.student, places.student)
+        weight_T = torch.tensor(places.weights, device=self.student.device) * float(counts)
 
         def score(hidden_TD: torch.Tensor, head: LMHead) -> torch.Tensor:
             """Loss, then what is logged."""
-            student = (hidden_TD, head.cut(self._vocabulary).at(self._temperature))
+            head = head.cut(self._vocabulary).at(self._temperature)
+            student = self._narrowed(hidden_TD[rows], head)
             if isinstance(self.teacher, ScoringTeacher):
-                result = self._remotely_scored(student, self.teacher, asked, weight_T)
+                result = self._remotely_scored(student, self.teacher, places, weight_T)
             else:
                 assert teacher_ND is not None
-                teacher = (teacher_ND, self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature))
+                head = self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature)
+                teacher = self._narrowed(teacher_ND, head)
                 form = chunked_topk_reverse_kl if self.direction == "reverse" else chunked_forward_kl
                 result = self._scored(form, self._mode, student, teacher, weight_T)
             loss = result.loss
             trust_region_kl = torch.zeros_like(loss)
             if base_ND is not None and self._base is not None:
-                base = (base_ND, self._base.head.cut(self._vocabulary).at(self._temperature))
+                head = self._base.head.cut(self._vocabulary).at(self._temperature)
+                base = self._narrowed(base_ND, head)
                 held = self._scored(chunked_topk_reverse_kl, "tail", student, base, weight_T)
                 trust_region_kl = held.loss
                 loss = loss + self._trust_region * trust_region_kl
@@ -302,7 +311,10 @@ class OPCD:
             _compute_again(self.student)
         sums = self._forward(forward_pass, score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
-        return sums.detach().cpu().double(), forward_pass.tokens
+        return sums.detach().cpu().double(), forward_pass.tokens if counts else 0
+
+    def _narrowed(self, hidden_TD: torch.Tensor, head: LMHead) -> tuple[torch.Tensor, LMHead]:
+        return hidden_TD.to(self._narrow or hidden_TD.dtype), head.narrowed(self._narrow)
 
     def _scored(
         self,
@@ -329,13 +341,13 @@ class OPCD:
         self,
         student: tuple[torch.Tensor, LMHead],
         teacher: ScoringTeacher,
-        prefixes: Sequence[TokenIds],
+        places: Scored,
         weight_T: torch.Tensor,
     ) -> KLResult:
         hidden_TD, head = student
         head_VD = head.weight_VD
         ids_TK = topk_ids(hidden_TD.detach(), head_VD.detach(), k=self._k, chunk=self._chunk, map=head.map)
-        scores_TK = teacher.score(prefixes, ids_TK, self._teacher_temperature)
+        scores_TK = teacher.score(places.teacher, places.rows, ids_TK, self._teacher_temperature)
         return chunked_topk_reverse_kl(
             hidden_TD,
             head_VD,
@@ -433,7 +445,37 @@ class OPCD:
 
 PASSES: Mapping[Way, type[TreePass] | type[PaddedPass]] = {"tree": TreePass, "padded": PaddedPass}
 """How a student's forward pass is made."""
-NOTHING: Mapping[tuple[TokenIds, TokenIds], float] = {((0,), (0,)): 0.0}
+
+
+CPU_NODES, CPU_CHUNK = 768, 128
+"""Tokens of a pass and positions of a chunk on a CPU: more take more memory and no less time."""
+GPU_LOGITS_BYTES = 2 << 30
+"""Of a chunk's logits in fp32 on a GPU, which wants large products."""
+GPU_SHARE = 0.4
+"""Of a GPU's free memory, less gradients and moments, that the activations of one pass may take."""
+GPU_MOST_NODES = 32_768
+"""Tokens of a pass beyond which a GPU gets no faster."""
+
+
+def pass_tokens(model: PreTrainedModel, is_checkpointed: bool) -> int:
+    """How many tokens one forward and backward pass takes: on a GPU by its free memory.
+
+    Counted per token and layer are the residual stream's copies, queries, keys and values, and the gated
+    MLP's three widths; with checkpointing one copy per layer, and one layer of all.
+    """
+    if model.device.type != "cuda":
+        return CPU_NODES
+    config = model.config.get_text_config()
+    width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    layer_bytes = 4 * (14 * width + 4 * inner)
+    layers = config.num_hidden_layers
+    token_bytes = 4 * width * layers + layer_bytes if is_checkpointed else layer_bytes * layers
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    free = torch.cuda.mem_get_info(model.device)[0] - 12 * parameters
+    return int(min(GPU_MOST_NODES, max(CPU_NODES, GPU_SHARE * free / token_bytes)))
+
+
+NOTHING = (DistillExample(student_prompt_ids=(0,), teacher_prompt_ids=(0,), completion_ids=(0,)),)
 """What a process computes in a pass that only others have work for."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps per weight."""
@@ -451,6 +493,12 @@ class _Scored(torch.nn.Module):
         self, forward_pass: TreePass | PaddedPass, score: Callable[[torch.Tensor, LMHead], torch.Tensor]
     ) -> torch.Tensor:
         return score(forward_pass.hidden(self.model, self.compute_dtype), LMHead.of(self.model))
+
+
+def _rows(places: Scored) -> slice | list[int]:
+    """The index of the distinct ones among the prefixes; everything, where all are, costs nothing."""
+    total = sum(span.size for span in places.student)
+    return slice(None) if len(places.rows) == total else list(places.rows)
 
 
 def _compute_again(model: PreTrainedModel) -> None:
@@ -476,7 +524,7 @@ def _freeze_unreached(student: PreTrainedModel, way: type[TreePass] | type[Padde
         return
     student.eval()
     with torch.enable_grad():
-        hidden_ND = way.of(student, [(0, 0)]).hidden(student, None)
+        hidden_ND = way.of(student, [Span((0, 0), 2)]).hidden(student, None)
     reached = {id(LMHead.of(student).weight_VD), id(LMHead.of(student).map.bias_V)}
     seen, waiting = set(), [hidden_ND.grad_fn]
     while waiting:

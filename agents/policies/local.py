@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
-from distill.lm.language_model import Prefix, Way
+from distill.lm.language_model import Way
 from distill.lm.prefix_tree import PrefixTree
+from distill.lm.span import Prefix
 from distill.lm.support import language_model
 
 MAX_DISTINCT = 256

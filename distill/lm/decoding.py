@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from distill.lm.language_model import Prefix, cache_argument, decoder_of
+from distill.lm.language_model import cache_argument, decoder_of
+from distill.lm.span import Prefix
 
 
 class Decoding:

@@ -11,15 +11,38 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from transformers import PreTrainedModel
 
 from distill.lm.head import LMHead
+from distill.lm.span import Prefix, Span
 
-Prefix = tuple[int, ...]
 Way = Literal["tree", "padded"]
+
+
+class ForwardPass(Protocol):
+    """One forward pass over spans, from which gradients flow."""
+
+    @staticmethod
+    def pack(model: PreTrainedModel, sequences: Sequence[Prefix], max_tokens: int) -> list[list[int]]:
+        """Indices of the sequences, each once, in groups of which each is a pass of its own."""
+        ...
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, spans: Sequence[Span]) -> Self:
+        """A pass over the spans."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """What goes through the model, padding included."""
+        ...
+
+    def hidden(self, model: PreTrainedModel, compute_dtype: torch.dtype | None) -> torch.Tensor:
+        """[N, D]: what goes into the head after each prefix of the spans, end to end."""
+        ...
 
 
 class LanguageModel(ABC):
@@ -27,6 +50,7 @@ class LanguageModel(ABC):
 
     way: ClassVar[Way]
     """How it computes."""
+    _pass: ClassVar[type[ForwardPass]]
 
     def __init__(
         self,
@@ -112,6 +136,25 @@ class LanguageModel(ABC):
             [N, D] in the model's dtype, on its device.
         """
         return self._memoised(prefixes, grow=False)
+
+    @torch.no_grad()
+    def along(self, spans: Sequence[Span]) -> torch.Tensor:
+        """What goes into the head after each prefix of the spans; nothing is looked up, nothing remembered.
+
+        Its time grows with the spans' tokens: of a long sequence this is the way to ask for every prefix.
+
+        Returns:
+            [N, D], the spans' prefixes end to end, in the model's dtype, on its device.
+        """
+        found: dict[int, torch.Tensor] = {}
+        for group in self._pass.pack(self.model, [span.tokens for span in spans], self.max_nodes):
+            asked = [spans[index] for index in group]
+            forward_pass = self._pass.of(self.model, asked)
+            with self._within():
+                hidden_ND = forward_pass.hidden(self.model, self.compute_dtype)
+            found |= zip(group, hidden_ND.split([span.size for span in asked]), strict=True)
+            self.computed_tokens += forward_pass.tokens
+        return torch.cat([found[index] for index in range(len(spans))])
 
     def _memoised(self, prefixes: Sequence[Prefix], *, grow: bool) -> torch.Tensor:
         if self.weights_version != self._version:

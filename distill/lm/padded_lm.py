@@ -13,14 +13,78 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.lm.decoding import Decoding
-from distill.lm.language_model import LanguageModel, Prefix, decoder_of, rope_switch
+from distill.lm.language_model import LanguageModel, decoder_of, rope_switch
 from distill.lm.prefix_tree import chains
+from distill.lm.span import Prefix, Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedPass:
+    """A ``ForwardPass`` over spans, each beside the others.
+
+    One that another begins with is computed with it.
+    """
+
+    batches: tuple[tuple[Prefix, ...], ...]
+    """The longest ones, in batches: a second one where some are beyond a rope's switch."""
+    places: tuple[int, ...]
+    """Where each prefix ends in the batches, which are padded and laid end to end; span after span."""
+
+    @staticmethod
+    def pack(model: PreTrainedModel, sequences: Sequence[Prefix], max_tokens: int) -> list[list[int]]:
+        """See ``ForwardPass``: like lengths together."""
+        by_length = sorted(chains(sequences), key=lambda chain: len(sequences[chain[-1]]))
+        groups: list[list[int]] = []
+        count = 0
+        for chain in by_length:
+            count += 1
+            if not groups or count * len(sequences[chain[-1]]) > max_tokens:
+                groups.append([])
+                count = 1
+            groups[-1] += chain
+        return groups
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, spans: Sequence[Span]) -> Self:
+        """A pass over the spans."""
+        switch = rope_switch(model) or max(len(span.tokens) for span in spans)
+        batches: list[tuple[Prefix, ...]] = []
+        places = [range(0)] * len(spans)
+        laid = 0
+        for is_beyond in (False, True):
+            side = [index for index, span in enumerate(spans) if (len(span.tokens) > switch) == is_beyond]
+            found = chains([spans[index].tokens for index in side])
+            if not found:
+                continue
+            rows = tuple(spans[side[chain[-1]]].tokens for chain in found)
+            width = max(map(len, rows))
+            for row, chain in enumerate(found):
+                first = laid + row * width - 1
+                for member in chain:
+                    span = spans[side[member]]
+                    places[side[member]] = range(first + span.start, first + len(span.tokens) + 1)
+            batches.append(rows)
+            laid += len(rows) * width
+        return cls(
+            batches=tuple(batches), places=tuple(place for span_places in places for place in span_places)
+        )
+
+    @property
+    def tokens(self) -> int:
+        """What goes through the model, padding included."""
+        return sum(len(rows) * max(map(len, rows)) for rows in self.batches)
+
+    def hidden(self, model: PreTrainedModel, compute_dtype: torch.dtype | None) -> torch.Tensor:
+        """See ``ForwardPass``."""
+        states = [padded_hidden(model, rows, compute_dtype=compute_dtype) for rows in self.batches]
+        return torch.cat([hidden_BTD.flatten(0, 1) for hidden_BTD in states])[list(self.places)]
 
 
 class PaddedLM(LanguageModel):
     """``model`` behind a memo; see the module."""
 
     way = "padded"
+    _pass = PaddedPass
 
     def _drop_keys(self) -> None:
         self._decodings: list[Decoding] = []  # the one that was used last is last
@@ -33,7 +97,7 @@ class PaddedLM(LanguageModel):
             prefixes = [prefix for prefix in prefixes if prefix not in known]
         for group in PaddedPass.pack(self.model, prefixes, self.max_nodes):
             wanted = [prefixes[index] for index in group]
-            batch = PaddedPass.of(self.model, wanted)
+            batch = PaddedPass.of(self.model, [Span.of(prefix) for prefix in wanted])
             known |= zip(wanted, batch.hidden(self.model, self.compute_dtype).unbind(), strict=True)
             self.computed_tokens += batch.tokens
         return known
@@ -88,64 +152,6 @@ class PaddedLM(LanguageModel):
         for prefix in rows.values():
             del self._rows[prefix]
         return [rows[row] for row in sorted(rows)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaddedPass:
-    """A forward pass over prefixes, each beside the others, from which gradients flow.
-
-    One that another begins with is computed with it.
-    """
-
-    batches: tuple[tuple[Prefix, ...], ...]
-    """The longest ones, in batches: a second one where some are beyond a rope's switch."""
-    places: tuple[int, ...]
-    """Where each prefix ends in the batches, which are padded and laid end to end."""
-
-    @staticmethod
-    def pack(model: PreTrainedModel, sequences: Sequence[Prefix], max_tokens: int) -> list[list[int]]:
-        """Indices of the sequences, each once, in groups of which each is a pass of its own: like lengths together."""
-        by_length = sorted(chains(sequences), key=lambda chain: len(sequences[chain[-1]]))
-        groups: list[list[int]] = []
-        count = 0
-        for chain in by_length:
-            count += 1
-            if not groups or count * len(sequences[chain[-1]]) > max_tokens:
-                groups.append([])
-                count = 1
-            groups[-1] += chain
-        return groups
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, prefixes: Sequence[Prefix]) -> Self:
-        """A pass over the prefixes."""
-        switch = rope_switch(model) or max(map(len, prefixes))
-        batches: list[tuple[Prefix, ...]] = []
-        places = [0] * len(prefixes)
-        start = 0
-        for is_beyond in (False, True):
-            side = [index for index, prefix in enumerate(prefixes) if (len(prefix) > switch) == is_beyond]
-            found = chains([prefixes[index] for index in side])
-            if not found:
-                continue
-            rows = tuple(prefixes[side[chain[-1]]] for chain in found)
-            width = max(map(len, rows))
-            for row, chain in enumerate(found):
-                for member in chain:
-                    places[side[member]] = start + row * width + len(prefixes[side[member]]) - 1
-            batches.append(rows)
-            start += len(rows) * width
-        return cls(batches=tuple(batches), places=tuple(places))
-
-    @property
-    def tokens(self) -> int:
-        """What goes through the model, padding included."""
-        return sum(len(rows) * max(map(len, rows)) for rows in self.batches)
-
-    def hidden(self, model: PreTrainedModel, compute_dtype: torch.dtype | None) -> torch.Tensor:
-        """[N, D]: what goes into the head after each prefix."""
-        states = [padded_hidden(model, rows, compute_dtype=compute_dtype) for rows in self.batches]
-        return torch.cat([hidden_BTD.flatten(0, 1) for hidden_BTD in states])[list(self.places)]
 
 
 def padded_hidden(

@@ -13,14 +13,47 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from distill.lm import tree_attention
-from distill.lm.language_model import LanguageModel, Prefix, cache_argument, decoder_of
+from distill.lm.language_model import LanguageModel, cache_argument, decoder_of
 from distill.lm.prefix_tree import PrefixTree, pack
+from distill.lm.span import Prefix, Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreePass:
+    """A ``ForwardPass`` over spans as one tree."""
+
+    tree: PrefixTree
+    ends: list[int]
+    """The node of each prefix, span after span."""
+
+    @staticmethod
+    def pack(model: PreTrainedModel, sequences: Sequence[Prefix], max_tokens: int) -> list[list[int]]:
+        """See ``ForwardPass``."""
+        return pack(sequences, max_tokens)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, spans: Sequence[Span]) -> Self:
+        """A pass over the spans."""
+        tree = PrefixTree()
+        ends = [node for span in spans for node in tree.add(span.tokens)[span.start - 1 :]]
+        return cls(tree=tree, ends=ends)
+
+    @property
+    def tokens(self) -> int:
+        """What goes through the model."""
+        return len(self.tree)
+
+    def hidden(self, model: PreTrainedModel, compute_dtype: torch.dtype | None) -> torch.Tensor:
+        """See ``ForwardPass``."""
+        nodes = range(len(self.tree))
+        return tree_hidden(model, self.tree, nodes, compute_dtype=compute_dtype)[self.ends]
 
 
 class PrefixLM(LanguageModel):
     """``model`` behind a memo; see the module."""
 
     way = "tree"
+    _pass = TreePass
 
     def _drop_keys(self) -> None:
         self._tree = PrefixTree()
@@ -49,36 +82,6 @@ class PrefixLM(LanguageModel):
         )
         self.computed_tokens += len(queries)
         return hidden_QD[[row[end] for end in ends]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TreePass:
-    """A forward pass over prefixes as one tree, from which gradients flow."""
-
-    tree: PrefixTree
-    ends: list[int]
-    """The node of each prefix."""
-
-    @staticmethod
-    def pack(model: PreTrainedModel, sequences: Sequence[Prefix], max_tokens: int) -> list[list[int]]:
-        """Indices of the sequences, each once, in groups of which each is a pass of its own."""
-        return pack(sequences, max_tokens)
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, prefixes: Sequence[Prefix]) -> Self:
-        """A pass over the prefixes."""
-        tree = PrefixTree()
-        return cls(tree=tree, ends=[tree.add(prefix)[-1] for prefix in prefixes])
-
-    @property
-    def tokens(self) -> int:
-        """What goes through the model."""
-        return len(self.tree)
-
-    def hidden(self, model: PreTrainedModel, compute_dtype: torch.dtype | None) -> torch.Tensor:
-        """[N, D]: what goes into the head after each prefix."""
-        nodes = range(len(self.tree))
-        return tree_hidden(model, self.tree, nodes, compute_dtype=compute_dtype)[self.ends]
 
 
 class NodeCache(DynamicCache):

@@ -109,8 +109,13 @@ class PrefixTree:
     def _one_block(self, row: dict[int, int], column: dict[int, int]) -> "Blocks":
         """All queries together, which is less work where many short branches hang on a long trunk."""
         mask_BLP = np.zeros((1, len(row), len(column)), dtype=np.bool_)
-        for node, index in row.items():
-            mask_BLP[0, index, [column[above] for above in (*self.ancestors(node), node)]] = True
+        for node, index in row.items():  # parents first
+            parent = row.get(self.parents[node])
+            if parent is not None:
+                mask_BLP[0, index] = mask_BLP[0, parent]
+            else:
+                mask_BLP[0, index, [column[above] for above in self.ancestors(node)]] = True
+            mask_BLP[0, index, column[node]] = True
         return Blocks(
             queries_BL=np.arange(len(row))[None],
             keys_BP=np.arange(len(column))[None],

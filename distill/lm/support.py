@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from distill.lm import tree_attention
 from distill.lm.head import LMHead
-from distill.lm.language_model import LanguageModel, Prefix, Way, context_window, rope_settings
+from distill.lm.language_model import LanguageModel, Way, context_window, rope_settings
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.prefix_lm import PrefixLM
+from distill.lm.span import Prefix
 
 Compute = Literal["auto", "tree", "padded"]
 

@@ -23,9 +23,10 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from distill.examples import DistillExample
 from distill.lm import tree_attention
-from distill.lm.language_model import Prefix, context_window
+from distill.lm.language_model import context_window
 from distill.lm.prefix_lm import PrefixLM
 from distill.lm.prefix_tree import PrefixTree, is_beginning, pack, shared_length
+from distill.lm.span import Prefix
 from distill.lm.support import UnsupportedModelError, find_support
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD

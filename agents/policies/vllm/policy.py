@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
-from distill.lm.language_model import LanguageModel, Prefix
+from distill.lm.language_model import LanguageModel
+from distill.lm.span import Prefix
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 """Names as in a checkpoint of the model."""
