@@ -148,6 +148,13 @@ class OPCD:
                 "a teacher on a server is known at the student's top-k only: take the reverse direction, a "
                 f"loss other than full, and a top-k below the {vocabulary or sizes[0]} tokens"
             )
+        narrow = {p.dtype for p in student.parameters() if p.requires_grad and p.dtype.itemsize < 4}
+        if narrow:
+            raise DistillError(
+                f"weights in {str(narrow.pop()).removeprefix('torch.')} are too coarse to train, since most "
+                "updates would be rounded away: load them in float32 (--dtype float32; matrix products may "
+                "still run in bfloat16), or train adapters beside them (--lora-rank)"
+            )
         if vocabulary is None and sizes[0] != sizes[-1]:
             raise DistillError(f"the teacher knows {sizes[1]} tokens and the student {sizes[0]}")
         self.student = student

@@ -124,7 +124,7 @@ def forgetting(
 
 def _load_policy(name: str, config: ForgettingConfig) -> HFPolicy:
     loaded = load_model(model_folder(name), device=config.device, trust_remote_code=config.trust_remote_code)
-    return HFPolicy(loaded.model, loaded.tokenizer)
+    return HFPolicy(loaded.model, loaded.tokenizer, compute=loaded.support.way)
 
 
 def model_folder(name: str) -> str:

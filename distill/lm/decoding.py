@@ -9,13 +9,29 @@ Shape letters: N sequences, T tokens, D hidden size.
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from distill.lm.language_model import cache_argument, decoder_of
 from distill.lm.span import Prefix
+
+Growth = Literal["joined", "alike", "none"]
+"""Which sequences of a model can grow side by side: all, those of one length, or none, so that all is
+computed anew for each token. Some tell positions by how many tokens there are, or have states of their own."""
+
+
+def growth_of(model: PreTrainedModel) -> Growth:
+    """What ``set_growth`` said of the model, or of the one that it is a copy of; else ``joined``."""
+    growth: Growth = getattr(model, "_growth", "joined")
+    return growth
+
+
+def set_growth(model: PreTrainedModel, growth: Growth) -> None:
+    """Say how the model's sequences grow."""
+    model._growth = growth  # type: ignore[assignment]
 
 
 class Decoding:
@@ -54,7 +70,7 @@ class Decoding:
             caches.append(cache)
             hidden.append(hidden_ND)
             first += len(rows)
-        self._cache = _joined(caches)
+        self._cache = _joined("", caches)
         self.hidden = torch.cat(hidden)
         """[N, D]: what goes into the head after each sequence."""
         places = sorted(range(len(by_length)), key=by_length.__getitem__)
@@ -101,9 +117,12 @@ class Decoding:
             lengths = torch.tensor(self.lengths, device=self._device)
             if "position_ids" in self._arguments:
                 extra["position_ids"] = lengths[:, None]
-            if min(self.lengths) < self._width and "attention_mask" in self._arguments:
-                columns = torch.arange(self._width + 1, device=self._device)
-                extra["attention_mask"] = (columns >= (self._width - lengths)[:, None]).long()
+            columns = torch.arange(self._width + 1, device=self._device)
+            mask_NT = (columns >= (self._width - lengths)[:, None]).long()
+        else:
+            mask_NT = torch.ones((len(tokens), len(tokens[0])), dtype=torch.long, device=self._device)
+        if "attention_mask" in self._arguments:
+            extra["attention_mask"] = mask_NT
         autocast = torch.autocast(
             self._device.type, dtype=self._compute_dtype, enabled=self._compute_dtype is not None
         )
@@ -116,26 +135,29 @@ class Decoding:
         return output[cache_argument(self._decoder)], output.last_hidden_state[:, -1]
 
 
-def _joined(caches: Sequence[Any]) -> Any:
-    """One cache with the rows of all, in order: of transformers' own cache classes, layer by layer."""
-    first = caches[0]
-    if len(caches) > 1:
-        for layers in zip(*(cache.layers for cache in caches), strict=True):
-            for name, value in vars(layers[0]).items():
-                setattr(layers[0], name, _joined_values(name, [vars(layer)[name] for layer in layers], value))
-    return first
-
-
-def _joined_values(name: str, values: list[Any], first: Any) -> Any:
+def _joined(name: str, values: Sequence[Any]) -> Any:
+    """One of transformers' caches, or a part of one, with the rows of all, in order; the first is used up."""
+    first = values[0]
+    if len(values) == 1:
+        return first
     if isinstance(first, torch.Tensor) and first.dim() > 1:
-        if "keys" in name or "values" in name:  # [N, heads, T, width], or [N, T, width] of an indexer
-            longest = max(value.shape[-2] for value in values)
-            values = [
-                torch.nn.functional.pad(value, (0, 0, longest - value.shape[-2], 0)) for value in values
-            ]
-        return torch.cat(values)
-    if isinstance(first, list):
-        return [_joined_values(name, list(items), items[0]) for items in zip(*values, strict=True)]
-    if isinstance(first, int) and not isinstance(first, bool):  # how many tokens there were
+        # Keys are [N, heads, T, width], or [N, T, width] of an indexer; a convolution's past is [N, D, T].
+        padded = -1 if name.startswith("conv") else -2 if "key" in name or "value" in name else None
+        return torch.cat([*values] if padded is None else _padded(values, padded))
+    if isinstance(first, list | tuple):
+        return type(first)(_joined(name, items) for items in zip(*values, strict=True))
+    if isinstance(first, dict):
+        return {key: _joined(name, [value[key] for value in values]) for key in first}
+    if isinstance(first, Cache | CacheLayerMixin | LinearAttentionCacheLayerMixin):
+        for part in vars(first):
+            setattr(first, part, _joined(part, [vars(value)[part] for value in values]))
+    elif type(first) is int:  # how many tokens there were
         return max(values)
     return first
+
+
+def _padded(values: Sequence[torch.Tensor], dim: int) -> list[torch.Tensor]:
+    """The tensors, made as long as the longest by zeros before them."""
+    longest = max(value.shape[dim] for value in values)
+    behind = [0, 0] * (-1 - dim)
+    return [torch.nn.functional.pad(v, (*behind, longest - v.shape[dim], 0)) for v in values]

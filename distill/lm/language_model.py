@@ -1,7 +1,7 @@
 """A causal language model as a function from token prefixes to hidden states and logits, memoised.
 
 The memo holds while the weights do; torch's version counters tell when they change. Equal prefixes are
-computed once. There are two ways to compute the rest: ``distill/lm/prefix_lm.py`` and ``distill/lm/padded_lm.py``.
+computed once. There are two ways to compute the rest: ``prefix_lm.py`` and ``padded_lm.py`` beside this file.
 Both are exact: nothing is approximated, only not repeated.
 Shape letters: N prefixes, V vocabulary, D hidden size.
 """
@@ -64,7 +64,7 @@ class LanguageModel(ABC):
         """Wrap ``model``, which is put into eval mode.
 
         Args:
-            model: A transformers causal LM; which ones each way computes exactly, ``distill/lm/support.py`` says.
+            model: A transformers causal LM; whether a way computes it exactly, ``find_support`` finds out.
             max_bytes: What keys and values may take, and again what hidden states may take. When they
                 would exceed it, the old ones go. The work of one forward pass is kept whatever it takes.
             max_nodes: Tokens computed in one forward pass.
@@ -196,7 +196,10 @@ class LanguageModel(ABC):
 
 def decoder_of(model: PreTrainedModel) -> Any:
     """The part of a model that reads tokens; a multimodal one has others beside it."""
-    return model.get_decoder()
+    for decoder in (model.get_decoder(), model.base_model, getattr(model, "model", None)):
+        if decoder is not None and decoder is not model and decoder is not model.get_output_embeddings():
+            return decoder
+    raise TypeError("the model has no decoder beside its head")
 
 
 def cache_argument(decoder: torch.nn.Module) -> str:

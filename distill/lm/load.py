@@ -161,7 +161,7 @@ def _check_vocabulary(where: str, model: Any, tokenizer: PreTrainedTokenizerBase
     largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     if largest[1] >= rows:
         raise ModelError(
-            f"{where}: its tokenizer has {largest[0]!r} as token {largest[1]}, and its embedding {rows} rows: "
+            f"{where}: its tokenizer has {largest[0]!r} as token {largest[1]}, its embedding {rows} rows: "
             "call model.resize_token_embeddings(len(tokenizer)) after adding tokens, and train them"
         )
 

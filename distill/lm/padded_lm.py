@@ -1,18 +1,19 @@
 """A ``LanguageModel`` that computes plain batches, padded on the right, as the model's own forward pass does.
 
-What comes after a position never changes it, in any causal model, recurrent ones too: so right padding is exact,
-and needs no mask.
+What comes after a position never changes it, in any causal model, recurrent ones too: so right padding is
+exact, and needs no mask.
 Shape letters: N prefixes, B sequences, T tokens, D hidden size.
 """
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
 
-from distill.lm.decoding import Decoding
+from distill.lm.decoding import Decoding, growth_of
 from distill.lm.language_model import LanguageModel, decoder_of, rope_switch
 from distill.lm.prefix_tree import chains
 from distill.lm.span import Prefix, Span
@@ -92,7 +93,7 @@ class PaddedLM(LanguageModel):
 
     def _computed(self, prefixes: Sequence[Prefix], grow: bool) -> dict[Prefix, torch.Tensor]:
         known: dict[Prefix, torch.Tensor] = {}
-        if grow:
+        if grow and growth_of(self.model) != "none":
             known = self._grown(prefixes)
             prefixes = [prefix for prefix in prefixes if prefix not in known]
         for group in PaddedPass.pack(self.model, prefixes, self.max_nodes):
@@ -103,10 +104,10 @@ class PaddedLM(LanguageModel):
         return known
 
     def _grown(self, prefixes: Sequence[Prefix]) -> dict[Prefix, torch.Tensor]:
-        """Those that continue an earlier one, and those that may be continued; not what lies inside another."""
+        """Those that continue an earlier one, and those that may be continued: none inside another."""
         known: dict[Prefix, torch.Tensor] = {}
         asked: dict[int, list[Prefix]] = {}
-        beginnings: dict[int, list[Prefix]] = {}  # by the side of the rope's switch that they are on
+        beginnings: dict[int, list[Prefix]] = {}  # those that grow together
         switch = rope_switch(self.model) or max(map(len, prefixes), default=0)
         alone = {prefixes[chain[0]] for chain in chains(prefixes) if len(chain) == 1}
         for prefix in prefixes:
@@ -114,7 +115,8 @@ class PaddedLM(LanguageModel):
             if parent is not None and len(prefix) != switch + 1:
                 asked.setdefault(id(parent[0]), []).append(prefix)
             elif prefix in alone:
-                beginnings.setdefault(len(prefix) > switch, []).append(prefix)
+                kind = len(prefix) > switch if growth_of(self.model) == "joined" else len(prefix)
+                beginnings.setdefault(kind, []).append(prefix)
         for decoding in [decoding for decoding in self._decodings if id(decoding) in asked]:
             children = asked[id(decoding)]
             self._step(decoding, children)
@@ -169,8 +171,11 @@ def padded_hidden(
     """
     width = max(map(len, sequences))
     ids_BT = torch.tensor([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences])
-    device = model.device
+    device, decoder = model.device, decoder_of(model)
+    arguments: dict[str, Any] = {"input_ids": ids_BT.to(device), "use_cache": False}
+    if "attention_mask" in inspect.signature(type(decoder).forward).parameters:
+        arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])  # some models cannot do without
     with torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None):
-        output = decoder_of(model)(input_ids=ids_BT.to(device), use_cache=False)
+        output = decoder(**arguments)
     hidden_BTD: torch.Tensor = output.last_hidden_state
     return hidden_BTD

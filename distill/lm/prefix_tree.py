@@ -182,7 +182,7 @@ def pack(sequences: Sequence[tuple[int, ...]], max_nodes: int) -> list[list[int]
 
 
 def chains(sequences: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Indices into ``sequences``, each once, so that in a chain each sequence is the beginning of the next."""
+    """Indices into ``sequences``, each once; in a chain each sequence is the beginning of the next."""
     found: list[list[int]] = []
     for index in sorted(range(len(sequences)), key=sequences.__getitem__):
         if found and is_beginning(sequences[found[-1][-1]], sequences[index]):

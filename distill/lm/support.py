@@ -1,8 +1,8 @@
 """Which way computes a model exactly: found out by asking it, never by its name.
 
 What a way gives is compared with what the model itself gives with transformers' eager attention, one sequence
-after the other. The probes are short, so that even a large model answers in seconds; for their time the model's
-sliding windows, attention chunks and rope switches are narrowed, so that the probes are longer than these.
+after the other. The probes are short, so that even a large model answers in seconds; for their time the
+model's sliding windows, attention chunks and rope switches are narrowed, so that the probes go beyond them.
 """
 
 import random
@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.lm import tree_attention
+from distill.lm.decoding import Growth, set_growth
 from distill.lm.head import LMHead
 from distill.lm.language_model import LanguageModel, Way, context_window, rope_settings
 from distill.lm.padded_lm import PaddedLM
@@ -27,8 +28,8 @@ LONGEST = 22
 """Tokens of the longest probe."""
 NARROW = 8
 """What windows, chunks and switches are narrowed to."""
-LIMITS = ("sliding_window", "attention_chunk_size", "index_topk")
-"""What a configuration, and the layers after it, call that which narrows attention."""
+LIMITS = ("sliding_window", "attention_chunk_size", "index_topk", "floor_scale")
+"""What a configuration, and the layers after it, call the lengths from which on attention changes."""
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 """Of the largest logit. In 16 bits, of the mean over the probes, ``COARSE``."""
 COARSE = 0.03
@@ -45,16 +46,23 @@ class Support:
     way: Way
     attention: str
     """Transformers' name of its attention function."""
+    growth: Growth = "joined"
+    """Which sequences it draws side by side."""
     why: str = ""
     """What is wrong with the ways that come first, if anything is."""
 
     def __str__(self) -> str:
-        how = "as a prefix tree" if self.way == "tree" else f"in padded batches, attention {self.attention}"
+        how = (
+            "as a prefix tree" if self.way == "tree" else f"in padded batches with {self.attention} attention"
+        )
+        how += {"joined": "", "alike": ", drawing lengths apart", "none": ", drawing without a cache"}[
+            self.growth
+        ]
         return how + (f" ({self.why})" if self.why else "")
 
 
 def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> LanguageModel:
-    """The model as a function of prefixes, computed in the given way; for the settings see ``LanguageModel``."""
+    """The model as a function of prefixes, computed in the given way; see ``LanguageModel``."""
     return {"tree": PrefixLM, "padded": PaddedLM}[way](model, **settings)
 
 
@@ -82,18 +90,19 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
             expected = {prefix: _plain_logits(model, prefix) for prefix in everything}
         except Exception as error:  # whatever foreign code may raise
             raise UnsupportedModelError(f"its own forward pass fails: {_line(error)}") from error
-        for way, attention in _candidates(compute):
-            fault = _fault(model, way, attention, beginnings, rounds, expected)
-            if fault is None:
-                return Support(way=way, attention=attention, why="; ".join(faults))
-            faults.append(f"{way} with {attention} attention: {fault}")
+        ways: dict[Way, tuple[str, ...]] = {"tree": (tree_attention.NAME,), "padded": ("sdpa", "eager")}
+        for way in ways if compute == "auto" else [compute]:
+            for attention in ways[way]:
+                fault = _scoring_fault(model, way, attention, beginnings, expected)
+                growths: tuple[Growth, ...] = ("joined",) if way == "tree" else ("joined", "alike", "none")
+                for growth in growths if fault is None else ():
+                    set_growth(model, growth)
+                    fault = _growing_fault(model, way, rounds, expected)
+                    if fault is None:
+                        why = "; ".join(faults)
+                        return Support(way=way, attention=attention, growth=growth, why=why)
+                faults.append(f"{way} with {attention} attention: {fault}")
     raise UnsupportedModelError("; ".join(faults))
-
-
-def _candidates(compute: Compute) -> list[tuple[Way, str]]:
-    tree: list[tuple[Way, str]] = [("tree", tree_attention.NAME)]
-    padded: list[tuple[Way, str]] = [("padded", "sdpa"), ("padded", "eager")]
-    return [*(tree if compute != "padded" else []), *(padded if compute != "tree" else [])]
 
 
 def _probes(model: PreTrainedModel) -> tuple[list[Prefix], list[list[Prefix]]]:
@@ -117,33 +126,45 @@ def _plain_logits(model: Any, prefix: Prefix) -> torch.Tensor:
     return logits_V.float()
 
 
-def _fault(
+def _scoring_fault(
     model: PreTrainedModel,
     way: Way,
     attention: str,
     beginnings: Sequence[Prefix],
-    rounds: Sequence[Sequence[Prefix]],
     expected: dict[Prefix, torch.Tensor],
 ) -> str | None:
-    """What is wrong with a way, if anything is."""
+    """What is wrong with prefixes that are computed at once, if anything is."""
     try:
         model.set_attn_implementation(attention)
         lm = language_model(model, way)
-        found = dict(zip(beginnings, lm.head.logits(lm.hidden(beginnings)).float(), strict=True))
-        lm.clear()
-        for prefixes in rounds:
-            found |= zip(prefixes, lm.logits(prefixes), strict=True)
+        found_NV = lm.head.logits(lm.hidden(beginnings))
     except Exception as error:  # whatever foreign code may raise
         return _line(error)
-    theirs = torch.stack([expected[prefix] for prefix in found])
-    mine = torch.stack(list(found.values()))
-    if mine.shape != theirs.shape:
-        return f"there are {mine.shape[1]} logits, not {theirs.shape[1]}"
-    off_N = (mine - theirs).abs().amax(-1)
-    scale = float(theirs.abs().max())
+    return _difference(model, way, found_NV, [expected[prefix] for prefix in beginnings])
+
+
+def _growing_fault(
+    model: PreTrainedModel, way: Way, rounds: Sequence[Sequence[Prefix]], expected: dict[Prefix, torch.Tensor]
+) -> str | None:
+    """What is wrong with prefixes that grow, if anything is."""
+    try:
+        lm = language_model(model, way)
+        found_NV = torch.cat([lm.logits(prefixes) for prefixes in rounds])
+    except Exception as error:  # whatever foreign code may raise
+        return _line(error)
+    return _difference(model, way, found_NV, [expected[prefix] for prefixes in rounds for prefix in prefixes])
+
+
+def _difference(
+    model: PreTrainedModel, way: Way, found_NV: torch.Tensor, expected: Sequence[torch.Tensor]
+) -> str | None:
+    expected_NV = torch.stack(list(expected))
+    if found_NV.shape != expected_NV.shape:
+        return f"there are {found_NV.shape[1]} logits, not {expected_NV.shape[1]}"
+    off_N = (found_NV.float() - expected_NV).abs().amax(-1)
     tolerance = TOLERANCE.get(model.dtype)
     off, allowed = (off_N.mean(), COARSE) if tolerance is None else (off_N.max(), tolerance)
-    if float(off) <= allowed * scale:  # false for NaN
+    if float(off) <= allowed * float(expected_NV.abs().max()):  # false for NaN
         return None
     what = "its layers do more than attend, or " if way == "tree" else ""
     return f"the logits are off by {float(off):.3g}, so {what}its head more than multiply, scale and soft-cap"
@@ -174,10 +195,9 @@ def _narrowed(model: PreTrainedModel) -> Iterator[None]:
             narrow(owner, name, vars(owner).get(name))
     switch = "original_max_position_embeddings"
     for rope in rope_settings(model):
-        if rope.get("rope_type") == "longrope":
-            narrow(rope, switch, rope.get(switch))
-            for config in configs.values():  # which overrules it in some models
-                narrow(config, switch, vars(config).get(switch))
+        narrow(rope, switch, rope.get(switch))
+    for config in configs.values():  # which overrules the rope's own in some models
+        narrow(config, switch, vars(config).get(switch))
     try:
         yield
     finally:

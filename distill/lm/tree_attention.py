@@ -2,8 +2,8 @@
 
 A node attends to its ancestors, which lie on one path. So the nodes are cut into blocks that lie on one
 path each, and every block attends to its own path alone: what is computed grows with the sum of the paths,
-not with the square of the tree. What a layer's mask says beside that, such as a sliding window or a chunk, is asked of the model's own
-mask functions, with depths for positions: each layer gets the mask that it would get in a plain pass.
+not with the square of the tree. What a layer's mask says beside that, such as a sliding window or a chunk,
+is asked of the model's own mask functions, with depths for positions: each layer gets its mask.
 Shape letters: Q queries, K keys, B blocks, L queries of a block, P keys of a block, H heads, G key/value
 heads, W head width.
 """
