@@ -77,7 +77,7 @@ class LanguageModel(ABC):
         self.max_nodes = max_nodes
         self.compute_dtype = compute_dtype
         self.window = context_window(model)
-        self._within = within
+        self.within = within
         self.computed_tokens = 0
         """Tokens that went through the model so far."""
         self.clear()
@@ -89,7 +89,7 @@ class LanguageModel(ABC):
             max_bytes=self.max_bytes,
             max_nodes=self.max_nodes,
             compute_dtype=self.compute_dtype,
-            within=self._within,
+            within=self.within,
         )
 
     @property
@@ -150,7 +150,7 @@ class LanguageModel(ABC):
         for group in self._pass.pack(self.model, [span.tokens for span in spans], self.max_nodes):
             asked = [spans[index] for index in group]
             forward_pass = self._pass.of(self.model, asked)
-            with self._within():
+            with self.within():
                 hidden_ND = forward_pass.hidden(self.model, self.compute_dtype)
             found |= zip(group, hidden_ND.split([span.size for span in asked]), strict=True)
             self.computed_tokens += forward_pass.tokens
@@ -163,7 +163,7 @@ class LanguageModel(ABC):
         known = {p: self._hidden[p] for p in set(prefixes) if p in self._hidden}
         missing = sorted(set(prefixes) - known.keys())
         try:
-            with torch.no_grad(), self._within():
+            with torch.no_grad(), self.within():
                 known |= self._computed(missing, grow)
         except BaseException:  # an interrupt, say: keys and values may be half there
             self.clear()

@@ -94,10 +94,12 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
         for way in ways if compute == "auto" else [compute]:
             for attention in ways[way]:
                 fault = _scoring_fault(model, way, attention, beginnings, expected)
-                growths: tuple[Growth, ...] = ("joined",) if way == "tree" else ("joined", "alike", "none")
+                if fault is None and way == "tree":
+                    fault = _growing_fault(model, way, rounds, expected)
+                growths: tuple[Growth, ...] = ("joined", "alike", "none")
                 for growth in growths if fault is None else ():
                     set_growth(model, growth)
-                    fault = _growing_fault(model, way, rounds, expected)
+                    fault = _growing_fault(model, "padded", rounds, expected)
                     if fault is None:
                         why = "; ".join(faults)
                         return Support(way=way, attention=attention, growth=growth, why=why)
