@@ -48,16 +48,13 @@ class Support:
     growth: Growth = "joined"
     """Which sequences it draws side by side."""
     why: str = ""
-    """What is wrong with the ways that come first, if anything is."""
+    """What is wrong with the ways that were tried before it, if any were."""
 
     def __str__(self) -> str:
-        how = (
-            "as a prefix tree" if self.way == "tree" else f"in padded batches with {self.attention} attention"
-        )
-        how += {"joined": "", "alike": ", drawing lengths apart", "none": ", drawing without a cache"}[
-            self.growth
-        ]
-        return how + (f" ({self.why})" if self.why else "")
+        if self.way == "tree":
+            return "as a prefix tree"
+        apart = {"joined": "", "alike": ", other lengths apart", "none": ", no keys kept"}[self.growth]
+        return f"in padded batches with {self.attention} attention{apart}"
 
 
 def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> LanguageModel:
