@@ -76,7 +76,7 @@ def draw(
 
 
 def _at(weight_NV: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """[N]: the token at ``uniform`` of each row's running sum, which is taken over blocks, then within one."""
+    """[N]: the token at ``uniform`` of each running sum, which is taken over blocks, then within one."""
     padding = -weight_NV.shape[1] % BLOCK
     weight_NMB = torch.nn.functional.pad(weight_NV, (0, padding)).unflatten(-1, (-1, BLOCK))
     until_NM = weight_NMB.sum(-1, dtype=torch.float64).cumsum(-1)

@@ -20,7 +20,7 @@ from distill.lm.span import Prefix
 
 Growth = Literal["joined", "alike", "none"]
 """Which sequences of a model can grow side by side: all, those of one length, or none, so that all is
-computed anew for each token. Some tell positions by how many tokens there are, or have states of their own."""
+computed anew for each token. Some tell positions by the number of tokens, or have states of their own."""
 
 
 def growth_of(model: PreTrainedModel) -> Growth:

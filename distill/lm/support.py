@@ -7,7 +7,7 @@ model's sliding windows, attention chunks and rope switches are narrowed, so tha
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from distill.lm import tree_attention
 from distill.lm.decoding import Growth, set_growth
 from distill.lm.head import LMHead
-from distill.lm.language_model import LanguageModel, Way, context_window, rope_settings
+from distill.lm.language_model import LanguageModel, Way, context_window, decoder_of, rope_settings
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.prefix_lm import PrefixLM
 from distill.lm.span import Prefix
@@ -49,16 +49,13 @@ class Support:
     growth: Growth = "joined"
     """Which sequences it draws side by side."""
     why: str = ""
-    """What is wrong with the ways that come first, if anything is."""
+    """What is wrong with the ways that were tried before it, if any were."""
 
     def __str__(self) -> str:
-        how = (
-            "as a prefix tree" if self.way == "tree" else f"in padded batches with {self.attention} attention"
-        )
-        how += {"joined": "", "alike": ", drawing lengths apart", "none": ", drawing without a cache"}[
-            self.growth
-        ]
-        return how + (f" ({self.why})" if self.why else "")
+        if self.way == "tree":
+            return "as a prefix tree"
+        apart = {"joined": "", "alike": ", other lengths apart", "none": ", no keys kept"}[self.growth]
+        return f"in padded batches with {self.attention} attention{apart}"
 
 
 def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> LanguageModel:
@@ -86,14 +83,16 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
     with _narrowed(model):
         everything = [*beginnings, *(prefix for prefixes in rounds for prefix in prefixes)]
         try:
-            model.set_attn_implementation("eager")
+            own = decoder_of(model).config._attn_implementation
+            _use("eager", model, own)
             expected = {prefix: _plain_logits(model, prefix) for prefix in everything}
         except Exception as error:  # whatever foreign code may raise
             raise UnsupportedModelError(f"its own forward pass fails: {_line(error)}") from error
         ways: dict[Way, tuple[str, ...]] = {"tree": (tree_attention.NAME,), "padded": ("sdpa", "eager")}
         for way in ways if compute == "auto" else [compute]:
             for attention in ways[way]:
-                fault = _scoring_fault(model, way, attention, beginnings, expected)
+                attention = _use(attention, model, own)
+                fault = _scoring_fault(model, way, beginnings, expected)
                 if fault is None and way == "tree":
                     fault = _growing_fault(model, way, rounds, expected)
                 growths: tuple[Growth, ...] = ("joined", "alike", "none")
@@ -105,6 +104,15 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
                         return Support(way=way, attention=attention, growth=growth, why=why)
                 faults.append(f"{way} with {attention} attention: {fault}")
     raise UnsupportedModelError("; ".join(faults))
+
+
+def _use(attention: str, model: PreTrainedModel, own: str) -> str:
+    """Set the model's attention; returns which it is then: some can have their own only, or no ``sdpa``."""
+    decoder_of(model).config._attn_implementation = own
+    with suppress(ValueError):
+        model.set_attn_implementation(attention)
+    chosen: str = decoder_of(model).config._attn_implementation
+    return chosen
 
 
 def _probes(model: PreTrainedModel) -> tuple[list[Prefix], list[list[Prefix]]]:
@@ -131,13 +139,11 @@ def _plain_logits(model: Any, prefix: Prefix) -> torch.Tensor:
 def _scoring_fault(
     model: PreTrainedModel,
     way: Way,
-    attention: str,
     beginnings: Sequence[Prefix],
     expected: dict[Prefix, torch.Tensor],
 ) -> str | None:
     """What is wrong with prefixes that are computed at once, if anything is."""
     try:
-        model.set_attn_implementation(attention)
         lm = language_model(model, way)
         found_NV = lm.head.logits(lm.hidden(beginnings))
     except Exception as error:  # whatever foreign code may raise

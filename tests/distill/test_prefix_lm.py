@@ -233,17 +233,29 @@ def test_a_head_that_is_no_linear_layer_is_refused(model: PreTrainedModel) -> No
         find_support(model, "tree")
 
 
-def test_the_context_window_is_the_shortest_limit(model: PreTrainedModel) -> None:
+def test_the_context_window_is_what_positions_reach(model: PreTrainedModel) -> None:
+    """A sliding window is part of the masks, and no limit."""
     assert context_window(model) == 512
-    assert context_window(MistralForCausalLM(MISTRAL)) == 4
+    assert context_window(MistralForCausalLM(MISTRAL)) == 300
+
+
+def test_a_sliding_window_is_exact_beyond_it() -> None:
+    torch.manual_seed(0)
+    model: Any = MistralForCausalLM(MISTRAL).double().eval()
+    prefixes = [tuple(range(3, 23)), tuple(range(3, 13)), (*range(3, 11), 40, 41, 42), (5,)]
+    expected = torch.stack([plain_logits(model, prefix) for prefix in prefixes])
+    for cut in (2, 2048):
+        lm = PrefixLM(model, max_nodes=cut)
+        torch.testing.assert_close(lm.logits(prefixes), expected, atol=1e-5, rtol=1e-5)
 
 
 MISTRAL = MistralConfig(
     vocab_size=64,
     hidden_size=16,
     intermediate_size=16,
-    num_hidden_layers=1,
+    num_hidden_layers=2,
     num_attention_heads=2,
     num_key_value_heads=1,
+    max_position_embeddings=300,
     sliding_window=4,
 )
