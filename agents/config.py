@@ -13,6 +13,7 @@ from agents.prompts import Layout, Place, conversation
 from agents.rollout import Vectorization
 from distill.examples import Average, Data
 from distill.lm.load import Dtype
+from distill.lm.support import Compute
 from distill.loss import Direction, Mode
 from distill.parallel import Engine
 from distill.teacher import TeacherKind
@@ -293,6 +294,9 @@ class SelfImproveConfig:
     """Of the weights; auto is float32."""
     compute_dtype: Dtype = "auto"
     """What matrix products run in (autocast); auto is bfloat16 where the machine is faster with it."""
+    compute: Compute = "auto"
+    """How a model's forward passes are made: as a prefix `tree`, which computes once what prompts share, or
+    as `padded` batches, which every causal model can do. `auto` is the tree where it is exact."""
     max_nodes: int = 768
     """Tokens of one forward and backward pass; lower it when memory is short."""
     gradient_checkpointing: bool = False

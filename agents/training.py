@@ -66,6 +66,7 @@ class Consolidation:
             gradient_checkpointing=config.gradient_checkpointing,
             ranks=session.ranks,
             engine=config.engine,
+            compute=student.lm.way,
         )
         self.best_score = -1.0
         """Validation success of the best weights so far."""

@@ -32,7 +32,8 @@ from evals.finished_run import FinishedRun, UnfinishedRunError
 from evals.report import write_report
 from evals.result import Comparison, EvalResult, rate_text
 from evals.suite import Cell, Check, read_suite
-from experience.store import StoreError, open_run
+from experience import ExperienceError
+from experience.store import open_run
 from experience.text import printable
 
 Row = dict[str, Any]
@@ -82,7 +83,7 @@ def run_suite(
         except Exception as exception:  # of one run; the others have nothing to do with it
             kind = exception.kind if isinstance(exception, AgentError) else type(exception).__name__
             finished, error = None, printable(f"{kind}: {exception}".splitlines()[0])
-            if not isinstance(exception, AgentError | UnfinishedRunError | StoreError | OSError):
+            if not isinstance(exception, AgentError | UnfinishedRunError | ExperienceError | OSError):
                 console.print("".join(traceback.format_exception(exception)), markup=False, highlight=False)
         traces += frames
         for cell in sharing:

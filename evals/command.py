@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from envs.words import EnvError
-from experience.store import StoreError
+from experience import ExperienceError
 from experience.text import printable
 
 
@@ -30,7 +30,7 @@ def run_command(work: Callable[[Console], bool | None], how_to_go_on: str = "") 
         message, code = "\ninterrupted", 130
         if how_to_go_on:
             message += f"\n{how_to_go_on}"
-    except (EvalError, EnvError, StoreError, OSError) as error:
+    except (EvalError, EnvError, ExperienceError, OSError) as error:
         message, code = f"error: {printable(str(error))}", 2
     console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
     return code

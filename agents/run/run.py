@@ -230,12 +230,16 @@ class Session:
     def _load(self, name: str) -> LoadedModel:
         config = self.config
         self.console.print(f"loading {name}", markup=False)
-        return load_model(
+        loaded = load_model(
             name,
             device=str(self.ranks.device or config.device),
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
+            compute=config.compute,
         )
+        for note in (*loaded.notes, f"computed {loaded.support}"):
+            self.console.print(note, markup=False)
+        return loaded
 
     def load_policy(self, name: str) -> HFPolicy:
         """Another model, to be used as it is."""
@@ -274,6 +278,7 @@ class Session:
             weights=None if self.lora is None else partial(self.lora.weights, merged=lora is None),
             compute_dtype=autocast(loaded.model, self.config.compute_dtype),
             within=nullcontext if lora is None else lora.off,
+            compute=loaded.support.way,
         )
 
     def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
@@ -420,10 +425,14 @@ def as_policy(
     Args:
         loaded: The model.
         dtype: What its matrix products are narrowed to, if its weights are wider; see ``compute_dtype``.
-        within: See ``PrefixLM``.
+        within: See ``LanguageModel``.
     """
     return HFPolicy(
-        loaded.model, loaded.tokenizer, compute_dtype=autocast(loaded.model, dtype), within=within
+        loaded.model,
+        loaded.tokenizer,
+        compute_dtype=autocast(loaded.model, dtype),
+        within=within,
+        compute=loaded.support.way,
     )
 
 

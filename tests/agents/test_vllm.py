@@ -29,6 +29,7 @@ from agents.policies.vllm.policy import VLLMError, VLLMPolicy
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.self_improve import self_improve
+from distill.lm.span import Span
 from distill.lora import LoRA
 from tests.agents.test_self_improve import QUIET, TINY, open_gate
 from tests.benchmarks.rollout import bench
@@ -286,8 +287,9 @@ def test_a_real_served_teacher_scores_as_a_local_one(tmp_path: Path) -> None:
     ids_NK = logits_NV.topk(200).indices
     with serve(tmp_path / "served", "--logprobs-mode", "processed_logprobs") as url:
         teacher = ServedTeacher([url], tokenizer, 0.4)
+        asked = [Span.of(prefix) for prefix in prefixes]
         for temperature in (1.0, 0.4):
             expected_NK = (logits_NV / temperature).log_softmax(-1).gather(-1, ids_NK)
             torch.testing.assert_close(
-                teacher.score(prefixes, ids_NK, temperature), expected_NK, atol=1e-3, rtol=1e-3
+                teacher.score(asked, range(3), ids_NK, temperature), expected_NK, atol=1e-3, rtol=1e-3
             )

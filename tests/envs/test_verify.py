@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.questions import verify
-from envs.questions.answers import MAX_ANSWER_CHARS, final_answer, gold_answer, refusal, whole_answers
+from envs.questions.answers import final_answer, gold_answer, refusal, whole_answers
+from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
 from envs.questions.numbers import plain_number
 from envs.questions.verify import Verdict, Verifier
 from envs.words import EnvError
