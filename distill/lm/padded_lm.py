@@ -6,6 +6,7 @@ Shape letters: N prefixes, B sequences, T tokens, D hidden size.
 """
 
 import inspect
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -49,26 +50,25 @@ class PaddedPass:
     def of(cls, model: PreTrainedModel, spans: Sequence[Span]) -> Self:
         """A pass over the spans."""
         switch = rope_switch(model) or max(len(span.tokens) for span in spans)
+        pieces = [piece for span in spans for piece in _pieces(span, switch)]
         batches: list[tuple[Prefix, ...]] = []
-        places = [range(0)] * len(spans)
+        places = [range(0)] * len(pieces)
         laid = 0
         for is_beyond in (False, True):
-            side = [index for index, span in enumerate(spans) if (len(span.tokens) > switch) == is_beyond]
-            found = chains([spans[index].tokens for index in side])
+            side = [index for index, span in enumerate(pieces) if (len(span.tokens) > switch) == is_beyond]
+            found = chains([pieces[index].tokens for index in side])
             if not found:
                 continue
-            rows = tuple(spans[side[chain[-1]]].tokens for chain in found)
+            rows = tuple(pieces[side[chain[-1]]].tokens for chain in found)
             width = max(map(len, rows))
             for row, chain in enumerate(found):
                 first = laid + row * width - 1
                 for member in chain:
-                    span = spans[side[member]]
+                    span = pieces[side[member]]
                     places[side[member]] = range(first + span.start, first + len(span.tokens) + 1)
             batches.append(rows)
             laid += len(rows) * width
-        return cls(
-            batches=tuple(batches), places=tuple(place for span_places in places for place in span_places)
-        )
+        return cls(batches=tuple(batches), places=tuple(itertools.chain.from_iterable(places)))
 
     @property
     def tokens(self) -> int:
@@ -79,6 +79,13 @@ class PaddedPass:
         """See ``ForwardPass``."""
         states = [padded_hidden(model, rows, compute_dtype=compute_dtype) for rows in self.batches]
         return torch.cat([hidden_BTD.flatten(0, 1) for hidden_BTD in states])[list(self.places)]
+
+
+def _pieces(span: Span, switch: int) -> list[Span]:
+    """The span; in two, where the model reads its longer prefixes otherwise than its shorter ones."""
+    if span.start <= switch < len(span.tokens):
+        return [Span(span.tokens[:switch], span.start), Span(span.tokens, switch + 1)]
+    return [span]
 
 
 class PaddedLM(LanguageModel):
