@@ -248,8 +248,8 @@ def formula_in(said: str) -> str:
     restated = [plain_number(part) for part in re.split(r",?\s+or\s+", said)]
     if len({number.unit for number in restated if number and number.unit}) == len(restated) > 1:
         return re.split(r",?\s+or\s+", said)[0]  # 42 minutes, or 0.7 hours
-    if formula := _MATH.search(said):
-        return _tidy(next(group for group in formula.groups() if group))
+    if typeset := _MATH.search(said):
+        return _tidy(next(group for group in typeset.groups() if group))
     formulas, between = [""], [""]
     for piece in _PIECES.split(said):
         is_unit = re.search(r"[0-9]\s$", formulas[-1]) and unit_of(piece) in UNITS.values()

@@ -37,7 +37,7 @@ _LETTER = re.compile(r"\(?([A-Z])\)?()")
 _OPTION = re.compile(
     r"\W*(?:(?:option|choice|letter)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*]|-\s|$|\s\(?[-$\\0-9])))"
 )
-_ANOTHER = re.compile(r"\s*\([A-Z]\)|[\s,;/&*]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?[A-Z]\b")
+_ANOTHER = re.compile(r"\)?\s*\([A-Z]\)|[\s,;/&*)]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?[A-Z]\b")
 _LABEL = re.compile(r"\(?([A-Z])[).:]\s+(?=\S)|\(([A-Z])\)\s*(?=\S)")
 _BASED = re.compile(r"\s*(-?[0-9A-F]+)_\{?([0-9]+)\}?\s*")
 """A number with its base."""
@@ -92,8 +92,6 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     letter = _LETTER.fullmatch(_plain(gold)) or _LABEL.match(_plain(gold))
     if letter and (option := _option(answer)):
         return _decision(option == (letter[1] or letter[2]))
-    if letter and re.search(r"\([A-Z]\)", answer):
-        return _decision(False)  # several options
     if (based := _BASED.fullmatch(answer)) and (gold_based := _BASED.fullmatch(gold)):
         return _decision(based.groups() == gold_based.groups())
     left, right = _values(_SIZES.sub("", answer), _SIZES.sub("", gold))
