@@ -208,7 +208,7 @@ def test_options_in_a_list(ending: str, tmp_path: Path) -> None:
 
 
 def test_a_row_without_one_option_is_kept(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"question": "1 + 1?", "a": "1", "b": "2", "c": None, "answer": "B"},
         {"question": "1 + 2?", "a": None, "b": 2.0, "c": "3", "answer": "C"},
     ]

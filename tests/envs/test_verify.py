@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.questions import verify
-from envs.questions.answers import MAX_ANSWER_CHARS, final_answer, gold_answer, refusal, whole_answers
-from envs.questions.numbers import plain_number
+from envs.questions.answers import final_answer, gold_answer, refusal, whole_answers
+from envs.questions.numbers import MAX_CHARS, plain_number
 from envs.questions.verify import Verdict, Verifier
 from envs.words import EnvError
 
@@ -222,7 +222,7 @@ def test_attacks_end_soon_and_are_wrong(family: str, impatient: Verifier, tmp_pa
         assert time.process_time() - began < 1.0, (attack[:80], verdict)
         assert verdict.is_judged
         assert not verdict.is_correct
-        assert verdict.answer is None or len(verdict.answer) <= MAX_ANSWER_CHARS
+        assert verdict.answer is None or len(verdict.answer) <= MAX_CHARS
         verdict.reason.encode()
     assert impatient.verify("\\boxed{2, 1}", "1, 2").is_correct
     assert not target.exists()
