@@ -25,8 +25,9 @@ from agents.cli import run_command
 from agents.config import ConfigError
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
-from agents.rollout import Phase, rollout, vector_env
+from agents.rollout import Phase, rollout
 from distill.lm.load import load_model
+from envs.place import vector_env
 from envs.text_env import make_text_env
 from evals.instructions import INSTRUCTIONS
 from evals.result import Comparison
