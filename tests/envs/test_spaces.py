@@ -180,8 +180,11 @@ BOXES = [
     (Box(np.finfo(np.float32).min, np.finfo(np.float32).max, (1,)), "from -3.4028235e+38 to 3.4028235e+38"),
     (Box(0, 123_456, (1,), np.int32), "from 0 to 123456"),
     (Box(-(2**63), 2**63 - 1, (1,), np.int64), "from -9223372036854775808 to 9223372036854775807"),
-    (Box(np.float32([[-0.1, 0.2]]), np.float32([[0.7, 0.3]])), "from [[-0.1, 0.2]] to [[0.7, 0.3]]"),
-    (Box(np.float32([0, -5]), np.float32([1, np.inf])), "from [0, -5] to [1, no limit]"),
+    (
+        Box(np.array([[-0.1, 0.2]], np.float32), np.array([[0.7, 0.3]], np.float32)),
+        "from [[-0.1, 0.2]] to [[0.7, 0.3]]",
+    ),
+    (Box(np.array([0, -5], np.float32), np.array([1, np.inf], np.float32)), "from [0, -5] to [1, no limit]"),
     (Box(-0.7, np.inf, (1,)), "of at least -0.7"),
     (Box(-np.inf, 0.7, (1,)), "of at most 0.7"),
     (MultiDiscrete([123_456, 7]), "from [0, 0] to [123455, 6]"),
