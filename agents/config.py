@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.prompts import Layout, Place, conversation
-from agents.rollout import Vectorization
 from distill.examples import Average, Data
 from distill.lm.load import Dtype
 from distill.lm.support import Compute
 from distill.loss import Direction, Mode
 from distill.parallel import Engine
 from distill.teacher import TeacherKind
+from envs.deadline import MAX_SECONDS
+from envs.place import Vectorization
 from envs.text_env import ALL_TURNS
 from experience.seeds import STRIDE
 
@@ -272,7 +273,8 @@ class SelfImproveConfig:
     vectorization: Vectorization = "sync"
     """`async` gives each of them a process, for slow environments."""
     env_timeout: float = 60.0
-    """Seconds that a step of the environment may take; then its episode ends with an error. 0 is no limit."""
+    """Seconds of processor time that a step of the environment may take; then its episode ends with an error.
+    By the clock it may take ten times as long, and at least 30 s. 0 is no limit."""
 
     policy: PolicyKind = "auto"
     """Who draws replies: `hf` is transformers, which remembers what it computed; `vllm` is vLLM, in this
@@ -353,6 +355,10 @@ class SelfImproveConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.env_timeout > MAX_SECONDS:
+            raise ConfigError(
+                f"env_timeout must be at most {MAX_SECONDS:g}, not {self.env_timeout}; 0 is no limit"
+            )
         if self.gate_temperature is not None and not self.gate_temperature >= 0:
             raise ConfigError(f"gate_temperature must be at least 0, not {self.gate_temperature}")
         if not 0 <= self.ema_decay < 1:

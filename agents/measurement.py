@@ -8,7 +8,7 @@ from agents.run.folder import peak_rss_bytes
 from agents.run.run import Session
 from evals.baselines import Baselines
 from evals.forgetting import ForgettingConfig, forgetting, print_table
-from evals.result import Comparison, EvalResult
+from evals.result import Comparison, EvalResult, cut_short
 from experience.context import NO_CONTEXT, Context
 
 MAX_BLIND_CANDIDATES = 64
@@ -48,6 +48,7 @@ def measure(session: Session, context: Context) -> dict[str, Any]:
     if session.ranks.is_main:
         if config.forgetting:
             _measure_forgetting(session)
+        results["cut_short"] = cut_short(session.store.traces())
         results["wall_seconds"] = round(session.folder.seconds, 1)
         results["peak_rss_bytes"] = peak_rss_bytes()
         results["processes"] = session.ranks.size
@@ -70,7 +71,16 @@ def _measure_forgetting(session: Session) -> None:
 def _baselines(session: Session) -> dict[str, EvalResult]:
     """The arms that nobody's weights play."""
     config = session.config
-    baselines = Baselines(config.env, config.env_kwargs, timeout=config.env_timeout)
+    baselines = Baselines(
+        config.env, config.env_kwargs, vectorization=config.vectorization, timeout=config.env_timeout
+    )
+    try:
+        return _fixed_arms(session, baselines)
+    finally:
+        baselines.close()
+
+
+def _fixed_arms(session: Session, baselines: Baselines) -> dict[str, EvalResult]:
     if baselines.is_text:  # there is no random text, and no end of texts to choose from
         constant = baselines.constant(session.validation_seeds, session.test_seeds)
         return {} if constant is None else {"blind": constant[0]}

@@ -22,10 +22,11 @@ from rich.text import Text
 from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.policies.policy import Policy, Sampling
-from agents.rollout import Phase, rollout, vector_env
+from agents.rollout import Phase, rollout
 from agents.run.run import as_policy, reply_tokens
 from agents.self_improve import saved_config
 from distill.lm.load import load_model
+from envs.place import vector_env
 from envs.text_env import NOW, TextEnv, make_env, make_text_env
 from envs.words import EnvWords
 from experience.context import NO_CONTEXT, Context

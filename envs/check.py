@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from envs.deadline import CLEANUP, EnvFault, guarded
 from envs.text_env import TextEnv, make_text_env
+from envs.words import truth
 
 EPISODES = 3
 MAX_STEPS = 50
@@ -26,15 +28,16 @@ def check_text_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> 
         EnvError: The env cannot be made or put into words.
     """
     env, again = (make_text_env(env_id, env_kwargs or {}) for _ in range(2))
-    found = []
+    found: list[str] = []
     try:
-        for complaint in _complaints(env, again):
-            found.append(complaint)
-    except Exception as error:  # the env's own code: anything can come out of it
-        found.append(f"it raises {type(error).__name__}: {error}")
-    finally:
-        env.close()
-        again.close()
+        guarded(lambda: found.extend(_complaints(env, again)))
+    except EnvFault as fault:
+        found.append(f"it raises {fault}")
+    for each in (env, again):
+        try:
+            guarded(each.close, CLEANUP)
+        except EnvFault as fault:
+            found.append(f"it cannot be closed: {fault}")
     return list(dict.fromkeys(found))
 
 
@@ -55,9 +58,11 @@ def _complaints(env: TextEnv, again: TextEnv) -> Iterator[str]:
         if again.reset(seed=seed)[0] != first:
             yield f"two episodes of seed {seed} begin differently: draw from self.np_random only"
         for _ in range(MAX_STEPS):
-            observation, reward, terminated, truncated, _ = env.env.step(actions.sample())
+            observation, reward, terminated, truncated, info = env.env.step(actions.sample())
             if not math.isfinite(reward):
                 yield f"a reward is {reward}"
+            if (info or {}).get("is_success") is not None:
+                truth(info["is_success"], 'info["is_success"]')
             sentence = words.describe(observation)
             if not env.observation_space.contains(sentence):
                 yield f"describe() gives {sentence!r:.80}: a text without control characters is needed"

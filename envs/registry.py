@@ -133,8 +133,10 @@ def _grammar(
         value = parse(reply)
         if value is None:
             return None
-        return Action(
-            text=action_text(value) if actions is None else actions[int(value) - first], value=value
-        )
+        if actions is None:
+            return Action(text=action_text(value), value=value)
+        if not space.contains(value):
+            raise ValueError(f"parse() gave {value!r:.80}, which is not in {space}")
+        return Action(text=actions[int(value) - first], value=value)
 
     return grammar

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from evals.finished_run import FinishedRun, UnfinishedRunError, rows_by_part
 from evals.page import write_page
@@ -30,7 +31,7 @@ from evals.plots import (
     validation_plot,
 )
 from evals.replay import replay_pairs
-from evals.result import Comparison, EvalResult, rate_text, temperature_text
+from evals.result import CUT_SHORT, Comparison, EvalResult, cut_short_text, rate_text, temperature_text
 from experience import ExperienceError
 from experience.insight import InsightState
 from experience.store import ExperienceStore, open_run
@@ -82,7 +83,9 @@ def write_report(path: Path, store: str | None = None) -> Path:
         about=run.about,
         tables=run.tables,
         labels=ARM_LABELS,
+        stops={name: _stops(arms) for name, arms in run.tables},
         success_means=results.get("success_means", SUCCESS),
+        cut_short=cut_short_text(results.get("cut_short")),
         is_trained=results["best_step"] > 0,
         insights=insights,
         MAX_INSIGHTS=MAX_INSIGHTS,
@@ -98,6 +101,12 @@ def write_report(path: Path, store: str | None = None) -> Path:
         gates=gates,
         candidates=candidates,
     )
+
+
+def _stops(arms: dict[str, Any]) -> list[str]:
+    """What cut episodes short in any of the arms; runs of before do not say."""
+    found = {stop for arm in arms.values() for stop in arm.get("endings") or ()}
+    return [stop for stop in CUT_SHORT if stop in found]
 
 
 def _insights(store: ExperienceStore) -> list[dict[str, Any]]:
@@ -233,6 +242,8 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
     if any(abs(arm["mean_return"] - arm["success_rate"]) > 1e-9 for arm in arms.values()):
         text = "; ".join(f"{label} {arm['mean_return']:.1f}" for label, arm in arms.items())
         console.print(f"mean return, {names[0]}: {text}", highlight=False, soft_wrap=True)
+    if text := cut_short_text(results.get("cut_short")):
+        console.print(Text(printable(text), style="bold yellow"), soft_wrap=True)
     change = results["comparison"]
     console.print(
         f"after - before: {change['difference']:+.1%} [{change['ci_low']:+.1%}, {change['ci_high']:+.1%}], "

@@ -33,14 +33,15 @@ from agents.policies.vllm.policy import Engine, VLLMPolicy
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.prompts import build_prompt
-from agents.rollout import Phase, rollout, vector_env
+from agents.rollout import Phase, check_played, rollout
 from agents.run.folder import RunFolder, clear_errors
 from agents.run.tracking import Tracker, check_available
 from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
-from envs.deadline import deadline
+from envs.deadline import EnvFault, TimeLimit, guarded
+from envs.place import vector_env
 from envs.text_env import TextEnv, make_text_env
 from envs.words import EnvError, EnvWords
 from evals.forgetting import check_tasks
@@ -48,6 +49,7 @@ from experience.context import NO_CONTEXT, Context
 from experience.database import Database
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
+from experience.trace import Trace
 
 COMMIT_EVERY = 64
 """Episodes per transaction."""
@@ -205,12 +207,10 @@ class Session:
         for split in Split:
             [seed] = SeedRange(split=split, run_seed=self.config.seed, start=0, size=1)
             try:
-                with deadline(self.config.env_timeout):
-                    env.reset(seed=seed)
-            except EnvError:
-                raise
-            except Exception:
-                continue
+                guarded(partial(env.reset, seed=seed), TimeLimit.of(self.config.env_timeout))
+            except EnvFault as fault:
+                if isinstance(fault.__cause__, EnvError):
+                    raise fault.__cause__ from None
         env.close()
         for seeds in (self.validation_seeds, self.test_seeds):
             if len(seeds) == self._problems.get(seeds.split):
@@ -329,12 +329,18 @@ class Session:
             )
             total = sum(len(phase.seeds) for phase in missing)
             successes = turns = done = 0
+            is_played = False
+            held: list[Trace] = []  # what does nothing but fail is not kept: it is to be played again
             started = time.monotonic()
             with self.progress(title, total) as bar:
                 while done < total:
                     batch = ranks.gather(list(islice(traces, COMMIT_EVERY)))
-                    if ranks.is_main:
-                        self.store.add_traces(batch)
+                    held += batch
+                    is_played = is_played or not all(trace.is_fault for trace in batch)
+                    if is_played:
+                        if ranks.is_main:
+                            self.store.add_traces(held)
+                        held = []
                     successes += sum(trace.success for trace in batch)
                     turns += sum(len(trace.turns) for trace in batch)
                     done += len(batch)
@@ -343,6 +349,7 @@ class Session:
                     # Drawn at once: under another bar a short phase would be over before the next redraw.
                     bar.update(bar.task_ids[0], completed=done, note=note, refresh=True)
             policy.clear()  # what comes next may need the room
+            check_played(held)
             if ranks.is_main:
                 for phase in missing:
                     self.store.finish_phase(phase.name)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import gymnasium as gym
 import pandas as pd
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
         for arm in arms.values():
             assert arm.keys() == {
                 "success_rate", "successes", "n", "ci_low", "ci_high", "mean_return", "invalid_rate",
-                "prompt_tokens_per_turn",
+                "prompt_tokens_per_turn", "endings",
             }  # fmt: skip
     assert results["arms"]["optimal"]["n"] is None
     assert results["arms"]["before"]["n"] == 6
@@ -745,3 +746,77 @@ def test_progress_is_for_terminals_only(walker_folder: Path, tmp_path: Path) -> 
     assert "steps/s" not in log
     assert "\x1b" not in log
     assert "round1/gate: with" in log
+
+
+class Failing(gym.Wrapper[Any, Any, Any, Any]):
+    """A lake that ends the process on every n-th seed: that is its episode's error alone."""
+
+    def __init__(self, env: Any, every: int) -> None:
+        super().__init__(env)
+        self.every = every
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if seed is not None and seed % self.every == 0:
+            sys.exit(0)
+        return self.env.reset(seed=seed, options=options)
+
+
+def make_failing(**kwargs: Any) -> Failing:
+    return Failing(gym.make("FrozenLake-v1").unwrapped, **kwargs)
+
+
+gym.register("tests/Failing-v0", entry_point=f"{__name__}:make_failing", max_episode_steps=9)
+
+
+def failing(every: int) -> list[str]:
+    return ["--env", "tests/Failing-v0", "--env-kwargs", json.dumps({"every": every})]
+
+
+def test_errors_of_the_env_are_counted_and_shown(
+    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [
+        *flags(tmp_path / "run", walker_folder),
+        "--env",
+        "tests/Failing-v0",
+        "--env-kwargs",
+        '{"every": 4}',
+    ]
+    code, output = run_main(main, capsys, *args)
+    assert code == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["cut_short"]["first_error"] == "SystemExit: 0"
+    failed = results["cut_short"]["endings"]["error"]
+    assert 0 < failed < results["cut_short"]["episodes"]
+    for arm in results["arms"].values():
+        if arm["endings"] is not None:
+            assert 0 < arm["endings"]["error"] < arm["n"] == sum(arm["endings"].values())
+    said = f"some were cut short: {failed} by an error of the env. The first error: SystemExit: 0"
+    assert said in output
+    assert said in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_run_whose_episodes_all_fail_stops_and_goes_on_when_the_env_is_mended(
+    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [
+        *flags(tmp_path / "run", walker_folder),
+        "--env",
+        "tests/Failing-v0",
+        "--env-kwargs",
+        '{"every": 1}',
+    ]
+    code, output = run_main(main, capsys, *args)
+    assert code == 2
+    assert "tests/Failing-v0 failed in each of 6 episodes of round1/play0, the first" in output
+    assert "SystemExit: 0" in output
+    with patch.object(Failing, "reset", lambda self, **kwargs: self.env.reset(**kwargs)):
+        assert run_main(main, capsys, "--resume", str(tmp_path / "run"))[0] == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["cut_short"]["endings"] == {}
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "1e9"])
+def test_time_limits_that_are_none_are_refused(seconds: str) -> None:
+    with pytest.raises(ConfigError, match="env_timeout must be at"):
+        SelfImproveConfig(env_timeout=float(seconds))

@@ -18,13 +18,14 @@ from rich.console import Console
 from agents.config import SelfImproveConfig
 from agents.policies.policy import Prompt, Sampling
 from agents.policies.scripted import ScriptedPolicy
-from agents.rollout import Phase, rollout, vector_env
+from agents.rollout import Phase, rollout
 from agents.run.run import Session
 from agents.self_improve import self_improve
 from distill.parallel import Ranks
 from envs import EnvError, TextEnv, make_text_env
 from envs.any_text import AnyText, clean
 from envs.games.frozen_lake import lake_map
+from envs.place import vector_env
 from envs.questions.problems import Problem, task_problems
 from envs.questions.verify import Verdict, Verifier
 from envs.text_env import make_env
