@@ -18,6 +18,7 @@ from experience.endpoint import EndpointError
 from experience.extract import PromptsError
 from experience.relevance import RelevanceError
 from experience.store import StoreError
+from experience.terminal import Terminal, guard_standard_error
 
 USER_ERRORS = (
     ConfigError,
@@ -44,7 +45,8 @@ def run_command(
         work: The work, which gets a console for its progress.
         how_to_go_on: What to advise when it was stopped, by the user or by the machine; may be nothing.
     """
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
+    guard_standard_error()
     # A cluster's stop is as good as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     transformers.utils.logging.disable_progress_bar()

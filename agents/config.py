@@ -17,6 +17,7 @@ from distill.loss import Direction, Mode
 from distill.parallel import Engine
 from distill.teacher import TeacherKind
 from envs.text_env import ALL_TURNS
+from experience.masking import keep_secrets_of
 from experience.seeds import STRIDE
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
@@ -328,6 +329,8 @@ class SelfImproveConfig:
         return Layout(place=self.context_place, wrapper=self.context_wrapper)
 
     def __post_init__(self) -> None:
+        for url in (self.insight_url, self.store, *self.vllm_url, *self.teacher_url):
+            keep_secrets_of(url or "")
         at_least_one = (
             "rounds episodes waves batch_size top_k max_nodes eval_every validation_episodes "
             "test_episodes max_invalid_replies num_envs insight_traces insight_tokens candidates "

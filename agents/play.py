@@ -33,6 +33,7 @@ from experience.insight import InsightState
 from experience.relevance import relevance
 from experience.seeds import SeedRange
 from experience.store import open_run
+from experience.terminal import Terminal
 from experience.text import printable
 from experience.trace import Trace
 
@@ -230,7 +231,7 @@ def main(args: list[str] | None = None) -> int:
         )
         policy = as_policy(loaded, config.compute_dtype)
         sampling = Sampling(temperature=asked.temperature, max_tokens=reply_tokens(config, policy, words))
-        console = Console(highlight=False)
+        console = Terminal()
         arms = [("without experience", NO_CONTEXT)]
         if context.insights:
             arms.append(("with experience", context))

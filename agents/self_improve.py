@@ -26,6 +26,8 @@ from distill.parallel import Ranks, is_main_process
 from evals.report import print_summary, write_report
 from experience.addresses import is_elsewhere
 from experience.context import NO_CONTEXT, Context
+from experience.masking import MASK, masked
+from experience.terminal import Terminal
 
 __all__ = ["SelfImproveConfig", "self_improve"]
 
@@ -51,7 +53,7 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
         config = resumed(config, path)
     elif ranks.is_main:
         check_free(path)
-    console = (console or Console(stderr=True)) if ranks.is_main else Console(quiet=True)
+    console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)
     trained: Context | None = None
     session = Session(config, path, console=console, ranks=ranks)
     learning = Learning(session)  # after this, what is given can be used: now it may leave a folder
@@ -116,7 +118,7 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
     for name, was, now in differences(saved, config):
         if (not explicit or name in REACHING) and now == getattr(defaults, name):
             continue
-        if name not in MACHINE:
+        if name not in MACHINE and was != masked(now):
             raise ConfigError(
                 f"--{name.replace('_', '-')} {now} differs from the run in {path}, "
                 f"which has {was}: resume without it, or start another run"
@@ -158,9 +160,9 @@ def reach(config: SelfImproveConfig) -> Iterator[tuple[str, str]]:
     """Name and value of each setting by which a run reaches other machines, or other people's code."""
     for name in ("vllm_url", "teacher_url", "insight_url", "store"):
         value = getattr(config, name) or ()
-        yield from (
-            (name, url) for url in ([value] if isinstance(value, str) else value) if is_elsewhere(url)
-        )
+        for url in [value] if isinstance(value, str) else value:
+            if is_elsewhere(url) or MASK in url:  # its secret is not in the folder
+                yield name, url
     if config.tracker in ("wandb", "trackio"):
         yield "tracker", config.tracker
     if ":" in config.env:
@@ -188,7 +190,7 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     settled = {name: getattr(saved, name) for name in ("compute_dtype", "policy")}  # what ``auto`` is
     config = dataclasses.replace(config, **settled)
     for name, was, now in differences(saved, config):
-        if name not in MACHINE:
+        if name not in MACHINE and was != masked(now):
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
     return resumed(config, path)
 
@@ -242,7 +244,7 @@ def main() -> int:
         path = config.resume or config.output or default_output(config.env)
         results = self_improve(config if config.resume else dataclasses.replace(config, output=path), console)
         if is_main_process() and config.json:
-            print(json.dumps({"run": str(path), **results}))
+            print(json.dumps(masked({"run": str(path), **results})))
         elif is_main_process():
             print_summary(results, path)
 

@@ -32,6 +32,7 @@ from evals.replay import replay_pairs
 from evals.result import Comparison, EvalResult, rate_text, temperature_text
 from experience.insight import InsightState
 from experience.store import ExperienceStore, StoreError, open_run
+from experience.terminal import Terminal, shown
 
 SHOWN_TRACES = 5
 """Traces named as evidence of an insight; the database has them all."""
@@ -209,7 +210,7 @@ def _short_names(paths: list[Path]) -> list[str]:
 
 def print_summary(results: dict[str, Any], path: Path, console: Console | None = None) -> None:
     """The same in ten lines."""
-    console = console or Console()
+    console = console or Terminal()
     names = [temperature_text(t) for t in results["eval_temperature"]]
     table = Table(title=f"{results['env']}: success on test episodes (95% interval)", title_justify="left")
     table.add_column("", no_wrap=True)
@@ -261,7 +262,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         tyro.cli(report, prog="python -m evals.report", args=args)
     except (StoreError, UnfinishedRunError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(shown(f"error: {error}"))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from experience.masking import masked
 from experience.tables import metadata
 
 APPLICATION_ID = 0x4F504344  # "OPCD", in the SQLite header, so that other programs' files are told apart
@@ -70,6 +71,7 @@ class Database:
         if self.path is not None and not create and not self.path.exists():
             raise StoreError(f"there is no store at {self.name}")
         self._engine = self._create_engine(url)
+        sa.event.listen(self._engine, "before_cursor_execute", _mask, retval=True)
         self._reader, self._writer = self._engine, self._engine.execution_options(immediate=True)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
@@ -274,6 +276,13 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
             time.sleep(0.01)
+
+
+def _mask(
+    _connection: sa.Connection, _cursor: Any, statement: str, values: Any, _context: Any, _many: bool
+) -> tuple[str, Any]:
+    """No secret goes into the database, nor is looked for."""
+    return statement, masked(values)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -6,9 +6,10 @@ The key comes from the environment (``OPENAI_API_KEY``) and is kept by the clien
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from experience.extract import MAX_REPLY_CHARS, WritingTask
+from experience.masking import keep_secrets_of, masked
 
 PARALLEL = 8
 """Requests at a time."""
@@ -56,7 +57,8 @@ class Endpoint:
         except ImportError as error:
             raise EndpointError("an endpoint needs a client: pip install 'opcd-gym[endpoint]'") from error
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise EndpointError(f"{_without_secrets(url)} is no endpoint: http://host:port/v1 is meant")
+            raise EndpointError(f"{masked(url)} is no endpoint: http://host:port/v1 is meant")
+        keep_secrets_of(url)
         self.name = model
         self._url = url
         self._max_tokens = max_tokens
@@ -97,18 +99,10 @@ class Endpoint:
             raise EndpointError(self._say(f"{type(error).__name__}: {error}")) from None
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise EndpointError(self._say(f"its answer is no chat completion ({error})")) from None
-        return text[:MAX_REPLY_CHARS] if isinstance(text, str) else ""
+        return masked(text)[:MAX_REPLY_CHARS] if isinstance(text, str) else ""
 
     def _say(self, reason: str) -> str:
-        key = os.environ.get(KEY)
-        reason = reason.replace(key, "***") if key else reason
         return (
-            f"the endpoint {_without_secrets(self._url)} gave no insights: {reason[:300]}. The traces are "
+            f"the endpoint {masked(self._url)} gave no insights: {masked(reason)[:300]}. The traces are "
             f"kept: see that it runs, and that {KEY} is set if it wants a key, then resume the run"
         )
-
-
-def _without_secrets(url: str) -> str:
-    """Without user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

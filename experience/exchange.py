@@ -25,6 +25,7 @@ from experience.database import VERSIONS, Database, StoreError, insert_new
 from experience.insight import InsightState
 from experience.seeds import Split
 from experience.store import find_or_begin, run_keys
+from experience.terminal import shown
 from experience.trace import StopReason
 
 Format = Literal["jsonl", "parquet"]
@@ -350,4 +351,4 @@ def main(args: list[str] | None = None) -> None:
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experience.store", args=args)
     except StoreError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(shown(f"error: {error}"))

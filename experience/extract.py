@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rapidfuzz import fuzz
 
 from experience.insight import Insight
+from experience.masking import masked
 
 MARKER = "- EXPERIENCE ITEM:"
 MAX_REPLY_CHARS = 16_384
@@ -169,7 +170,7 @@ def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
     for line in reply[:MAX_REPLY_CHARS].split("\n"):
         line = "".join(c if unicodedata.category(c)[0] not in "CZ" else " " for c in line)
         marker, found, text = line.strip().partition(MARKER)
-        text = " ".join(text.split())
+        text = masked(" ".join(text.split()))
         if marker or not found or not MIN_CHARS <= len(text) <= MAX_CHARS:
             continue
         if _MARKUP.search(text) or any(string in text for string in forbidden):

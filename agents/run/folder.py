@@ -21,6 +21,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from experience.masking import masked
+
 PACKAGES = ("opcd-gym", "gymnasium", "torch", "transformers", "numpy", "pandas", "sqlalchemy")
 
 
@@ -110,7 +112,7 @@ class RunFolder:
             return False
         entry = {"key": key, "seconds": round(self.seconds, 3), **values}
         with clear_errors(self.path / "metrics.jsonl") as path, path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(masked(entry)) + "\n")
         self._logged[key] = entry
         return True
 
@@ -140,11 +142,11 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
-        self.write_text(name, json.dumps(value, indent=2) + "\n")
+        self.write_text(name, json.dumps(masked(value), indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all."""
-        self._write(name, lambda tmp: tmp.write_text(text, "utf-8"))
+        self._write(name, lambda tmp: tmp.write_text(masked(text), "utf-8"))
 
     def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
         """Write a safetensors file, whole or not at all, with ``about`` in its header."""

@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import make_url
 from transformers import PreTrainedModel
 
 from agents.config import ConfigError, PolicyKind, SelfImproveConfig
@@ -46,6 +45,7 @@ from envs.words import EnvError, EnvWords
 from evals.forgetting import check_tasks
 from experience.context import NO_CONTEXT, Context
 from experience.database import Database
+from experience.masking import masked
 from experience.relevance import relevance
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
@@ -447,8 +447,6 @@ def reply_tokens(config: SelfImproveConfig, policy: HFPolicy, words: EnvWords) -
 
 
 def _jsonable(config: SelfImproveConfig) -> dict[str, Any]:
-    values = asdict(config)
-    if config.store is not None and "://" in config.store:
-        # Passwords are not written down: a resumed run takes them from --store again, or the server's client.
-        values["store"] = make_url(config.store).render_as_string(hide_password=True)
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    """Without secrets, which are not written down: a resumed run is given them again."""
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    return masked(values)

@@ -67,7 +67,7 @@ def test_no_module_is_imported_because_a_folder_names_it(
     monkeypatch.syspath_prepend(str(tmp_path))  # as ``python -m`` has the current folder
     assert play_main(["--run", str(path)]) == 2
     assert "imports code" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="imports code by --env gift.evil:FrozenLake-v1"):
+    with pytest.raises(ConfigError, match=r"imports code by --env gift\.evil:FrozenLake-v1"):
         parse_args(["--resume", str(path)])
     write_report(path)
     assert not marker.exists()
@@ -128,6 +128,13 @@ def test_a_store_elsewhere_is_not_asked(own: Path, tmp_path: Path) -> None:
                 read(path)
         assert play_main(["--run", str(path)]) == 2
     database.assert_not_called()
+
+
+def test_a_secret_that_somebody_wrote_down_is_not_reported(own: Path, tmp_path: Path) -> None:
+    path = gift(own, tmp_path, insight_url="http://somebody:secret99@localhost/v1?api_key=hushhush")
+    text = write_report(path).read_text(encoding="utf-8")
+    assert "http://***@localhost/v1?api_key=***" in text
+    assert "secret99" not in text
 
 
 @pytest.mark.parametrize(
