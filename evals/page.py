@@ -32,6 +32,7 @@ def write_page(target: Path, template: str, **values: Any) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     tmp = target.with_name(f"{target.name}.tmp")
     try:
+        tmp.unlink(missing_ok=True)  # it may be a link to elsewhere
         tmp.write_text(masked(environment.get_template(template).render(values)), encoding="utf-8")
         os.replace(tmp, target)
     finally:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from evals.finished_run import FinishedRun, UnfinishedRunError, rows_by_part
+from evals.finished_run import FinishedRun, UnfinishedRunError, check_traces, rows_by_part
 from evals.page import write_page
 from evals.plots import (
     ARM_LABELS,
@@ -67,7 +67,9 @@ def write_report(path: Path, store: str | None = None) -> Path:
     with open_run(path, location=store) as experience:
         insights = _insights(experience)
         candidates = _candidates(experience, insights)
-        parts = rows_by_part(run, experience.traces().itertuples())
+        traces = experience.traces()
+        check_traces(run.metrics, traces)
+        parts = rows_by_part(run, traces.itertuples())
         replays = replay_pairs(run, experience)
     curves = []
     if train:

@@ -45,8 +45,8 @@ def guard_standard_error() -> None:
     def tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         sys.stderr.write(shown("".join(format_exception(kind, error, traceback))))
 
-    def format_warning(message: Warning | str, category: type[Warning], *place: Any) -> str:
+    def format_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
         return f"{shown(f'{category.__name__}: {message}')}\n"
 
     sys.excepthook = tell
-    warnings.formatwarning = format_warning
+    warnings.formatwarning = format_warning  # type: ignore[assignment]  # which needs no place

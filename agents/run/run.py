@@ -36,12 +36,14 @@ from agents.rollout import Phase, rollout, vector_env
 from agents.run.folder import RunFolder, clear_errors
 from agents.run.tracking import Tracker, check_available
 from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
+from distill.lm.sealed import seal_folder
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
 from envs.deadline import deadline
 from envs.text_env import TextEnv, make_text_env
 from envs.words import EnvError, EnvWords
+from evals.finished_run import check_traces
 from evals.forgetting import check_tasks
 from experience.context import NO_CONTEXT, Context
 from experience.database import Database
@@ -167,11 +169,12 @@ class Session:
                 self._store = opened.enter_context(ExperienceStore(location, self.folder.run_id))
                 for left in path.glob("served-weights-*"):  # by a kill
                     shutil.rmtree(left, ignore_errors=True)
-                first = "round1/play0"
-                if self.folder.has_logged(first) and not self.store.is_finished(first):
+                traces = self.store.traces()
+                if self.folder.logged and traces.empty:
                     raise ConfigError(
                         f"the store has nothing of the run in {path}: name its own with --store"
                     )
+                check_traces(self.folder.logged, traces)
                 if config.tracker is not None:
                     self._tracker = Tracker(config.tracker, path, _jsonable(config))
                     opened.callback(self._tracker.close)
@@ -376,6 +379,7 @@ class Session:
         with clear_errors(target):
             try:
                 model.save_pretrained(tmp)
+                seal_folder(tmp)
                 self.student.tokenizer.save_pretrained(tmp)
                 shutil.rmtree(target, ignore_errors=True)
                 tmp.rename(target)
