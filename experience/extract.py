@@ -36,11 +36,13 @@ QUOTED = 90
 OUR_PROMPTS = Path(__file__).with_name("prompts.toml")
 
 _MARKUP = re.compile(
-    r"<\|.*?\|>|</?s>|\[/?INST\]|<</?SYS>>|<(start|end)_of_turn>|\bEXPERIENCE ITEM\b"
+    r"<[|\uff5c].*?[|\uff5c]>|</?s>|\[/?(?-i:[A-Z_]{4,})\]|<</?SYS>>|<(start|end)_of_turn>|\bEXPERIENCE ITEM\b"
     r"|^\W*(system|user|assistant|human|developer|tool)\b\s*[:>\]]",
     re.IGNORECASE,
 )
 """Chat templates' markup, and a line that speaks in another role."""
+_MARKERS = re.compile(r"<[|\uff5c]|</?s>|\[/?[A-Z_]{4,}\]|<</?SYS>>|<(start|end)_of_turn>")
+"""What begins chat templates' markup, in other models' too."""
 
 
 class PromptsError(ValueError):
@@ -153,7 +155,8 @@ def transcript(turns: pd.DataFrame, final_observation: str) -> str:
 def plain(text: str) -> str:
     """``text`` without what a chat template or a terminal would obey: shown, not acted on."""
     text = "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else " " for c in text)
-    return text.replace("<|", "< |").replace("|>", "| >")
+    text = text.replace("<|", "< |").replace("|>", "| >")
+    return _MARKERS.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
 
 def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
