@@ -345,7 +345,7 @@ class Consolidation:
         self.first = None if about["first"] is None else StepStats(**about["first"])
 
     def _load_best(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        """The best weights, those of ``best_step``, and what is said about them; none where none were kept."""
+        """The best weights, those of ``best_step``, and what is said of them; none if none were kept."""
         tensors, about = self._load(BEST)
         if self.best_step != (-1 if about is None else about["step"]):
             raise RunFolderError(

@@ -149,7 +149,7 @@ def check_traces(metrics: Iterable[Mapping[str, Any]], traces: pd.DataFrame) -> 
     for phase, episodes in played.items():
         if (n := int(there.get(phase, 0))) != episodes:
             raise StoreError(
-                f"the store has {n} of the {episodes} traces of {phase} that metrics.jsonl tells of, so it has "
+                f"the store has {n} of the {episodes} traces of {phase} that metrics.jsonl tells of: it has "
                 "lost some: put a whole copy in its place, or begin another run"
             )
 

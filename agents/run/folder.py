@@ -28,8 +28,8 @@ PACKAGES = ("opcd-gym", "gymnasium", "torch", "transformers", "numpy", "pandas",
 
 
 TRAIN_AGAIN = (
-    "To train again from the start, with the same outcome, remove checkpoint.safetensors and best.safetensors "
-    "from the folder and resume the run"
+    "To train again from the start, with the same outcome, remove checkpoint.safetensors and "
+    "best.safetensors from the folder and resume the run"
 )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -207,7 +208,7 @@ def test_no_text_steers_the_terminal(kind: str) -> None:
 
 
 def test_errors_of_a_command_are_shown_safely(capsys: pytest.CaptureFixture[str]) -> None:
-    def work(_: Terminal) -> None:
+    def work(_: Console) -> None:
         raise RunFolderError(f"it said \x1b]0;owned\x07 {KEY}")
 
     assert run_command(work) == 2
