@@ -6,8 +6,10 @@ The key comes from the environment (``OPENAI_API_KEY``) and is kept by the clien
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import urlsplit
 
+from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, leads_to
 from experience.extract import MAX_REPLY_CHARS, WritingTask
 from experience.masking import keep_secrets_of, masked
 
@@ -15,6 +17,8 @@ PARALLEL = 8
 """Requests at a time."""
 TIMEOUT = 120.0
 """Seconds for one request."""
+MAX_PAUSE = 10.0
+"""Seconds that the client waits before it tries again, and some."""
 RETRIES = 5
 """With the client's back-off, of connection errors, time-outs, rate limits and server errors."""
 KEY = "OPENAI_API_KEY"
@@ -64,9 +68,14 @@ class Endpoint:
         self._max_tokens = max_tokens
         self._temperature = temperature
         self._client = openai.OpenAI(
-            base_url=url, api_key=os.environ.get(KEY) or "none", timeout=timeout, max_retries=retries
+            base_url=url,
+            api_key=os.environ.get(KEY) or "none",
+            timeout=timeout,
+            max_retries=retries,
+            http_client=bounded_client(timeout),
         )
-        self._error = openai.OpenAIError
+        self._seconds = (timeout + MAX_PAUSE) * (retries + 1)
+        self._errors = openai
 
     def __call__(self, tasks: Sequence[WritingTask], seeds: Sequence[int]) -> list[str]:
         """One reply per task; see ``Writer``.
@@ -84,22 +93,30 @@ class Endpoint:
 
     def _ask(self, task: WritingTask, seed: int) -> str:
         try:
-            answer = self._client.chat.completions.create(
-                model=self.name,
-                messages=[
-                    {"role": "system", "content": task.system},
-                    {"role": "user", "content": task.user},
-                ],
-                max_tokens=self._max_tokens,
-                temperature=self._temperature,
-                seed=seed % 2**31,
-            )
+            answer = in_time(lambda: self._create(task, seed), self._seconds)
             text = answer.choices[0].message.content
-        except self._error as error:
-            raise EndpointError(self._say(f"{type(error).__name__}: {error}")) from None
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
+        except self._errors.APIStatusError as error:
+            raise EndpointError(self._say(f"{type(error).__name__}: {error}{leads_to(error)}")) from None
+        except self._errors.OpenAIError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, UnboundedAnswerError) else error
+            raise EndpointError(self._say(f"{type(error).__name__}: {cause}")) from None
+        except TimeoutError:
+            raise EndpointError(self._say(f"Timeout: no whole answer in {self._seconds:g} s")) from None
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise EndpointError(self._say(f"its answer is no chat completion ({error})")) from None
         return masked(text)[:MAX_REPLY_CHARS] if isinstance(text, str) else ""
+
+    def _create(self, task: WritingTask, seed: int) -> Any:
+        return self._client.chat.completions.create(
+            model=self.name,
+            messages=[
+                {"role": "system", "content": task.system},
+                {"role": "user", "content": task.user},
+            ],
+            max_tokens=self._max_tokens,
+            temperature=self._temperature,
+            seed=seed % 2**31,
+        )
 
     def _say(self, reason: str) -> str:
         return (
