@@ -36,7 +36,9 @@ from agents.self_improve import finish, self_improve
 from evals.finished_run import FinishedRun
 from evals.result import Comparison, EvalResult, rate_text
 from evals.suite import Cell, read_suite
+from experience.masking import masked
 from experience.store import open_run
+from experience.terminal import Terminal
 
 Row = dict[str, Any]
 Run = Callable[[SelfImproveConfig], object]
@@ -171,6 +173,7 @@ def _line(row: Row) -> str:
 
 
 def _write(output: Path, table: dict[str, Any]) -> None:
+    table = masked(table)
     tmp = output / "benchmark.json.tmp"
     tmp.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     os.replace(tmp, output / "benchmark.json")
@@ -222,7 +225,7 @@ def main(args: list[str] | None = None) -> int:
             """
             nonlocal failed
             table = run_suite(read_suite(suite), output, console)
-            print_table(table, Console())
+            print_table(table, Terminal())
             failed = sum(row["error"] is not None for row in table["cells"])
             console.print(f"{output / 'benchmark.json'}   {output / 'cells.csv'}", highlight=False)
 

@@ -31,7 +31,9 @@ from envs.text_env import make_text_env
 from evals.instructions import INSTRUCTIONS
 from evals.result import Comparison
 from evals.stats import CONFIDENCE, wilson_interval
+from experience.masking import masked
 from experience.seeds import SeedRange, Split
+from experience.terminal import Terminal
 
 HELD_OUT = Path(__file__).with_name("held_out.txt")
 TEXT = "text (nats)"
@@ -118,7 +120,7 @@ def forgetting(
         table["rows"].append(row)
     if config.output is not None:
         config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        config.output.write_text(json.dumps(masked(table), indent=2) + "\n", encoding="utf-8")
     return table
 
 
@@ -260,7 +262,7 @@ def print_table(table: Mapping[str, Any], console: Console | None = None) -> Non
         if (change := row.get("after_against_baseline")) is not None:
             rich.add_row("", "difference", _interval_text(change, "difference", signed), "")
         rich.add_section()
-    (console or Console()).print(rich)
+    (console or Terminal()).print(rich)
 
 
 def _interval_text(values: Mapping[str, float], name: str, show: str) -> str:

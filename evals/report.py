@@ -16,7 +16,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from evals.finished_run import FinishedRun, UnfinishedRunError, rows_by_part
+from evals.finished_run import FinishedRun, UnfinishedRunError, check_traces, rows_by_part
 from evals.page import write_page
 from evals.plots import (
     ARM_LABELS,
@@ -33,6 +33,7 @@ from evals.result import Comparison, EvalResult, rate_text, temperature_text
 from experience import ExperienceError
 from experience.insight import InsightState
 from experience.store import ExperienceStore, open_run
+from experience.terminal import Terminal, shown
 
 SHOWN_TRACES = 5
 """Traces named as evidence of an insight; the database has them all."""
@@ -67,7 +68,9 @@ def write_report(path: Path, store: str | None = None) -> Path:
     with open_run(path, location=store) as experience:
         insights = _insights(experience)
         candidates = _candidates(experience, insights)
-        parts = rows_by_part(run, experience.traces().itertuples())
+        traces = experience.traces()
+        check_traces(run.metrics, traces)
+        parts = rows_by_part(run, traces.itertuples())
         replays = replay_pairs(run, experience)
     curves = []
     if train:
@@ -209,7 +212,7 @@ def _short_names(paths: list[Path]) -> list[str]:
 
 def print_summary(results: dict[str, Any], path: Path, console: Console | None = None) -> None:
     """The same in ten lines."""
-    console = console or Console()
+    console = console or Terminal()
     names = [temperature_text(t) for t in results["eval_temperature"]]
     table = Table(title=f"{results['env']}: success on test episodes (95% interval)", title_justify="left")
     table.add_column("", no_wrap=True)
@@ -261,7 +264,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         tyro.cli(report, prog="python -m evals.report", args=args)
     except (ExperienceError, UnfinishedRunError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(shown(f"error: {error}"))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from distill.lm import tree_attention
 from distill.lm.prefix_lm import UnsupportedModelError, check_supported
+from distill.lm.sealed import DamagedFileError, check_folder
 
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -53,6 +54,11 @@ def load_model(
     """
     cache = _embedded_cache() if name == EMBEDDED else None
     source, options = (str(cache), {}) if cache is not None and cache.is_dir() else _resolve(name)
+    if Path(source).is_dir():
+        try:
+            check_folder(Path(source))
+        except DamagedFileError as error:
+            raise ModelError(f"{_where(name, source)} cannot be loaded: {error}") from error
     torch_dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     options["trust_remote_code"] = trust_remote_code
     try:
