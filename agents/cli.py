@@ -15,6 +15,7 @@ from distill.opcd import DistillError
 from distill.parallel import is_lost_connection
 from envs.words import EnvError
 from experience import ExperienceError
+from experience.terminal import Terminal, guard_standard_error
 
 USER_ERRORS = (
     ConfigError,
@@ -38,7 +39,8 @@ def run_command(
         work: The work, which gets a console for its progress.
         how_to_go_on: What to advise when it was stopped, by the user or by the machine; may be nothing.
     """
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
+    guard_standard_error()
     # A cluster's stop is as good as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     transformers.utils.logging.disable_progress_bar()

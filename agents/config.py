@@ -19,6 +19,7 @@ from distill.teacher import TeacherKind
 from envs.deadline import MAX_SECONDS
 from envs.place import Vectorization
 from envs.text_env import ALL_TURNS
+from experience.masking import keep_secrets_of
 from experience.seeds import STRIDE
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
@@ -43,6 +44,7 @@ MACHINE = (
     "vllm_memory",
     "teacher_url",
     "vllm_weights",
+    "trust_remote_code",
 )
 """Settings that do not change what is computed: a resumed run may have others."""
 
@@ -306,7 +308,7 @@ class SelfImproveConfig:
     engine: Engine = "ddp"
     """How several processes share the model: `ddp` each a copy, `fsdp` each a part."""
     trust_remote_code: bool = False
-    """Let code that comes with the model run."""
+    """Let code that comes with the model run; a run's folder cannot say so, also when it is resumed."""
     json: bool = False
     """Of the command: print the results as one JSON object, and nothing else, on standard output."""
 
@@ -330,6 +332,8 @@ class SelfImproveConfig:
         return Layout(place=self.context_place, wrapper=self.context_wrapper)
 
     def __post_init__(self) -> None:
+        for url in (self.insight_url, self.store, *self.vllm_url, *self.teacher_url):
+            keep_secrets_of(url or "")
         at_least_one = (
             "rounds episodes waves batch_size top_k max_nodes eval_every validation_episodes "
             "test_episodes max_invalid_replies num_envs insight_traces insight_tokens candidates "
@@ -399,7 +403,7 @@ class SelfImproveConfig:
             raise ConfigError(f"vllm_memory must be between 0 and 1, not {self.vllm_memory}")
         if self.vllm_url and self.policy != "vllm" and self.resume is None:  # a begun run has its policy
             raise ConfigError(f"vllm_url needs policy vllm, not {self.policy}")
-        if self.insight_url is not None and self.insight_model is None:
+        if self.insight_url is not None and self.insight_model is None and self.resume is None:
             raise ConfigError("insight_url needs insight_model: the model's name there")
         if self.context_file is not None and self.resume is None:  # a begun run has its text
             if not self.context_file.is_file():

@@ -220,7 +220,7 @@ class Learning:
                     self.prompts,
                     known=shown,
                     seeds=[turn_seed(session.config.seed, phase, i, 0) for i in range(len(endings))],
-                    forbidden=session.student.tokenizer.all_special_tokens,
+                    forbidden=session.student.control_tokens,
                 )
             drawn = settled(merged(known, new), session.words.actions)
             judged = {ids[0] for ids in store.scores()["insight_ids"] if len(ids) == 1}

@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,17 @@ from agents.run.run import Session
 from agents.training import Consolidation
 from distill.parallel import Ranks, is_main_process
 from evals.report import print_summary, write_report
+from experience.addresses import is_elsewhere
 from experience.context import NO_CONTEXT, Context
+from experience.masking import MASK, masked
+from experience.terminal import Terminal
 
 __all__ = ["SelfImproveConfig", "self_improve"]
 
 URLS = ("vllm_url", "teacher_url")
 """Settings that a command line adds to."""
+REACHING = (*URLS, "insight_url", "store", "tracker", "env")
+"""Settings by which a run reaches other machines, or other people's code."""
 
 
 def self_improve(config: SelfImproveConfig, console: Console | None = None) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
         config = resumed(config, path)
     elif ranks.is_main:
         check_free(path)
-    console = (console or Console(stderr=True)) if ranks.is_main else Console(quiet=True)
+    console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)
     trained: Context | None = None
     session = Session(config, path, console=console, ranks=ranks)
     learning = Learning(session)  # after this, what is given can be used: now it may leave a folder
@@ -88,7 +93,9 @@ def saved_config(path: Path) -> SelfImproveConfig:
         tuples |= {name: tuple(saved.get(name, ())) for name in URLS}
         names = ("insight_prompts", "context_file", "vllm_weights")
         paths = {name: saved.get(name) and Path(saved[name]) for name in names}
-        return SelfImproveConfig(**{**saved, **tuples, **paths, "output": None, "resume": path})
+        # Whether code that comes with a model may run is for the one to say who opens the folder now.
+        own = {"output": None, "resume": path, "trust_remote_code": False}
+        return SelfImproveConfig(**{**saved, **tuples, **paths, **own})
     except (TypeError, KeyError) as error:
         raise RunFolderError(f"{path} was made by another version of opcd-gym: {error}") from error
 
@@ -99,17 +106,19 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
     Args:
         config: What was asked for now. The machine's settings are taken from it.
         path: The run's folder.
-        explicit: Whether every value of ``config`` is meant; otherwise those that are defaults are not.
+        explicit: Whether every value of ``config`` is meant but for ``REACHING``'s defaults; otherwise no
+            default is.
 
     Raises:
         ConfigError: It contradicts the run.
     """
-    saved, defaults = saved_config(path), SelfImproveConfig.for_env(config.env)
+    saved = saved_config(path)
+    defaults = SelfImproveConfig() if explicit else SelfImproveConfig.for_env(config.env)
     changes = {}
     for name, was, now in differences(saved, config):
-        if not explicit and now == getattr(defaults, name):
+        if (not explicit or name in REACHING) and now == getattr(defaults, name):
             continue
-        if name not in MACHINE:
+        if name not in MACHINE and was != masked(now):
             raise ConfigError(
                 f"--{name.replace('_', '-')} {now} differs from the run in {path}, "
                 f"which has {was}: resume without it, or start another run"
@@ -117,7 +126,47 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
         if name == "teacher_url" and not was:
             raise ConfigError(f"the run in {path} has its teacher in its own process: start another run")
         changes[name] = now
-    return dataclasses.replace(saved, **changes)
+    settled = dataclasses.replace(saved, **changes)
+    asked = {name for name in REACHING if getattr(config, name) == getattr(settled, name)}
+    check_reach(settled, path, asked)
+    return settled
+
+
+def check_reach(config: SelfImproveConfig, path: Path, asked: Collection[str] = ()) -> None:
+    """Make sure that no folder by its own word sends a key elsewhere, or has a module imported.
+
+    Args:
+        config: As it would be used.
+        path: The folder that it comes from, which may be anybody's.
+        asked: Those of ``REACHING`` that the user has named now.
+
+    Raises:
+        ConfigError: A setting reaches further than this machine, or to code, and was not asked for.
+    """
+    for name, value in reach(config):
+        is_code = name == "env"
+        # Code that this process runs already was asked for.
+        is_known = is_code and (config.trust_remote_code or value.partition(":")[0] in sys.modules)
+        if name in asked or is_known:
+            continue
+        flag = f"--{name.replace('_', '-')} {value}"
+        raise ConfigError(
+            f"the run in {path} {'imports code' if is_code else 'reaches other machines'} by {flag}: if you "
+            f"trust the folder, give {'--trust-remote-code' if is_code else flag + ' again'}"
+        )
+
+
+def reach(config: SelfImproveConfig) -> Iterator[tuple[str, str]]:
+    """Name and value of each setting by which a run reaches other machines, or other people's code."""
+    for name in ("vllm_url", "teacher_url", "insight_url", "store"):
+        value = getattr(config, name) or ()
+        for url in [value] if isinstance(value, str) else value:
+            if is_elsewhere(url) or MASK in url:  # its secret is not in the folder
+                yield name, url
+    if config.tracker in ("wandb", "trackio"):
+        yield "tracker", config.tracker
+    if ":" in config.env:
+        yield "env", config.env
 
 
 def differences(saved: SelfImproveConfig, asked: SelfImproveConfig) -> Iterator[tuple[str, Any, Any]]:
@@ -141,7 +190,7 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     settled = {name: getattr(saved, name) for name in ("compute_dtype", "policy")}  # what ``auto`` is
     config = dataclasses.replace(config, **settled)
     for name, was, now in differences(saved, config):
-        if name not in MACHINE:
+        if name not in MACHINE and was != masked(now):
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
     return resumed(config, path)
 
@@ -180,10 +229,8 @@ def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
     # Parsed again over the saved values, so that only flags that were really given can differ from them.
     # Servers that are given replace the saved ones and are not added to them.
     saved = saved_config(config.resume)
-    without = dataclasses.replace(saved, vllm_url=(), teacher_url=())
+    without = dataclasses.replace(saved, **{name: getattr(SelfImproveConfig(), name) for name in REACHING})
     given = tyro.cli(SelfImproveConfig, args=args, default=without)
-    urls = {name: getattr(given, name) or getattr(saved, name) for name in URLS}
-    given = dataclasses.replace(given, **urls)
     return resumed(given, config.resume, explicit=True)
 
 
@@ -197,14 +244,15 @@ def main() -> int:
         path = config.resume or config.output or default_output(config.env)
         results = self_improve(config if config.resume else dataclasses.replace(config, output=path), console)
         if is_main_process() and config.json:
-            print(json.dumps({"run": str(path), **results}))
+            print(json.dumps(masked({"run": str(path), **results})))
         elif is_main_process():
             print_summary(results, path)
 
     def how_to_go_on() -> str:
         if path is None or not (path / "config.json").exists():
             return ""
-        return f"Nothing finished is lost. Go on with: python -m agents.self_improve --resume {path}"
+        again = "".join(f" --{name.replace('_', '-')} {value}" for name, value in reach(saved_config(path)))
+        return f"Nothing finished is lost. Go on with: python -m agents.self_improve --resume {path}{again}"
 
     return run_command(work, how_to_go_on)
 

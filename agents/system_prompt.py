@@ -31,7 +31,9 @@ from envs.text_env import make_env
 from evals.finished_run import FinishedRun
 from evals.result import Comparison, EvalResult, rate_text
 from evals.stats import wilson_interval
+from experience.masking import masked
 from experience.store import open_run
+from experience.terminal import Terminal
 
 ENV = "Choice-v0"
 MIN_QUESTIONS = 8
@@ -132,7 +134,7 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
         "opcd_against_with_prompt": Comparison.of(frames["opcd"], frames["with_prompt"]).as_dict(),
         "opcd_against_off_policy": Comparison.of(frames["opcd"], frames["off_policy"]).as_dict(),
     }
-    (output / "system_prompt.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    (output / "system_prompt.json").write_text(json.dumps(masked(table), indent=2) + "\n", encoding="utf-8")
     return table
 
 
@@ -221,7 +223,7 @@ def print_table(table: Mapping[str, Any], console: Console | None = None) -> Non
     for name, arm in arms.items():
         form = f"{arm['format_rate']:.1%} [{arm['format_ci_low']:.1%}, {arm['format_ci_high']:.1%}]"
         rich.add_row(LABELS[name], rate_text(arm), form, f"{_tokens(arms, name):.0f}")
-    console = console or Console()
+    console = console or Terminal()
     console.print(rich)
     console.print(
         f"{table['prompt_tokens_saved']:.0f} prompt tokens saved per call; constant: always the same answer",

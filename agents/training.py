@@ -18,6 +18,7 @@ from agents.policies.policy import FinishReason, Policy, Prompt, Sampling
 from agents.policies.vllm.policy import VLLMPolicy
 from agents.prompts import build_prompt
 from agents.rollout import turn_seed
+from agents.run.folder import TRAIN_AGAIN, RunFolderError
 from agents.run.interrupt import deferred_interrupt
 from agents.run.run import Session
 from distill.collapse import collapse
@@ -113,7 +114,7 @@ class Consolidation:
 
     def use_best(self) -> None:
         """Put the best weights into the student; without any, it is as it was at first."""
-        tensors, about = self._load(BEST)
+        tensors, about = self._load_best()
         if about is not None:
             self.trainer.load_weights(tensors)
             self._refresh_student()
@@ -307,7 +308,7 @@ class Consolidation:
             f"The weights of step {self.best_step} are taken",
             soft_wrap=True,
         )
-        tensors, _ = self._load(BEST)
+        tensors, _ = self._load_best()
         with deferred_interrupt():
             self.trainer.load_weights(tensors)
             self._refresh_student()
@@ -343,6 +344,15 @@ class Consolidation:
         self.is_stopped = about["is_stopped"]
         self.session.student_step = self.best_step if self.is_stopped else self.trainer.step_count
         self.first = None if about["first"] is None else StepStats(**about["first"])
+
+    def _load_best(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+        """The best weights, those of ``best_step``, and what is said of them; none if none were kept."""
+        tensors, about = self._load(BEST)
+        if self.best_step != (-1 if about is None else about["step"]):
+            raise RunFolderError(
+                f"{BEST} is not the one of step {self.best_step}, which was the best. {TRAIN_AGAIN}"
+            )
+        return tensors, about
 
     def _load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
         """A file of the run's folder: its tensors on the main process, and what it says about them on all."""

@@ -34,7 +34,9 @@ from evals.report import write_report
 from evals.result import Comparison, EvalResult, rate_text
 from evals.suite import Cell, Check, read_suite
 from experience import ExperienceError
+from experience.masking import masked
 from experience.store import open_run
+from experience.terminal import Terminal
 from experience.text import printable
 
 Row = dict[str, Any]
@@ -154,6 +156,7 @@ def _line(row: Row) -> str:
 
 
 def _write(output: Path, table: dict[str, Any]) -> None:
+    table = masked(table)
     write_whole(output / "benchmark.json", json.dumps(table, indent=2) + "\n")
     lines = io.StringIO()
     writer = csv.DictWriter(lines, dict.fromkeys(name for row in table["cells"] for name in row))
@@ -202,7 +205,7 @@ def main(args: list[str] | None = None) -> int:
                 output: The folder for the runs and the tables; given again, the benchmark goes on there.
             """
             table = run_suite(read_suite(suite), output, console)
-            print_table(table, Console())
+            print_table(table, Terminal())
             console.print(f"{output / 'benchmark.json'}   {output / 'cells.csv'}", highlight=False)
             return all(row["error"] is None for row in table["cells"])
 

@@ -7,6 +7,7 @@ shown where it says the very same; otherwise the texts stand alone.
 import base64
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -143,6 +144,9 @@ def _env(run: FinishedRun) -> TextEnv:
     """The run's env, drawing images where it can and we have no drawing of our own."""
     config = run.config
     name, kwargs, limit = config["env"], dict(config["env_kwargs"]), config["max_invalid_replies"]
+    module, is_in_module, _ = name.partition(":")
+    if is_in_module and module not in sys.modules:
+        raise ValueError("a folder that is only to be shown has no module imported")
     env = make_text_env(name, kwargs, max_invalid_replies=limit)
     if _board(env) is None and "rgb_array" in env.unwrapped.metadata.get("render_modes", ()):
         env.close()

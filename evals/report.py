@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from evals.finished_run import FinishedRun, UnfinishedRunError, rows_by_part
+from evals.finished_run import FinishedRun, UnfinishedRunError, check_traces, rows_by_part
 from evals.page import write_page
 from evals.plots import (
     ARM_LABELS,
@@ -35,6 +35,7 @@ from evals.result import CUT_SHORT, Comparison, EvalResult, cut_short_text, rate
 from experience import ExperienceError
 from experience.insight import InsightState
 from experience.store import ExperienceStore, open_run
+from experience.terminal import Terminal, shown
 from experience.text import printable
 
 SHOWN_TRACES = 5
@@ -70,7 +71,9 @@ def write_report(path: Path, store: str | None = None) -> Path:
     with open_run(path, location=store) as experience:
         insights = _insights(experience)
         candidates = _candidates(experience, insights)
-        parts = rows_by_part(run, experience.traces().itertuples())
+        traces = experience.traces()
+        check_traces(run.metrics, traces)
+        parts = rows_by_part(run, traces.itertuples())
         replays = replay_pairs(run, experience)
     curves = []
     if train:
@@ -225,7 +228,7 @@ def _short_names(paths: list[Path]) -> list[str]:
 
 def print_summary(results: dict[str, Any], path: Path, console: Console | None = None) -> None:
     """A run's results in ten lines."""
-    console = console or Console()
+    console = console or Terminal()
     names = [temperature_text(t) for t in results["eval_temperature"]]
     env = escape(printable(results["env"]))
     table = Table(title=f"{env}: success on test episodes (95% interval)", title_justify="left")
@@ -283,7 +286,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         tyro.cli(report, prog="python -m evals.report", args=args)
     except (ExperienceError, UnfinishedRunError, OSError) as error:
-        sys.exit(f"error: {printable(str(error))}")
+        sys.exit(shown(f"error: {error}"))
 
 
 if __name__ == "__main__":

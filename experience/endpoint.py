@@ -6,15 +6,20 @@ The key comes from the environment (``OPENAI_API_KEY``) and is kept by the clien
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import urlsplit
 
 from experience import ExperienceError
+from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, leads_to
+from experience.masking import keep_secrets_of, masked
 from experience.writer import MAX_REPLY_CHARS, WritingTask
 
 PARALLEL = 8
 """Requests at a time."""
 TIMEOUT = 120.0
 """Seconds for one request."""
+MAX_PAUSE = 10.0
+"""Seconds that the client waits before it tries again, and some."""
 RETRIES = 5
 """With the client's back-off, of connection errors, time-outs, rate limits and server errors."""
 KEY = "OPENAI_API_KEY"
@@ -53,15 +58,21 @@ class Endpoint:
         except ImportError as error:
             raise ExperienceError("an endpoint needs a client: pip install 'opcd-gym[endpoint]'") from error
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise ExperienceError(f"{_without_secrets(url)} is no endpoint: http://host:port/v1 is meant")
+            raise ExperienceError(f"{masked(url)} is no endpoint: http://host:port/v1 is meant")
+        keep_secrets_of(url)
         self.name = model
         self._url = url
         self._max_tokens = max_tokens
         self._temperature = temperature
         self._client = openai.OpenAI(
-            base_url=url, api_key=os.environ.get(KEY) or "none", timeout=timeout, max_retries=retries
+            base_url=url,
+            api_key=os.environ.get(KEY) or "none",
+            timeout=timeout,
+            max_retries=retries,
+            http_client=bounded_client(timeout),
         )
-        self._error = openai.OpenAIError
+        self._seconds = (timeout + MAX_PAUSE) * (retries + 1)
+        self._errors = openai
 
     def __call__(self, tasks: Sequence[WritingTask], seeds: Sequence[int]) -> list[str]:
         """One reply per task; see ``Writer``.
@@ -79,33 +90,33 @@ class Endpoint:
 
     def _ask(self, task: WritingTask, seed: int) -> str:
         try:
-            answer = self._client.chat.completions.create(
-                model=self.name,
-                messages=[
-                    {"role": "system", "content": task.system},
-                    {"role": "user", "content": task.user},
-                ],
-                max_tokens=self._max_tokens,
-                temperature=self._temperature,
-                seed=seed % 2**31,
-            )
+            answer = in_time(lambda: self._create(task, seed), self._seconds)
             text = answer.choices[0].message.content
-        except self._error as error:
-            raise ExperienceError(self._say(f"{type(error).__name__}: {error}")) from None
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
+        except self._errors.APIStatusError as error:
+            raise ExperienceError(self._say(f"{type(error).__name__}: {error}{leads_to(error)}")) from None
+        except self._errors.OpenAIError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, UnboundedAnswerError) else error
+            raise ExperienceError(self._say(f"{type(error).__name__}: {cause}")) from None
+        except TimeoutError:
+            raise ExperienceError(self._say(f"Timeout: no whole answer in {self._seconds:g} s")) from None
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise ExperienceError(self._say(f"its answer is no chat completion ({error})")) from None
-        return text[:MAX_REPLY_CHARS] if isinstance(text, str) else ""
+        return masked(text)[:MAX_REPLY_CHARS] if isinstance(text, str) else ""
 
-    def _say(self, reason: str) -> str:
-        key = os.environ.get(KEY)
-        reason = reason.replace(key, "***") if key else reason
-        return (
-            f"the endpoint {_without_secrets(self._url)} gave no insights: {reason[:300]}. The traces are "
-            f"kept: see that it runs, and that {KEY} is set if it wants a key, then resume the run"
+    def _create(self, task: WritingTask, seed: int) -> Any:
+        return self._client.chat.completions.create(
+            model=self.name,
+            messages=[
+                {"role": "system", "content": task.system},
+                {"role": "user", "content": task.user},
+            ],
+            max_tokens=self._max_tokens,
+            temperature=self._temperature,
+            seed=seed % 2**31,
         )
 
-
-def _without_secrets(url: str) -> str:
-    """Without user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    def _say(self, reason: str) -> str:
+        return (
+            f"the endpoint {masked(self._url)} gave no insights: {masked(reason)[:300]}. The traces are "
+            f"kept: see that it runs, and that {KEY} is set if it wants a key, then resume the run"
+        )

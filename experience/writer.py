@@ -20,6 +20,7 @@ from rapidfuzz import fuzz
 
 from experience import ExperienceError
 from experience.insight import Insight
+from experience.masking import masked
 
 MARKER = "- EXPERIENCE ITEM:"
 MAX_REPLY_CHARS = 16_384
@@ -36,11 +37,23 @@ QUOTED = 90
 OUR_PROMPTS = Path(__file__).with_name("prompts.toml")
 
 _MARKUP = re.compile(
-    r"<\|.*?\|>|</?s>|\[/?INST\]|<</?SYS>>|<(start|end)_of_turn>|\bEXPERIENCE ITEM\b"
-    r"|^\W*(system|user|assistant|human|developer|tool)\b\s*[:>\]]",
+    r"<[|\uff5c].*?[|\uff5c]>|</?s>|\[/?(?-i:[A-Z_]{4,})\]|<</?SYS>>|<(start|end)_of_turn>"
+    r"|\bEXPERIENCE ITEM\b|^\W*(system|user|assistant|human|developer|tool)\b\s*[:>\]]",
     re.IGNORECASE,
 )
 """Chat templates' markup, and a line that speaks in another role."""
+_MARKERS = re.compile(r"<[|\uff5c]|</?s>|\[/?[A-Z_]{4,}\]|<</?SYS>>|<(start|end)_of_turn>")
+"""What begins chat templates' markup, in other models' too."""
+
+
+_MARKER = re.compile(
+    r"\s*(?:[-*+\u2022\u2013\u2014]|#+|\(?\d{1,3}[.):])?\s*[*_`]{0,3}\s*EXPERIENCE ITEM(?:\s*#?\d{1,3})?"
+    r"\s*[*_`]{0,3}\s*:",
+    re.IGNORECASE,
+)
+"""``MARKER``, as models write it: in another kind of list, in bold, numbered."""
+_THOUGHT = re.compile(r"</?(?:think|thinking|thoughts?|reasoning)>|\[/?THINK\]", re.IGNORECASE)
+"""What begins or ends one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,11 +162,14 @@ def transcript(turns: pd.DataFrame, final_observation: str) -> str:
 def plain(text: str) -> str:
     """``text`` without what a chat template or a terminal would obey: shown, not acted on."""
     text = "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else " " for c in text)
-    return text.replace("<|", "< |").replace("|>", "| >")
+    text = text.replace("<|", "< |").replace("|>", "| >")
+    return _MARKERS.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
 
 def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
-    """The items of a reply: lines that begin with the marker.
+    """The items of a reply: lines that begin with the marker, in whatever way they are listed.
+
+    Thoughts hold none, and what follows the beginning of a thought that never ends is one.
 
     An item is refused when it is too short or too long, or holds chat markup. Control characters and line
     separators become spaces.
@@ -163,17 +179,35 @@ def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
         forbidden: Further strings that no item may hold, such as a tokenizer's special tokens.
     """
     items: list[str] = []
-    for line in reply[:MAX_REPLY_CHARS].split("\n"):
+    for line in without_thoughts(reply[:MAX_REPLY_CHARS]).split("\n"):
         line = "".join(c if unicodedata.category(c)[0] not in "CZ" else " " for c in line)
-        marker, found, text = line.strip().partition(MARKER)
-        text = " ".join(text.split())
-        if marker or not found or not MIN_CHARS <= len(text) <= MAX_CHARS:
+        if (marker := _MARKER.match(line)) is None:
+            continue
+        text = line[marker.end() :].strip("*_` ")
+        text = masked(" ".join(text.split()))
+        if not MIN_CHARS <= len(text) <= MAX_CHARS:
             continue
         if _MARKUP.search(text) or any(string in text for string in forbidden):
             continue
         if text not in items:
             items.append(text)
     return items[:MAX_ITEMS]
+
+
+def without_thoughts(reply: str) -> str:
+    """What a reply says after and between its thoughts."""
+    said, depth, start = [], 0, 0
+    for tag in _THOUGHT.finditer(reply):
+        if depth == 0:
+            said.append(reply[start : tag.start()])
+        if tag[0][1] != "/":
+            depth += 1
+        elif depth:
+            depth -= 1
+        else:
+            said.clear()  # the template had begun the thought
+        start = tag.end()
+    return "".join([*said, reply[start:]] if depth == 0 else said)
 
 
 def is_instance_specific(text: str, problem: str) -> bool:

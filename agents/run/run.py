@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import make_url
 from transformers import PreTrainedModel
 
 from agents.config import ConfigError, PolicyKind, SelfImproveConfig
@@ -37,6 +36,7 @@ from agents.rollout import Phase, check_played, rollout
 from agents.run.folder import RunFolder, clear_errors
 from agents.run.tracking import Tracker, check_available
 from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
+from distill.lm.sealed import seal_folder
 from distill.lora import LoRA
 from distill.parallel import Ranks
 from distill.teacher import check_same_tokens
@@ -44,9 +44,11 @@ from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.place import vector_env
 from envs.text_env import TextEnv, make_text_env
 from envs.words import EnvError, EnvWords
+from evals.finished_run import check_traces
 from evals.forgetting import check_tasks
 from experience.context import NO_CONTEXT, Context
 from experience.database import Database
+from experience.masking import masked
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
 from experience.trace import Trace
@@ -165,11 +167,12 @@ class Session:
                 self._store = opened.enter_context(ExperienceStore(location, self.folder.run_id))
                 for left in path.glob("served-weights-*"):  # by a kill
                     shutil.rmtree(left, ignore_errors=True)
-                first = "round1/play0"
-                if self.folder.has_logged(first) and not self.store.is_finished(first):
+                traces = self.store.traces()
+                if self.folder.logged and traces.empty:
                     raise ConfigError(
                         f"the store has nothing of the run in {path}: name its own with --store"
                     )
+                check_traces(self.folder.logged, traces)
                 if config.tracker is not None:
                     self._tracker = Tracker(config.tracker, path, _jsonable(config))
                     opened.callback(self._tracker.close)
@@ -384,6 +387,7 @@ class Session:
         with clear_errors(target):
             try:
                 model.save_pretrained(tmp)
+                seal_folder(tmp)
                 self.student.tokenizer.save_pretrained(tmp)
                 shutil.rmtree(target, ignore_errors=True)
                 tmp.rename(target)
@@ -459,8 +463,6 @@ def reply_tokens(config: SelfImproveConfig, policy: HFPolicy, words: EnvWords) -
 
 
 def _jsonable(config: SelfImproveConfig) -> dict[str, Any]:
-    values = asdict(config)
-    if config.store is not None and "://" in config.store:
-        # Passwords are not written down: a resumed run takes them from --store again, or the server's client.
-        values["store"] = make_url(config.store).render_as_string(hide_password=True)
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    """Without secrets, which are not written down: a resumed run is given them again."""
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    return masked(values)

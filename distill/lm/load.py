@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.lm.sealed import DamagedFileError, check_folder
 from distill.lm.support import Compute, Support, UnsupportedModelError, find_support
 
 EMBEDDED = "smollm2"
@@ -63,6 +64,11 @@ def load_model(
     """
     cache = _embedded_cache() if name == EMBEDDED else None
     source, options = (str(cache), {}) if cache is not None and cache.is_dir() else _resolve(name)
+    if Path(source).is_dir():
+        try:
+            check_folder(Path(source))
+        except DamagedFileError as error:
+            raise ModelError(f"{_where(name, source)} cannot be loaded: {error}") from error
     torch_dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     options["trust_remote_code"] = trust_remote_code
     base = _adapted(source)

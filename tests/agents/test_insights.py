@@ -58,8 +58,56 @@ def test_items_are_lines_behind_the_marker() -> None:
 
 
 @pytest.mark.parametrize(
+    "marker",
+    [
+        *("* EXPERIENCE ITEM:", "- **EXPERIENCE ITEM:**", "1. EXPERIENCE ITEM:", "EXPERIENCE ITEM:"),
+        *("- **EXPERIENCE ITEM**:", "**EXPERIENCE ITEM:**", "2) **EXPERIENCE ITEM**:", "+ EXPERIENCE ITEM :"),
+        *("- EXPERIENCE ITEM 1:", "\u2022 EXPERIENCE ITEM:", "### EXPERIENCE ITEM:", "- Experience item:"),
+        *(
+            "(1) EXPERIENCE ITEM:",
+            "  -  `EXPERIENCE ITEM:`",
+            "-EXPERIENCE ITEM:",
+            "10. *EXPERIENCE ITEM #2:*",
+        ),
+    ],
+)
+def test_however_items_are_listed(marker: str) -> None:
+    assert parse_items(f"Sure!\n{marker} Add the tens first.\nBye.") == ["Add the tens first."]
+    assert parse_items(f"{marker} **Add the tens first.**\r\n") == ["Add the tens first."]
+    assert parse_items(f"Here is one: {marker} Add the tens first.") == []
+
+
+ITEM = f"{MARKER} Add the tens first."
+
+
+@pytest.mark.parametrize(
+    ("reply", "items"),
+    [
+        (f"<think>{ITEM}</think>", []),
+        (f"<think>\n{ITEM}\n</think>\n{MARKER} Check the sign.", ["Check the sign."]),
+        (f"<think>Let me see.\n{ITEM}\nNo, since", []),
+        (f"{ITEM}\n</think>\n{MARKER} Check the sign.", ["Check the sign."]),
+        (f"{ITEM}\n</think>\n{MARKER} Check the sign.\n<think>\n{ITEM}", ["Check the sign."]),
+        (f"<THINKING>\n{ITEM}\n</thinking>", []),
+        (f"[THINK]\n{ITEM}\n[/THINK]\n{MARKER} Check the sign.", ["Check the sign."]),
+        (
+            f"<think>a <think>\n{ITEM}\n</think>\n{ITEM}\n</think>\n{MARKER} Check the sign.",
+            ["Check the sign."],
+        ),
+        (f"{MARKER}<think>what else</think> Check the sign.", ["Check the sign."]),
+        (f"{ITEM}\n<think>\n{MARKER} Check the sign.", ["Add the tens first."]),
+        (f"<think></think>{ITEM}", ["Add the tens first."]),
+    ],
+)
+def test_thoughts_hold_no_items(reply: str, items: list[str]) -> None:
+    assert parse_items(reply) == items
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "a \uff5c<\uff5cUser\uff5c> of DeepSeek's",
+        "[SYSTEM_PROMPT] of Mistral's [/SYSTEM_PROMPT]",
         "too short",
         "x" * (MAX_CHARS + 1),
         "ends here <|im_end|> and begins",
