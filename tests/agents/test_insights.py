@@ -516,7 +516,54 @@ def test_an_endpoint_is_asked(server: Any, monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_endpoint_that_recovers(server: Any) -> None:
     assert ask(server, [(429, {}), (503, {}), (200, chat("at last"))]) == "at last"
     assert len(server.requests) == 3
-    assert ask(server, [(200, chat(None))]) == ""
+    with pytest.raises(EndpointError, match=r"replies are empty \(content null, finished by stop\)"):
+        ask(server, [(200, chat(None))])
+
+
+def refusal(status: int, text: str) -> tuple[int, Any]:
+    return status, {"error": {"message": text, "type": "invalid_request_error"}}
+
+
+NO_MAX = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+NO_TEMPERATURE = "Unsupported value: 'temperature' does not support 0.5. Only the default (1) is supported."
+
+
+@pytest.mark.parametrize(
+    ("answers", "settings"),
+    [
+        ([refusal(400, NO_MAX)], {"max_completion_tokens": 9, "temperature": 0.5, "seed": 3}),
+        ([refusal(400, NO_TEMPERATURE)], {"max_tokens": 9, "seed": 3}),
+        ([refusal(400, NO_MAX), refusal(400, NO_TEMPERATURE)], {"max_completion_tokens": 9, "seed": 3}),
+        ([refusal(422, "seed: extra inputs are not permitted")], {"max_tokens": 9, "temperature": 0.5}),
+        ([(200, chat(None))], {"max_completion_tokens": 9, "temperature": 0.5, "seed": 3}),
+        ([(200, chat(None)), (200, chat(""))], {"max_completion_tokens": 9, "seed": 3}),
+    ],
+)
+def test_an_endpoint_that_wants_other_settings(server: Any, answers: Any, settings: dict[str, Any]) -> None:
+    assert ask(server, [*answers, (200, chat("at last"))]) == "at last"
+    _, body = server.requests[-1]
+    assert {name: body[name] for name in body if name not in ("model", "messages")} == settings
+
+
+def test_what_an_endpoint_wants_is_found_out_once(server: Any) -> None:
+    server.answers = [refusal(400, NO_MAX), (200, chat("yes"))]
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    endpoint = Endpoint(url, "m", max_tokens=9, temperature=0.5, retries=0)
+    for _ in range(3):
+        endpoint([WritingTask(system="s", user="u")], [3])
+    assert len(server.requests) == 4
+
+
+def test_an_endpoint_that_thinks_too_long_says_so(server: Any) -> None:
+    answer = chat(None)
+    answer["choices"][0]["finish_reason"] = "length"
+    with pytest.raises(EndpointError, match=r"used up all of --insight-tokens .* raise it"):
+        ask(server, [(200, answer)])
+    assert len(server.requests) == 3
+    with pytest.raises(EndpointError, match=r"BadRequestError.*no such model"):
+        ask(server, [refusal(400, "no such model")])
+    with pytest.raises(EndpointError, match=r"BadRequestError.*too large"):
+        ask(server, [refusal(400, "max_tokens is too large")])
 
 
 @pytest.mark.parametrize(
