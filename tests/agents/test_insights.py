@@ -454,6 +454,68 @@ def test_prompts_of_the_users_own(tmp_path: Path, text: str, says: str) -> None:
         InsightPrompts(path).task(turns(), "", [])
 
 
+@pytest.mark.parametrize(
+    "user",
+    [
+        "{{ unknown }}",
+        "{{ transcript.nothing }}",
+        "{{ known[5] }}",
+        "{{ turns + 'x' }}",
+        "{{ 1 - marker }}",
+        "{{ turns | round('x') }}",
+        "{{ known | sort(attribute='x') }}",
+        "{{ transcript | nofilter }}",
+        "{{ transcript | filesizeformat }}",
+        "{% if success is notest %}{% endif %}",
+        "{% for x in turns %}{% endfor %}",
+        "{% for x in known %}",
+        "{% endif %}",
+        "{% if not success %}{{ oops }}{% endif %}x",
+        "{% if known %}{{ oops }}{% endif %}x",
+        "{% if is_begun %}{{ oops }}{% endif %}x",
+        "{% include 'x' %}",
+        "{% extends 'x' %}",
+        "{% import 'x' as y %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% set x = 1 %}x",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ transcript.format(1) }}",
+        "{{ range(99999) }}",
+        "{{ lipsum(n=100000) }}",
+        "{{ 'x' * 10 ** 9 }}",
+        "{{ 10 ** 10 ** 10 }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ 'x' | center(1000000000) }}",
+        "{{ 'x' | replace('x', transcript) }}",
+        "{% for a in transcript %}{% for b in transcript %}{% endfor %}{% endfor %}x",
+        "{{ 'x' }}" + "x" * 300_000,
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "",
+        "  \n ",
+        "{# nothing #}",
+        "{% raw %}",
+        "{{ '\\ud800' }}{{ ",
+    ],
+)
+def test_prompts_are_tried_before_the_play(tmp_path: Path, user: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"system = 'x'\nuser = {json.dumps(user)}")
+    with pytest.raises(PromptsError):
+        InsightPrompts(path)
+
+
+def test_what_prompts_may_do(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        """system = "{{ 'Won' if success and turns > 1 else 'Lost' }}"
+        user = "{% for x in known[:3] %}{{ loop.index }}{{ x | trim | upper }}{% endfor %}{{ transcript ~ '!' }}"
+        """
+    )
+    task = InsightPrompts(path).task(turns(), "", ["Be brief."])
+    assert task.system == "Lost"
+    assert task.user.startswith("1BE BRIEF.")
+
+
 # --- endpoints -------------------------------------------------------------------------------------
 
 
