@@ -508,7 +508,7 @@ def test_what_prompts_may_do(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
         """system = "{{ 'Won' if success and turns > 1 else 'Lost' }}"
-        user = "{% for x in known[:3] %}{{ loop.index }}{{ x | trim | upper }}{% endfor %}{{ transcript ~ '!' }}"
+        user = "{% for x in known[:3] %}{{ loop.index }}{{ x | upper }}{% endfor %}{{ transcript ~ '!' }}"
         """
     )
     task = InsightPrompts(path).task(turns(), "", ["Be brief."])
