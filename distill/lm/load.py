@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from distill.lm import tree_attention
 from distill.lm.prefix_lm import UnsupportedModelError, check_supported
-from distill.lm.sealed import DamagedFileError, check_folder
+from distill.lm.sealed import check_folder, seal_folder
 
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -53,26 +53,18 @@ def load_model(
             cannot share prefixes.
     """
     cache = _embedded_cache() if name == EMBEDDED else None
-    source, options = (str(cache), {}) if cache is not None and cache.is_dir() else _resolve(name)
-    if Path(source).is_dir():
-        try:
-            check_folder(Path(source))
-        except DamagedFileError as error:
-            raise ModelError(f"{_where(name, source)} cannot be loaded: {error}") from error
     torch_dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    options["trust_remote_code"] = trust_remote_code
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch_dtype,
-            attn_implementation=tree_attention.NAME,
-            use_safetensors=True,
-            **options,
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{_where(name, source)} cannot be loaded: {reason}{_advice(name)}") from error
+    found = None if cache is None else _from_cache(cache, torch_dtype)
+    if found is not None:
+        source, (model, tokenizer) = str(cache), found
+    else:
+        source, options = _resolve(name)
+        options["trust_remote_code"] = trust_remote_code
+        try:
+            model, tokenizer = _from_pretrained(source, torch_dtype, options)
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(f"{_where(name, source)} cannot be loaded: {reason}{_advice(name)}") from error
     if tokenizer.chat_template is None:
         raise ModelError(f"{_where(name, source)} has no chat template: take an instruction-tuned model")
     from jinja2 import TemplateError  # which transformers needs for templates, and for nothing else
@@ -157,14 +149,63 @@ def _embedded_cache() -> Path | None:
     return Path(base) / "opcd-gym" / f"{EMBEDDED}-{version}"
 
 
+def _from_pretrained(
+    source: str, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model and its tokenizer.
+
+    Raises:
+        Exception: What transformers raises, or a ``DamagedFileError``, which is a ``ValueError``.
+    """
+    if Path(source).is_dir():
+        check_folder(Path(source))
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, attn_implementation=tree_attention.NAME, use_safetensors=True, **options
+    )
+    return model, tokenizer
+
+
+def _from_cache(cache: Path, dtype: torch.dtype) -> tuple[Any, PreTrainedTokenizerBase] | None:
+    """What is kept at ``cache``; a damaged one is removed, to be made again."""
+    for left in cache.parent.glob(f"{cache.name}.*.tmp"):
+        if not _is_running(left.name.removeprefix(f"{cache.name}.").removesuffix(".tmp")):
+            shutil.rmtree(left, ignore_errors=True)  # by a kill
+    if not cache.is_dir():
+        cache.unlink(missing_ok=True)
+        return None
+    try:
+        model, tokenizer = _from_pretrained(str(cache), dtype, {})
+        if tokenizer.chat_template is None:
+            raise ValueError("it has lost its chat template")
+    except Exception:  # whatever is wrong with it, there is the original
+        shutil.rmtree(cache, ignore_errors=True)
+        return None
+    return model, tokenizer
+
+
+def _is_running(process: str) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _fill_cache(cache: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Keep a converted model at ``cache``, whole or not at all; without room there, there is no cache."""
     tmp = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
     try:
         model.save_pretrained(tmp)
+        seal_folder(tmp)
         tokenizer.save_pretrained(tmp)
         tmp.rename(cache)
     except Exception:  # safetensors has errors of its own; the model is loaded, so nothing is lost
+        pass
+    finally:  # also when it is interrupted
         shutil.rmtree(tmp, ignore_errors=True)
 
 

@@ -64,6 +64,9 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
     assert metadata == {"about": "it"}
     assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
     good = path.read_bytes()
+    for _ in range(20):
+        save_sealed(TENSORS, path, {"about": "it"})
+        assert path.read_bytes() == good
     for place in range(len(good)):
         flip(path, place)
         with pytest.raises(DamagedFileError, match="damaged"):
