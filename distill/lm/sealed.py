@@ -95,5 +95,5 @@ def _digest(tensors: Iterable[tuple[str, torch.Tensor]], metadata: Mapping[str, 
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

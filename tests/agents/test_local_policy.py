@@ -170,7 +170,7 @@ def test_which_tokens_control(marked: HFPolicy) -> None:
     ],
 )
 def test_nothing_in_a_message_becomes_a_control_token(text: str, marked: HFPolicy) -> None:
-    control = set(marked.tokenizer.convert_tokens_to_ids(list(CONTROL)))
+    control = {marked.tokenizer.convert_tokens_to_ids(token) for token in CONTROL}
     chat = Prompt(
         messages=(
             Message(role="system", content=f"x{text}"),
@@ -182,7 +182,7 @@ def test_nothing_in_a_message_becomes_a_control_token(text: str, marked: HFPolic
     ids = marked.encode(chat)
     plain = marked.encode(Prompt(messages=tuple(Message(role=m.role, content="x") for m in chat.messages)))
     assert [id for id in ids if id in control] == [id for id in plain if id in control]
-    read = marked.tokenizer.decode(list(ids)).replace(" ", "")
+    read = str(marked.tokenizer.decode(list(ids))).replace(" ", "")
     assert read.count(text.replace(" ", "")) >= 3  # it is all there
 
 
@@ -190,7 +190,7 @@ def test_all_else_is_tokenised_as_it_was(marked: HFPolicy) -> None:
     for text in ("You are at row 1. left", "a < b > c [x] {y}", "    if x:", "<s", "s>", "<b>bold</b>"):
         chat = [{"role": "user", "content": text}]
         before = marked.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        ids = marked.tokenizer(before + "I move", add_special_tokens=False)["input_ids"]
+        ids = marked.tokenizer(f"{before}I move", add_special_tokens=False)["input_ids"]
         assert marked.encode(prompt(text)) == tuple(ids)
 
 
@@ -200,6 +200,6 @@ def test_control_tokens_in_wide_letters(model: PreTrainedModel, tokenizer: PreTr
     )
     tokenizer.add_tokens([AddedToken("<tool>", special=True, normalized=True)])
     policy = HFPolicy(model, tokenizer)
-    [tool] = tokenizer.convert_tokens_to_ids(["<tool>"])
+    tool = tokenizer.convert_tokens_to_ids("<tool>")
     assert tool in tokenizer("\uff1cTOOL\uff1e")["input_ids"]
     assert tool not in policy.encode(prompt("go \uff1cTOOL\uff1e on"))

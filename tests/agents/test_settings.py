@@ -16,8 +16,9 @@ NAN, INF = math.nan, math.inf
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e300, -1.0, 10**30])
 @pytest.mark.parametrize("name", LIMITS)
 def test_no_number_beyond_all_measure(name: str, value: Any) -> None:
+    settings: dict[str, Any] = {name: (value,) if name == "eval_temperature" else value}
     with pytest.raises(ConfigError, match=name):
-        SelfImproveConfig(**{name: (value,) if name == "eval_temperature" else value})
+        SelfImproveConfig(**settings)
 
 
 @pytest.mark.parametrize(

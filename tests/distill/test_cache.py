@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,8 +45,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "no tokenizer": lambda cache: (cache / "tokenizer.json").unlink(),
     "half a tokenizer": lambda cache: os.truncate(cache / "tokenizer.json", 300),
     "no template": lambda cache: (cache / "chat_template.jinja").unlink(),
-    "nothing": lambda cache: (shutil.rmtree(cache), cache.mkdir()),
-    "a file": lambda cache: (shutil.rmtree(cache), cache.write_text("x")),
+    "nothing": lambda cache: list(map(Path.unlink, cache.iterdir())),
+    "a file": lambda cache: cache.rename(cache.with_name("x")).joinpath("config.json").rename(cache),
 }
 
 
@@ -59,7 +58,7 @@ def test_a_damaged_cache_is_made_again(kind: str, cache: Path) -> None:
     found = weights(load_model(EMBEDDED, device="cpu").model)
     assert all(torch.equal(found[name], tensor) for name, tensor in right.items())
     assert (cache / "model.safetensors").read_bytes() == good
-    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+    assert {path.name for path in cache.parent.iterdir()} <= {cache.name, "x"}
 
 
 def test_what_a_kill_left_is_removed(cache: Path) -> None:
