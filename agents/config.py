@@ -111,6 +111,29 @@ RECOMMENDED: Mapping[str, Mapping[str, Any]] = {
 }
 """Where an env wants other defaults than the ones below, which are Frozen Lake's."""
 
+LIMITS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("temperature", "teacher_temperature", "gate_temperature", "insight_temperature", "eval_temperature"),
+        (1e-3, 1e3),
+    ),
+    "action_power": (1e-6, 10),
+    "lr": (1e-12, 10),
+    "weight_decay": (1e-12, 1e3),
+    "lora_alpha": (1e-6, 1e6),
+    "trust_region": (1e-12, 1e6),
+    "env_timeout": (1e-3, 1e6),
+    **dict.fromkeys(
+        (
+            *("rounds", "episodes", "waves", "steps", "eval_every", "warmup_steps", "off_policy_steps"),
+            *("batch_size", "top_k", "max_nodes", "lora_rank", "max_new_tokens", "insight_tokens"),
+            *("insight_traces", "insights_per_prompt", "candidates", "context_tokens", "vllm_window"),
+            *("max_invalid_replies", "num_envs"),
+        ),
+        (1, 1e9),
+    ),
+}
+"""Beyond these, numbers overflow or do nothing; whether 0 and less has a sense is said with each."""
+
 JsonObject = Annotated[
     dict[str, Any],
     tyro.constructors.PrimitiveConstructorSpec(
@@ -428,3 +451,8 @@ class SelfImproveConfig:
             raise ConfigError(f"context_wrapper: {error}") from error
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        for name, (low, high) in LIMITS.items():
+            given = getattr(self, name)
+            for value in given if isinstance(given, tuple) else (given,):
+                if value is not None and value != 0 and not low <= value <= high:  # NaN is not, either
+                    raise ConfigError(f"{name} must be 0, or from {low:g} to {high:g}, not {value}")

@@ -68,8 +68,8 @@ class PlayConfig:
             raise ConfigError("--run has its env: leave out --env and --env-kwargs")
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, not {self.seed}")
-        if not self.temperature >= 0:
-            raise ConfigError(f"temperature must be at least 0, not {self.temperature}")
+        if not (self.temperature == 0 or 1e-3 <= self.temperature <= 1e3):
+            raise ConfigError(f"temperature must be at least 0, and not too high, not {self.temperature}")
 
 
 class Narrated(TextEnv):

@@ -6,6 +6,7 @@ python -m agents.self_improve --env FrozenLake-v1
 import argparse
 import dataclasses
 import json
+import secrets
 import sys
 from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
@@ -76,9 +77,9 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
 
 
 def default_output(env_id: str) -> Path:
-    """``runs/<env>-<time>``."""
+    """``runs/<env>-<time>-<four letters>``: runs that start in one second have folders of their own."""
     name = env_id.replace("/", "-").replace(":", "-")
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def saved_config(path: Path) -> SelfImproveConfig:

@@ -1,4 +1,4 @@
-"""Answers of servers that may be anything: bounded in time and in size; of one host."""
+"""Answers of servers that may be anything: bounded in time and in size, and of the host that was asked."""
 
 import time
 from collections.abc import Callable

@@ -25,6 +25,9 @@ RETRIES = 5
 KEY = "OPENAI_API_KEY"
 
 
+Settings = dict[str, Any]
+
+
 class Endpoint:
     """A ``Writer`` that asks a server."""
 
@@ -62,8 +65,8 @@ class Endpoint:
         keep_secrets_of(url)
         self.name = model
         self._url = url
-        self._max_tokens = max_tokens
-        self._temperature = temperature
+        self._settings: Settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": 0}
+        self._why_empty = ""
         self._client = openai.OpenAI(
             base_url=url,
             api_key=os.environ.get(KEY) or "none",
@@ -83,36 +86,61 @@ class Endpoint:
         with ThreadPoolExecutor(PARALLEL) as pool:
             futures = [pool.submit(self._ask, task, seed) for task, seed in zip(tasks, seeds, strict=True)]
             try:
-                return [future.result() for future in futures]
+                replies = [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        if replies and not any(replies):
+            raise ExperienceError(self._say(f"its replies are empty ({self._why_empty})"))
+        return replies
 
     def _ask(self, task: WritingTask, seed: int) -> str:
+        """The reply; empty if there is none, however it is asked for."""
+        settings: Settings | None = self._settings
+        while settings is not None:
+            if "seed" in settings:
+                settings = settings | {"seed": seed % 2**31}
+            text, other = self._try(task, settings)
+            if text:
+                self._settings = settings  # others need not find out again
+                return masked(text)[:MAX_REPLY_CHARS]
+            settings = other
+        return ""
+
+    def _try(self, task: WritingTask, settings: Settings) -> tuple[str, Settings | None]:
+        """A reply, which may be empty, and with which settings to ask again then."""
         try:
-            answer = in_time(lambda: self._create(task, seed), self._seconds)
-            text = answer.choices[0].message.content
+            answer = in_time(lambda: self._create(task, settings), self._seconds)
+            choice = answer.choices[0]
+            if isinstance(text := choice.message.content, str) and text:
+                return text, None
+            if choice.finish_reason == "length":
+                self._why_empty = "the model used up all of --insight-tokens before it wrote any: raise it"
+            else:
+                refusal = getattr(choice.message, "refusal", None)
+                self._why_empty = str(refusal or f"content null, finished by {choice.finish_reason}")
+            return "", _other(settings, "max_tokens temperature")
+        except (self._errors.BadRequestError, self._errors.UnprocessableEntityError) as error:
+            if (other := _other(settings, str(error))) is None:
+                raise ExperienceError(self._say(f"{type(error).__name__}: {error}")) from None
+            return "", other
         except self._errors.APIStatusError as error:
             raise ExperienceError(self._say(f"{type(error).__name__}: {error}{leads_to(error)}")) from None
-        except self._errors.OpenAIError as error:
-            cause = error.__cause__ if isinstance(error.__cause__, UnboundedAnswerError) else error
-            raise ExperienceError(self._say(f"{type(error).__name__}: {cause}")) from None
+        except (self._errors.OpenAIError, UnboundedAnswerError) as error:
+            raise ExperienceError(self._say(f"{type(error).__name__}: {error}")) from None
         except TimeoutError:
             raise ExperienceError(self._say(f"Timeout: no whole answer in {self._seconds:g} s")) from None
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise ExperienceError(self._say(f"its answer is no chat completion ({error})")) from None
-        return masked(text)[:MAX_REPLY_CHARS] if isinstance(text, str) else ""
 
-    def _create(self, task: WritingTask, seed: int) -> Any:
+    def _create(self, task: WritingTask, settings: Settings) -> Any:
         return self._client.chat.completions.create(
             model=self.name,
             messages=[
                 {"role": "system", "content": task.system},
                 {"role": "user", "content": task.user},
             ],
-            max_tokens=self._max_tokens,
-            temperature=self._temperature,
-            seed=seed % 2**31,
+            **settings,
         )
 
     def _say(self, reason: str) -> str:
@@ -120,3 +148,16 @@ class Endpoint:
             f"the endpoint {masked(self._url)} gave no insights: {masked(reason)[:300]}. The traces are "
             f"kept: see that it runs, and that {KEY} is set if it wants a key, then resume the run"
         )
+
+
+def _other(settings: Settings, reason: str) -> Settings | None:
+    """Other settings for a model that does not take these, by what is said; ``None`` if there are none.
+
+    Models that think want another name for the limit, and often their own temperature.
+    """
+    if "max_tokens" in settings and ("max_tokens" in reason or "max_completion_tokens" in reason):
+        return {"max_completion_tokens" if k == "max_tokens" else k: v for k, v in settings.items()}
+    for name in ("temperature", "seed"):
+        if name in settings and name in reason:
+            return {k: v for k, v in settings.items() if k != name}
+    return None

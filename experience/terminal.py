@@ -49,4 +49,4 @@ def guard_standard_error() -> None:
         return f"{shown(f'{category.__name__}: {message}')}\n"
 
     sys.excepthook = tell
-    warnings.formatwarning = format_warning  # type: ignore[assignment]
+    warnings.formatwarning = format_warning

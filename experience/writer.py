@@ -10,11 +10,13 @@ import tomllib
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jinja2
 import pandas as pd
+from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rapidfuzz import fuzz
 
@@ -29,6 +31,18 @@ MAX_ITEMS = 8
 """Per reply."""
 MIN_CHARS, MAX_CHARS = 12, 400
 """Of one item. A shorter one says nothing; a longer one is refused, not cut."""
+MAX_PROMPT_CHARS = 200_000
+"""Of a whole prompt."""
+FILTERS = {
+    *("capitalize", "count", "default", "first", "int", "float", "join", "last", "length", "list", "lower"),
+    *("max", "min", "reverse", "round", "sort", "string", "title", "trim", "truncate", "unique", "upper"),
+}
+NODES = (
+    *(nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.If, nodes.For, nodes.CondExpr),
+    *(nodes.Test, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Keyword, nodes.Tuple),
+    *(nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Add, nodes.Sub, nodes.Concat, nodes.Neg, nodes.List),
+)
+"""What a template may be made of: nothing that calls, multiplies, defines, or loads."""
 MAX_TRANSCRIPT_CHARS = 6_000
 """Of a transcript the middle turns go first."""
 QUOTED = 90
@@ -101,15 +115,29 @@ class InsightPrompts:
             environment = ImmutableSandboxedEnvironment(
                 undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
             )
+            for name in ("system", "user"):
+                if not isinstance(templates[name], str):
+                    raise TypeError(f"{name} is no text")
+                _check_template(environment.parse(templates[name]))
             self._system = environment.from_string(templates["system"])
             self._user = environment.from_string(templates["user"])
         except KeyError as error:
             raise ExperienceError(f"{path} has no template {error}: see {OUR_PROMPTS}") from error
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
             raise ExperienceError(f"{path} cannot be read as prompts: {error}") from error
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise ExperienceError(f"{path}: {error}") from error
         self.version = hashlib.sha256(text.encode()).hexdigest()[:8]
+        for known, success, is_begun in product(([], ["A lesson."] * 3), (True, False), (True, False)):
+            self._fill_in(  # now, not after hours of play
+                transcript="The sum?\nReply: 5",
+                turns=1 + 2 * success,
+                success=success,
+                total_reward=float(success),
+                known=known,
+                marker=MARKER,
+                is_begun=is_begun,
+            )
 
     def task(
         self, turns: pd.DataFrame, final_observation: str, known: Sequence[str], *, is_begun: bool = False
@@ -125,21 +153,41 @@ class InsightPrompts:
         Raises:
             ExperienceError: The templates ask for something that there is not.
         """
-        values = {
-            "transcript": transcript(turns, final_observation),
-            "turns": len(turns),
-            "success": bool(turns["success"].iloc[0]),
-            "total_reward": float(turns["reward"].sum()),
-            "known": [plain(text) for text in known],
-            "marker": MARKER,
-            "is_begun": is_begun,
-        }
+        return self._fill_in(
+            transcript=transcript(turns, final_observation),
+            turns=len(turns),
+            success=bool(turns["success"].iloc[0]),
+            total_reward=float(turns["reward"].sum()),
+            known=[plain(text) for text in known],
+            marker=MARKER,
+            is_begun=is_begun,
+        )
+
+    def _fill_in(self, **values: Any) -> WritingTask:
         try:
-            return WritingTask(
-                system=self._system.render(values).strip(), user=self._user.render(values).strip()
-            )
-        except jinja2.TemplateError as error:
+            system, user = self._system.render(values).strip(), self._user.render(values).strip()
+        except Exception as error:  # templates raise whatever their filters and operators do
             raise ExperienceError(f"the prompts cannot be filled in: {error}") from error
+        if not user or len(system) + len(user) > MAX_PROMPT_CHARS:
+            raise ExperienceError(
+                f"the prompts come to {len(system)} and {len(user)} characters: the user's must have some, "
+                f"both together at most {MAX_PROMPT_CHARS}"
+            )
+        return WritingTask(system=system, user=user)
+
+
+def _check_template(template: nodes.Template) -> None:
+    """Make sure that a template is filled in at once, whatever the texts in it are.
+
+    Raises:
+        jinja2.TemplateError: It may do more than show, choose and list.
+    """
+    for node in template.find_all(nodes.Node):
+        name = getattr(node, "name", "") if isinstance(node, nodes.Filter) else type(node).__name__
+        if (name not in FILTERS) if isinstance(node, nodes.Filter) else not isinstance(node, NODES):
+            raise jinja2.TemplateError(f"a prompt shows, chooses and lists, and does without {name}")
+        if isinstance(node, nodes.For) and any(node.find_all(nodes.For)):
+            raise jinja2.TemplateError("a prompt has no loop within a loop")
 
 
 def transcript(turns: pd.DataFrame, final_observation: str) -> str:

@@ -31,6 +31,14 @@ def save_sealed(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mappi
     contiguous = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
     seal = _digest(contiguous.items(), metadata)
     save_file(contiguous, path, metadata={**metadata, SEAL: seal})
+    with path.open("r+b") as file:  # the same tensors are to be the same bytes: metadata comes in any order
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) == size:
+            file.seek(8)
+            file.write(text)
 
 
 def load_sealed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -87,5 +95,5 @@ def _digest(tensors: Iterable[tuple[str, torch.Tensor]], metadata: Mapping[str, 
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

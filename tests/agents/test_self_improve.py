@@ -518,7 +518,7 @@ FULL = OSError(28, "No space left on device")
 @pytest.mark.parametrize(
     "fill",
     [
-        lambda: patch("agents.run.folder.save_file", side_effect=FULL),
+        lambda: patch("agents.run.folder.save_sealed", side_effect=FULL),
         lambda: patch("agents.self_improve.write_report", side_effect=FULL),
         lambda: patch.object(PreTrainedModel, "save_pretrained", side_effect=FULL),
         lambda: patch.object(

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import PROBES, Drawer, Drawn, Gap, VLLMError, Weights
 from distill.lm.span import Prefix
-from experience.bounded_http import bounded_client, in_time, leads_to
+from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, leads_to
 from experience.masking import masked
 from experience.terminal import shown
 
@@ -37,6 +36,8 @@ PARALLEL = 64
 """Requests at a time, per server."""
 TIMEOUT = 600.0
 """Seconds for one request."""
+MAX_PAUSE = 10.0
+"""Seconds that the client waits before it tries again, and some."""
 MAX_IDS = 128
 """Token ids that vLLM scores in one request."""
 MAX_SEED = 2**63
@@ -85,9 +86,7 @@ class Server:
             max_retries=1,
             http_client=bounded_client(timeout),
         )
-        self._seconds = 2 * (timeout + 10.0)
-        self.vocabulary = sys.maxsize
-        """Token ids are below it."""
+        self._seconds = 2 * (timeout + MAX_PAUSE)
         try:
             self._parsed(self._introduce)
         except ServerDownError as error:
@@ -115,7 +114,6 @@ class Server:
         Raises:
             VLLMError: They do not.
         """
-        self.vocabulary = len(tokenizer)
         for text in [message.content for probe in PROBES for message in probe.messages]:
             body = {"model": self.model, "prompt": text, "add_special_tokens": False}
             theirs = self._field(self._post("/tokenize", body), "tokens")
@@ -165,7 +163,7 @@ class Server:
         )
         token_ids = tuple(self._field(choice, "token_ids"))
         logprobs = tuple(map(logprob, self._field(self._field(choice, "logprobs"), "token_logprobs")))
-        if strange := [t for t in token_ids if type(t) is not int or not 0 <= t < self.vocabulary]:
+        if strange := [t for t in token_ids if type(t) is not int or t < 0]:
             raise ValueError(f"a token is {strange[0]!r}")
         if not 0 < len(token_ids) == len(logprobs) <= sampling.max_tokens:
             raise VLLMError(
@@ -208,7 +206,7 @@ class Server:
         """What ``ask`` makes of an answer, which may be anything."""
         try:
             return ask()
-        except (TypeError, ValueError, LookupError) as error:
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise VLLMError(
                 f"the answer of {self.url} is no completion, or not vLLM's ({str(error)[:200]})"
             ) from error
@@ -250,6 +248,8 @@ class Server:
             return in_time(call, self._seconds)
         except (self._errors.APITimeoutError, TimeoutError):
             raise ServerDownError(f"{self.url}: no answer to {path} in {self._client.timeout:g} s") from None
+        except UnboundedAnswerError as error:
+            raise ServerDownError(f"{self.url}{path}: {error}") from None
         except (RecursionError, ValueError) as error:
             raise VLLMError(f"the answer of {self.url} to {path} is no JSON ({str(error)[:200]})") from None
         except self._errors.APIConnectionError as error:
@@ -400,7 +400,7 @@ def logprob(value: Any) -> float:
     Raises:
         ValueError: It is none.
     """
-    if not isinstance(value, int | float) or not math.isfinite(value) or value > MAX_LOGPROB:
+    if type(value) not in (int, float) or not math.isfinite(value) or value > MAX_LOGPROB:
         raise ValueError(f"a log-probability is {str(value)[:40]}")
     return float(value)
 
