@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from agents.policies.chat_template import ChatTemplate
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
 from distill.lm.language_model import Prefix, Way
 from distill.lm.prefix_tree import PrefixTree
@@ -91,7 +92,8 @@ class HFPolicy:
         self._version = self.lm.weights_version
         eos = model.generation_config.eos_token_id if model.generation_config else None
         ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
-        self._eos_ids = frozenset(end for end in ends if end is not None)
+        self._template = ChatTemplate(tokenizer)
+        self._eos_ids = self._template.end_tokens().union(end for end in ends if end is not None)
 
     @property
     def window(self) -> int:
@@ -109,10 +111,8 @@ class HFPolicy:
         """The prompt's token ids: the chat template's, then the reply prefix."""
         known = self._encoded.get(prompt)
         if known is None:
-            chat = [{"role": message.role, "content": message.content} for message in prompt.messages]
-            text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-            assert isinstance(text, str)
-            known = tuple(self.tokenizer(text + prompt.reply_prefix, add_special_tokens=False)["input_ids"])
+            text = self._template.text(prompt.messages, prompt.reply_prefix)
+            known = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             self._encoded[prompt] = known
         return known
 
