@@ -153,7 +153,7 @@ def _merged(
     if (Path(folder) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     merged = PeftModel.from_pretrained(model, folder, use_safetensors=True)
-    return tokenizer, merged.merge_and_unload(safe_merge=True)
+    return tokenizer, merged.merge_and_unload(safe_merge=True).requires_grad_(True)
 
 
 def _check_vocabulary(where: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

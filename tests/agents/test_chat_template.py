@@ -56,7 +56,7 @@ def test_the_date_is_always_the_same() -> None:
 
 def test_a_template_that_ignores_the_system_message_gets_it_in_the_users() -> None:
     ignoring = "{% for m in messages if m.role != 'system' %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}"
-    assert template(ignoring).text(CHAT, "") == "<s>user\nThe rules.\n\nWhere to?</s>"
+    assert template(ignoring).text(CHAT, "") == "<s>user\nThe rules.\n\nWhere to?</s><s>assistant\n"
 
 
 def test_a_template_that_shows_nothing_is_refused() -> None:
