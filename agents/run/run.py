@@ -49,6 +49,7 @@ from experience.database import Database
 from experience.relevance import relevance
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
+from experience.trace import StopReason
 
 COMMIT_EVERY = 64
 """Episodes per transaction."""
@@ -352,6 +353,7 @@ class Session:
                     self.store.finish_phase(phase.name)
         frames = self.ranks.from_main(lambda: [self.store.traces(phase=phase.name) for phase in phases])
         for phase, frame in zip(phases, frames, strict=True):
+            self._say_what_did_not_fit(phase.name, frame, policy)
             self.log(
                 phase.name,
                 kind="play",
@@ -360,6 +362,17 @@ class Session:
                 turns=int(frame["num_turns"].sum()),
             )
         return frames
+
+    def _say_what_did_not_fit(self, name: str, frame: pd.DataFrame, policy: HFPolicy) -> None:
+        """An episode that ends for want of room looks like one that was lost."""
+        if unfit := int((frame["stop_reason"] == StopReason.OUT_OF_TOKENS).sum()):
+            self.console.print(
+                f"{name}: {unfit} of {len(frame)} episodes ended early, since a prompt and {self.max_tokens} "
+                f"tokens of a reply do not fit the model's window of {policy.window}: take a model with a "
+                "longer one, or shorten prompts or replies",
+                soft_wrap=True,
+                markup=False,
+            )
 
     def is_finished(self, phase: str) -> bool:
         """Whether the phase is in the store."""

@@ -62,12 +62,12 @@ def test_prompts_of_many_lengths_grow_side_by_side(model: PreTrainedModel, growt
     set_growth(model, growth)
     lm = PaddedLM(model)
     prompts: list[Prefix] = [(5, 6, 7), (5, 6, 8, 8, 9, 10, 11), (9,), (12, 13)]
-    rounds = [
+    rounds: list[list[Prefix]] = [
         prompts,
-        [p + (20,) for p in prompts],
+        [(*prompt, 20) for prompt in prompts],
         [(5, 6, 7, 20, 21), (5, 6, 7, 20, 22), (9, 20, 23), (30, 31)],
+        [(12, 13, 20, 24), (9, 20, 23, 25)],
     ]
-    rounds.append([(12, 13, 20, 24), (9, 20, 23, 25)])
     for prefixes in rounds:
         for prefix, logits_V in zip(prefixes, lm.logits(prefixes), strict=True):
             torch.testing.assert_close(logits_V, plain_logits(model, prefix), atol=1e-4, rtol=1e-4)
@@ -133,7 +133,7 @@ def test_what_no_text_reaches_is_frozen(model: PreTrainedModel) -> None:
 
 
 def test_longrope_short_beside_long() -> None:
-    """A short prompt is what it is alone, however long the one beside it; also when it grows over the switch."""
+    """A short prompt is what it is alone, however long the one beside it, and so is one that grows long."""
     from tests.distill.test_families import tiny
 
     model = tiny("Phi 3 with longrope")
