@@ -333,7 +333,7 @@ class Session:
                 layout=self.config.layout,
             )
             total = sum(len(phase.seeds) for phase in missing)
-            successes = turns = done = 0
+            successes = turns = done = unfit = 0
             started = time.monotonic()
             with self.progress(title, total) as bar:
                 while done < total:
@@ -343,17 +343,25 @@ class Session:
                     successes += sum(trace.success for trace in batch)
                     turns += sum(len(trace.turns) for trace in batch)
                     done += len(batch)
+                    unfit += sum(trace.stop_reason == StopReason.OUT_OF_TOKENS for trace in batch)
                     speed = turns / (time.monotonic() - started)
                     note = f"success {successes / done:.1%}, {speed:,.0f} steps/s"
                     # Drawn at once: under another bar a short phase would be over before the next redraw.
                     bar.update(bar.task_ids[0], completed=done, note=note, refresh=True)
             policy.clear()  # what comes next may need the room
+            if unfit:  # else they would look like episodes that were lost
+                self.console.print(
+                    f"{title}: {unfit} of {done} episodes ended early, since a prompt and {self.max_tokens} "
+                    f"tokens of a reply do not fit the model's window of {policy.window}: take a model with "
+                    "a longer one, or shorten prompts or replies",
+                    soft_wrap=True,
+                    markup=False,
+                )
             if ranks.is_main:
                 for phase in missing:
                     self.store.finish_phase(phase.name)
         frames = self.ranks.from_main(lambda: [self.store.traces(phase=phase.name) for phase in phases])
         for phase, frame in zip(phases, frames, strict=True):
-            self._say_what_did_not_fit(phase.name, frame, policy)
             self.log(
                 phase.name,
                 kind="play",
@@ -362,17 +370,6 @@ class Session:
                 turns=int(frame["num_turns"].sum()),
             )
         return frames
-
-    def _say_what_did_not_fit(self, name: str, frame: pd.DataFrame, policy: HFPolicy) -> None:
-        """An episode that ends for want of room looks like one that was lost."""
-        if unfit := int((frame["stop_reason"] == StopReason.OUT_OF_TOKENS).sum()):
-            self.console.print(
-                f"{name}: {unfit} of {len(frame)} episodes ended early, since a prompt and {self.max_tokens} "
-                f"tokens of a reply do not fit the model's window of {policy.window}: take a model with a "
-                "longer one, or shorten prompts or replies",
-                soft_wrap=True,
-                markup=False,
-            )
 
     def is_finished(self, phase: str) -> bool:
         """Whether the phase is in the store."""
