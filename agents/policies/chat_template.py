@@ -114,11 +114,12 @@ class ChatTemplate:
             (_, rules), *turns = turns
             first = turns.pop(0)[1] if turns and turns[0][0] == "user" else ""
             turns.insert(0, ("user", f"{rules}\n\n{first}".strip()))
+        messages: list[Any] = [
+            {"role": role, "content": [{"type": "text", "text": said}] if self._has_parts else said}
+            for role, said in turns
+        ]
         text = self._tokenizer.apply_chat_template(
-            [
-                {"role": role, "content": [{"type": "text", "text": said}] if self._has_parts else said}
-                for role, said in turns
-            ],
+            messages,
             add_generation_prompt=begins_reply,
             tokenize=False,
             chat_template=self._template,
