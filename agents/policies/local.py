@@ -6,12 +6,13 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from agents.policies.chat_template import ChatTemplate
 from agents.policies.drawing import DrawTable, draw
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
 from distill.lm.decoding import Decoding, growth_of
@@ -85,7 +86,8 @@ class HFPolicy:
         self._version = self.lm.weights_version
         eos = model.generation_config.eos_token_id if model.generation_config else None
         ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
-        self._eos_ids = frozenset(end for end in ends if end is not None)
+        self._template = ChatTemplate(tokenizer)
+        self._eos_ids = self._template.end_tokens().union(end for end in ends if end is not None)
 
     @property
     def window(self) -> int:
@@ -107,13 +109,9 @@ class HFPolicy:
         """
         known = self._encoded.get(prompt)
         if known is None:
-            chat = [
-                {"role": message.role, "content": self._spelled_out(message.content)}
-                for message in prompt.messages
-            ]
-            text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-            assert isinstance(text, str)
-            known = tuple(self.tokenizer(text + prompt.reply_prefix, add_special_tokens=False)["input_ids"])
+            messages = [replace(m, content=self._spelled_out(m.content)) for m in prompt.messages]
+            text = self._template.text(messages, prompt.reply_prefix)
+            known = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             self._encoded[prompt] = known
         return known
 

@@ -51,7 +51,7 @@ from experience.database import Database
 from experience.masking import masked
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
-from experience.trace import Trace
+from experience.trace import StopReason, Trace
 
 COMMIT_EVERY = 64
 """Episodes per transaction."""
@@ -331,7 +331,7 @@ class Session:
                 layout=self.config.layout,
             )
             total = sum(len(phase.seeds) for phase in missing)
-            successes = turns = done = 0
+            successes = turns = done = unfit = 0
             is_played = False
             held: list[Trace] = []  # what does nothing but fail is not kept: it is to be played again
             started = time.monotonic()
@@ -347,12 +347,21 @@ class Session:
                     successes += sum(trace.success for trace in batch)
                     turns += sum(len(trace.turns) for trace in batch)
                     done += len(batch)
+                    unfit += sum(trace.stop_reason == StopReason.OUT_OF_TOKENS for trace in batch)
                     speed = turns / (time.monotonic() - started)
                     note = f"success {successes / done:.1%}, {speed:,.0f} steps/s"
                     # Drawn at once: under another bar a short phase would be over before the next redraw.
                     bar.update(bar.task_ids[0], completed=done, note=note, refresh=True)
             policy.clear()  # what comes next may need the room
             check_played(held)
+            if unfit:  # else they would look like episodes that were lost
+                self.console.print(
+                    f"{title}: {unfit} of {done} episodes ended early, since a prompt and {self.max_tokens} "
+                    f"tokens of a reply do not fit the model's window of {policy.window}: take a model with "
+                    "a longer one, or shorten prompts or replies",
+                    soft_wrap=True,
+                    markup=False,
+                )
             if ranks.is_main:
                 for phase in missing:
                     self.store.finish_phase(phase.name)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import time
 import timeit
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ def _merged(
     if (Path(folder) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     merged = PeftModel.from_pretrained(model, folder, use_safetensors=True)
-    return tokenizer, merged.merge_and_unload(safe_merge=True)
+    return tokenizer, merged.merge_and_unload(safe_merge=True).requires_grad_(True)
 
 
 def _check_vocabulary(where: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -187,7 +188,8 @@ def compute_dtype(name: Dtype, model: PreTrainedModel) -> Dtype:
 
     def seconds(dtype: torch.dtype) -> float:
         factor = torch.ones((512, 512), dtype=dtype)
-        return min(timeit.repeat(lambda: factor @ factor, number=1, repeat=5))
+        # Of the process's own time: others on the machine must not change the answer.
+        return min(timeit.repeat(lambda: factor @ factor, timer=time.process_time, number=1, repeat=9))
 
     return "bfloat16" if seconds(torch.float32) > 1.5 * seconds(torch.bfloat16) else "float32"
 
