@@ -1,15 +1,19 @@
-"""What all commands have in common: which errors are the user's to mend, and how a command ends."""
+"""The command line: how flags become settings, which errors are the user's to mend, how a command ends."""
 
+import argparse
+import dataclasses
 import signal
 from collections.abc import Callable
 
 import torch
 import transformers
+import tyro
 from rich.console import Console
 
-from agents.config import ConfigError
+from agents.config import ConfigError, SelfImproveConfig
 from agents.policies.vllm.policy import VLLMError
 from agents.run.folder import RunFolderError, is_disk_full
+from agents.run.resume import URLS, resumed, saved_config
 from distill.lm.load import ModelError
 from distill.opcd import DistillError
 from distill.parallel import is_lost_connection
@@ -73,3 +77,26 @@ def run_command(
     if can_go_on and (advice := how_to_go_on()):
         console.print(advice, markup=False, highlight=False, soft_wrap=True)
     return code
+
+
+def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
+    """The command line as a configuration; with ``--resume``, the saved one.
+
+    Raises:
+        RunFolderError: ``--resume`` names no run.
+        ConfigError: A flag contradicts the run to be resumed, or has no sense.
+    """
+    env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    env.add_argument("--env", default=SelfImproveConfig().env)
+    defaults = SelfImproveConfig.for_env(env.parse_known_args(args)[0].env)
+    config = tyro.cli(SelfImproveConfig, args=args, default=defaults, prog="python -m agents.self_improve")
+    if config.resume is None:
+        return config
+    # Parsed again over the saved values, so that only flags that were really given can differ from them.
+    # Servers that are given replace the saved ones and are not added to them.
+    saved = saved_config(config.resume)
+    without = dataclasses.replace(saved, vllm_url=(), teacher_url=())
+    given = tyro.cli(SelfImproveConfig, args=args, default=without)
+    urls = {name: getattr(given, name) or getattr(saved, name) for name in URLS}
+    given = dataclasses.replace(given, **urls)
+    return resumed(given, config.resume, explicit=True)

@@ -37,6 +37,7 @@ MACHINE = (
     "tracker",
     "forgetting",
     "json",
+    "keep_checkpoints",
     "vllm_url",
     "vllm_memory",
     "teacher_url",
@@ -150,6 +151,8 @@ class SelfImproveConfig:
     tracker: TrackerName | None = None
     """Where to send training's and validation's figures beside metrics.jsonl; TensorBoard's go to the run's
     folder."""
+    keep_checkpoints: bool = False
+    """Keep the optimizer's state and the best weights when the run has ended well."""
     resume: Path | None = None
     """Go on with the run in this folder; of its configuration, only the machine's part may differ."""
 
@@ -214,10 +217,6 @@ class SelfImproveConfig:
     """AdamW's; the paper has 0.01."""
     lora_rank: int = 0
     """Train adapters of this rank in place of all weights; 0 trains all. Adapters want a higher lr."""
-    lora_alpha: float = 16.0
-    """The adapters' outputs are scaled by alpha / rank."""
-    lora_targets: str = "all-linear"
-    """The linear layers that get adapters, by name, separated by commas."""
 
     teacher: TeacherKind = "base"
     """Whose weights are imitated: `base` the initial ones, `round` the student's at each round's beginning,
@@ -244,8 +243,6 @@ class SelfImproveConfig:
     """The tokens that the KL looks at one by one."""
     average: Average = "completions"
     """The loss is a mean over completions of their means, or over all tokens alike."""
-    trust_region: float = 0.0
-    """Weight of KL(student || initial weights) on the bare prompt; 0 is none."""
     eval_every: int = 10
     """Optimiser steps between validations, each with a checkpoint."""
     stop_when_worse: bool = False
@@ -335,7 +332,7 @@ class SelfImproveConfig:
         for name in at_least_one.split():
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("temperature", "teacher_temperature", "lr", "lora_alpha"):
+        for name in ("temperature", "teacher_temperature", "lr"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in (
@@ -343,7 +340,6 @@ class SelfImproveConfig:
             "warmup_steps",
             "weight_decay",
             "lora_rank",
-            "trust_region",
             "insight_temperature",
             "context_tokens",
             "env_timeout",

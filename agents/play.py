@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agents.agent import as_policy, reply_tokens
 from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.policies.policy import Policy, Sampling
 from agents.rollout import Phase, rollout, vector_env
-from agents.run.run import as_policy, reply_tokens
-from agents.self_improve import saved_config
+from agents.run.resume import saved_config
 from distill.lm.load import load_model
 from envs.text_env import NOW, TextEnv, make_env, make_text_env
 from envs.words import EnvWords

@@ -24,13 +24,15 @@ from rich.table import Table
 
 from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
-from agents.self_improve import finish, self_improve
+from agents.run.resume import finish
+from agents.self_improve import self_improve
 from distill.parallel import is_main_process
 from envs.questions.choice_env import ChoiceEnv, Match
 from envs.text_env import make_env
 from evals.finished_run import FinishedRun
 from evals.result import Comparison, EvalResult, rate_text
 from evals.stats import wilson_interval
+from experience.phase import Phase
 from experience.store import open_run
 
 ENV = "Choice-v0"
@@ -114,10 +116,9 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
         finish(run, output / name, lambda config: self_improve(config, console))
         results[name] = FinishedRun.read(output / name).results
     frames, arms = {}, {}
-    phase = f"@{config.run.eval_temperature[0]:g}"
     for arm, (name, played) in ARMS.items():
         with open_run(output / name, location=config.run.store) as store:
-            frames[arm] = store.traces(phase=f"test/{played}{phase}")
+            frames[arm] = store.traces(phase=str(Phase.test(played, config.run.eval_temperature[0])))
         arms[arm] = {**EvalResult.from_traces(frames[arm]).as_dict(), **format_rate(frames[arm])}
     table = {
         "prompt_file": str(config.prompt_file),

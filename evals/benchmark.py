@@ -32,10 +32,12 @@ from rich.table import Table
 from agents.cli import USER_ERRORS, run_command
 from agents.config import SelfImproveConfig
 from agents.run.folder import clear_errors
-from agents.self_improve import finish, self_improve
+from agents.run.resume import finish
+from agents.self_improve import self_improve
 from evals.finished_run import FinishedRun
 from evals.result import Comparison, EvalResult, rate_text
 from evals.suite import Cell, read_suite
+from experience.phase import Phase
 from experience.store import open_run
 
 Row = dict[str, Any]
@@ -126,7 +128,7 @@ def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> Row:
 def _traces(cell: Cell, run: FinishedRun) -> pd.DataFrame:
     """The episodes behind a cell."""
     with open_run(run.path, location=cell.config.store) as store:
-        frame = store.traces(phase=f"test/{cell.arm}@{run.results['eval_temperature'][0]:g}")
+        frame = store.traces(phase=str(Phase.test(cell.arm, run.results["eval_temperature"][0])))
     return frame.assign(env=cell.env, model=cell.model, method=cell.method, run_seed=cell.seed)
 
 

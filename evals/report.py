@@ -31,6 +31,7 @@ from evals.plots import (
 from evals.replay import replay_pairs
 from evals.result import Comparison, EvalResult, rate_text, temperature_text
 from experience.insight import InsightState
+from experience.phase import Phase
 from experience.store import ExperienceStore, StoreError, open_run
 
 SHOWN_TRACES = 5
@@ -131,11 +132,11 @@ def _candidates(
             rows.append({**result.as_dict(), **about, "is_admitted": is_admitted})
         # Those that lasted longer were better when it was decided.
         rows.sort(key=lambda row: (row["n"], row["success_rate"]), reverse=True)
-        for number, row in enumerate(rows, 1):
-            row["label"] = f"{number} ({row['n']})"
-        name = str(phase).partition("/")[0].removeprefix("round")
-        title = f"Round {name}: the best candidates (and their episodes)"
-        gates.append((int(name), gate_plot(rows, rows[0]["without"], title), rows))
+        for rank, row in enumerate(rows, 1):
+            row["label"] = f"{rank} ({row['n']})"
+        number = Phase.parse(str(phase)).round or 0
+        title = f"Round {number}: the best candidates (and their episodes)"
+        gates.append((number, gate_plot(rows, rows[0]["without"], title), rows))
     return gates
 
 
@@ -188,7 +189,9 @@ def _against_first(runs: list[FinishedRun], store: str | None) -> list[Compariso
     frames: list[pd.DataFrame] = []
     for run in runs:
         with open_run(run.path, location=store) as experience:
-            frames.append(experience.traces(phase=f"test/after@{run.results['eval_temperature'][0]:g}"))
+            frames.append(
+                experience.traces(phase=str(Phase.test("after", run.results["eval_temperature"][0])))
+            )
     return [
         Comparison.of(frame, frames[0])
         if i and task(run) == task(runs[0]) and list(frame["seed"]) == list(frames[0]["seed"])

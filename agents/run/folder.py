@@ -165,6 +165,11 @@ class RunFolder:
                 f"{path} is damaged: {error}; remove it to train again from the start"
             ) from error
 
+    def remove(self, *names: str) -> None:
+        """Remove files, as far as they are there."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         tmp = self.path / f"{name}.tmp"
         with clear_errors(self.path / name) as target:

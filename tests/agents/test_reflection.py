@@ -11,14 +11,16 @@ from unittest.mock import patch
 import pytest
 from rich.console import Console
 
+from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
 from agents.prompts import Layout
-from agents.reflection import Learning
-from agents.run.run import Session
-from agents.self_improve import parse_args, self_improve
+from agents.reflection import Reflection
+from agents.run.run import Run
+from agents.self_improve import self_improve
 from distill.parallel import Ranks
 from experience.endpoint import EndpointError
 from experience.insight import InsightState
+from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
 from tests.agents.test_self_improve import TINY, contents, open_gate
 from tests.benchmarks.insights import bench_insights, print_table
@@ -131,13 +133,13 @@ def test_a_text_of_the_users_own_is_trained_in(walker_folder: Path, tmp_path: Pa
 
 def test_raw_traces_as_a_context(walker_folder: Path, tmp_path: Path) -> None:
     settings = {"insights": "raw", "rounds": 1, "context_tokens": 0}
-    with Session(
+    with Run(
         config(walker_folder, tmp_path / "run", **settings), tmp_path / "run",
         console=QUIET, ranks=Ranks.connect("cpu"),
-    ) as session:  # fmt: skip
-        learning = Learning(session)
-        learning.collect(1)
-        [context] = learning.reflect(1)
+    ) as run:  # fmt: skip
+        reflection = Reflection(run)
+        run.play(Phase.play(1, 0), run.agent.student, run.train_seeds(1, 0, 1), 1.0)
+        [context] = reflection.reflect(1)
     assert len(context.insights) == 3
     assert {insight.source for insight in context.insights} == {"raw"}
     [shown] = context.show("You are at row 1, column 1.")

@@ -22,12 +22,13 @@ from rich.table import Table
 
 from agents.cli import run_command
 from agents.config import ConfigError, SelfImproveConfig
-from agents.reflection import Learning
-from agents.run.run import Session
-from agents.self_improve import begun
+from agents.reflection import Reflection
+from agents.run.resume import begun
+from agents.run.run import Run
 from distill.parallel import Ranks
 from evals.result import Comparison, EvalResult, rate_text
 from experience.context import NO_CONTEXT, Context
+from experience.phase import Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,20 +50,23 @@ def bench_insights(config: SelfImproveConfig, console: Console) -> dict[str, Any
     assert config.output is not None
     path = config.output
     config = begun(config, path)
-    session = Session(config, path, console=console, ranks=Ranks.connect(config.device))
-    learning = Learning(session)
-    with session:
-        learning.collect(1)
-        candidates = learning.reflect(1)
+    run = Run(config, path, console=console, ranks=Ranks.connect(config.device))
+    reflection = Reflection(run)
+    with run:
+        for wave in range(reflection.waves):
+            seeds, known = run.train_seeds(1, wave, reflection.waves), reflection.explore(1, wave)
+            run.play(Phase.play(1, wave), run.agent.student, seeds, config.temperature, known)
+        candidates = reflection.reflect(1)
         if not candidates:
             raise ConfigError("no insight was written: nothing can be compared")
-        chosen, fully = learning.judge(1, candidates), learning.judge(1, candidates, fully=True)
-        raw = learning.raw(1)
+        chosen, fully = reflection.judge(1, candidates), reflection.judge(1, candidates, fully=True)
+        raw = reflection.raw(1)
         arms = {"without": NO_CONTEXT, "chosen": chosen.context, "chosen by all": fully.context, "raw": raw}
         temperature = config.eval_temperature[0]
 
         def play(context: Context) -> Any:
-            return session.play(f"test/{context.id}", session.base, session.test_seeds, temperature, context)
+            phase = Phase(kind="test", index=context.id)
+            return run.play(phase, run.agent.base, run.test_seeds, temperature, context)
 
         frames = {name: play(context) for name, context in arms.items()}
         validation = {s.context_id: (s.successes, len(s.seeds)) for s in fully.scores}

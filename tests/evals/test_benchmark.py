@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from agents.config import SelfImproveConfig
-from agents.run.run import Session
+from agents.run.run import Run
 from agents.self_improve import self_improve
 from envs.words import EnvError
 from evals import benchmark
@@ -213,7 +213,7 @@ def test_one_table_that_goes_on_where_it_was_stopped(
         run_suite(cells, output, console, stopped)
     assert len(json.loads((output / "benchmark.json").read_text())["cells"]) == 4
     table = run_suite(cells, output, console, in_this_process)
-    with patch.object(Session, "play", side_effect=AssertionError("a finished cell is not run again")):
+    with patch.object(Run, "play", side_effect=AssertionError("a finished cell is not run again")):
         assert run_suite(cells, output, QUIET, in_this_process) == table
     assert json.loads((output / "benchmark.json").read_text()) == table
 
