@@ -30,6 +30,8 @@ from envs.words import EnvWords
 
 FREE_TEXT_TOKENS = 64
 """The longest reply where it is text, unless the config says otherwise."""
+VLLM_WINDOW = 8192
+"""The longest prompt and reply together, in tokens, unless replies are long: vLLM's cache has to hold it."""
 LORA_ALPHA = 16
 """The adapters' outputs are scaled by it over their rank. The learning rate does the same job, so it is no
 setting."""
@@ -149,13 +151,12 @@ class Agent:
         if self._ranks.size > 1:
             raise ConfigError("policy vllm is for a run in one process: take policy hf")
         if config.vllm_url:
-            return Servers(config.vllm_url, loaded.tokenizer, weights=config.vllm_weights or path)
+            return Servers(config.vllm_url, loaded.tokenizer, weights=path)
         self._console.print("starting vLLM")
         return LocalEngine(
             model,
             dtype=autocast(model, config.compute_dtype) or model.dtype,
-            window=config.vllm_window,
-            memory=config.vllm_memory,
+            window=max(VLLM_WINDOW, 2 * (config.max_new_tokens or 0)),
         )
 
     def _drawing(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:

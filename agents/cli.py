@@ -3,14 +3,24 @@
 import argparse
 import dataclasses
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import transformers
 import tyro
 from rich.console import Console
 
-from agents.config import ConfigError, SelfImproveConfig
+from agents.config import (
+    ConfigError,
+    DistilSettings,
+    ExperienceSettings,
+    MeasuringSettings,
+    ModelSettings,
+    PlaySettings,
+    RunSettings,
+    SelfImproveConfig,
+)
 from agents.policies.vllm.policy import VLLMError
 from agents.run.folder import RunFolderError, is_disk_full
 from agents.run.resume import URLS, resumed, saved_config
@@ -79,24 +89,90 @@ def run_command(
     return code
 
 
-def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
-    """The command line as a configuration; with ``--resume``, the saved one.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """An agent plays, learns from its traces, and has what it learned trained into its weights.
+
+    python -m agents.self_improve                                      Frozen Lake, in minutes on a laptop
+
+    python -m agents.self_improve --env my_module:MyEnv-v0             any Gymnasium env
+
+    python -m agents.self_improve --model Qwen/Qwen3-1.7B --lr 2e-6    another model
+
+    python -m agents.self_improve --context-file advice.txt            a text of yours into the weights
+
+    python -m agents.self_improve --resume runs/MY-RUN                 go on with a run
+    """
+
+    run: RunSettings
+    play: PlaySettings
+    experience: ExperienceSettings
+    distil: DistilSettings
+    models: ModelSettings
+    measuring: MeasuringSettings
+    json: bool = False
+    """Print the results as one JSON object, and nothing else, on standard output."""
+
+    @property
+    def config(self) -> SelfImproveConfig:
+        """The settings of all groups.
+
+        Raises:
+            ConfigError: They make no sense.
+        """
+        groups = (getattr(self, name) for name in GROUPS)
+        return SelfImproveConfig(
+            **{f.name: getattr(group, f.name) for group in groups for f in dataclasses.fields(group)}
+        )
+
+    @classmethod
+    def parse(cls, args: Sequence[str] | None, default: SelfImproveConfig) -> "Command":
+        """What a command line says; a flag that is left out is as in ``default``."""
+        groups = {
+            name: group(**{f.name: getattr(default, f.name) for f in dataclasses.fields(group)})
+            for name, group in GROUPS.items()
+        }
+        return tyro.cli(
+            cls,
+            args=args,
+            default=cls(**groups),
+            prog="python -m agents.self_improve",
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+
+
+GROUPS: dict[str, type[Any]] = {
+    "run": RunSettings,
+    "play": PlaySettings,
+    "experience": ExperienceSettings,
+    "distil": DistilSettings,
+    "models": ModelSettings,
+    "measuring": MeasuringSettings,
+}
+
+
+def parse_command(args: Sequence[str] | None = None) -> tuple[SelfImproveConfig, bool]:
+    """The command line as a configuration, with ``--resume`` the saved one; and whether to print JSON.
 
     Raises:
         RunFolderError: ``--resume`` names no run.
         ConfigError: A flag contradicts the run to be resumed, or has no sense.
+        EnvError: The env's module cannot be imported.
     """
     env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     env.add_argument("--env", default=SelfImproveConfig().env)
-    defaults = SelfImproveConfig.for_env(env.parse_known_args(args)[0].env)
-    config = tyro.cli(SelfImproveConfig, args=args, default=defaults, prog="python -m agents.self_improve")
-    if config.resume is None:
-        return config
+    command = Command.parse(args, SelfImproveConfig.for_env(env.parse_known_args(args)[0].env))
+    if command.run.resume is None:
+        return command.config, command.json
     # Parsed again over the saved values, so that only flags that were really given can differ from them.
     # Servers that are given replace the saved ones and are not added to them.
-    saved = saved_config(config.resume)
-    without = dataclasses.replace(saved, vllm_url=(), teacher_url=())
-    given = tyro.cli(SelfImproveConfig, args=args, default=without)
+    saved = saved_config(command.run.resume)
+    given = Command.parse(args, dataclasses.replace(saved, vllm_url=(), teacher_url=())).config
     urls = {name: getattr(given, name) or getattr(saved, name) for name in URLS}
     given = dataclasses.replace(given, **urls)
-    return resumed(given, config.resume, explicit=True)
+    return resumed(given, command.run.resume, explicit=True), command.json
+
+
+def parse_args(args: Sequence[str] | None = None) -> SelfImproveConfig:
+    """The settings alone; see ``parse_command``."""
+    return parse_command(args)[0]

@@ -26,6 +26,16 @@ from experience.outcomes import outcome_insights
 from experience.phase import Phase
 from experience.seeds import SeedRange
 
+INSIGHT_TOKENS = 64
+"""The longest reply of a writer, which is asked for one short lesson after the other."""
+INSIGHT_TEMPERATURE = 0.7
+"""At which it samples: like traces are to give different lessons."""
+MAX_CANDIDATES = 64
+"""So many written insights are tried at the gate in each round: halving spends little on the last of them."""
+CONTEXT_TOKENS = 1024
+"""What insights may take together where a prompt shows all, to the agent or to a writer of more; the least
+useful are left out."""
+
 
 class Reflection:
     """The agent's experience of one run, over all its rounds."""
@@ -100,9 +110,8 @@ class Reflection:
             fully: Play each on all seeds, to see what halving costs.
         """
         run, config = self.run, self.run.config
-        temperature = config.gate_temperature
-        if temperature is None:
-            temperature = config.teacher_temperature
+        # As it will teach; greedily where replies are text, in which one slip of the dice is a wrong answer.
+        temperature = config.teacher_temperature if run.words.actions else 0.0
         # ``round`` is about to become what the student is now.
         teacher = run.agent.student if config.teacher == "round" else run.agent.teacher
         phase = Phase(kind="gate-fully" if fully else "gate", round=round_number)
@@ -189,7 +198,7 @@ class Reflection:
             f"{sum(insight.is_instance_specific for insight in insights)} quote their problem"
         )
         ranked = [insight for insight in insights if insight.state == InsightState.ACTIVE]
-        alone = [self._together([insight], 1) for insight in ranked[: config.candidates]]
+        alone = [self._together([insight], 1) for insight in ranked[:MAX_CANDIDATES]]
         if len(ranked) > 1:
             alone.append(self._together(ranked, config.insights_per_prompt))
         return alone
@@ -202,7 +211,7 @@ class Reflection:
         turns, endings = self._traces(phase.round)
         known = store.load_insights()
         active = [insight for insight in known if insight.state == InsightState.ACTIVE]
-        shown, _ = within_budget(active, run.config.context_tokens, self._count_tokens)
+        shown, _ = within_budget(active, CONTEXT_TOKENS, self._count_tokens)
         with run.progress(f"round {phase.round}: insights", len(endings)):
             new = write_insights(
                 turns,
@@ -227,12 +236,12 @@ class Reflection:
         run = self.run
         kept, dropped = within_budget(
             insights,
-            0 if k else run.config.context_tokens,  # of a pool, k are shown at a time
+            0 if k else CONTEXT_TOKENS,  # of a pool, k are shown at a time
             self._count_tokens,
         )
         if dropped:
             run.console.print(
-                f"{len(dropped)} of {len(insights)} insights do not fit --context-tokens and are left out"
+                f"{len(dropped)} of {len(insights)} insights do not fit in a prompt and are left out"
             )
         return self._context(kept, k)
 
@@ -254,8 +263,8 @@ class Reflection:
             return Endpoint(
                 config.insight_url,
                 config.insight_model or "",
-                max_tokens=config.insight_tokens,
-                temperature=config.insight_temperature,
+                max_tokens=INSIGHT_TOKENS,
+                temperature=INSIGHT_TEMPERATURE,
             )
         policy = (
             run.agent.student if config.insight_model is None else run.agent.load_policy(config.insight_model)
@@ -355,7 +364,6 @@ class PolicyWriter:
 
     def __call__(self, tasks: Sequence[WritingTask], seeds: Sequence[int]) -> list[str]:
         """One reply per task; see ``Writer``. A task that does not fit the window gets an empty one."""
-        config = self._run.config
         self._policy.clear()
         prompts = [
             Prompt(
@@ -367,7 +375,7 @@ class PolicyWriter:
             )
             for task in tasks
         ]
-        sampling = Sampling(temperature=config.insight_temperature, max_tokens=config.insight_tokens)
+        sampling = Sampling(temperature=INSIGHT_TEMPERATURE, max_tokens=INSIGHT_TOKENS)
         completions = self._policy.generate(prompts, sampling, seeds)
         self._policy.clear()
         return [MARKER + completion.text for completion in completions]

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agents.cli import parse_args, run_command
+from agents.cli import parse_command, run_command
 from agents.config import SelfImproveConfig
 from agents.measurement import measure
 from agents.reflection import Reflection
@@ -74,10 +74,10 @@ def main() -> int:
 
     def work(console: Console) -> None:
         nonlocal path
-        config = parse_args()
+        config, as_json = parse_command()
         path = config.resume or config.output or default_output(config.env)
         results = self_improve(config if config.resume else dataclasses.replace(config, output=path), console)
-        if is_main_process() and config.json:
+        if is_main_process() and as_json:
             print(json.dumps({"run": str(path), **results}))
         elif is_main_process():
             print_summary(results, path)

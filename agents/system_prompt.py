@@ -150,7 +150,7 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
     if run.output is None:
         raise ConfigError("--output is needed: the folder for the two runs")
     defaults = SelfImproveConfig.for_env(ENV)
-    for name in ("env", "env_kwargs", "context_file", "context_place", "context_wrapper", "resume"):
+    for name in ("env", "env_kwargs", "context_file", "context_place", "resume"):
         if getattr(run, name) != getattr(defaults, name):
             raise ConfigError(f"--{name.replace('_', '-')} is not for this command, which sets it itself")
     if not config.prompt_file.is_file():
@@ -170,7 +170,6 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
         env_kwargs=config.env_kwargs,
         context_file=config.prompt_file,
         context_place="chat",
-        context_wrapper="{}",
         episodes=min(run.episodes, sizes[0]),
         output=run.output / "opcd",
     )

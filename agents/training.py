@@ -37,6 +37,8 @@ Pair = tuple[Prompt, Prompt]
 
 WORSE = 0.01
 """Validation has fallen when it is below its best with a smaller p-value: small, as the best was lucky."""
+EMA_DECAY = 0.95
+"""What a teacher that is a running mean keeps of itself per optimiser step."""
 WRITING_SHARE = 0.05
 """Of the time that training takes, what writing its files may take: a checkpoint that is due waits for it."""
 GAP_EXAMPLES = 8
@@ -81,10 +83,7 @@ class Training:
             k=config.top_k,
             mode=config.loss,
             direction=config.direction,
-            average=config.average,
             vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_url else None,
-            weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_steps,
             decay_steps=config.rounds * config.steps if config.lr_schedule == "linear" else None,
             max_nodes=config.max_nodes,
             compute_dtype=student.lm.compute_dtype,
@@ -238,7 +237,7 @@ class Training:
             step = self.opcd.step_count
             self.agent.adopt(self.opcd, step)
             if isinstance(self.teacher, FollowingTeacher) and config.teacher == "ema":
-                self.teacher.follow(self.opcd.trained(), config.ema_decay)
+                self.teacher.follow(self.opcd.trained(), EMA_DECAY)
             if self._first is None or (config.off_policy_steps and done in (0, config.off_policy_steps)):
                 self._first = stats
             run.log(
@@ -249,7 +248,7 @@ class Training:
                 **stats.as_dict(),
                 **extra,
             )
-            if config.stop_on_collapse and (reason := collapse(stats, self._first)):
+            if reason := collapse(stats, self._first):
                 self._stop(reason)
 
     @property

@@ -27,14 +27,9 @@ def saved_config(path: Path) -> SelfImproveConfig:
     Raises:
         RunFolderError: There is none, or another version's.
     """
-    saved = read_config(path)
     try:
-        tuples = {"eval_temperature": tuple(saved["eval_temperature"])}
-        tuples |= {name: tuple(saved.get(name, ())) for name in URLS}
-        names = ("insight_prompts", "context_file", "vllm_weights")
-        paths = {name: saved.get(name) and Path(saved[name]) for name in names}
-        return SelfImproveConfig(**{**saved, **tuples, **paths, "output": None, "resume": path})
-    except (TypeError, KeyError) as error:
+        return SelfImproveConfig(**{**read_config(path), "output": None, "resume": path})
+    except TypeError as error:
         raise RunFolderError(f"{path} was made by another version of opcd-gym: {error}") from error
 
 

@@ -111,7 +111,7 @@ def test_written_insights_go_through_the_gate_into_the_weights(
 def test_a_text_of_the_users_own_is_trained_in(walker_folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "system.txt"
     text.write_text("Move down before you move right.\n")
-    settings = {"context_file": text, "context_place": "system", "context_wrapper": "{}", "rounds": 1}
+    settings = {"context_file": text, "context_place": "system", "rounds": 1}
     with open_gate():
         self_improve(config(walker_folder, tmp_path / "run", **settings), QUIET)
     with open_run(tmp_path / "run") as store:
@@ -132,7 +132,7 @@ def test_a_text_of_the_users_own_is_trained_in(walker_folder: Path, tmp_path: Pa
 
 
 def test_raw_traces_as_a_context(walker_folder: Path, tmp_path: Path) -> None:
-    settings = {"insights": "raw", "rounds": 1, "context_tokens": 0}
+    settings = {"insights": "raw", "rounds": 1}
     with Run(
         config(walker_folder, tmp_path / "run", **settings), tmp_path / "run",
         console=QUIET, ranks=Ranks.connect("cpu"),
@@ -148,7 +148,7 @@ def test_raw_traces_as_a_context(walker_folder: Path, tmp_path: Path) -> None:
 
 def test_the_agent_writes_itself(walker_folder: Path, tmp_path: Path) -> None:
     """A random model writes noise, of which nothing or little is an insight; the run goes on."""
-    settings = {"insights": "llm", "rounds": 1, "insight_tokens": 4}
+    settings = {"insights": "llm", "rounds": 1}
     results = self_improve(config(walker_folder, tmp_path / "run", **settings), QUIET)
     assert results["best_step"] == 0
 
@@ -188,8 +188,6 @@ def test_layouts() -> None:
     assert Layout().wrap(["one"]) == "Experience: one"
     assert Layout().wrap(["one", "two"]) == "Experience:\n- one\n- two"
     assert Layout(wrapper="{}").wrap(["one", "two"]) == "- one\n- two"
-    with pytest.raises(ConfigError, match="context_wrapper"):
-        SelfImproveConfig(context_wrapper="no place")
 
 
 def test_defaults_follow_the_env() -> None:

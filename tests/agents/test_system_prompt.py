@@ -387,7 +387,6 @@ def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -
             env_kwargs={"file": str(SHIPPED / "safety.jsonl")},
             context_file=SHIPPED / "safety.txt",
             context_place="chat",
-            context_wrapper="{}",
             output=tmp_path / "run",
             episodes=32,
             steps=8,

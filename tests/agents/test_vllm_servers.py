@@ -303,8 +303,6 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
     ("settings", "says"),
     [
         ({"vllm_url": ("http://x:1",)}, "vllm_url needs policy vllm"),
-        ({"vllm_memory": 1.5}, "vllm_memory"),
-        ({"vllm_window": 0}, "vllm_window"),
         ({"teacher_url": ("http://x:1",), "teacher": "ema"}, "no other teacher"),
         ({"teacher_url": ("http://x:1",), "direction": "forward"}, "only scores"),
         ({"teacher_url": ("http://x:1",), "off_policy_steps": 5}, "off_policy_steps 0"),
