@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from agents.config import ConfigError, PolicyKind, SelfImproveConfig
+from agents.config import ConfigError, SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.vllm.engine import LocalEngine
 from agents.policies.vllm.policy import Engine, VLLMPolicy
@@ -64,10 +64,10 @@ class Agent:
         self.config = config = replace(
             config,
             compute_dtype=ranks.from_main(lambda: compute_dtype(config.compute_dtype, loaded.model)),
-            policy=ranks.from_main(lambda: self._policy_kind(loaded.model, words)),
+            policy=ranks.from_main(lambda: self._policy_of(loaded.model, words)),
         )
         """With what ``auto`` has turned out to be."""
-        self.engine = self._make_engine(loaded, path) if config.policy == "vllm" else None
+        self.engine = self._make_engine(loaded, path) if config.policy_kind == "vllm" else None
         """Who draws for the agent, where it does not do so itself."""
         self.lora: LoRA | None = None
         if config.lora_rank:
@@ -77,12 +77,12 @@ class Agent:
         else:
             self.student = self._drawing(replace(loaded, model=copy.deepcopy(loaded.model)))
             self.base = self._drawing(loaded)
-        if config.vllm_url and config.resume is None and isinstance(self.base, VLLMPolicy):
+        if config.policy_urls and config.resume is None and isinstance(self.base, VLLMPolicy):
             self.base.adopt()  # before anything is sent to servers that may be somebody else's
         self.scorer: ServedTeacher | None = None
         """What is imitated, where it is on a server; ``teacher`` then plays in its place."""
-        if config.teacher_url:
-            self.scorer = ServedTeacher(config.teacher_url, loaded.tokenizer, config.teacher_temperature)
+        if config.teacher_urls:
+            self.scorer = ServedTeacher(config.teacher_urls, loaded.tokenizer, config.teacher_temperature)
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Training`` lets it follow the student where it has to."""
         self.max_tokens = reply_tokens(config, self.base, words)
@@ -138,7 +138,7 @@ class Agent:
             trust_remote_code=config.trust_remote_code,
         )
 
-    def _policy_kind(self, model: PreTrainedModel, words: EnvWords) -> PolicyKind:
+    def _policy_of(self, model: PreTrainedModel, words: EnvWords) -> str:
         """What ``auto`` is: where replies are a few words, remembering them beats computing them fast."""
         if self.config.policy != "auto":
             return self.config.policy
@@ -150,8 +150,8 @@ class Agent:
         config, model = self.config, loaded.model
         if self._ranks.size > 1:
             raise ConfigError("policy vllm is for a run in one process: take policy hf")
-        if config.vllm_url:
-            return Servers(config.vllm_url, loaded.tokenizer, weights=path)
+        if config.policy_urls:
+            return Servers(config.policy_urls, loaded.tokenizer, weights=path)
         self._console.print("starting vLLM")
         return LocalEngine(
             model,
@@ -182,9 +182,9 @@ class Agent:
             other = self._load(config.teacher_model)
             check_same_tokens(loaded.tokenizer, other.tokenizer)
             return self._policy(other)
-        if config.teacher == "base":
+        if config.teacher_kind == "base":
             return self.base
-        if config.teacher == "self":
+        if config.teacher_kind == "self":
             return self.student
         return self._policy(replace(loaded, model=copy.deepcopy(self.student.lm.model)))
 

@@ -23,7 +23,7 @@ from agents.config import (
 )
 from agents.policies.vllm.policy import VLLMError
 from agents.run.folder import RunFolderError, is_disk_full
-from agents.run.resume import URLS, resumed, saved_config
+from agents.run.resume import resumed, saved_config
 from distill.lm.load import ModelError
 from distill.opcd import DistillError
 from distill.parallel import is_lost_connection
@@ -165,11 +165,7 @@ def parse_command(args: Sequence[str] | None = None) -> tuple[SelfImproveConfig,
     if command.run.resume is None:
         return command.config, command.json
     # Parsed again over the saved values, so that only flags that were really given can differ from them.
-    # Servers that are given replace the saved ones and are not added to them.
-    saved = saved_config(command.run.resume)
-    given = Command.parse(args, dataclasses.replace(saved, vllm_url=(), teacher_url=())).config
-    urls = {name: getattr(given, name) or getattr(saved, name) for name in URLS}
-    given = dataclasses.replace(given, **urls)
+    given = Command.parse(args, saved_config(command.run.resume)).config
     return resumed(given, command.run.resume, explicit=True), command.json
 
 

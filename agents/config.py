@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 import tyro
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -26,7 +26,6 @@ TrackerName = Literal["tensorboard", "trackio", "wandb"]
 LRSchedule = Literal["constant", "linear"]
 InsightKind = Literal["auto", "outcomes", "llm", "raw"]
 PolicyKind = Literal["auto", "hf", "vllm"]
-Urls = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 AtLeastOne = Annotated[int, Field(ge=1)]
 AtLeastZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -45,10 +44,10 @@ MACHINE = (
     "tracker",
     "forgetting",
     "keep_checkpoints",
-    "vllm_url",
-    "teacher_url",
 )
 """Settings that do not change what is computed: a resumed run may have others."""
+SERVED = ("policy", "teacher")
+"""Settings that may be servers' URLs: a resumed run may have other servers."""
 
 JsonObject = Annotated[
     dict[str, Any],
@@ -186,28 +185,22 @@ class DistilSettings:
     """The tokens that the KL looks at one by one."""
     eval_every: AtLeastOne = 10
     """Optimiser steps between validations."""
-    stop_when_worse: bool = False
-    """End a round's training, with the best weights, when validation falls significantly below the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """Models and engines: who teaches, who draws, and what it runs on."""
 
-    teacher: TeacherKind = "base"
+    teacher: str = "base"
     """Whose weights are imitated: `base` the initial ones, `round` the student's at each round's beginning,
-    `ema` a running mean of the student's, `self` the student's own of the moment."""
-    teacher_model: str | None = None
-    """Another model as the teacher, of the same tokenizer; larger, for instance."""
-    teacher_url: Urls = ()
-    """A server (`vllm serve`) whose model is the teacher, of the same tokenizer; may be given several times.
-    It scores the student's top-k tokens; the gate is played by the initial weights."""
-    policy: PolicyKind = "auto"
-    """Who draws replies: `hf` is transformers, which remembers what it computed; `vllm` is vLLM, in this
-    process or at vllm_url. `auto` is vllm where it is installed, a GPU is there, and replies are text."""
-    vllm_url: Urls = ()
-    """With policy vllm: a server (`vllm serve`), such as http://localhost:8000, that draws. May be given
-    several times: replies are spread over the servers, which have to see the run's folder."""
+    `ema` a running mean of the student's, `self` the student's own of the moment. Or another model of the
+    same tokenizer: its name or folder. Or a server of one (`vllm serve`), by its URL, several separated by
+    commas: it scores the student's top-k tokens, and the gate is played by the initial weights."""
+    policy: str = "auto"
+    """Who draws replies: `hf` is transformers, which remembers what it computed; `vllm` is vLLM in this
+    process, and a URL such as http://localhost:8000 a server of it (`vllm serve`). Several are separated by
+    commas; they have to see the run's folder. `auto` is vllm where it is installed, a GPU is there, and
+    replies are text."""
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
     dtype: Dtype = "auto"
@@ -262,6 +255,34 @@ class SelfImproveConfig(
         return cls(env=env, **{**recommended, **settings})
 
     @property
+    def teacher_kind(self) -> TeacherKind:
+        """What the teacher has to do with the student; a model of its own is as frozen as the base."""
+        kind = self.teacher
+        return kind if kind in ("round", "ema", "self") else "base"  # type: ignore[return-value]
+
+    @property
+    def teacher_urls(self) -> tuple[str, ...]:
+        """Of the servers of the teacher, if it is on any."""
+        return _urls(self.teacher)
+
+    @property
+    def teacher_model(self) -> str | None:
+        """The model that is imitated, if it is another and in this process."""
+        return None if self.teacher_urls or self.teacher in get_args(TeacherKind) else self.teacher
+
+    @property
+    def policy_kind(self) -> PolicyKind:
+        """What draws, here or on servers."""
+        if self.policy_urls:
+            return "vllm"
+        return self.policy if self.policy in ("hf", "vllm") else "auto"  # type: ignore[return-value]
+
+    @property
+    def policy_urls(self) -> tuple[str, ...]:
+        """Of the servers that draw, if there are any."""
+        return _urls(self.policy)
+
+    @property
     def turns_of_history(self) -> int:
         """How many turns before the present one the agent is told."""
         if self.history in ("none", "full"):
@@ -290,34 +311,30 @@ class SelfImproveConfig(
             raise ConfigError(
                 f"rounds x episodes must be at most {STRIDE}, not {self.rounds * self.episodes}"
             )
-        if self.teacher_model is not None and self.teacher != "base":
-            raise ConfigError(
-                f"teacher {self.teacher} follows the student: it cannot be another teacher_model"
-            )
-        if self.teacher_url:
+        if self.policy_kind == "auto" and self.policy != "auto":
+            raise ConfigError(f"policy must be auto, hf, vllm, or servers' URLs, not {self.policy!r}")
+        if self.teacher_urls:
             self._check_served_teacher()
         if self.insight_url is not None and self.insight_model is None:
             raise ConfigError("insight_url needs insight_model: the model's name there")
-        if self.resume is None:  # a begun run has its policy and its text
-            if self.vllm_url and self.policy != "vllm":
-                raise ConfigError(f"vllm_url needs policy vllm, not {self.policy}")
+        if self.resume is None:  # a begun run has its text
             if self.context_file is not None:
                 _check_text(self.context_file, self.context_place)
             elif self.context_place == "chat":
                 raise ConfigError("context_place chat needs a context_file: nobody else may write turns")
 
     def _check_served_teacher(self) -> None:
-        if self.teacher != "base" or self.teacher_model is not None:
-            raise ConfigError(
-                "teacher_url is a teacher of its own: it takes no other teacher, no teacher_model"
-            )
         if (self.data, self.direction) != ("student", "reverse") or self.loss == "full":
             raise ConfigError(
-                "a teacher at teacher_url only scores the student's top-k tokens: take data student, "
+                "a teacher on a server only scores the student's top-k tokens: take data student, "
                 "direction reverse, and a loss other than full"
             )
         if self.off_policy_steps:
-            raise ConfigError("a teacher at teacher_url writes nothing: take off_policy_steps 0")
+            raise ConfigError("a teacher on a server writes nothing: take off_policy_steps 0")
+
+
+def _urls(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(",")))) if "://" in text else ()
 
 
 @cache

@@ -113,7 +113,7 @@ class Reflection:
         # As it will teach; greedily where replies are text, in which one slip of the dice is a wrong answer.
         temperature = config.teacher_temperature if run.words.actions else 0.0
         # ``round`` is about to become what the student is now.
-        teacher = run.agent.student if config.teacher == "round" else run.agent.teacher
+        teacher = run.agent.student if config.teacher_kind == "round" else run.agent.teacher
         phase = Phase(kind="gate-fully" if fully else "gate", round=round_number)
         trace_ids: dict[str, dict[int, str]] = {}
 
@@ -121,7 +121,7 @@ class Reflection:
             # A frozen teacher without context is the same in every round.
             phases = [
                 Phase(kind="gate", index="none")
-                if context.id == "none" and config.teacher == "base"
+                if context.id == "none" and config.teacher_kind == "base"
                 else replace(phase, index=f"{context.id}/{seeds.start}")
                 for context in contexts
             ]

@@ -27,7 +27,6 @@ from distill.examples import Data, DistillError, DistillExample, TokenIds
 from distill.loss import Direction
 from distill.opcd import OPCD, StepStats
 from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher
-from evals.result import Comparison
 from experience.context import Context
 from experience.phase import Phase
 
@@ -35,8 +34,6 @@ Item = TypeVar("Item")
 Pair = tuple[Prompt, Prompt]
 """The bare prompt x, and the same with its context, c + x."""
 
-WORSE = 0.01
-"""Validation has fallen when it is below its best with a smaller p-value: small, as the best was lucky."""
 EMA_DECAY = 0.95
 """What a teacher that is a running mean keeps of itself per optimiser step."""
 WRITING_SHARE = 0.05
@@ -83,7 +80,7 @@ class Training:
             k=config.top_k,
             mode=config.loss,
             direction=config.direction,
-            vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_url else None,
+            vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_urls else None,
             decay_steps=config.rounds * config.steps if config.lr_schedule == "linear" else None,
             max_nodes=config.max_nodes,
             compute_dtype=student.lm.compute_dtype,
@@ -236,7 +233,7 @@ class Training:
                 extra |= self.agent.scorer.cost()
             step = self.opcd.step_count
             self.agent.adopt(self.opcd, step)
-            if isinstance(self.teacher, FollowingTeacher) and config.teacher == "ema":
+            if isinstance(self.teacher, FollowingTeacher) and config.teacher_kind == "ema":
                 self.teacher.follow(self.opcd.trained(), EMA_DECAY)
             if self._first is None or (config.off_policy_steps and done in (0, config.off_policy_steps)):
                 self._first = stats
@@ -262,8 +259,6 @@ class Training:
     def validate(self) -> None:
         """Play the bare student on validation; keep its weights if they are the best so far.
 
-        When it does significantly worse than the best, the round is over if the config says so.
-
         Raises:
             RunFolderError: The weights cannot be written.
         """
@@ -282,9 +277,7 @@ class Training:
             success_rate=score,
             best=self._best_step == step,
         )
-        if reason := self._fall(frames[0], score):
-            self._stop(reason)
-        elif self._is_writing_worth_it:
+        if self._is_writing_worth_it:
             self._save_checkpoint()
 
     def load_best(self) -> None:
@@ -302,7 +295,7 @@ class Training:
         return self.agent.student if self._data == "student" else self.agent.teacher
 
     def _make_teacher(self) -> Teacher | ScoringTeacher:
-        agent, kind = self.agent, self.run.config.teacher
+        agent, kind = self.agent, self.run.config.teacher_kind
         if agent.scorer is not None:
             return agent.scorer
         if kind in ("round", "ema"):
@@ -317,7 +310,7 @@ class Training:
             self._round, self._round_start = number, self.opcd.step_count
             self._is_stopped = False
             if isinstance(self.teacher, FollowingTeacher) and (
-                self.run.config.teacher == "round" or self.opcd.step_count == 0
+                self.run.config.teacher_kind == "round" or self.opcd.step_count == 0
             ):
                 self.teacher.follow(self.opcd.trained())
 
@@ -347,7 +340,7 @@ class Training:
         if (
             self.agent.max_tokens == 1
             and len(prompts) <= config.steps * config.batch_size
-            and config.teacher != "ema"
+            and config.teacher_kind != "ema"
             and isinstance(self.teacher, FrozenTeacher)
         ):
             self.teacher.remember([self.agent.teacher.encode(prompt) for prompt in prompts])
@@ -366,17 +359,6 @@ class Training:
             for e in examples[:: max(1, len(examples) // GAP_EXAMPLES)]
         )
         return {"rollout_gap": gap.mean, "rollout_gap_max": gap.max}
-
-    def _fall(self, frame: pd.DataFrame, score: float) -> str | None:
-        """In what way validation has fallen significantly below its best, if that is to end the round."""
-        if not self.run.config.stop_when_worse or self._best_step == self.opcd.step_count:
-            return None
-        # At one temperature: the same seed at another is no second witness.
-        comparison = Comparison.of(frame, self._validation_traces(self._best_step)[0])
-        if comparison.difference < 0 and comparison.p_value < WORSE:
-            fall = f"from {self._best_score:.1%} to {score:.1%}"
-            return f"validation fell {fall} (p = {comparison.p_value:.2g})"
-        return None
 
     def _validation_traces(self, step: int) -> list[pd.DataFrame]:
         """One frame per evaluation temperature."""

@@ -6,13 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.config import MACHINE, ConfigError, SelfImproveConfig
+from agents.config import MACHINE, SERVED, ConfigError, SelfImproveConfig
 from agents.run.folder import RunFolderError, read_config
 from distill.parallel import is_main_process
 from evals.report import write_report
-
-URLS = ("vllm_url", "teacher_url")
-"""Settings that a command line adds to."""
 
 
 def default_output(env_id: str) -> Path:
@@ -49,15 +46,18 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
     for name, was, now in differences(saved, config):
         if not explicit and now == getattr(defaults, name):
             continue
-        if name not in MACHINE:
+        if not may_differ(name, was, now):
             raise ConfigError(
                 f"--{name.replace('_', '-')} {now} differs from the run in {path}, "
                 f"which has {was}: resume without it, or start another run"
             )
-        if name == "teacher_url" and not was:
-            raise ConfigError(f"the run in {path} has its teacher in its own process: start another run")
         changes[name] = now
     return dataclasses.replace(saved, **changes)
+
+
+def may_differ(name: str, was: Any, now: Any) -> bool:
+    """Whether what is computed stays the same when this setting changes: the machine's, or other servers."""
+    return name in MACHINE or (name in SERVED and "://" in was and "://" in now)
 
 
 def differences(saved: SelfImproveConfig, asked: SelfImproveConfig) -> Iterator[tuple[str, Any, Any]]:
@@ -81,7 +81,7 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     settled = {name: getattr(saved, name) for name in ("compute_dtype", "policy")}  # what ``auto`` is
     config = dataclasses.replace(config, **settled)
     for name, was, now in differences(saved, config):
-        if name not in MACHINE:
+        if not may_differ(name, was, now):
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
     return resumed(config, path)
 

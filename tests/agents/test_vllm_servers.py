@@ -276,9 +276,8 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
                 SelfImproveConfig(
                     model=str(walker_folder),
                     output=tmp_path / "run",
-                    policy="vllm",
-                    vllm_url=tuple(urls[:2]),
-                    teacher_url=(urls[2],),
+                    policy=",".join(urls[:2]),
+                    teacher=urls[2],
                     top_k=16,
                     eval_temperature=(0.0,),
                     **SHORT,
@@ -293,19 +292,20 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
     assert fakes[0].loads == fakes[1].loads >= 2
     assert fakes[2].loads == 0
     saved = saved_config(tmp_path / "run")
-    assert (saved.policy, saved.vllm_url, saved.teacher_url) == ("vllm", tuple(urls[:2]), (urls[2],))
+    assert (saved.policy_kind, saved.policy_urls, saved.teacher_urls) == (
+        *("vllm", tuple(urls[:2]), (urls[2],)),
+    )
     resume = ["--resume", str(tmp_path / "run")]
-    assert parse_args(resume).vllm_url == tuple(urls[:2])
-    assert parse_args([*resume, "--vllm-url", "http://other:1"]).vllm_url == ("http://other:1",)
+    assert parse_args(resume).policy_urls == tuple(urls[:2])
+    assert parse_args([*resume, "--policy", "http://other:1"]).policy_urls == ("http://other:1",)
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"vllm_url": ("http://x:1",)}, "vllm_url needs policy vllm"),
-        ({"teacher_url": ("http://x:1",), "teacher": "ema"}, "no other teacher"),
-        ({"teacher_url": ("http://x:1",), "direction": "forward"}, "only scores"),
-        ({"teacher_url": ("http://x:1",), "off_policy_steps": 5}, "off_policy_steps 0"),
+        ({"policy": "llvm"}, "policy must be auto, hf, vllm, or servers' URLs, not 'llvm'"),
+        ({"teacher": "http://x:1", "direction": "forward"}, "only scores"),
+        ({"teacher": "http://x:1", "off_policy_steps": 5}, "off_policy_steps 0"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:
