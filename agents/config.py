@@ -77,7 +77,7 @@ class RunSettings:
     """What is run, and where it goes."""
 
     env: str = "FrozenLake-v1"
-    """Gymnasium id of the environment; `module:EnvId` imports the module first."""
+    """Gymnasium id of the environment; `module:EnvId` for your own."""
     env_kwargs: JsonObject = field(default_factory=dict)
     """Its arguments, as JSON: '{"is_slippery": false}'."""
     model: str = "smollm2"
@@ -87,14 +87,13 @@ class RunSettings:
     output: Path | None = None
     """The run's folder; by default runs/<env>-<time>."""
     resume: Path | None = None
-    """Go on with the run in this folder; only the machine's settings may differ."""
+    """Go on with the run in this folder."""
     store: str | None = None
-    """Database of the experience, an SQLAlchemy URL such as postgresql+psycopg://user@host/name, which many
-    runs can share; by default a SQLite file in the run's folder."""
+    """The experience's database, as an SQLAlchemy URL; else SQLite in the run's folder."""
     tracker: TrackerName | None = None
-    """Where curves go beside metrics.jsonl; TensorBoard's go to the run's folder."""
+    """Where the curves go beside metrics.jsonl."""
     keep_checkpoints: bool = False
-    """Keep the optimizer's state and the best weights when the run has ended well."""
+    """Keep them when the run has ended well."""
 
 
 @dataclass(frozen=True, kw_only=True)

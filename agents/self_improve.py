@@ -52,9 +52,7 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
             context = reflection.gate(number, candidates)  # 3. which of it helps on held-out episodes?
             if context is None:
                 continue
-            for step in training.steps(
-                number, context
-            ):  # 4. student(x) learns what teacher(context + x) does
+            for step in training.steps(number, context):  # 4. from the prompt into the weights
                 questions = training.draw(step)  # x and context + x, of what was seen while playing
                 examples = training.answer(questions)  # y, from the student on x alone
                 training.update(examples)  # minimises KL(student(y | x) || teacher(y | context + x))

@@ -78,7 +78,8 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     if not (path / "config.json").exists():
         return config
     saved = saved_config(path)
-    settled = {name: getattr(saved, name) for name in ("compute_dtype", "policy")}  # what ``auto`` is
+    asked = ("compute_dtype", "policy")
+    settled = {name: getattr(saved, name) for name in asked if getattr(config, name) == "auto"}
     config = dataclasses.replace(config, **settled)
     for name, was, now in differences(saved, config):
         if not may_differ(name, was, now):

@@ -11,7 +11,6 @@ from unittest.mock import patch
 import pytest
 from rich.console import Console
 
-from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
 from agents.prompts import Layout
 from agents.reflection import Reflection
@@ -188,12 +187,3 @@ def test_layouts() -> None:
     assert Layout().wrap(["one"]) == "Experience: one"
     assert Layout().wrap(["one", "two"]) == "Experience:\n- one\n- two"
     assert Layout(wrapper="{}").wrap(["one", "two"]) == "- one\n- two"
-
-
-def test_defaults_follow_the_env() -> None:
-    sums = parse_args(["--env", "Math-v0", "--steps", "3"])
-    assert (sums.rounds, sums.steps, sums.batch_size) == (1, 3, 16)
-    assert parse_args([]).rounds == SelfImproveConfig().rounds == 2
-    assert SelfImproveConfig.for_env("Math-v0", lr=1.0).lr == 1.0
-    with pytest.raises(ConfigError, match="insight_model"):
-        SelfImproveConfig(insight_url="http://host/v1")

@@ -1,0 +1,68 @@
+"""Settings: their defaults, groups and ranges."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from agents.cli import GROUPS, parse_args
+from agents.config import ConfigError, SelfImproveConfig
+from envs import EnvError, register_text
+from experience.text import printable
+
+
+def test_defaults_follow_the_env() -> None:
+    sums = parse_args(["--env", "Math-v0", "--steps", "3"])
+    assert (sums.rounds, sums.steps, sums.batch_size) == (1, 3, 16)
+    assert parse_args([]).rounds == SelfImproveConfig().rounds == 2
+    assert SelfImproveConfig.for_env("Math-v0", lr=1.0).lr == 1.0
+    with pytest.raises(ConfigError, match="insight_model"):
+        SelfImproveConfig(insight_url="http://host/v1")
+
+
+def test_an_env_of_ones_own_brings_its_settings() -> None:
+    register_text("Mine-v0", settings={"episodes": 40, "waves": 4, "lr": 1e-4})
+    register_text("Odd-v0", settings={"epochs": 3, "rounds": 1})
+    register_text("Bad-v0", settings={"rounds": 0})
+    assert parse_args(["--env", "Mine-v0", "--waves", "2"]) == SelfImproveConfig(
+        env="Mine-v0", episodes=40, waves=2, lr=1e-4
+    )
+    with pytest.raises(ConfigError, match="Odd-v0 recommends epochs, which is no setting"):
+        SelfImproveConfig.for_env("Odd-v0")
+    with pytest.raises(ConfigError, match="rounds must be at least 1"):
+        SelfImproveConfig.for_env("Bad-v0")
+    with pytest.raises(EnvError, match="no_such_module"):
+        SelfImproveConfig.for_env("no_such_module:Any-v0")
+
+
+def test_help_shows_the_settings_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    text = printable(capsys.readouterr().out)
+    assert "Gymnasium id of the environment" in text
+    for field in dataclasses.fields(SelfImproveConfig):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert text.count("python -m agents.self_improve ") >= 5
+    order = [text.index(f" {group} options ") for group in GROUPS]
+    assert order == sorted(order)
+    assert order[1] - order[0] < 25 * 81  # the first of them fits a screen
+    assert len(dataclasses.fields(SelfImproveConfig)) == sum(
+        len(dataclasses.fields(g)) for g in GROUPS.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"lora_rank": -1}, "lora_rank"),
+        ({"lr": math.inf}, "lr must be a finite number"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"top_k": 0}, "top_k must be at least 1, not 0"),
+        ({"eval_temperature": (0.0, 0.5, 1.0)}, "eval_temperature must have at most 2"),
+        ({"loss": "none"}, "loss must be"),
+    ],
+)
+def test_settings_of_the_distillation_without_sense(change: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        SelfImproveConfig(**change)
