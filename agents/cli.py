@@ -157,7 +157,6 @@ def parse_command(args: Sequence[str] | None = None) -> tuple[SelfImproveConfig,
     Raises:
         RunFolderError: ``--resume`` names no run.
         ConfigError: A flag contradicts the run to be resumed, or has no sense.
-        EnvError: The env's module cannot be imported.
     """
     env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     env.add_argument("--env", default=SelfImproveConfig().env)

@@ -246,7 +246,6 @@ class SelfImproveConfig(
 
         Raises:
             ConfigError: What the env recommends, or what is given, makes no sense.
-            EnvError: The env's module cannot be imported.
         """
         recommended = settings_for(env)
         if unknown := recommended.keys() - {f.name for f in fields(cls)} | recommended.keys() & {"env"}:

@@ -21,7 +21,7 @@ from experience.endpoint import EndpointError
 from experience.insight import InsightState
 from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
-from tests.agents.test_self_improve import TINY, contents, open_gate
+from tests.agents.test_self_improve import KEPT, TINY, contents, open_gate
 from tests.benchmarks.insights import bench_insights, print_table
 
 QUIET = Console(quiet=True)
@@ -62,7 +62,7 @@ def writer() -> Iterator[Any]:
 
 def config(walker_folder: Path, path: Path, **settings: Any) -> SelfImproveConfig:
     return SelfImproveConfig(
-        model=str(walker_folder), output=path, **{**TINY, "insight_traces": 3, **settings}
+        model=str(walker_folder), output=path, **{**KEPT, "insight_traces": 3, **settings}
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from agents.cli import GROUPS, parse_args
 from agents.config import ConfigError, SelfImproveConfig
-from envs import EnvError, register_text
+from envs import register_text
 from experience.text import printable
 
 
@@ -32,8 +32,8 @@ def test_an_env_of_ones_own_brings_its_settings() -> None:
         SelfImproveConfig.for_env("Odd-v0")
     with pytest.raises(ConfigError, match="rounds must be at least 1"):
         SelfImproveConfig.for_env("Bad-v0")
-    with pytest.raises(EnvError, match="no_such_module"):
-        SelfImproveConfig.for_env("no_such_module:Any-v0")
+    # Making the env says what is wrong with its module.
+    assert SelfImproveConfig.for_env("no_such_module:Any-v0").episodes == SelfImproveConfig().episodes
 
 
 def test_help_shows_the_settings_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
