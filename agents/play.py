@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agents.agent import as_policy, reply_tokens
 from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.policies.policy import Policy, Sampling
 from agents.rollout import Phase, rollout
-from agents.run.run import as_policy, reply_tokens
-from agents.self_improve import check_reach, saved_config
+from agents.run.resume import check_reach, saved_config
 from distill.lm.load import load_model
 from envs.place import vector_env
 from envs.text_env import NOW, TextEnv, make_env, make_text_env
@@ -190,7 +190,7 @@ def settings(asked: PlayConfig) -> SelfImproveConfig:
     )
     if asked.run is not None:
         # Of the machines that the run reached, playing needs none; its store is found by ``experience``.
-        config = replace(config, tracker=None, insight_url=None, vllm_url=(), teacher_url=())
+        config = replace(config, tracker=None, insight_url=None, policy="auto", teacher="base")
         check_reach(config, asked.run, asked={"store"})
     return config
 

@@ -24,7 +24,8 @@ from rich.table import Table
 
 from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
-from agents.self_improve import finish, self_improve
+from agents.run.resume import finish
+from agents.self_improve import self_improve
 from distill.parallel import is_main_process
 from envs.questions.choice_env import ChoiceEnv, Match
 from envs.text_env import make_env
@@ -32,6 +33,7 @@ from evals.finished_run import FinishedRun
 from evals.result import Comparison, EvalResult, rate_text
 from evals.stats import wilson_interval
 from experience.masking import masked
+from experience.phase import Phase
 from experience.store import open_run
 from experience.terminal import Terminal
 
@@ -116,10 +118,9 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
         finish(run, output / name, lambda config: self_improve(config, console))
         results[name] = FinishedRun.read(output / name).results
     frames, arms = {}, {}
-    phase = f"@{config.run.eval_temperature[0]:g}"
     for arm, (name, played) in ARMS.items():
         with open_run(output / name, location=config.run.store) as store:
-            frames[arm] = store.traces(phase=f"test/{played}{phase}")
+            frames[arm] = store.traces(phase=str(Phase.test(played, config.run.eval_temperature[0])))
         arms[arm] = {**EvalResult.from_traces(frames[arm]).as_dict(), **format_rate(frames[arm])}
     table = {
         "prompt_file": str(config.prompt_file),
@@ -151,7 +152,7 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
     if run.output is None:
         raise ConfigError("--output is needed: the folder for the two runs")
     defaults = SelfImproveConfig.for_env(ENV)
-    for name in ("env", "env_kwargs", "context_file", "context_place", "context_wrapper", "resume"):
+    for name in ("env", "env_kwargs", "context_file", "context_place", "resume"):
         if getattr(run, name) != getattr(defaults, name):
             raise ConfigError(f"--{name.replace('_', '-')} is not for this command, which sets it itself")
     if not config.prompt_file.is_file():
@@ -171,7 +172,6 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
         env_kwargs=config.env_kwargs,
         context_file=config.prompt_file,
         context_place="chat",
-        context_wrapper="{}",
         episodes=min(run.episodes, sizes[0]),
         output=run.output / "opcd",
     )

@@ -35,6 +35,7 @@ from evals.result import Comparison, EvalResult, rate_text
 from evals.suite import Cell, Check, read_suite
 from experience import ExperienceError
 from experience.masking import masked
+from experience.phase import Phase
 from experience.store import open_run
 from experience.terminal import Terminal
 from experience.text import printable
@@ -111,7 +112,7 @@ def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> Row:
 def _traces(cell: Cell, run: FinishedRun) -> pd.DataFrame:
     """The episodes behind a cell."""
     with open_run(run.path, location=cell.settings.get("store")) as store:
-        frame = store.traces(phase=f"test/{cell.arm}@{run.results['eval_temperature'][0]:g}")
+        frame = store.traces(phase=str(Phase.test(cell.arm, run.results["eval_temperature"][0])))
     return frame.assign(env=cell.env, model=cell.model, method=cell.method, run_seed=cell.seed)
 
 

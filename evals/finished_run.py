@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 from evals.result import temperature_text
 from evals.stats import wilson_interval
 from experience import ExperienceError
+from experience.phase import Phase
 
 PARTS = ("play", "gate", "training", "validation", "test")
 """What a run spends its time on, in order."""
@@ -93,12 +93,13 @@ class FinishedRun:
         """Temperature -> the bare agent on validation: step, success_rate, ci_low, ci_high."""
         curves: dict[str, list[dict[str, float]]] = {}
         for entry in self.of_kind("play"):
-            if found := re.fullmatch(r"validation(\d+)@(.+)", entry["key"]):
+            phase = Phase.parse(entry["key"])
+            if phase.kind == "validation" and phase.temperature is not None:
                 n = entry["episodes"]
                 low, high = wilson_interval(round(entry["success_rate"] * n), n)
-                curves.setdefault(temperature_text(float(found[2])), []).append(
+                curves.setdefault(temperature_text(phase.temperature), []).append(
                     {
-                        "step": int(found[1]),
+                        "step": int(phase.index or 0),
                         "success_rate": entry["success_rate"],
                         "ci_low": low,
                         "ci_high": high,
@@ -156,11 +157,9 @@ def check_traces(metrics: Iterable[Mapping[str, Any]], traces: pd.DataFrame) -> 
 
 def part_of(name: str) -> str:
     """The one of ``PARTS`` that a phase or a metric belongs to, by its name."""
-    if "gate" in name:
-        return "gate"
-    first = re.split(r"[\d/]", name, maxsplit=1)[0]
-    return {"test": "test", "validation": "validation", "step": "training", "stop": "training"}.get(
-        first, "play"
+    kind = Phase.parse(name).kind
+    return {"step": "training", "stop": "training"}.get(
+        kind, next((part for part in PARTS if kind.startswith(part)), "play")
     )
 
 

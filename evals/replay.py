@@ -22,6 +22,7 @@ from envs.games.frozen_lake import lake_map
 from envs.games.random_lake import RandomFrozenLakeEnv
 from envs.text_env import NOW, TextEnv, make_text_env
 from evals.finished_run import FinishedRun
+from experience.phase import Phase
 from experience.store import ExperienceStore
 from experience.text import storable
 
@@ -76,9 +77,10 @@ class Replay:
 
 def replay_pairs(run: FinishedRun, store: ExperienceStore) -> list[tuple[str, list[Replay]]]:
     """(what happened, test episodes before and after on one seed); the first shows the change, if any."""
-    temperature = f"{run.results['eval_temperature'][0]:g}"
-    before = store.traces(phase=f"test/before@{temperature}").set_index("seed")
-    after = store.traces(phase=f"test/after@{temperature}").set_index("seed")
+    before, after = (
+        store.traces(phase=str(Phase.test(arm, run.results["eval_temperature"][0]))).set_index("seed")
+        for arm in ("before", "after")
+    )
     pairs: list[tuple[str, list[Replay]]] = []
     for story, won_before, won_after in STORIES:
         is_it = (before["success"].astype(bool) == won_before) & (after["success"].astype(bool) == won_after)

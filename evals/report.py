@@ -34,6 +34,7 @@ from evals.replay import replay_pairs
 from evals.result import CUT_SHORT, Comparison, EvalResult, cut_short_text, rate_text, temperature_text
 from experience import ExperienceError
 from experience.insight import InsightState
+from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
 from experience.terminal import Terminal, shown
 from experience.text import printable
@@ -140,7 +141,7 @@ def _candidates(
     for phase, scores in store.scores().groupby("phase", sort=False):
         if len(scores) < 2:
             continue
-        number = int(str(phase).partition("/")[0].removeprefix("round"))
+        number = Phase.parse(str(phase)).round or 0
         rows = []
         for score in scores.to_dict("records"):
             n, ids = len(score["seeds"]), score["insight_ids"]
@@ -207,7 +208,9 @@ def _against_first(runs: list[FinishedRun], store: str | None) -> list[Compariso
     frames: list[pd.DataFrame] = []
     for run in runs:
         with open_run(run.path, location=store) as experience:
-            frames.append(experience.traces(phase=f"test/after@{run.results['eval_temperature'][0]:g}"))
+            frames.append(
+                experience.traces(phase=str(Phase.test("after", run.results["eval_temperature"][0])))
+            )
     return [
         Comparison.of(frame, frames[0])
         if i and task(run) == task(runs[0]) and list(frame["seed"]) == list(frames[0]["seed"])

@@ -209,7 +209,7 @@ def _step(sizes: Sizes, shape: Shape, device: torch.device, way: Way) -> Row:
         from distill.lora import LoRA
 
         model = shape.model(device, torch.bfloat16, way)
-        lora = LoRA(model, rank=shape.lora_rank, alpha=32.0)
+        lora = LoRA(model, rank=shape.lora_rank, alpha=32)
         teacher, within = model, {"within": lora.off}
     else:
         model = shape.model(device, torch.float32, way)

@@ -170,6 +170,11 @@ class RunFolder:
             reason = str(error) if isinstance(error, DamagedFileError) else f"{path} is no file of a run"
             raise RunFolderError(f"{reason}. {TRAIN_AGAIN}") from error
 
+    def remove(self, *names: str) -> None:
+        """Remove files, as far as they are there."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         tmp = self.path / f"{name}.tmp"
         with clear_errors(self.path / name) as target:

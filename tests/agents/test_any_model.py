@@ -3,7 +3,6 @@
 import io
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,10 +10,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from agents.config import SelfImproveConfig
+from agents.run.run import CHECKPOINT
 from agents.self_improve import self_improve
-from agents.training import CHECKPOINT, Consolidation
+from distill.opcd import OPCD
 from envs.games.frozen_lake import ACTIONS
-from tests.agents.test_self_improve import TINY, open_gate
+from tests.agents.test_self_improve import KEPT, fail_at, open_gate
 from tests.conftest import byte_tokenizer, save_walker
 from tests.distill.test_padded_lm import hybrid
 
@@ -38,18 +38,11 @@ def hybrid_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_hybrid_is_trained_and_goes_on_where_it_was(hybrid_folder: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = TINY | SMALL | {"model": str(hybrid_folder)}
+    settings: dict[str, Any] = KEPT | SMALL | {"model": str(hybrid_folder)}
     said = io.StringIO()
     with open_gate():
         self_improve(SelfImproveConfig(output=tmp_path / "whole", **settings), Console(file=said, width=200))
-        cut: Any = Consolidation._validate_if_due
-
-        def interrupted(self: Consolidation, done: int) -> None:
-            cut(self, done)
-            if done == 2:
-                raise KeyboardInterrupt
-
-        with patch.object(Consolidation, "_validate_if_due", interrupted), pytest.raises(KeyboardInterrupt):
+        with fail_at(OPCD, "step", 3)(), pytest.raises(KeyboardInterrupt):
             self_improve(SelfImproveConfig(output=tmp_path / "cut", **settings), Console(file=io.StringIO()))
         config = SelfImproveConfig(resume=tmp_path / "cut", **settings)
         self_improve(config, Console(file=io.StringIO()))
@@ -68,7 +61,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 9')
     )
     said = io.StringIO()
-    settings = TINY | SMALL | {"steps": 0, "model": str(folder), "output": tmp_path / "run"}
+    settings = KEPT | SMALL | {"steps": 0, "model": str(folder), "output": tmp_path / "run"}
     self_improve(SelfImproveConfig(**settings), Console(file=said, width=1000))
     assert "6 of 6 episodes ended early, since a prompt and" in said.getvalue()
     assert "do not fit the model's window of 9" in said.getvalue()

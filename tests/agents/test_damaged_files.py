@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from agents.cli import USER_ERRORS
+from agents.cli import USER_ERRORS, parse_args
 from agents.config import SelfImproveConfig
 from agents.play import main as play_main
 from agents.run.folder import RunFolder, RunFolderError
-from agents.self_improve import parse_args, self_improve
+from agents.self_improve import self_improve
 from distill.lm.load import ModelError, load_model
 from distill.lm.sealed import DamagedFileError, load_sealed, save_sealed
 from evals.finished_run import UnfinishedRunError

@@ -8,9 +8,11 @@ from unittest.mock import patch
 
 import pytest
 
+from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
 from agents.play import main as play_main
-from agents.self_improve import finish, main, parse_args, self_improve
+from agents.run.resume import finish
+from agents.self_improve import main, self_improve
 from evals.report import write_report
 from experience import ExperienceError
 from experience.addresses import is_elsewhere

@@ -20,7 +20,7 @@ from rich.text import Text
 from agents.cli import run_command
 from agents.config import SelfImproveConfig
 from agents.run.folder import RunFolder, RunFolderError
-from agents.self_improve import resumed, saved_config
+from agents.run.resume import resumed, saved_config
 from experience.masking import MASK, keep_secrets_of, masked
 from experience.store import ExperienceStore
 from experience.terminal import Terminal
