@@ -329,7 +329,7 @@ class Run:
         if unfit:  # else they would look like episodes that were lost
             self.console.print(
                 f"{title}: {unfit} of {done} episodes ended early, since a prompt and "
-                f"{self.agent.max_tokens} tokens of a reply do not fit the model's window of {policy.window}: "
+                f"{self.agent.max_tokens} tokens of a reply do not fit the window of {policy.window}: "
                 "take a model with a longer one, or shorten prompts or replies",
                 soft_wrap=True,
                 markup=False,
