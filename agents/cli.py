@@ -14,21 +14,15 @@ from distill.lm.load import ModelError
 from distill.opcd import DistillError
 from distill.parallel import is_lost_connection
 from envs.words import EnvError
-from experience.endpoint import EndpointError
-from experience.extract import PromptsError
-from experience.relevance import RelevanceError
-from experience.store import StoreError
+from experience import ExperienceError
 
 USER_ERRORS = (
     ConfigError,
     DistillError,
-    EndpointError,
     EnvError,
+    ExperienceError,
     ModelError,
-    PromptsError,
-    RelevanceError,
     RunFolderError,
-    StoreError,
     VLLMError,
 )
 """What can go wrong without a bug of ours: one clear line, no stack trace."""

@@ -13,6 +13,7 @@ from agents.prompts import Layout, Place, conversation
 from agents.rollout import Vectorization
 from distill.examples import Average, Data
 from distill.lm.load import Dtype
+from distill.lm.support import Compute
 from distill.loss import Direction, Mode
 from distill.parallel import Engine
 from distill.teacher import TeacherKind
@@ -169,9 +170,6 @@ class SelfImproveConfig:
     writes; `raw` shows whole transcripts, for the ablation. `auto` is outcomes where actions are words."""
     insights_per_prompt: int = 1
     """How many insights a prompt shows; 0 for all. Small models follow one, large ones can take all."""
-    retrieval: str = "bm25"
-    """Which they are, of those about no situation in particular: the likest to the observation in words
-    (`bm25`), or in meaning: the name or folder of a sentence-transformers model."""
     insight_traces: int = 16
     """With llm and raw: of so many traces of each round."""
     insight_model: str | None = None
@@ -296,6 +294,9 @@ class SelfImproveConfig:
     """Of the weights; auto is float32."""
     compute_dtype: Dtype = "auto"
     """What matrix products run in (autocast); auto is bfloat16 where the machine is faster with it."""
+    compute: Compute = "auto"
+    """How a model's forward passes are made: as a prefix `tree`, which computes once what prompts share, or
+    as `padded` batches, which every causal model can do. `auto` is the tree where it is exact."""
     max_nodes: int = 768
     """Tokens of one forward and backward pass; lower it when memory is short."""
     gradient_checkpointing: bool = False

@@ -1,7 +1,9 @@
 """Before and after on the test seeds, beside the random, the best blind and the optimal policy."""
 
+from functools import partial
 from typing import Any
 
+from agents.exam import sit
 from agents.run.folder import peak_rss_bytes
 from agents.run.run import Session
 from evals.baselines import Baselines
@@ -58,7 +60,8 @@ def _measure_forgetting(session: Session) -> None:
     config = ForgettingConfig(
         before=session.config.model, after=str(session.folder.path), seed=session.config.seed
     )
-    table = forgetting(config, session.console, {"before": session.base, "after": session.student})
+    examinees = {"before": partial(sit, session.base), "after": partial(sit, session.student)}
+    table = forgetting(config, session.console, examinees)
     session.folder.write_json("forgetting.json", table)
     session.log("test/forgetting", kind="forgetting")
     print_table(table, session.console)

@@ -30,7 +30,6 @@ from envs.text_env import NOW, TextEnv, make_env, make_text_env
 from envs.words import EnvWords
 from experience.context import NO_CONTEXT, Context
 from experience.insight import InsightState
-from experience.relevance import relevance
 from experience.seeds import SeedRange
 from experience.store import open_run
 from experience.text import printable
@@ -189,7 +188,7 @@ def experience(asked: PlayConfig, config: SelfImproveConfig, words: EnvWords) ->
     """The text of the context file, or the run's active insights; nothing without either.
 
     Raises:
-        StoreError: The run's experience cannot be read.
+        ExperienceError: The run's experience cannot be read.
     """
     if config.context_file is not None:
         return Context.fixed(config.context_file.read_text(encoding="utf-8").strip())
@@ -201,7 +200,6 @@ def experience(asked: PlayConfig, config: SelfImproveConfig, words: EnvWords) ->
         insights=tuple(active),
         k=config.insights_per_prompt,
         situation=words.situation,
-        relevance=relevance(config.retrieval),
     )
 
 

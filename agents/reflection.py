@@ -13,7 +13,11 @@ from evals.gate import Outcomes, Verdict, by_promise, judge
 from evals.result import EvalResult
 from experience.context import NO_CONTEXT, Context, within_budget
 from experience.endpoint import Endpoint
-from experience.extract import (
+from experience.insight import Insight, InsightState
+from experience.merging import merged, settled, with_outcomes
+from experience.outcomes import outcome_insights
+from experience.seeds import SeedRange, Split
+from experience.writer import (
     MARKER,
     InsightPrompts,
     Writer,
@@ -21,10 +25,6 @@ from experience.extract import (
     raw_insights,
     write_insights,
 )
-from experience.insight import Insight, InsightState
-from experience.merging import merged, settled, with_outcomes
-from experience.outcomes import outcome_insights
-from experience.seeds import SeedRange, Split
 
 
 class Learning:
@@ -35,9 +35,9 @@ class Learning:
 
         Raises:
             ConfigError: The env's outcomes cannot be put into advice.
-            EndpointError: There is no client for endpoints.
+            ExperienceError: There is no client for endpoints.
             ModelError: The writer cannot be had.
-            PromptsError: The prompts cannot be used.
+            ExperienceError: The prompts cannot be used.
         """
         self.session = session
         config, words = session.config, session.words
@@ -260,7 +260,6 @@ class Learning:
             insights=tuple(insights),
             k=k,
             situation=self.session.words.situation,
-            relevance=self.session.relevance,
             is_exploring=is_exploring,
         )
 

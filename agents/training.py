@@ -66,6 +66,7 @@ class Consolidation:
             gradient_checkpointing=config.gradient_checkpointing,
             ranks=session.ranks,
             engine=config.engine,
+            compute=student.lm.way,
         )
         self.best_score = -1.0
         """Validation success of the best weights so far."""
@@ -178,7 +179,7 @@ class Consolidation:
         """One optimiser step on fresh answers, drawn by the step's number alone.
 
         As many for each action that is advised, by default: a student that is nearly always advised the same
-        learns to do that everywhere, and a reverse KL hardly lets it go again (docs/LOG.md).
+        learns to do that everywhere, and a reverse KL hardly lets it go again (docs/tried.md).
 
         The teacher's own (off-policy) are drawn from its sharpened distribution, so they are what a data set
         that it wrote beforehand would hold.

@@ -1,8 +1,11 @@
 """What is trained on: completions under the bare prompt and under the prompt with its context."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from distill.lm.prefix_tree import shared_length
+from distill.lm.span import Prefix, Span
 
 TokenIds = tuple[int, ...]
 Average = Literal["completions", "tokens"]
@@ -28,45 +31,16 @@ class DistillExample:
     logprobs: tuple[float, ...] = ()
     """Of its tokens at temperature 1, as who sampled it says; may be unknown."""
 
+    @property
+    def spans(self) -> tuple[Span, Span]:
+        """The prefixes after which its tokens are scored, as the student and as the teacher reads them."""
+        written = self.completion_ids[:-1]
+        student, teacher = self.student_prompt_ids, self.teacher_prompt_ids
+        return Span(student + written, len(student)), Span(teacher + written, len(teacher))
+
     def __post_init__(self) -> None:
         if not (self.student_prompt_ids and self.teacher_prompt_ids and self.completion_ids):
             raise ValueError("prompts and completion must have at least one token each")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConversationTurn:
-    """What a conversation grew by: first the prompts' new tokens, then the reply to them."""
-
-    student_ids: TokenIds
-    """All between the last reply and this one as the student sees it: the end of the last message, the
-    new observation, the beginning of the reply."""
-    teacher_ids: TokenIds
-    """The same for the teacher."""
-    completion_ids: TokenIds
-    """The reply."""
-
-
-def conversation_examples(turns: Iterable[ConversationTurn]) -> list[DistillExample]:
-    """One example per reply of an agent that keeps its conversation.
-
-    Each example's prompts are all that went before, token by token. So the examples of one episode lie on one
-    path of the prefix tree: its history is computed once, not once per turn. Empty replies give no example.
-    """
-    examples = []
-    student: TokenIds = ()
-    teacher: TokenIds = ()
-    for turn in turns:
-        student, teacher = student + turn.student_ids, teacher + turn.teacher_ids
-        if turn.completion_ids:
-            examples.append(
-                DistillExample(
-                    student_prompt_ids=student,
-                    teacher_prompt_ids=teacher,
-                    completion_ids=turn.completion_ids,
-                )
-            )
-        student, teacher = student + turn.completion_ids, teacher + turn.completion_ids
-    return examples
 
 
 def count(examples: Sequence[DistillExample], average: Average) -> int:
@@ -74,10 +48,23 @@ def count(examples: Sequence[DistillExample], average: Average) -> int:
     return len(examples) if average == "completions" else sum(len(e.completion_ids) for e in examples)
 
 
-def scored_prefixes(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Where a next token is scored: each distinct pair of a student's and a teacher's prefix once."""
+
+    student: tuple[Span, ...]
+    """Sorted, and beside each the teacher's of the same size."""
+    teacher: tuple[Span, ...]
+    rows: tuple[int, ...]
+    """Which of the spans' prefixes, laid end to end, the distinct ones are."""
+    weights: tuple[float, ...]
+    """What each of these counts."""
+
+
+def scored(
     examples: Sequence[DistillExample], average: Average = "completions", total: int | None = None
-) -> dict[tuple[TokenIds, TokenIds], float]:
-    """Every distinct (student prefix, teacher prefix) at which a next token is scored, with its weight.
+) -> Scored:
+    """Where the examples are scored, in time that grows with their tokens.
 
     With ``completions`` the loss is the mean over completions of the mean over a completion's tokens (the
     paper's): a token of a completion of n tokens weighs 1 / (total n). With ``tokens`` it is the mean over
@@ -90,15 +77,36 @@ def scored_prefixes(
             step sum to 1.
     """
     total = count(examples, average) if total is None else total
-    weights: dict[tuple[TokenIds, TokenIds], float] = {}
+    counted: dict[tuple[Span, Span], float] = {}
     for example in examples:
         length = len(example.completion_ids)
+        pair = example.spans
         weight = 1.0 / (total * length) if average == "completions" else 1.0 / total
-        for position in range(length):
-            written = example.completion_ids[:position]
-            key = (example.student_prompt_ids + written, example.teacher_prompt_ids + written)
-            weights[key] = weights.get(key, 0.0) + weight
-    return weights
+        counted[pair] = counted.get(pair, 0.0) + weight
+    pairs = sorted(counted)
+    rows: list[int] = []
+    weights: list[float] = []
+    # Of the last completion after two prompts: which of the rows its prefixes are.
+    before: dict[tuple[Prefix, Prefix], tuple[Prefix, list[int]]] = {}
+    laid = 0
+    for student, teacher in pairs:
+        weight, written = counted[student, teacher], student.tokens[student.start :]
+        prompts = student.tokens[: student.start], teacher.tokens[: teacher.start]
+        earlier, places = before.get(prompts, ((), []))
+        shared = min(shared_length(earlier, written) + 1, len(places))  # sorted: with no other is it more
+        for place in places[:shared]:
+            weights[place] += weight
+        places = [*places[:shared], *range(len(rows), len(rows) + student.size - shared)]
+        rows += range(laid + shared, laid + student.size)
+        weights += [weight] * (student.size - shared)
+        before[prompts] = written, places
+        laid += student.size
+    return Scored(
+        student=tuple(student for student, _ in pairs),
+        teacher=tuple(teacher for _, teacher in pairs),
+        rows=tuple(rows),
+        weights=tuple(weights),
+    )
 
 
 def repetition(token_ids: Sequence[int], n: int = 4) -> float:

@@ -101,7 +101,10 @@ def _restricted(logits_TV: torch.Tensor, index_TK: torch.Tensor, mode: Mode) -> 
         return top_TK.log_softmax(-1)
     if mode == "tail":
         # The rest's mass as its own logsumexp: 1 - (mass of S) would cancel to nothing in fp32.
-        rest_T1 = logits_TV.scatter(-1, index_TK, -torch.inf).logsumexp(-1, keepdim=True)
+        rest_TV = logits_TV.scatter(-1, index_TK, -torch.inf)
+        is_empty_T1 = rest_TV.amax(-1, keepdim=True) == -torch.inf  # where a logsumexp has no gradient
+        rest_T1 = torch.where(is_empty_T1, 0.0, rest_TV).logsumexp(-1, keepdim=True)
+        rest_T1 = torch.where(is_empty_T1, -torch.inf, rest_T1)
         top_TK = torch.cat([top_TK, rest_T1], -1)
     return top_TK - logits_TV.logsumexp(-1, keepdim=True)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distill.chunked_loss import (
     KLResult,
@@ -19,14 +20,16 @@ from distill.examples import (
     Average,
     DistillError,
     DistillExample,
-    TokenIds,
+    Scored,
     count,
     repetition,
-    scored_prefixes,
+    scored,
 )
 from distill.lm.head import LMHead
-from distill.lm.prefix_lm import context_window, tree_hidden
-from distill.lm.prefix_tree import PrefixTree, pack
+from distill.lm.language_model import Way, context_window
+from distill.lm.padded_lm import PaddedPass
+from distill.lm.prefix_lm import TreePass
+from distill.lm.span import Span
 from distill.loss import Direction, Mode, check_top_k
 from distill.parallel import Engine, Ranks, like, shared, whole
 from distill.teacher import ScoringTeacher, Teacher
@@ -61,7 +64,7 @@ class StepStats:
     repetition: float
     """Mean share of a completion's 4-grams that it had before."""
     nodes: int
-    """Tokens that went through the student: the distinct prefixes of the batch."""
+    """Tokens that went through the student: the batch's distinct prefixes, or its sequences with padding."""
 
     def as_dict(self) -> dict[str, float]:
         """For the log."""
@@ -96,6 +99,7 @@ class OPCD:
         gradient_checkpointing: bool = False,
         ranks: Ranks | None = None,
         engine: Engine = "ddp",
+        compute: Way = "tree",
     ) -> None:
         """Set up.
 
@@ -109,7 +113,7 @@ class OPCD:
             k: See ``topk_reverse_kl``.
             mode: See ``topk_reverse_kl``.
             direction: ``reverse`` is OPCD; ``forward`` on the teacher's completions is context distillation.
-            average: What the loss is a mean over; see ``scored_prefixes``.
+            average: What the loss is a mean over; see ``scored``.
             trust_region: Weight of KL(student || base) on the bare prompt, added to the loss.
             base: What the trust region holds on to.
             vocabulary: Token ids from here on are padding, with which models of one family differ.
@@ -124,6 +128,8 @@ class OPCD:
             gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
             ranks: The processes that share each step.
             engine: How they share the model.
+            compute: The student as a prefix tree, or in padded batches; which of them are exact,
+                ``distill.lm.support.find_support`` finds out. Weights that text does not reach are frozen.
 
         Raises:
             DistillError: Student and teacher do not fit each other, or a setting makes no sense.
@@ -141,6 +147,13 @@ class OPCD:
             raise DistillError(
                 "a teacher on a server is known at the student's top-k only: take the reverse direction, a "
                 f"loss other than full, and a top-k below the {vocabulary or sizes[0]} tokens"
+            )
+        narrow = {p.dtype for p in student.parameters() if p.requires_grad and p.dtype.itemsize < 4}
+        if narrow:
+            raise DistillError(
+                f"weights in {str(narrow.pop()).removeprefix('torch.')} are too coarse to train, since most "
+                "updates would be rounded away: load them in float32 (--dtype float32; matrix products may "
+                "still run in bfloat16), or train adapters beside them (--lora-rank)"
             )
         if vocabulary is None and sizes[0] != sizes[-1]:
             raise DistillError(f"the teacher knows {sizes[1]} tokens and the student {sizes[0]}")
@@ -163,9 +176,10 @@ class OPCD:
         self._max_grad_norm = max_grad_norm
         self._max_nodes = max_nodes or pass_tokens(student, gradient_checkpointing)
         self._window = context_window(student)
+        self._pass = PASSES[compute]
         self._checkpointing = gradient_checkpointing
+        _freeze_unreached(student, self._pass)
         if gradient_checkpointing:
-            _disable_dropout(student)
             # transformers 5.24 has a new name for it.
             enable = getattr(
                 student, "activation_checkpointing_enable", student.gradient_checkpointing_enable
@@ -198,11 +212,11 @@ class OPCD:
         # Every process makes as many passes, since they exchange shards and gradients.
         batches += [[]] * (self.ranks.maximum(len(batches)) - len(batches))
         for index, batch in enumerate(batches, 1):
-            weights, is_last = scored_prefixes(batch, self._average, total), index == len(batches)
+            places, is_last = scored(batch or NOTHING, self._average, total), index == len(batches)
             with self._forward.no_sync() if self._waits_to_sync and not is_last else nullcontext():
-                pass_sums, tokens = self._forward_backward(weights or NOTHING)
+                pass_sums, tokens = self._forward_backward(places, counts=bool(batch))
             sums += pass_sums
-            nodes += tokens if weights else 0
+            nodes += tokens
         self.student.eval()
         parameters = self.parameters.values()
         norm = float(whole(torch.nn.utils.clip_grad_norm_(list(parameters), self._max_grad_norm)))
@@ -254,35 +268,35 @@ class OPCD:
 
     def _batches(self, examples: Sequence[DistillExample]) -> list[list[DistillExample]]:
         """The examples, as they are computed together."""
-        groups = pack([e.student_prompt_ids + e.completion_ids[:-1] for e in examples], self._max_nodes)
+        sequences = [e.student_prompt_ids + e.completion_ids[:-1] for e in examples]
+        groups = self._pass.pack(self.student, sequences, self._max_nodes)
         return [[examples[index] for index in group] for group in groups]
 
-    def _forward_backward(
-        self, weights: Mapping[tuple[TokenIds, TokenIds], float]
-    ) -> tuple[torch.Tensor, int]:
+    def _forward_backward(self, places: Scored, *, counts: bool = True) -> tuple[torch.Tensor, int]:
         """Add to the gradients.
 
         Args:
-            weights: The pass's scored prefixes.
+            places: What the pass scores.
+            counts: Whether it counts; else it is gone through for the others' sake.
 
         Returns:
             The pass's part of the step's sums, and its tokens.
         """
         self.student.eval()
-        batch = sorted(weights)
-        asked = [teacher for _, teacher in batch]
-        teacher_ND = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.hidden(asked)
-        base_ND = self._base.hidden([s for s, _ in batch]) if self._trust_region and self._base else None
-        tree = PrefixTree()
-        ends = [tree.add(student)[-1] for student, _ in batch]
-        weight_T = torch.tensor([weights[pair] for pair in batch], device=self.student.device)
+        rows = _rows(places)
+        of_teacher = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.along(places.teacher)
+        teacher_ND = None if of_teacher is None else of_teacher[rows]
+        of_base = self._base.along(places.student) if self._trust_region and self._base else None
+        base_ND = None if of_base is None else of_base[rows]
+        forward_pass = self._pass.of(self.student, places.student)
+        weight_T = torch.tensor(places.weights, device=self.student.device) * float(counts)
 
         def score(hidden_TD: torch.Tensor, head: LMHead) -> torch.Tensor:
             """Loss, then what is logged."""
             head = head.cut(self._vocabulary).at(self._temperature)
-            student = self._narrowed(hidden_TD, head)
+            student = self._narrowed(hidden_TD[rows], head)
             if isinstance(self.teacher, ScoringTeacher):
-                result = self._remotely_scored(student, self.teacher, asked, weight_T)
+                result = self._remotely_scored(student, self.teacher, places, weight_T)
             else:
                 assert teacher_ND is not None
                 head = self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature)
@@ -300,10 +314,11 @@ class OPCD:
             logged = [(weight_T * stat_T).sum() for stat_T in result[2:]]
             return torch.stack([loss, result.loss, trust_region_kl, *logged])
 
-        self.student.train(self._checkpointing)  # in eval mode nothing is computed again
-        sums = self._forward(tree, ends, score)
+        if self._checkpointing:
+            _compute_again(self.student)
+        sums = self._forward(forward_pass, score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
-        return sums.detach().cpu().double(), len(tree)
+        return sums.detach().cpu().double(), forward_pass.tokens if counts else 0
 
     def _narrowed(self, hidden_TD: torch.Tensor, head: LMHead) -> tuple[torch.Tensor, LMHead]:
         return hidden_TD.to(self._narrow or hidden_TD.dtype), head.narrowed(self._narrow)
@@ -333,13 +348,13 @@ class OPCD:
         self,
         student: tuple[torch.Tensor, LMHead],
         teacher: ScoringTeacher,
-        prefixes: Sequence[TokenIds],
+        places: Scored,
         weight_T: torch.Tensor,
     ) -> KLResult:
         hidden_TD, head = student
         head_VD = head.weight_VD
         ids_TK = topk_ids(hidden_TD.detach(), head_VD.detach(), k=self._k, chunk=self._chunk, map=head.map)
-        scores_TK = teacher.score(prefixes, ids_TK, self._teacher_temperature)
+        scores_TK = teacher.score(places.teacher, places.rows, ids_TK, self._teacher_temperature)
         return chunked_topk_reverse_kl(
             hidden_TD,
             head_VD,
@@ -435,6 +450,10 @@ class OPCD:
         self.step_count = int(self.ranks.entry(tensors, "step_count"))
 
 
+PASSES: Mapping[Way, type[TreePass] | type[PaddedPass]] = {"tree": TreePass, "padded": PaddedPass}
+"""How a student's forward pass is made."""
+
+
 CPU_NODES, CPU_CHUNK = 768, 128
 """Tokens of a pass and positions of a chunk on a CPU: more take more memory and no less time."""
 GPU_LOGITS_BYTES = 2 << 30
@@ -463,7 +482,7 @@ def pass_tokens(model: PreTrainedModel, is_checkpointed: bool) -> int:
     return int(min(GPU_MOST_NODES, max(CPU_NODES, GPU_SHARE * free / token_bytes)))
 
 
-NOTHING: Mapping[tuple[TokenIds, TokenIds], float] = {((0,), (0,)): 0.0}
+NOTHING = (DistillExample(student_prompt_ids=(0,), teacher_prompt_ids=(0,), completion_ids=(0,)),)
 """What a process computes in a pass that only others have work for."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps per weight."""
@@ -478,21 +497,50 @@ class _Scored(torch.nn.Module):
         self.compute_dtype = compute_dtype
 
     def forward(
-        self,
-        tree: PrefixTree,
-        ends: Sequence[int],
-        score: Callable[[torch.Tensor, LMHead], torch.Tensor],
+        self, forward_pass: TreePass | PaddedPass, score: Callable[[torch.Tensor, LMHead], torch.Tensor]
     ) -> torch.Tensor:
-        nodes = range(len(tree))
-        hidden_QD = tree_hidden(self.model, tree, nodes, compute_dtype=self.compute_dtype)
-        return score(hidden_QD[ends], LMHead.of(self.model))
+        return score(forward_pass.hidden(self.model, self.compute_dtype), LMHead.of(self.model))
 
 
-def _disable_dropout(model: PreTrainedModel) -> None:
-    """Make train mode compute what eval mode computes."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+def _rows(places: Scored) -> slice | list[int]:
+    """The index of the distinct ones among the prefixes; everything, where all are, costs nothing."""
+    total = sum(span.size for span in places.student)
+    return slice(None) if len(places.rows) == total else list(places.rows)
+
+
+def _compute_again(model: PreTrainedModel) -> None:
+    """Let the layers of a model in eval mode keep no activations.
+
+    Only the layers themselves are told that they are trained, not what they are made of; and what they do
+    themselves in training alone, such as dropping and jittering, is switched off. So all is as in eval mode.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True
+            for name, value in vars(layer).items():
+                if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                    setattr(layer, name, 0.0)
+
+
+def _freeze_unreached(student: PreTrainedModel, way: type[TreePass] | type[PaddedPass]) -> None:
+    """Freeze what no text reaches, such as a vision tower: DDP would wait for its gradients.
+
+    Which of many experts a token reaches is chance: they all stay.
+    """
+    if not any(p.requires_grad for p in student.parameters()):
+        return
+    student.eval()
+    with torch.enable_grad():
+        hidden_ND = way.of(student, [Span((0, 0), 2)]).hidden(student, None)
+    reached = {id(LMHead.of(student).weight_VD), id(LMHead.of(student).map.bias_V)}
+    seen, waiting = set(), [hidden_ND.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        reached.add(id(getattr(node, "variable", None)))
+        waiting += [following for following, _ in node.next_functions]
+    for name, parameter in student.named_parameters():
+        if id(parameter) not in reached and "expert" not in name:
+            parameter.requires_grad_(False)

@@ -19,6 +19,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from distill.examples import DistillError
+
 Engine = Literal["ddp", "fsdp"]
 Item = TypeVar("Item")
 
@@ -34,8 +36,18 @@ class Ranks:
 
     @classmethod
     def connect(cls, device: str = "auto") -> "Ranks":
-        """Join the processes that a launcher started; a process that was started plainly is alone."""
+        """Join the processes that a launcher started; a process that was started plainly is alone.
+
+        Raises:
+            DistillError: ``accelerate launch`` was asked for several processes and started one.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            # What it sets for several processes without telling this one that it is one of them: --cpu.
+            if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+                raise DistillError(
+                    "accelerate launch was asked for several processes, and on CPUs it starts one: take "
+                    "torchrun --nproc-per-node N -m agents.self_improve ... instead"
+                )
             return cls()
         from accelerate import PartialState  # here, so that one process needs none of it
 

@@ -8,8 +8,8 @@ self         the student's weights of the moment
 ===========  =============================================================================
 
 A teacher may also be another model with the same vocabulary, in this process or on a server. With LoRA
-``base`` is the student's own model with the adapter switched off. A plain ``PrefixLM`` over the student's
-model is the teacher ``self``.
+``base`` is the student's own model with the adapter switched off. A plain ``LanguageModel`` over the
+student's model is the teacher ``self``.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.examples import DistillError, TokenIds
 from distill.lm.head import LMHead
-from distill.lm.prefix_lm import PrefixLM
+from distill.lm.language_model import LanguageModel
+from distill.lm.span import Span
 from distill.parallel import Ranks
 
 TeacherKind = Literal["base", "round", "ema", "self"]
@@ -40,8 +41,8 @@ class Teacher(Protocol):
         """The longest sequence, in tokens."""
         ...
 
-    def hidden(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
-        """[N, D]: what goes into the head after each prefix."""
+    def along(self, spans: Sequence[Span]) -> torch.Tensor:
+        """[N, D]: what goes into the head after each prefix of the spans, end to end."""
         ...
 
 
@@ -54,8 +55,20 @@ class ScoringTeacher(Protocol):
         """The longest sequence, in tokens."""
         ...
 
-    def score(self, prefixes: Sequence[TokenIds], ids_NK: torch.Tensor, temperature: float) -> torch.Tensor:
-        """[N, K]: log-probabilities of chosen tokens after each prefix, with the logits divided first."""
+    def score(
+        self, spans: Sequence[Span], rows: Sequence[int], ids_TK: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        """Log-probabilities of chosen tokens.
+
+        Args:
+            spans: Of a batch.
+            rows: Which T of their prefixes, laid end to end, are asked about.
+            ids_TK: The tokens, K after each.
+            temperature: Divides the logits first.
+
+        Returns:
+            [T, K].
+        """
         ...
 
 
@@ -66,7 +79,7 @@ class FrozenTeacher:
     before it, and a resumed run continues exactly.
     """
 
-    def __init__(self, lm: PrefixLM, *, max_bytes: int = 256 << 20) -> None:
+    def __init__(self, lm: LanguageModel, *, max_bytes: int = 256 << 20) -> None:
         """Take the teacher's model.
 
         Args:
@@ -75,8 +88,8 @@ class FrozenTeacher:
         """
         self.lm = lm
         self._max_bytes = max_bytes
-        self._batches: OrderedDict[tuple[TokenIds, ...], torch.Tensor] = OrderedDict()
-        self._remembered: dict[TokenIds, torch.Tensor] = {}
+        self._batches: OrderedDict[tuple[Span, ...], torch.Tensor] = OrderedDict()
+        self._remembered: dict[Span, torch.Tensor] = {}
 
     @property
     def head(self) -> LMHead:
@@ -90,29 +103,25 @@ class FrozenTeacher:
 
     def remember(self, prefixes: Sequence[TokenIds]) -> None:
         """Compute prefixes that will come again and again, in ever other batches, once."""
-        batch = sorted(set(prefixes))
-        self._remembered = dict(zip(batch, self._computed(batch).unbind(), strict=True))
+        batch = sorted({Span.of(prefix) for prefix in prefixes})
+        self._remembered = dict(zip(batch, self.lm.along(batch).unbind(), strict=True))
 
-    def hidden(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
+    def along(self, spans: Sequence[Span]) -> torch.Tensor:
         """See ``Teacher``."""
-        batch = tuple(sorted(set(prefixes) - self._remembered.keys()))
-        rows = dict(zip(batch, self._batch(batch).unbind(), strict=True)) if batch else {}
-        return torch.stack([rows[p] if p in rows else self._remembered[p] for p in prefixes])
+        batch = tuple(sorted(set(spans) - self._remembered.keys()))
+        rows = {span: hidden_D[None] for span, hidden_D in self._remembered.items()}
+        if batch:
+            rows |= zip(batch, self._batch(batch).split([span.size for span in batch]), strict=True)
+        return torch.cat([rows[span] for span in spans])
 
-    def _batch(self, batch: tuple[TokenIds, ...]) -> torch.Tensor:
+    def _batch(self, batch: tuple[Span, ...]) -> torch.Tensor:
         hidden_ND = self._batches.get(batch)
         if hidden_ND is None:
-            hidden_ND = self._batches[batch] = self._computed(batch)
+            hidden_ND = self._batches[batch] = self.lm.along(batch)
             held = sum(tensor.numel() * tensor.element_size() for tensor in self._batches.values())
             while held > self._max_bytes and len(self._batches) > 1:
                 _, dropped = self._batches.popitem(last=False)
                 held -= dropped.numel() * dropped.element_size()
-        return hidden_ND
-
-    def _computed(self, prefixes: Sequence[TokenIds]) -> torch.Tensor:
-        self.lm.clear()
-        hidden_ND = self.lm.hidden(prefixes)
-        self.lm.clear()
         return hidden_ND
 
 

@@ -11,43 +11,41 @@ methods over all seeds, and their paired differences. Each run is a folder of it
 
 import csv
 import json
-import multiprocessing
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import transformers
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from agents.cli import USER_ERRORS, run_command
-from agents.config import SelfImproveConfig
-from agents.run.folder import clear_errors
-from agents.self_improve import finish, self_improve
-from evals.finished_run import FinishedRun
+from evals import agent_process
+from evals.agent_process import AgentError, Settings
+from evals.command import run_command
+from evals.finished_run import FinishedRun, UnfinishedRunError
+from evals.report import write_report
 from evals.result import Comparison, EvalResult, rate_text
-from evals.suite import Cell, read_suite
+from evals.suite import Cell, Check, read_suite
+from experience import ExperienceError
 from experience.store import open_run
+from experience.text import printable
 
 Row = dict[str, Any]
-Run = Callable[[SelfImproveConfig], object]
-
-
-class BrokenRunError(RuntimeError):
-    """A run whose process died; the message says what may have happened."""
 
 
 def run_suite(
-    cells: Sequence[Cell], output: Path, console: Console, run: Run | None = None
+    cells: Sequence[Cell],
+    output: Path,
+    console: Console,
+    *,
+    run: Callable[[Settings], object] = agent_process.run,
+    check: Check = agent_process.check,
 ) -> dict[str, Any]:
     """Run what is not finished; returns what ``benchmark.json`` holds.
 
@@ -57,26 +55,35 @@ def run_suite(
         cells: From ``read_suite``.
         output: The folder.
         console: Where to report progress.
-        run: Runs a configuration; by default ``self_improve``, in a process of its own.
+        run: Runs a run, or goes on with it, in its ``output``.
+        check: Says whether the finished runs had the settings that are asked for now.
     """
     rows: list[Row] = []
     traces: list[pd.DataFrame] = []
     table: dict[str, Any] = {}
-    with clear_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     by_run: dict[Path, list[Cell]] = {}
     for cell in cells:
         by_run.setdefault(cell.run, []).append(cell)
+    settings = {name: {**some[0].settings, "output": str(output / name)} for name, some in by_run.items()}
+    done = [name for name in by_run if (output / name / "results.json").exists()]
+    problems = dict(zip(done, check([settings[name] for name in done]), strict=True))
     for number, (name, sharing) in enumerate(by_run.items(), 1):
         console.print(f"run {number} of {len(by_run)}: {name}", style="bold", markup=False, soft_wrap=True)
         finished, frames, error = None, [], None
         try:
-            finish(sharing[0].config, output / name, run or in_a_process)
+            if name not in problems:
+                run(settings[name])
+            elif (problem := problems[name]) is not None:
+                raise AgentError(problem["problem"], "ConfigError")
             finished = FinishedRun.read(output / name)
+            if not (output / name / "report.html").exists():  # a kill between the two
+                write_report(output / name, sharing[0].settings.get("store"))
             frames = [_traces(cell, finished) for cell in sharing]
         except Exception as exception:  # of one run; the others have nothing to do with it
-            finished, error = None, f"{type(exception).__name__}: {exception}".splitlines()[0]
-            if not isinstance(exception, (*USER_ERRORS, BrokenRunError)):
+            kind = exception.kind if isinstance(exception, AgentError) else type(exception).__name__
+            finished, error = None, printable(f"{kind}: {exception}".splitlines()[0])
+            if not isinstance(exception, AgentError | UnfinishedRunError | ExperienceError | OSError):
                 console.print("".join(traceback.format_exception(exception)), markup=False, highlight=False)
         traces += frames
         for cell in sharing:
@@ -85,30 +92,6 @@ def run_suite(
         table = {"cells": rows, **_over_seeds(traces)}
         _write(output, table)
     return table
-
-
-def in_a_process(config: SelfImproveConfig) -> None:
-    """``self_improve`` in a new process: its memory is measured by itself, and a crash takes nothing along.
-
-    Raises:
-        BrokenRunError: The process died.
-        Exception: What it raised.
-    """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            pool.submit(_self_improve, config).result()
-        except BrokenProcessPool as error:
-            raise BrokenRunError("the run's process died: was the memory enough?") from error
-        except KeyboardInterrupt:
-            for child in multiprocessing.active_children():
-                child.terminate()  # a SIGTERM: what interrupted this process may not have reached that one
-            raise
-
-
-def _self_improve(config: SelfImproveConfig) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    transformers.utils.logging.disable_progress_bar()
-    self_improve(config)
 
 
 def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> Row:
@@ -125,7 +108,7 @@ def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> Row:
 
 def _traces(cell: Cell, run: FinishedRun) -> pd.DataFrame:
     """The episodes behind a cell."""
-    with open_run(run.path, location=cell.config.store) as store:
+    with open_run(run.path, location=cell.settings.get("store")) as store:
         frame = store.traces(phase=f"test/{cell.arm}@{run.results['eval_temperature'][0]:g}")
     return frame.assign(env=cell.env, model=cell.model, method=cell.method, run_seed=cell.seed)
 
@@ -186,7 +169,7 @@ def print_table(table: dict[str, Any], console: Console) -> None:
     several = len({row["model"] for row in table["methods"]}) > 1
 
     def task(row: Row) -> str:
-        return f"{row['env']}, {row['model']}" if several else row["env"]
+        return escape(f"{row['env']}, {row['model']}" if several else row["env"])
 
     rates = Table("", "method", title="success on test (95% interval over episodes)", title_justify="left")
     for name in ("success", "by seed", "tokens*"):
@@ -194,7 +177,7 @@ def print_table(table: dict[str, Any], console: Console) -> None:
     for row in table["methods"]:
         by_seed = " ".join(f"{rate:.0%}" for rate in row["by_seed"].values())
         rates.add_row(
-            task(row), row["method"], rate_text(row), by_seed, f"{row['prompt_tokens_per_turn']:.0f}"
+            task(row), escape(row["method"]), rate_text(row), by_seed, f"{row['prompt_tokens_per_turn']:.0f}"
         )
     console.print(rates)
     console.print("* of the prompt, per decision\n")
@@ -204,31 +187,30 @@ def print_table(table: dict[str, Any], console: Console) -> None:
         pairs.add_column(name, justify="right", no_wrap=True)
     for row in table["pairs"]:
         difference = f"{row['difference']:+.1%} [{row['ci_low']:+.1%}, {row['ci_high']:+.1%}]"
-        pairs.add_row(task(row), f"{row['first']} - {row['second']}", difference, f"{row['p_value']:.2g}")
+        methods = escape(f"{row['first']} - {row['second']}")
+        pairs.add_row(task(row), methods, difference, f"{row['p_value']:.2g}")
     console.print(pairs)
 
 
 def main(args: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    failed = 0
 
-    def work(console: Console) -> None:
-        def benchmark(suite: tyro.conf.Positional[str] = "default", /, *, output: Path) -> None:
+    def work(console: Console) -> bool:
+        def benchmark(suite: tyro.conf.Positional[str] = "default", /, *, output: Path) -> bool:
             """Run a suite of envs, models, methods and seeds.
 
             Args:
                 suite: A YAML file, or the name of a suite that comes with the toolkit.
                 output: The folder for the runs and the tables; given again, the benchmark goes on there.
             """
-            nonlocal failed
             table = run_suite(read_suite(suite), output, console)
             print_table(table, Console())
-            failed = sum(row["error"] is not None for row in table["cells"])
             console.print(f"{output / 'benchmark.json'}   {output / 'cells.csv'}", highlight=False)
+            return all(row["error"] is None for row in table["cells"])
 
-        tyro.cli(benchmark, prog="python -m evals.benchmark", args=args)
+        return tyro.cli(benchmark, prog="python -m evals.benchmark", args=args)
 
-    return run_command(work) or int(failed > 0)
+    return run_command(work, "Nothing finished is lost: the same command goes on")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ in the prompt. A row that gets worse is forgetting, unless it is what was traine
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,37 +17,75 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import tyro
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import ttest_1samp
 
-from agents.cli import run_command
-from agents.config import ConfigError
-from agents.policies.local import HFPolicy
-from agents.policies.policy import Message, Prompt, Sampling
-from agents.rollout import Phase, rollout, vector_env
-from distill.lm.load import load_model
 from envs.text_env import make_text_env
+from evals.agent_process import ask
+from evals.command import EvalError, run_command
 from evals.instructions import INSTRUCTIONS
 from evals.result import Comparison
 from evals.stats import CONFIDENCE, wilson_interval
-from experience.seeds import SeedRange, Split
+from experience.text import printable
 
 HELD_OUT = Path(__file__).with_name("held_out.txt")
 TEXT = "text (nats)"
 
-TASKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "sums": (
-        "Math-v0",
-        {"task": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
-    ),
-    "lake": ("FrozenLake-v1", {"is_slippery": False}),
-}
-"""Name -> env and its arguments."""
 TaskName = Literal["sums", "lake"]
-
 Scores = dict[str, list[float]]
 """Measure -> one number per item: nats per token of a passage; 1 or 0 for an episode or an instruction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """An env to play."""
+
+    env: str
+    env_kwargs: dict[str, Any]
+
+
+TASKS: Mapping[TaskName, Task] = {
+    "sums": Task(
+        env="Math-v0",
+        env_kwargs={"task": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+    ),
+    "lake": Task(env="FrozenLake-v1", env_kwargs={"is_slippery": False}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exam:
+    """What a model is asked, greedily and without any context."""
+
+    passages: tuple[str, ...]
+    """Texts to predict."""
+    tasks: dict[str, Task]
+    episodes: int
+    """Of each task, on test seeds."""
+    seed: int
+    """Of the run that would be tested on these episodes."""
+    instructions: tuple[str, ...]
+    """Prompts."""
+    max_new_tokens: int
+    """Longest reply, where it is no action."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What a model did."""
+
+    nats: list[float]
+    """Of each passage, the mean per token."""
+    successes: dict[str, list[bool]]
+    """Task -> of each episode, in the order of the seeds."""
+    replies: list[str]
+    """To the instructions."""
+
+
+Examinee = Callable[[Exam], Answers]
+"""A model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,22 +116,22 @@ class ForgettingConfig:
     def __post_init__(self) -> None:
         for name in ("episodes", "max_new_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise EvalError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 def forgetting(
-    config: ForgettingConfig, console: Console, policies: Mapping[str, HFPolicy] | None = None
+    config: ForgettingConfig, console: Console, examinees: Mapping[str, Examinee] | None = None
 ) -> dict[str, Any]:
     """Measure every model; returns the table, which is also written to ``output``.
 
     Args:
         config: What to compare.
         console: Where to report progress.
-        policies: The models by role, where they are loaded already.
+        examinees: The models by role, where they are loaded already; else each gets a process of its own.
 
     Raises:
         EnvError: A task cannot be had.
-        ModelError: A model cannot be had.
+        AgentError: A model cannot be had.
     """
     check_tasks(config.tasks)
     names = {"before": config.before, "after": config.after}
@@ -101,9 +139,9 @@ def forgetting(
         names["baseline"] = config.baseline
     scores: dict[str, Scores] = {}
     for role, name in names.items():
-        console.print(f"measuring {role}: {name}", markup=False)
-        policy = _load_policy(name, config) if policies is None else policies[role]
-        scores[role] = measure_model(policy, config)
+        console.print(f"measuring {role}: {printable(name)}", markup=False)
+        examinee = partial(_in_a_process, name, config) if examinees is None else examinees[role]
+        scores[role] = _scores(examinee, config)
     table: dict[str, Any] = {"models": names, "rows": []}
     for measure in scores["before"]:
         row: dict[str, Any] = {"measure": measure}
@@ -122,82 +160,47 @@ def forgetting(
     return table
 
 
-def _load_policy(name: str, config: ForgettingConfig) -> HFPolicy:
-    loaded = load_model(model_folder(name), device=config.device, trust_remote_code=config.trust_remote_code)
-    return HFPolicy(loaded.model, loaded.tokenizer)
+def _in_a_process(name: str, config: ForgettingConfig, exam: Exam) -> Answers:
+    """The answers of a model that is loaded for them."""
+    question: dict[str, Any] = {"model": model_folder(name), "exam": asdict(exam)}
+    question |= {"device": config.device, "trust_remote_code": config.trust_remote_code}
+    return TypeAdapter(Answers).validate_python(ask("exam", question))
 
 
 def model_folder(name: str) -> str:
-    """What ``load_model`` takes: of a run's folder, its model."""
+    """What a model is called by: of a run's folder, its model."""
     model = Path(name) / "model"
     return str(model) if model.is_dir() else name
 
 
-def check_tasks(tasks: Iterable[str] = TASKS) -> None:
+def check_tasks(tasks: Iterable[TaskName] = ("sums", "lake")) -> None:
     """See that the built-in tasks can be had, before anything is spent.
 
     Raises:
         EnvError: One cannot.
     """
     for task in tasks:
-        make_text_env(*TASKS[task]).close()
+        make_text_env(TASKS[task].env, TASKS[task].env_kwargs).close()
 
 
-def measure_model(policy: HFPolicy, config: ForgettingConfig) -> Scores:
+def _scores(examinee: Examinee, config: ForgettingConfig) -> Scores:
     """Everything that is measured of one model."""
-    scores: Scores = {TEXT: text_nats(policy, HELD_OUT.read_text(encoding="utf-8").split("\n\n"))}
-    sampling = Sampling(temperature=0.0, max_tokens=config.max_new_tokens)
-    for task in config.tasks:
-        scores[task] = task_successes(policy, task, config, sampling)
-    prompts = [Prompt(messages=(Message(role="user", content=i.prompt),)) for i in INSTRUCTIONS]
-    replies = policy.generate(prompts, sampling, [0] * len(prompts))
-    scores["instructions"] = [
-        float(instruction.is_followed(reply.text))
-        for instruction, reply in zip(INSTRUCTIONS, replies, strict=True)
-    ]
-    return scores
-
-
-def text_nats(policy: HFPolicy, passages: Sequence[str]) -> list[float]:
-    """Mean negative log-likelihood per token of each passage, in nats, its first token taken as given."""
-    nats = []
-    for passage in passages:
-        ids = tuple(policy.tokenizer(passage, add_special_tokens=False)["input_ids"])[: policy.lm.window]
-        policy.clear()  # nothing is shared between passages
-        logprobs_TV = policy.lm.logits([ids[:end] for end in range(1, len(ids))]).log_softmax(-1)
-        nats.append(-float(logprobs_TV[range(len(ids) - 1), list(ids[1:])].mean()))
-    policy.clear()
-    return nats
-
-
-def task_successes(
-    policy: HFPolicy, task: TaskName, config: ForgettingConfig, sampling: Sampling
-) -> list[float]:
-    """1 or 0 per test episode, in the order of the seeds."""
-    env_id, kwargs = TASKS[task]
-    make = partial(make_text_env, env_id, kwargs)
-    words = make().words
-    if words.actions:
-        longest = policy.longest_action(words.reply_prefix, words.actions)
-        sampling = Sampling(temperature=0.0, max_tokens=longest)
-    seeds = SeedRange(split=Split.TEST, run_seed=config.seed, start=0, size=config.episodes)
-    envs = vector_env(make, min(64, config.episodes))
-    try:
-        traces = list(
-            rollout(
-                envs,
-                words,
-                policy,
-                [Phase(name="forgetting", seeds=seeds)],
-                sampling=sampling,
-                policy_id="",
-                env_id=env_id,
-            )
+    answers = examinee(
+        Exam(
+            passages=tuple(HELD_OUT.read_text(encoding="utf-8").split("\n\n")),
+            tasks={name: TASKS[name] for name in config.tasks},
+            episodes=config.episodes,
+            seed=config.seed,
+            instructions=tuple(instruction.prompt for instruction in INSTRUCTIONS),
+            max_new_tokens=config.max_new_tokens,
         )
-    finally:
-        envs.close()
-    policy.clear()
-    return [float(trace.success) for trace in sorted(traces, key=lambda trace: trace.seed)]
+    )
+    followed = [
+        float(instruction.is_followed(reply))
+        for instruction, reply in zip(INSTRUCTIONS, answers.replies, strict=True)
+    ]
+    played = {name: [float(won) for won in outcomes] for name, outcomes in answers.successes.items()}
+    return {TEXT: answers.nats, **played, "instructions": followed}
 
 
 def _summary(measure: str, values: Sequence[float]) -> dict[str, float]:
@@ -275,7 +278,7 @@ def main() -> int:
         config = tyro.cli(ForgettingConfig, prog="python -m evals.forgetting")
         print_table(forgetting(config, console))
 
-    return run_command(work, how_to_go_on=lambda: "")
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 
 from scipy.stats import binomtest
 
-from experience.context import NO_CONTEXT, Context
+from experience.context import NO_CONTEXT, Context, ContextScore
 from experience.insight import Insight, InsightState
-from experience.score import ContextScore
 from experience.seeds import SeedRange
 
 SIGNIFICANT = 0.05
@@ -149,7 +148,15 @@ def judge(
         episodes=sum(map(len, outcomes.values())) + len(seeds),
         episodes_full=(len(candidates) + 1) * len(seeds),
         scores=tuple(
-            _score(context, outcomes[context.id], without, phase, policy_id, verdicts[context.id])
+            _score(
+                context,
+                outcomes[context.id],
+                without,
+                phase,
+                policy_id,
+                admitted and context is best,
+                verdicts[context.id],
+            )
             for context in candidates
         ),
         outcomes={**outcomes, NO_CONTEXT.id: without},
@@ -157,7 +164,13 @@ def judge(
 
 
 def _score(
-    context: Context, outcomes: Outcomes, without: Outcomes, phase: str, policy_id: str, verdict: str
+    context: Context,
+    outcomes: Outcomes,
+    without: Outcomes,
+    phase: str,
+    policy_id: str,
+    admitted: bool,
+    verdict: str,
 ) -> ContextScore:
     return ContextScore(
         phase=phase,
@@ -171,5 +184,6 @@ def _score(
             sum(won and not without[seed] for seed, won in outcomes.items()),
             sum(without[seed] and not won for seed, won in outcomes.items()),
         ),
+        admitted=admitted,
         verdict=verdict,
     )

@@ -14,6 +14,7 @@ import pandas as pd
 import tyro
 from markupsafe import Markup
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from evals.finished_run import FinishedRun, UnfinishedRunError, rows_by_part
@@ -30,8 +31,10 @@ from evals.plots import (
 )
 from evals.replay import replay_pairs
 from evals.result import Comparison, EvalResult, rate_text, temperature_text
+from experience import ExperienceError
 from experience.insight import InsightState
-from experience.store import ExperienceStore, StoreError, open_run
+from experience.store import ExperienceStore, open_run
+from experience.text import printable
 
 SHOWN_TRACES = 5
 """Traces named as evidence of an insight; the database has them all."""
@@ -58,11 +61,11 @@ def write_report(path: Path, store: str | None = None) -> Path:
         The report's path.
 
     Raises:
-        StoreError: The run's experience cannot be read.
+        ExperienceError: The run's experience cannot be read.
         UnfinishedRunError: It is no finished run's folder.
     """
     run = FinishedRun.read(path)
-    train, results = run.of_kind("train"), run.results
+    train, gates, results = run.of_kind("train"), run.of_kind("gate"), run.results
     with open_run(path, location=store) as experience:
         insights = _insights(experience)
         candidates = _candidates(experience, insights)
@@ -92,7 +95,7 @@ def write_report(path: Path, store: str | None = None) -> Path:
         train=train,
         completion_tokens=sum(step["completion_tokens"] for step in train) / max(len(train), 1),
         curves=curves,
-        gates=run.of_kind("gate"),
+        gates=gates,
         candidates=candidates,
     )
 
@@ -114,29 +117,33 @@ def _insights(store: ExperienceStore) -> list[dict[str, Any]]:
 def _candidates(
     store: ExperienceStore, insights: list[dict[str, Any]]
 ) -> list[tuple[int, Markup, list[dict[str, Any]]]]:
-    """(round, plot, candidates with the best first) for each gate that had a choice."""
+    """(round, plot, candidates with the best first) for each gate that had a choice.
+
+    Args:
+        store: For the scores.
+        insights: From ``_insights``.
+    """
     texts = {insight["insight_id"]: insight["text"] for insight in insights}
-    gates = []
+    shown = []
     for phase, scores in store.scores().groupby("phase", sort=False):
         if len(scores) < 2:
             continue
+        number = int(str(phase).partition("/")[0].removeprefix("round"))
         rows = []
         for score in scores.to_dict("records"):
             n, ids = len(score["seeds"]), score["insight_ids"]
             result = EvalResult.from_episodes(successes=score["successes"], n=n, mean_return=0.0)
             text = texts.get(ids[0], ids[0]) if len(ids) == 1 else f"{len(ids)} insights together"
-            is_admitted = "; admitted" in score["verdict"]
             without = score["successes_without"] / n
             about = {"text": text, "without": without, "verdict": score["verdict"]}
-            rows.append({**result.as_dict(), **about, "is_admitted": is_admitted})
+            rows.append({**result.as_dict(), **about, "is_admitted": score["admitted"]})
         # Those that lasted longer were better when it was decided.
         rows.sort(key=lambda row: (row["n"], row["success_rate"]), reverse=True)
-        for number, row in enumerate(rows, 1):
-            row["label"] = f"{number} ({row['n']})"
-        name = str(phase).partition("/")[0].removeprefix("round")
-        title = f"Round {name}: the best candidates (and their episodes)"
-        gates.append((int(name), gate_plot(rows, rows[0]["without"], title), rows))
-    return gates
+        for place, row in enumerate(rows, 1):
+            row["label"] = f"{place} ({row['n']})"
+        title = f"Round {number}: the best candidates (and their episodes)"
+        shown.append((number, gate_plot(rows, rows[0]["without"], title), rows))
+    return shown
 
 
 def write_comparison(paths: list[Path], target: Path, store: str | None = None) -> Path:
@@ -151,7 +158,7 @@ def write_comparison(paths: list[Path], target: Path, store: str | None = None) 
         The page's path.
 
     Raises:
-        StoreError: A run's experience cannot be read.
+        ExperienceError: A run's experience cannot be read.
         UnfinishedRunError: One is no finished run's folder.
     """
     runs = dict(zip(_short_names(paths), map(FinishedRun.read, paths), strict=True))
@@ -208,10 +215,11 @@ def _short_names(paths: list[Path]) -> list[str]:
 
 
 def print_summary(results: dict[str, Any], path: Path, console: Console | None = None) -> None:
-    """The same in ten lines."""
+    """A run's results in ten lines."""
     console = console or Console()
     names = [temperature_text(t) for t in results["eval_temperature"]]
-    table = Table(title=f"{results['env']}: success on test episodes (95% interval)", title_justify="left")
+    env = escape(printable(results["env"]))
+    table = Table(title=f"{env}: success on test episodes (95% interval)", title_justify="left")
     table.add_column("", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right")
@@ -234,7 +242,10 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
         soft_wrap=True,
     )
     console.print(
-        f"report: {path / 'report.html'}   model: {path / 'model'}", highlight=False, soft_wrap=True
+        f"report: {path / 'report.html'}   model: {path / 'model'}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -260,8 +271,8 @@ def main(args: list[str] | None = None) -> None:
 
     try:
         tyro.cli(report, prog="python -m evals.report", args=args)
-    except (StoreError, UnfinishedRunError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except (ExperienceError, UnfinishedRunError, OSError) as error:
+        sys.exit(f"error: {printable(str(error))}")
 
 
 if __name__ == "__main__":

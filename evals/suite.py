@@ -11,20 +11,25 @@
     seeds: [0, 1]
 
 An entry is a name, or a mapping with settings of its own, which go before those above it. A method of your
-own is ``{method: adapters, lora_rank: 16, lr: 2e-4}``: the trained agent with these settings.
+own is ``{method: adapters, lora_rank: 16, lr: 2e-4}``: the trained agent with these settings. Names are
+folders as well, so two must not differ in ``/``, ``:`` or capitals alone. YAML's aliases are refused.
 """
 
 import difflib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+import reprlib
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, PlainValidator, ValidationError
 
-from agents.config import ConfigError, SelfImproveConfig
+from evals import agent_process
+from evals.command import EvalError
+from experience.text import printable
 
 SHIPPED = Path(__file__).parent / "suites"
 Arm = Literal["before", "before_with_experience", "after"]
@@ -42,20 +47,24 @@ KL. The first two train nothing: they are arms of the run of the suite's first m
 UNTRAINED: Mapping[str, Any] = {"steps": 0}
 """The run of these two in a suite without any other."""
 
-AXES = {"envs": "env", "models": "model", "methods": "method"}
-"""Lists of a suite, and the key that names an entry."""
+AXES = ("envs", "models", "methods")
 GIVEN_ELSEWHERE = ("env", "model", "seed", "output", "resume", "json")
 """Settings of a run that the suite or the command gives."""
+MAX_BYTES = 1 << 20
+"""Of a suite file."""
+MAX_CELLS = 10_000
+MAX_NAME_BYTES = 200
+"""Of an entry, which is a folder."""
 
 Location = tuple[str | int, ...]
 """Where something stands in a file: keys, and numbers in lists."""
 Settings = dict[str, tuple[Location, Any]]
 """Name -> where it stands, and its value."""
+Check = Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, Any] | None]]
+"""See ``agent_process.check``."""
 
-_CONFIG: TypeAdapter[SelfImproveConfig] = TypeAdapter(SelfImproveConfig)
 
-
-class SuiteError(ConfigError):
+class SuiteError(EvalError):
     """A suite that cannot be run; the message names the file, the line and the key."""
 
 
@@ -72,63 +81,153 @@ class Cell:
     """Which of the run's arms it is."""
     run: Path
     """The run's folder in the benchmark's; cells may share it."""
-    config: SelfImproveConfig
-    """Of the run."""
+    settings: Mapping[str, Any]
+    """Of the run, but for its folder: those of ``agents.self_improve``, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
+    """An env, a model or a method."""
+
+    given: str
+    """The id of the env, the model, or the method that is built in."""
     name: str
-    arm: Arm
-    """Of a method."""
-    settings: Settings
-    is_trained: bool = True
+    own: Mapping[str, Any]
+    """Its settings."""
+
+    @property
+    def folder(self) -> str:
+        """What it is called in a path."""
+        return self.name.replace("/", "-").replace(":", "-")
+
+    @property
+    def method(self) -> tuple[Arm, Mapping[str, Any] | None]:
+        """Of a method: see ``METHODS``; one's own is the trained agent."""
+        return METHODS.get(self.given, ("after", {}))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a method is one."""
+        return self.method[1] is not None
 
 
-def read_suite(name: str) -> list[Cell]:
+def _read_entry(key: str, value: Any) -> _Entry:
+    """An entry, which is a name, or a mapping that has it under ``key``."""
+    own = dict(value) if isinstance(value, dict) else {key: value}
+    given = own.pop(key, None)
+    entry = _Entry(given=given, name=str(own.pop("name", given)), own=own)
+    is_name = (
+        entry.name.strip(". ") and entry.name.isprintable() and len(entry.name.encode()) <= MAX_NAME_BYTES
+    )
+    if not isinstance(given, str) or not is_name:
+        raise ValueError(f"needs a short name, as text or under {key}")
+    return entry
+
+
+def _read_method(value: Any) -> _Entry:
+    entry = _read_entry("method", value)
+    if entry.given not in METHODS and not entry.own:
+        raise ValueError(f"is none of {', '.join(METHODS)}; a method of your own needs settings")
+    if not entry.is_trained and entry.own:
+        raise ValueError(f"takes no settings: {entry.given} is an arm of another method's run")
+    return entry
+
+
+class _Suite(BaseModel, extra="forbid", strict=True):
+    settings: dict[str, Any] | None = None
+    envs: Annotated[list[Annotated[_Entry, PlainValidator(partial(_read_entry, "env"))]], Field(min_length=1)]
+    models: Annotated[
+        list[Annotated[_Entry, PlainValidator(partial(_read_entry, "model"))]], Field(min_length=1)
+    ]
+    methods: Annotated[list[Annotated[_Entry, PlainValidator(_read_method)]], Field(min_length=1)]
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+
+
+def read_suite(name: str, check: Check = agent_process.check) -> list[Cell]:
     """The cells of a suite.
 
     Args:
         name: A file, or the name of a suite that comes with the toolkit.
+        check: Who says whether the settings can be.
 
     Raises:
         SuiteError: There is none, or it cannot be run.
     """
     path = Path(name) if Path(name).is_file() else SHIPPED / f"{name}.yaml"
     try:
-        file = _File(path.name, path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1).decode("utf-8")
     except FileNotFoundError as error:
         shipped = ", ".join(sorted(suite.stem for suite in SHIPPED.glob("*.yaml")))
         raise SuiteError(f"there is no suite {name}: name a YAML file, or one of {shipped}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no path at all
         raise SuiteError(f"the suite {path} cannot be read: {error}") from error
-    return list(_cells(file))
+    if len(text) > MAX_BYTES:
+        raise SuiteError(f"the suite {path} has more than {MAX_BYTES} bytes")
+    suite = _File(path.name, text)
+    cells = []
+    runs: dict[Path, Settings] = {}
+    for cell, settings in _cells(suite):
+        cells.append(cell)
+        runs[cell.run] = settings
+    plain = [{key: value for key, (_, value) in settings.items()} for settings in runs.values()]
+    for settings, found in zip(runs.values(), check(plain), strict=True):
+        if found is not None:
+            # What makes no sense together has no place of its own: the message names the settings.
+            names = [found["setting"], *(key for key in settings if key in found["problem"])]
+            at = next((settings[name][0] for name in names if name in settings), ())
+            problem = found["problem"] if found["setting"] else f"cannot be: {found['problem']}"
+            raise suite.error(at, problem)
+    return cells
 
 
-def _cells(file: "_File") -> Iterator[Cell]:
-    common = file.settings(file.mapping((), (*AXES, "seeds", "settings")).get("settings", {}), ("settings",))
-    envs, models, methods = (file.entries(axis) for axis in AXES)
-    untrained: Settings = {name: (("methods",), value) for name, value in UNTRAINED.items()}
+def _cells(file: "_File") -> Iterator[tuple[Cell, Settings]]:
+    """Each cell, and where its run's settings come from."""
+    suite = file.suite()
+    common = file.settings(suite.settings or {}, ("settings",))
+    envs = file.entries("envs", suite.envs, "env")
+    models = file.entries("models", suite.models, "model")
+    methods = file.entries("methods", suite.methods)
+    if len(envs) * len(models) * len(methods) * len(suite.seeds) > MAX_CELLS:
+        raise file.error((), f"has more than {MAX_CELLS} cells")
+    for index, seed in enumerate(suite.seeds):
+        if seed in suite.seeds[:index]:
+            raise file.error(("seeds", index), "stands there twice")
+    untrained = _Entry(given="", name="untrained", own={})
     shared = next(
-        (method for method in methods if method.is_trained),
-        _Entry(name="untrained", arm="before", settings=untrained),
+        ((method, own) for method, own in methods if method.is_trained),
+        (untrained, {name: (("methods",), value) for name, value in UNTRAINED.items()}),
     )
-    for env in envs:
-        for model in models:
-            for seed in file.seeds():
-                for method in methods:
-                    source = method if method.is_trained else shared
-                    settings = common | env.settings | model.settings | source.settings
-                    names = (env.name, model.name, source.name, f"seed{seed}")
-                    yield Cell(
+    for env, of_env in envs:
+        for model, of_model in models:
+            for index, seed in enumerate(suite.seeds):
+                for method, own in methods:
+                    source, of_source = (method, own) if method.is_trained else shared
+                    settings = common | of_env | of_model | of_source
+                    settings |= {"seed": (("seeds", index), seed)}
+                    cell = Cell(
                         env=env.name,
                         model=model.name,
                         method=method.name,
                         seed=seed,
-                        arm=method.arm,
-                        run=Path(*(name.replace("/", "-").replace(":", "-") for name in names)),
-                        config=file.config(settings | {"seed": (("seeds",), seed)}),
+                        arm=method.method[0],
+                        run=Path(env.folder, model.folder, source.folder, f"seed{seed}"),
+                        settings={key: value for key, (_, value) in settings.items()},
                     )
+                    yield cell, settings
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that is as long as it looks, and as JSON can hold it."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="no aliases, please: write it out", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+
+SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 
 
 class _File:
@@ -139,17 +238,17 @@ class _File:
         self.lines: dict[Location, int] = {}
         self.values: Any = None
         try:
-            loader = yaml.SafeLoader(text)
+            loader = _Loader(text)
             if (node := loader.get_single_node()) is not None:
                 self._note_lines(node, ())
                 self.values = loader.construct_document(node)
+        except SuiteError:
+            raise
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise SuiteError(f"{name}, line {line}: {error.problem}") from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 32nd of May
-            if isinstance(error, SuiteError):
-                raise
-            raise SuiteError(f"{name}, line 1: no YAML: {str(error).splitlines()[0]}") from error
+            raise self._error(line, str(error.problem)) from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise self._error(1, f"no YAML: {str(error).splitlines()[0]}") from error
 
     def _note_lines(self, node: yaml.Node, at: Location) -> None:
         self.lines.setdefault(at, node.start_mark.line + 1)
@@ -160,91 +259,75 @@ class _File:
                 self.lines[place] = key.start_mark.line + 1
                 if known:
                     raise self.error(place, "stands there twice")
+                if key.tag != "tag:yaml.org,2002:str":
+                    raise self.error(place, "is no text: put it in quotes")
                 self._note_lines(value, place)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
                 self._note_lines(value, (*at, index))
+        elif node.tag not in SCALARS:  # a date, for instance
+            raise self.error(at, "is neither text nor a number: put it in quotes")
 
     def error(self, at: Location, problem: str) -> SuiteError:
         """What is wrong at a place, or with what is missing there."""
         line = next((self.lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self.lines), 1)
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at).lstrip(".")
-        return SuiteError(f"{self.name}, line {line}: {key or 'the suite'} {problem}")
+        return self._error(line, f"{key or 'the suite'} {problem}")
 
-    def mapping(self, at: Location, keys: Sequence[str]) -> dict[str, Any]:
-        """The mapping there, which has no other keys than these."""
-        value = self.values
-        for part in at:
-            value = value[part]
-        if not isinstance(value, dict):
-            raise self.error(at, f"is a mapping of {', '.join(keys[:6])}, not {value!r}")
-        for key in value:
-            if key not in keys:
-                near = difflib.get_close_matches(str(key), keys, n=1)
-                hint = f": did you mean {near[0]}?" if near else ""
-                raise self.error((*at, str(key)), f"is not known here{hint}")
-        return value
+    def _error(self, line: int, problem: str) -> SuiteError:
+        problem = " ".join(printable(problem).split())
+        return SuiteError(f"{printable(self.name)}, line {line}: {problem}")
 
-    def settings(self, values: Mapping[str, Any] | None, at: Location) -> Settings:
-        """Settings of runs."""
-        if not values:
-            return {}
-        known = [field.name for field in fields(SelfImproveConfig) if field.name not in GIVEN_ELSEWHERE]
-        extra = [*AXES.values(), "name"] if len(at) > 1 else []
-        self.mapping(at, [*extra, *known])
-        return {key: ((*at, key), value) for key, value in values.items() if key in known}
-
-    def entries(self, axis: str) -> list[_Entry]:
-        """The envs, models or methods."""
-        values = self._list(axis)
-        entries = [self._entry(axis, index, value) for index, value in enumerate(values)]
-        counts = Counter(entry.name for entry in entries)
-        for index, entry in enumerate(entries):
-            if counts[entry.name] > 1:
-                raise self.error((axis, index), f"is one of several {entry.name}: give each a name")
-        return entries
-
-    def _entry(self, axis: str, index: int, value: Any) -> _Entry:
-        at, key = (axis, index), AXES[axis]
-        own = self.settings(value, at) if isinstance(value, dict) else {}
-        given = value.get(key) if isinstance(value, dict) else value
-        name = str(value.get("name", given) if isinstance(value, dict) else given)
-        if not isinstance(given, str) or not name.strip(". "):
-            raise self.error(at, f"needs a name, as text or under {key}")
-        if axis != "methods":
-            return _Entry(name=name, arm="after", settings=own | {key: (at, given)})
-        if given not in METHODS and not own:
-            raise self.error(at, f"is none of {', '.join(METHODS)}; a method of your own needs settings")
-        arm, builtin = METHODS.get(given, ("after", {}))
-        if builtin is None and own:
-            raise self.error(at, f"takes no settings: {given} is an arm of another method's run")
-        settings = {setting: (at, value) for setting, value in (builtin or {}).items()}
-        return _Entry(name=name, arm=arm, settings=settings | own, is_trained=builtin is not None)
-
-    def seeds(self) -> list[int]:
-        """The run seeds."""
-        seeds = self._list("seeds")
-        for index, seed in enumerate(seeds):
-            if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 or seeds.count(seed) > 1:
-                raise self.error(("seeds", index), f"is a whole number from 0, given once, not {seed!r}")
-        return seeds
-
-    def _list(self, name: str) -> list[Any]:
-        values = self.values.get(name)
-        if not isinstance(values, list) or not values:
-            raise self.error((name,), f"is needed: a list of at least one, not {values!r}")
-        return values
-
-    def config(self, settings: Settings) -> SelfImproveConfig:
-        """A run's configuration."""
-        given = {key: value for key, (_, value) in settings.items()}
-        defaults = asdict(SelfImproveConfig.for_env(given["env"]))
+    def suite(self) -> _Suite:
+        """What stands in the file, which has the form of a suite."""
         try:
-            return _CONFIG.validate_python(defaults | given)
+            return _Suite.model_validate(self.values)
         except ValidationError as error:
-            first = error.errors()[0]
-            message = first["msg"].removeprefix("Value error, ")
-            # What makes no sense together has no place of its own: the message names the settings.
-            names = [str(part) for part in first["loc"][:1]] or [key for key in given if key in message]
-            at = next((settings[name][0] for name in names if name in settings), ())
-            raise self.error(at, f"cannot be: {message[:1].lower() + message[1:]}") from error
+            # What is misspelt is missing too, and says more.
+            found = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+            kind, at = found["type"], found["loc"]
+            if not at:
+                problem = f"is a mapping of {', '.join(_Suite.model_fields)}"
+            elif kind == "extra_forbidden":
+                near = difflib.get_close_matches(str(at[0]), _Suite.model_fields, n=1)
+                problem = f"is not known here{f': did you mean {near[0]}?' if near else ''}"
+            elif kind == "missing":
+                problem = "is needed"
+            elif kind == "value_error":
+                problem = str(found["ctx"]["error"])
+            else:
+                what = found["msg"][:1].lower() + found["msg"][1:]
+                problem = f"cannot be {reprlib.repr(found['input'])}: {what}"
+            raise self.error(at, problem) from error
+
+    def settings(self, values: Mapping[str, Any], at: Location) -> Settings:
+        """Settings of runs, with their places."""
+        for key in values:
+            if key in GIVEN_ELSEWHERE:
+                raise self.error((*at, key), "is not known here: the suite or the command gives it")
+        return {key: ((*at, key), value) for key, value in values.items()}
+
+    def entries(
+        self, axis: str, entries: Sequence[_Entry], setting: str | None = None
+    ) -> list[tuple[_Entry, Settings]]:
+        """Entries with all their settings; no two share a name or a folder.
+
+        Args:
+            axis: Where they stand.
+            entries: As they stand there.
+            setting: Which setting their id is; methods are settings themselves.
+        """
+        taken: dict[str, str] = {}
+        found = []
+        for index, entry in enumerate(entries):
+            at = (axis, index)
+            folder = unicodedata.normalize("NFC", entry.folder).casefold()  # some disks know no difference
+            if other := taken.get(folder):
+                raise self.error(
+                    at, f"is called {entry.name}, and shares its folder with {other}: give it another name"
+                )
+            taken[folder] = entry.name
+            given = entry.method[1] if setting is None else {setting: entry.given}
+            settings = {name: (at, value) for name, value in (given or {}).items()}
+            found.append((entry, settings | self.settings(entry.own, at)))
+        return found

@@ -1,1 +1,5 @@
 """What the agent lived through and what it made of it: traces, insights, and the store of both."""
+
+
+class ExperienceError(RuntimeError):
+    """A store, a file or an endpoint that cannot be used; the message says why and what to do."""

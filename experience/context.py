@@ -1,11 +1,13 @@
 """What stands in the prompt beside the observation."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+
+import bm25s
 
 from experience.insight import Insight
-from experience.relevance import Relevance, bm25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +20,6 @@ class Context:
     situation: Callable[[str], str] = field(default=str, repr=False, compare=False)
     """What an insight's observation is compared with: the observation, or what it has in common with like
     ones, such as the bucket of a number."""
-    relevance: Relevance = field(default=bm25, repr=False, compare=False)
-    """How well insights about no situation in particular suit an observation."""
     is_exploring: bool = False
     """At the n-th time that an episode acts in a situation, show the n-th advice about it, in their
     order: what came of the first is found out by then."""
@@ -53,7 +53,7 @@ class Context:
         others = [i for i in self.insights if i.observation not in (None, situation)]
         general = sorted((i for i in self.insights if i.observation is None), key=_value)
         if len(general) > 1 and not 0 < self.k <= len(about):
-            scores = self.relevance(tuple(i.text for i in general), observation)
+            scores = relevance(tuple(i.text for i in general), observation)
             general = [general[i] for i in sorted(range(len(general)), key=lambda i: -scores[i])]
         about = about[min(times, len(about) - 1) :] if self.is_exploring else sorted(about, key=_value)
         ranked = about + general
@@ -61,6 +61,28 @@ class Context:
 
 
 NO_CONTEXT = Context()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextScore:
+    """How one context did on validation, paired with no context on the same seeds."""
+
+    phase: str
+    """Where it was scored, such as ``round1/gate``."""
+    context_id: str
+    insight_ids: tuple[str, ...]
+    policy_id: str
+    """Which weights played."""
+    seeds: tuple[int, ...]
+    """The validation seeds that both were played on."""
+    successes: int
+    successes_without: int
+    p_value: float
+    """Exact, paired."""
+    admitted: bool
+    """Whether it may go into the weights."""
+    verdict: str
+    """What became of it and why, to be read."""
 
 
 def within_budget(
@@ -89,3 +111,29 @@ def within_budget(
 def _value(insight: Insight) -> tuple[float, int, str]:
     """Sorts the most valuable first."""
     return (-insight.score, len(insight.against) - len(insight.evidence), insight.id)
+
+
+def relevance(texts: tuple[str, ...], observation: str) -> Sequence[float]:
+    """How like an observation each text is in its words, by BM25 (Robertson and Zaragoza 2009)."""
+    [query] = _words([observation])
+    index = _index(texts)
+    scores: Sequence[float] = index.get_scores(query) if query and index else [0.0] * len(texts)
+    return scores
+
+
+@lru_cache(maxsize=16)
+def _index(texts: tuple[str, ...]) -> bm25s.BM25 | None:
+    """Made once for a pool, not for every observation; ``None`` if there is no word in it."""
+    words = _words(texts)
+    if not any(words):
+        return None
+    index = bm25s.BM25()
+    index.index(words, show_progress=False)
+    return index
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    words: list[list[str]] = bm25s.tokenize(
+        list(texts), stopwords=None, return_ids=False, show_progress=False
+    )
+    return words

@@ -1,6 +1,6 @@
-"""A SQLite file or a database server that holds a store: opened, brought to the present schema, shared.
+"""A SQLite file or a PostgreSQL database that holds a store: opened, brought to the present schema, shared.
 
-Whatever goes wrong in it is a ``StoreError`` that says what to do and shows no password.
+Whatever goes wrong in it is an ``ExperienceError`` that says what to do and shows no password.
 """
 
 import re
@@ -14,22 +14,22 @@ from typing import Any, Self
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from experience.tables import metadata
+from experience import ExperienceError
 
-APPLICATION_ID = 0x4F504344  # "OPCD", in the SQLite header, so that other programs' files are told apart
+VERSION = "0003"
+"""Of the schema; here so that Alembic, which is slow to import, is not needed to see that it is the present
+one."""
 VERSION_TABLE = "opcd_gym_version"
-"""Alembic's; of our own name, so that a server's database of another program is told apart."""
-VERSIONS = ("0001", "0002")
-"""Known versions of the schema, the present one last; here so that Alembic, which is slow to import, is not
-needed to see that nothing is to be migrated."""
+"""Alembic's; of our own name, so that another program's database is told apart."""
 BUSY_SECONDS = 30.0
 """How long a writer waits for another."""
 CONNECT_SECONDS = 10
 """How long a server may take to answer at first."""
 
-_INSERTS: Mapping[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-"""The dialects that know ON CONFLICT DO NOTHING."""
-_PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+_LOCK = 0x4F504344  # "OPCD": on a server, who makes the tables holds it
+_INSERTS: Mapping[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+"""The databases that a store can be in; both know ON CONFLICT DO NOTHING."""
+_PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary"}
 """Where a driver's package has another name."""
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "another process is writing to it: wait for it, or stop it, and try again",
@@ -39,10 +39,6 @@ _ADVICE = {
     sqlite3.SQLITE_NOTADB: "it is no SQLite file: name another",
     sqlite3.SQLITE_CORRUPT: "it is damaged: take a copy, or save what is left with sqlite3's .recover",
 }
-
-
-class StoreError(RuntimeError):
-    """A store that cannot be used; the message says why and what to do."""
 
 
 class Database:
@@ -56,25 +52,23 @@ class Database:
             create: Whether to begin a new store where there is none.
 
         Raises:
-            StoreError: It cannot be opened or is no store; or there is none and ``create`` is off.
+            ExperienceError: It cannot be opened or is no store; or there is none and ``create`` is off.
         """
         url = _url(location)
-        is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
-        self.path = Path(str(url.database)) if is_file and "uri" not in url.query else None
-        """The file; ``None`` if it is on a server."""
+        is_path = url.get_backend_name() == "sqlite" and url.database and not url.query
         # Options of a URL may hold a password as well.
         shown = url.set(query={}).render_as_string(hide_password=True)
-        self.name = shown if self.path is None else str(self.path)
+        self.name = str(url.database) if is_path else shown
         """What to call it in messages."""
         self._secrets = [str(secret) for secret in (url.password, url.query.get("password")) if secret]
-        if self.path is not None and not create and not self.path.exists():
-            raise StoreError(f"there is no store at {self.name}")
+        if is_path and not create and not Path(self.name).exists():
+            raise ExperienceError(f"there is no store at {self.name}")
         self._engine = self._create_engine(url)
         self._reader, self._writer = self._engine, self._engine.execution_options(immediate=True)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
-        elif self._engine.dialect.name == "postgresql":
+        else:
             # What is read in one transaction is of one moment, as in SQLite.
             self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ")
         try:
@@ -84,70 +78,65 @@ class Database:
             raise
 
     def _create_engine(self, url: sa.URL) -> sa.Engine:
-        options: dict[str, Any] = {"pool_pre_ping": True}
-        if url.get_backend_name() == "sqlite":
-            options = {"connect_args": {"timeout": BUSY_SECONDS}}
-        elif url.get_backend_name() == "postgresql" and "connect_timeout" not in url.query:
-            options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
+        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}}
+        if url.get_backend_name() == "postgresql":
+            limit = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_SECONDS}
+            options = {"connect_args": limit, "pool_pre_ping": True}
         try:
             return sa.create_engine(url, **options)
         except ImportError as error:
             driver = error.name or url.get_driver_name()
             package = _PACKAGES.get(driver, driver)
-            raise StoreError(f"{self.name} needs the driver {driver}: pip install '{package}'") from error
+            raise ExperienceError(
+                f"{self.name} needs the driver {driver}: pip install '{package}'"
+            ) from error
         except (sa.exc.ArgumentError, TypeError) as error:
-            raise StoreError(f"{self.name} cannot be opened: {self._without_secrets(error)}") from error
+            raise ExperienceError(f"{self.name} cannot be opened: {self._without_secrets(error)}") from error
 
     def _prepare(self, create: bool) -> None:
+        """Bring an empty or an old database to the present schema, wholly or not at all."""
         with self.reading() as connection:
             version = self._version(connection)
-        if version == VERSIONS[-1]:
+        if version == VERSION:
             return
         if version is None and not create:
-            raise StoreError(f"there is no store in {self.name}, it has no tables")
+            raise ExperienceError(f"there is no store in {self.name}, it has no tables")
         with self.writing() as connection:
             if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(APPLICATION_ID)))
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             version = self._version(connection)  # others may have been faster
-            if version == VERSIONS[-1]:
+            if version == VERSION:
                 return
+            from alembic import command
+            from alembic.config import Config
+            from alembic.util import CommandError
+
+            config = Config()
+            config.set_main_option("script_location", "experience:migrations")
+            config.attributes["connection"] = connection
             try:
-                _migrate(connection, version)
-            except sa.exc.IntegrityError as error:
-                raise StoreError(
-                    f"{self.name} contradicts itself, it stays as it is: {error.orig}"
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise ExperienceError(
+                    f"{self.name} is of schema version {version}, this opcd-gym has {VERSION} and does not "
+                    "know that one: use the version that wrote it, or name another store"
                 ) from error
 
     def _version(self, connection: sa.Connection) -> str | None:
         """The schema's version; ``None`` in an empty database.
 
         Raises:
-            StoreError: Another program's, or of a version that is not known here.
+            ExperienceError: It is another program's.
         """
         tables = sa.inspect(connection).get_table_names()
-        version: str | None
-        if not tables:
-            return None
-        if VERSION_TABLE in tables:
-            version = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()
-        elif _is_marked(connection) and "schema" in tables:
-            version = f"{connection.exec_driver_sql('SELECT version FROM schema').scalar() or 0:04}"
-        elif _is_marked(connection):
-            version = "0000"
-        else:
+        if tables and VERSION_TABLE not in tables:
             names = ", ".join(sorted(tables)[:8])
-            raise StoreError(
-                f"{self.name} is a database of another program (tables {names}): name another, or an empty "
-                "one"
+            raise ExperienceError(
+                f"{self.name} is a database of another program, or of an opcd-gym that is too old "
+                f"(tables {names}): name another, or an empty one"
             )
-        if version == "0000":
-            raise StoreError(f"{self.name} was killed when it was made and holds nothing: delete it")
-        if version not in VERSIONS:
-            raise StoreError(
-                f"{self.name} has schema version {version}, this opcd-gym knows those up to {VERSIONS[-1]}: "
-                "use the version that wrote it, or a newer one"
-            )
-        return version
+        query = f"SELECT version_num FROM {VERSION_TABLE}"
+        return str(connection.exec_driver_sql(query).scalar()) if tables else None
 
     def close(self) -> None:
         """Let go of it."""
@@ -182,7 +171,7 @@ class Database:
             advice = _ADVICE.get(getattr(error.orig, "sqlite_errorcode", 0) & 0xFF)
             if self._engine.dialect.name != "sqlite" and getattr(error.orig, "sqlstate", None) is None:
                 advice = "see that the server runs, and that address, user, password and database are right"
-            raise StoreError(f"{message}: {advice}" if advice else message) from error
+            raise ExperienceError(f"{message}: {advice}" if advice else message) from error
 
     def _without_secrets(self, error: object) -> str:
         text = " ".join(str(error).split())
@@ -200,19 +189,9 @@ def insert_new(
     """
     if not rows:
         return set()
-    insert = _INSERTS.get(connection.dialect.name)
-    if insert is not None:
-        statement = insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
-        return {tuple(row) for row in connection.execute(statement, rows)}
-    keys = set()
-    for row in rows:
-        try:
-            with connection.begin_nested():
-                result = connection.execute(table.insert(), row)
-        except sa.exc.IntegrityError:
-            continue
-        keys.add(tuple(result.inserted_primary_key or ()))
-    return keys
+    insert = _INSERTS[connection.dialect.name](table)
+    statement = insert.on_conflict_do_nothing().returning(*table.primary_key.columns)
+    return {tuple(row) for row in connection.execute(statement, rows)}
 
 
 def _url(location: str | Path) -> sa.URL:
@@ -222,41 +201,20 @@ def _url(location: str | Path) -> sa.URL:
         url = sa.make_url(location)
         url.get_dialect()
     except ImportError:
-        return url  # the dialect's driver, which ``create_engine`` will miss as well
+        pass  # the dialect's driver, which ``create_engine`` will miss as well
     except (sa.exc.ArgumentError, ValueError):
         scheme = re.sub(r"[^\w+].*", "", location)
         # No word of the rest, nor of the error: they may show a password.
-        raise StoreError(
+        raise ExperienceError(
             f"{scheme}://... is no database URL, which is like postgresql+psycopg://user:password@host/name, "
             "with %40 for @ and %2F for / in the password"
         ) from None
+    if url.get_backend_name() not in _INSERTS:
+        raise ExperienceError(
+            f"a store cannot be in {url.get_backend_name()}: give the path of a SQLite file, or a URL like "
+            "postgresql+psycopg://user:password@host/name"
+        )
     return url
-
-
-def _is_marked(connection: sa.Connection) -> bool:
-    """Whether a SQLite file says that it is ours."""
-    if connection.dialect.name != "sqlite":
-        return False
-    return connection.exec_driver_sql("PRAGMA application_id").scalar() == APPLICATION_ID
-
-
-def _migrate(connection: sa.Connection, version: str | None) -> None:
-    """Bring an empty or an old database to the present schema, within the connection's transaction."""
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.attributes["connection"] = connection
-    if version is None:
-        if connection.dialect.name == "sqlite":
-            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-        metadata.create_all(connection)
-        command.stamp(config, "head")
-    else:
-        if version == VERSIONS[0]:
-            command.stamp(config, version)  # it was made before there were migrations
-        command.upgrade(config, "head")
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:

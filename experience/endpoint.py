@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit, urlunsplit
 
-from experience.extract import MAX_REPLY_CHARS, WritingTask
+from experience import ExperienceError
+from experience.writer import MAX_REPLY_CHARS, WritingTask
 
 PARALLEL = 8
 """Requests at a time."""
@@ -17,10 +18,6 @@ TIMEOUT = 120.0
 RETRIES = 5
 """With the client's back-off, of connection errors, time-outs, rate limits and server errors."""
 KEY = "OPENAI_API_KEY"
-
-
-class EndpointError(RuntimeError):
-    """An endpoint that cannot be used; the message says why and what to do."""
 
 
 class Endpoint:
@@ -49,14 +46,14 @@ class Endpoint:
             retries: Of a request that failed for a reason that may pass.
 
         Raises:
-            EndpointError: The client's package is missing, or the URL is none.
+            ExperienceError: The client's package is missing, or the URL is none.
         """
         try:
             import openai
         except ImportError as error:
-            raise EndpointError("an endpoint needs a client: pip install 'opcd-gym[endpoint]'") from error
+            raise ExperienceError("an endpoint needs a client: pip install 'opcd-gym[endpoint]'") from error
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise EndpointError(f"{_without_secrets(url)} is no endpoint: http://host:port/v1 is meant")
+            raise ExperienceError(f"{_without_secrets(url)} is no endpoint: http://host:port/v1 is meant")
         self.name = model
         self._url = url
         self._max_tokens = max_tokens
@@ -70,7 +67,7 @@ class Endpoint:
         """One reply per task; see ``Writer``.
 
         Raises:
-            EndpointError: A request failed for good. What was played stays in the store.
+            ExperienceError: A request failed for good. What was played stays in the store.
         """
         with ThreadPoolExecutor(PARALLEL) as pool:
             futures = [pool.submit(self._ask, task, seed) for task, seed in zip(tasks, seeds, strict=True)]
@@ -94,9 +91,9 @@ class Endpoint:
             )
             text = answer.choices[0].message.content
         except self._error as error:
-            raise EndpointError(self._say(f"{type(error).__name__}: {error}")) from None
+            raise ExperienceError(self._say(f"{type(error).__name__}: {error}")) from None
         except (AttributeError, IndexError, TypeError, ValueError) as error:
-            raise EndpointError(self._say(f"its answer is no chat completion ({error})")) from None
+            raise ExperienceError(self._say(f"its answer is no chat completion ({error})")) from None
         return text[:MAX_REPLY_CHARS] if isinstance(text, str) else ""
 
     def _say(self, reason: str) -> str:

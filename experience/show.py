@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experience.database import StoreError
+from experience import ExperienceError
 from experience.insight import InsightState
 from experience.store import ExperienceStore, open_run
 from experience.text import printable
@@ -65,12 +65,12 @@ def show_trace(store: ExperienceStore, console: Console, trace_id: str) -> None:
     """One trace, turn by turn.
 
     Raises:
-        StoreError: It is not there.
+        ExperienceError: It is not there.
     """
     traces = store.traces(phase=trace_id.rpartition("/")[0])
     found = traces[traces["trace_id"] == trace_id].to_dict("records")
     if not found:
-        raise StoreError(f"there is no trace {trace_id}: --traces lists what there is")
+        raise ExperienceError(f"there is no trace {trace_id}: --traces lists what there is")
     trace = found[0]
     about = f"{trace['env_id']}, weights {trace['policy_id']}, context {trace['context_id']}"
     console.print(_plain(f"{trace_id}: {about}"), style="bold")
@@ -138,7 +138,7 @@ def main(args: list[str] | None = None) -> None:
 
     try:
         tyro.cli(show, prog="python -m experience.show", args=args)
-    except StoreError as error:
+    except ExperienceError as error:
         sys.exit(f"error: {error}")
 
 

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from experience import tables
-from experience.database import Database, StoreError, insert_new
+from experience import ExperienceError, tables
+from experience.database import Database, insert_new
 from experience.insight import Insight, InsightState
-from experience.score import ContextScore
 from experience.text import storable
 from experience.trace import StopReason, Trace, Turn
 
 if TYPE_CHECKING:
     import pandas as pd  # only the methods that return frames wait for it
 
-__all__ = ["ExperienceStore", "StoreError", "open_run"]
+    from experience.context import ContextScore
 
+TRACE_FIELDS = [field.name for field in fields(Trace) if field.name != "turns"]
 TURN_FIELDS = [field.name for field in fields(Turn)]
+INSIGHT_FIELDS = [field.name for field in fields(Insight) if field.name not in ("evidence", "against")]
 """Each of them is a column as well."""
 
 
@@ -37,38 +38,36 @@ class ExperienceStore:
     NUL and lone surrogates, which not every database can keep in text, are written as U+FFFD.
     """
 
-    def __init__(self, location: str | Path, run: str | None = None) -> None:
-        """Open the database; make it, or the run in it, if there is none.
+    def __init__(self, location: str | Path, run: str | None = None, *, create: bool = True) -> None:
+        """Open the database and find the run.
 
         Args:
             location: The path of a SQLite file, or an SQLAlchemy URL such as
                 ``postgresql+psycopg://user:password@host/database``.
             run: The run's name; by default the only run there is, or ``run`` if there is none.
+            create: Whether to make the database, or the run in it, where there is none.
 
         Raises:
-            StoreError: The database cannot be used, or holds several runs and ``run`` names none.
+            ExperienceError: The database cannot be used, or holds several runs and ``run`` names none; or
+                there is none and ``create`` is off.
         """
-        self._database = Database(location)
-        self.path = self._database.path
-        """The SQLite file; ``None`` if it is on a server."""
+        self._database = Database(location, create=create)
         try:
-            self._run = self._find_run(run)
+            self._run = self._find(run, create)
         except BaseException:
             self.close()
             raise
 
-    def _find_run(self, name: str | None) -> int:
+    def _find(self, name: str | None, create: bool) -> int:
         """The run's key."""
         with self._database.reading() as connection:
-            known = run_keys(connection)
-        if name is None and len(known) > 1:
-            names = ", ".join(sorted(known)[:20])
-            raise StoreError(f"{self._database.name} holds {len(known)} runs, say which: {names}")
-        name = name or next(iter(known), "run")
-        if name in known:
-            return known[name]
+            known = connection.execute(sa.select(tables.runs.c.run_id)).scalars().all()
+            if not create or (known and (name is None or storable(name) in known)):
+                return int(find_run(connection, name, self._database.name).run)
+        name = name or "run"
         with self._database.writing() as connection:
-            return find_or_begin(connection, name, datetime.now(UTC).isoformat())
+            insert_new(connection, tables.runs, [{"run_id": name, "begun": datetime.now(UTC).isoformat()}])
+            return int(find_run(connection, name, self._database.name).run)
 
     def close(self) -> None:
         """Let go of the database."""
@@ -126,7 +125,7 @@ class ExperienceStore:
                 .values(state=InsightState.RETIRED, reason=f"superseded in {phase}", updated_in=phase)
             )
             for insight in insights:
-                values = _insight_row(insight) | {"updated_in": phase}
+                values = {name: getattr(insight, name) for name in INSIGHT_FIELDS} | {"updated_in": phase}
                 is_it = (table.c.run == self._run) & (table.c.insight_id == insight.id)
                 if not connection.execute(table.update().where(is_it).values(values)).rowcount:
                     values |= {"insight_id": insight.id, "number": number, "phase": phase}
@@ -145,7 +144,7 @@ class ExperienceStore:
         if rows:
             connection.execute(table.insert(), rows)
 
-    def add_scores(self, scores: Iterable[ContextScore]) -> None:
+    def add_scores(self, scores: "Iterable[ContextScore]") -> None:
         """Keep ``scores``, all or none; a phase's score of a context that is already there stays."""
         with self._database.writing() as connection:
             first = self._next_number(connection, tables.context_scores)
@@ -164,26 +163,6 @@ class ExperienceStore:
         return 0 if last is None else last + 1
 
     # --- reading -----------------------------------------------------------------------------
-
-    def runs(self) -> "pd.DataFrame":
-        """One row per run of the database: run, begun (UTC, ISO 8601), traces, successes (how many)."""
-        traces = tables.traces.c
-        counts = (
-            sa.select(
-                traces.run,
-                sa.func.count().label("traces"),
-                sa.func.count(sa.case((traces.success, 1))).label("successes"),
-            )
-            .group_by(traces.run)
-            .subquery()
-        )
-        query = sa.select(
-            tables.runs.c.run_id.label("run"),
-            tables.runs.c.begun,
-            sa.func.coalesce(counts.c.traces, 0).label("traces"),
-            sa.func.coalesce(counts.c.successes, 0).label("successes"),
-        ).outerjoin(counts, counts.c.run == tables.runs.c.run)
-        return self._frame(query.order_by(tables.runs.c.run))
 
     def is_finished(self, phase: str) -> bool:
         """Whether ``finish_phase`` was called for it."""
@@ -300,18 +279,10 @@ class ExperienceStore:
             ).all()
         return [
             Insight(
-                text=row.text,
-                observation=row.observation,
-                score=row.score,
-                support=row.support,
+                **{name: getattr(row, name) for name in INSIGHT_FIELDS if name != "state"},
+                state=InsightState(row.state),
                 evidence=tuple(cited.get((row.insight_id, True), ())),
                 against=tuple(cited.get((row.insight_id, False), ())),
-                source=row.source,
-                writer=row.writer,
-                prompt_version=row.prompt_version,
-                is_instance_specific=row.is_instance_specific,
-                state=InsightState(row.state),
-                reason=row.reason,
             )
             for row in rows
         ]
@@ -351,19 +322,13 @@ def open_run(where: str | Path, run: str | None = None, *, location: str | None 
         location: The database, where a folder does not say it or keeps its password to itself.
 
     Raises:
-        StoreError: There is no such run.
+        ExperienceError: There is no such run.
     """
     folder = Path(where)
     if "://" not in str(where) and folder.is_dir():
         own, run_id = _of_folder(folder)
         location, run = location or own, run or run_id
-    location = location or str(where)
-    with Database(location, create=False) as database, database.reading() as connection:
-        known = run_keys(connection)
-        name = database.name
-    if not known or (run is not None and run not in known):
-        raise StoreError(f"{name} has no run{f' {run}' if run else ''}; it has: {', '.join(known) or 'none'}")
-    return ExperienceStore(location, run)
+    return ExperienceStore(location or where, run, create=False)
 
 
 def _of_folder(folder: Path) -> tuple[str, str | None]:
@@ -374,55 +339,43 @@ def _of_folder(folder: Path) -> tuple[str, str | None]:
     except (OSError, ValueError, LookupError, AttributeError):
         location = run_id = None  # a folder with a database alone will do
     if not location and not (folder / "experience.db").exists():
-        raise StoreError(
+        raise ExperienceError(
             f"{folder} is no run's folder: it has no experience.db, nor a config.json with a store"
         )
     return location or str(folder / "experience.db"), run_id
 
 
-def run_keys(connection: sa.Connection) -> dict[str, int]:
-    """The key of each run of a database, by its name, in the order in which they were begun."""
-    query = sa.select(tables.runs.c.run_id, tables.runs.c.run).order_by(tables.runs.c.run)
-    return {row.run_id: row.run for row in connection.execute(query)}
-
-
-def find_or_begin(connection: sa.Connection, name: str, begun: str | None) -> int:
-    """The key of the run called ``name``; if there is none, one begins.
+def find_run(connection: sa.Connection, name: str | None, where: str) -> sa.Row[Any]:
+    """The row of the run called ``name``, or of the only one.
 
     Args:
-        connection: In a transaction that writes.
+        connection: To its database.
         name: The run's.
-        begun: When it began, if it is new; UTC, ISO 8601.
+        where: What to call the database.
+
+    Raises:
+        ExperienceError: There is no such run, or several and no name.
     """
-    insert_new(connection, tables.runs, [{"run_id": name, "begun": begun}])
-    query = sa.select(tables.runs.c.run).where(tables.runs.c.run_id == name)
-    return int(connection.execute(query).scalar_one())
+    name = None if name is None else storable(name)
+    query = sa.select(tables.runs).order_by(tables.runs.c.run)
+    known = {row.run_id: row for row in connection.execute(query)}
+    names = ", ".join(list(known)[:20]) or "none"
+    if name is None and len(known) > 1:
+        raise ExperienceError(f"{where} holds {len(known)} runs, say which: {names}")
+    if not known or name not in (None, *known):
+        raise ExperienceError(f"{where} has no run{f' {name}' if name else ''}; it has: {names}")
+    return known[name] if name else next(iter(known.values()))
 
 
 def _trace_row(trace: Trace) -> dict[str, Any]:
     return {
+        **{name: getattr(trace, name) for name in TRACE_FIELDS},
         "trace_id": trace.id,
-        "phase": trace.phase,
-        "split": trace.split,
-        "seed": trace.seed,
-        "env_id": trace.env_id,
-        "policy_id": trace.policy_id,
-        "context_id": trace.context_id,
-        "stop_reason": trace.stop_reason,
-        "success": trace.success,
         "total_reward": trace.total_reward,
         "num_turns": len(trace.turns),
         "invalid_replies": trace.invalid_replies,
         "prompt_tokens": sum(turn.prompt_tokens for turn in trace.turns),
-        "final_observation": trace.final_observation,
-        "error": trace.error,
     }
-
-
-def _insight_row(insight: Insight) -> dict[str, Any]:
-    row = asdict(insight)
-    del row["evidence"], row["against"]  # a table of their own
-    return row
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables of the store, version 2 of the schema; ``migrations`` leads there from version 1.
+"""The tables of the store.
 
 Each row belongs to a run, whose integer key comes first in every primary key, so that many runs share a
 database and what one of them reads lies together.
@@ -10,13 +10,35 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from experience.insight import InsightState
+from experience.seeds import Split
 from experience.text import storable
+from experience.trace import StopReason
 
 
-class Text(sa.TypeDecorator[str]):
-    """Text that every database can keep, see ``storable``, in the same order in each; also to look for."""
+class _Typed(sa.TypeDecorator[Any]):
+    """Text in the database that is more in Python."""
 
     impl = sa.Text
+
+    def __init__(self, kind: Any = str) -> None:
+        """Say what.
+
+        Args:
+            kind: What ``python_type`` is to be.
+        """
+        super().__init__()
+        self.kind = kind
+
+    @property
+    def python_type(self) -> Any:
+        """What it is in Python, such as ``list[int]``; ``object`` for any JSON."""
+        return self.kind
+
+
+class Text(_Typed):
+    """Text, or one of a few words, in the same order in every database; see also ``storable``."""
+
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
@@ -28,10 +50,9 @@ class Text(sa.TypeDecorator[str]):
         return None if value is None else storable(str(value))
 
 
-class Json(sa.TypeDecorator[Any]):
+class Json(_Typed):
     """JSON as text: ``Infinity`` and the escape of NUL pass, which PostgreSQL's own type refuses."""
 
-    impl = sa.Text
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str | None:
@@ -56,19 +77,19 @@ runs = sa.Table(
     metadata,
     sa.Column("run", sa.Integer, primary_key=True),
     sa.Column("run_id", Text, nullable=False, unique=True),
-    # UTC, ISO 8601; version 1 did not note it
-    sa.Column("begun", Text),
+    # UTC, ISO 8601
+    sa.Column("begun", Text, nullable=False),
 )
 traces = _table(
     "traces",
     sa.Column("trace_id", Text, primary_key=True),
     sa.Column("phase", Text, nullable=False),
-    sa.Column("split", Text, nullable=False),
+    sa.Column("split", Text(Split), nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("env_id", Text, nullable=False),
     sa.Column("policy_id", Text, nullable=False),
     sa.Column("context_id", Text, nullable=False),
-    sa.Column("stop_reason", Text, nullable=False),
+    sa.Column("stop_reason", Text(StopReason), nullable=False),
     sa.Column("success", sa.Boolean, nullable=False),
     sa.Column("total_reward", sa.Float, nullable=False),
     sa.Column("num_turns", sa.Integer, nullable=False),
@@ -76,19 +97,19 @@ traces = _table(
     sa.Column("prompt_tokens", sa.Integer, nullable=False),
     sa.Column("final_observation", Text, nullable=False),
     sa.Column("error", Text),
-    # A phase in the order of its seeds; with success, counts need nothing but the index.
-    sa.Index("ix_traces_phase", "run", "phase", "seed", "success"),
+    # a phase in the order of its seeds
+    sa.Index("ix_traces_phase", "run", "phase", "seed"),
 )
 turns = _table(
     "turns",
     sa.Column("trace_id", Text, primary_key=True),
     sa.Column("turn", sa.Integer, primary_key=True),
     sa.Column("observation", Text, nullable=False),
-    sa.Column("insight_ids", Json, nullable=False),
+    sa.Column("insight_ids", Json(list[str]), nullable=False),
     sa.Column("prompt_tokens", sa.Integer, nullable=False),
     sa.Column("reply", Text, nullable=False),
-    sa.Column("token_ids", Json, nullable=False),
-    sa.Column("logprobs", Json, nullable=False),
+    sa.Column("token_ids", Json(list[int]), nullable=False),
+    sa.Column("logprobs", Json(list[float]), nullable=False),
     sa.Column("action", Text),
     sa.Column("reward", sa.Float, nullable=False),
     sa.ForeignKeyConstraint(["run", "trace_id"], ["traces.run", "traces.trace_id"]),
@@ -106,7 +127,7 @@ insights = _table(
     sa.Column("writer", Text, nullable=False),
     sa.Column("prompt_version", Text, nullable=False),
     sa.Column("is_instance_specific", sa.Boolean, nullable=False),
-    sa.Column("state", Text, nullable=False),
+    sa.Column("state", Text(InsightState), nullable=False),
     sa.Column("reason", Text, nullable=False),
     # where it was first written, and where it last changed
     sa.Column("phase", Text, nullable=False),
@@ -129,17 +150,18 @@ context_scores = _table(
     sa.Column("context_id", Text, primary_key=True),
     # counts a run's scores in the order of writing
     sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("insight_ids", Json, nullable=False),
+    sa.Column("insight_ids", Json(list[str]), nullable=False),
     sa.Column("policy_id", Text, nullable=False),
-    sa.Column("seeds", Json, nullable=False),
+    sa.Column("seeds", Json(list[int]), nullable=False),
     sa.Column("successes", sa.Integer, nullable=False),
     sa.Column("successes_without", sa.Integer, nullable=False),
     sa.Column("p_value", sa.Float, nullable=False),
+    sa.Column("admitted", sa.Boolean, nullable=False),
     sa.Column("verdict", Text, nullable=False),
 )
 finished_phases = _table(
     "finished_phases",
     sa.Column("phase", Text, primary_key=True),
     # what it came to; NULL for a phase of play, which came to its traces
-    sa.Column("result", Json),
+    sa.Column("result", Json(object)),
 )

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
@@ -66,10 +66,11 @@ class Shape:
         )
         torch.manual_seed(0)
         with torch.device(device):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model: Any = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=tree_attention.NAME
             )
-        return model.eval()
+        model.eval()
+        return cast("PreTrainedModel", model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +121,7 @@ def exactness(sizes: Sizes, device: torch.device) -> Iterator[Row]:
     for dtype in (torch.float32, torch.bfloat16):
         student_TD, head_VD, teacher_TD, teacher_VD = _inputs(sizes.exact, device, dtype)
         mine = _graded(student_TD, head_VD)
-        result = chunked_topk_reverse_kl(*mine, teacher_TD, teacher_VD, k=64, chunk=64)
+        result = chunked_topk_reverse_kl(mine[0], mine[1], teacher_TD, teacher_VD, k=64, chunk=64)
         result.loss.backward()
         exact = _graded(student_TD.double(), head_VD.double())
         logits_TV = teacher_TD.double() @ teacher_VD.double().T
@@ -152,7 +153,7 @@ def large_loss(sizes: Sizes, device: torch.device) -> Iterator[Row]:
 
     def ours(chunk: int) -> None:
         mine = _graded(student_TD, head_VD)
-        chunked_topk_reverse_kl(*mine, teacher_TD, teacher_VD, chunk=chunk).loss.backward()
+        chunked_topk_reverse_kl(mine[0], mine[1], teacher_TD, teacher_VD, chunk=chunk).loss.backward()
 
     def plain() -> None:
         mine = _graded(student_TD, head_VD)
@@ -193,7 +194,8 @@ def _step(sizes: Sizes, shape: Shape, device: torch.device) -> Row:
         teacher, within = model, {"within": lora.off}
     else:
         model = shape.model(device, torch.float32)
-        teacher = copy.deepcopy(model).to(torch.bfloat16).requires_grad_(requires_grad=False)
+        frozen: Any = copy.deepcopy(model)
+        teacher = frozen.to(torch.bfloat16).requires_grad_(False)
     compute = torch.bfloat16 if model.dtype == torch.float32 else None
     opcd = OPCD(
         model,

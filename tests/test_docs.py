@@ -1,5 +1,6 @@
 """What the documentation shows is run."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -8,21 +9,25 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from agents.asked import check
 from agents.self_improve import SelfImproveConfig, parse_args, self_improve
 from distill.lm.load import load_model
 from envs import check_text_env
 from evals.suite import read_suite
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
-def code_blocks(name: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
+def blocks(page: str | Path, language: str = r"\w*") -> list[str]:
+    """Its blocks of code."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.model
 def test_distilling_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script, *_ = code_blocks("distill.md")
+    script, *_ = blocks("docs/distill.md", "python")
     exec(compile(script, "docs/distill.md", "exec"), {"STEPS": 8, "FOLDER": tmp_path / "model"})
     losses = [float(loss) for loss in re.findall(r"StepStats\(loss=([\d.]+)", capsys.readouterr().out)]
     assert len(losses) == 8
@@ -33,7 +38,7 @@ def test_distilling_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_loss_alone() -> None:
-    _, script = code_blocks("distill.md")
+    _, script = blocks("docs/distill.md", "python")
     tensors = {
         "student_hidden_TD": torch.randn(5, 4, requires_grad=True),
         "student_head_VD": torch.randn(20, 4, requires_grad=True),
@@ -44,21 +49,34 @@ def test_the_loss_alone() -> None:
     assert tensors["student_hidden_TD"].grad is not None
 
 
-def test_the_suite_in_the_readme(tmp_path: Path) -> None:
-    [suite] = re.findall(r"```yaml\n(.*?)```", (DOCS.parent / "README.md").read_text("utf-8"), re.DOTALL)
+def test_a_suite_of_ones_own(tmp_path: Path) -> None:
+    [suite] = blocks("docs/usage.md", "yaml")
     (tmp_path / "suite.yaml").write_text(suite)
-    assert len(read_suite(str(tmp_path / "suite.yaml"))) == 2 * 5 * 3
+    assert len(read_suite(str(tmp_path / "suite.yaml"), check)) == 2 * 5 * 3
 
 
+@pytest.mark.parametrize(
+    ("page", "env", "success"),
+    [
+        ("docs/environments.md", "my_env:Corridor-v0", "the right end is reached"),
+        ("README.md", "hall:Hall-v0", "its return is positive"),
+    ],
+)
 def test_an_environment_of_ones_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walker_folder: Path
+    page: str,
+    env: str,
+    success: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    walker_folder: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    [module] = code_blocks("environments.md")
-    (tmp_path / "my_env.py").write_text(module, encoding="utf-8")
+    [script] = blocks(page, "python")
+    (tmp_path / f"{env.partition(':')[0]}.py").write_text(script, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    assert check_text_env("my_env:Corridor-v0") == []
+    assert check_text_env(env) == []
     config = SelfImproveConfig(
-        env="my_env:Corridor-v0",
+        env=env,
         model=str(walker_folder),
         output=tmp_path / "run",
         rounds=1,
@@ -70,21 +88,48 @@ def test_an_environment_of_ones_own(
         test_episodes=16,
     )
     results = self_improve(config)
-    assert results["success_means"] == "the right end is reached"
+    assert results["success_means"] == success
     assert (tmp_path / "run" / "report.html").exists()
+
+    monkeypatch.setattr("agents.self_improve.self_improve", lambda _: results)
+    capsys.readouterr()
+    [python] = blocks("docs/usage.md", "python")  # reads the results of a run
+    exec(compile(python, "docs/usage.md", "exec"), {})
+    assert 0 <= float(capsys.readouterr().out) <= 1
 
 
 def commands() -> list[str]:
     """Every command of the method in the documentation's blocks of code."""
-    pages = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
-    blocks = [
-        b for page in pages for b in re.findall(r"```\w*\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
-    ]
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return sorted({line for line in lines if line.startswith("python -m agents.self_improve")})
+    text = "\n".join(block.replace("\\\n", " ") for page in PAGES for block in blocks(page))
+    return sorted({line for line in text.splitlines() if line.startswith("python -m agents.self_improve")})
 
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_have_settings_that_there_are(command: str) -> None:
     arguments = shlex.split(command, comments=True)[3:]
     assert "--resume" in arguments or parse_args(arguments).env
+
+
+def test_the_readme_is_read_to_the_end() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_is_named_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!http)([^)\s]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+    if page.name in ("results.md", "tried.md"):  # they name what was there then
+        return
+    for name in re.findall(r"`((?:agents|distill|docs|envs|evals|experience|tests)/[\w./]*)`", text):
+        assert (ROOT / name).exists(), name
+    for module in re.findall(r"python -m ((?:agents|evals|experience|tests)\.[\w.]*\w)", text):
+        assert importlib.util.find_spec(module), module

@@ -1,6 +1,7 @@
 """The direction of imports (DESIGN section 2), walked with ast."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     return {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())

@@ -1,5 +1,6 @@
-"""The agent as a transformers model, with memoised decoding (``distill/lm/prefix_lm.py``)."""
+"""The agent as a transformers model, with memoised decoding (``distill/lm/language_model.py``)."""
 
+import os
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -7,17 +8,26 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from agents.policies.drawing import DrawTable, draw
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
-from distill.lm.prefix_lm import Prefix, PrefixLM
+from distill.lm.decoding import Decoding, growth_of
+from distill.lm.language_model import Way, bytes_per_token, rope_switch
 from distill.lm.prefix_tree import PrefixTree
+from distill.lm.span import Prefix
+from distill.lm.support import language_model
 
 MAX_DISTINCT = 256
 """Distinct prefixes decoded at once: bounds the logits held, [256, V]."""
+MEMO_TOKENS = 16
+"""Replies of more tokens are drawn one beside the other: nobody says the same twice. Of shorter ones every
+distribution is remembered."""
+CPU_SHARE, GPU_SHARE = 0.125, 0.5
+"""Of a machine's memory, and of a GPU's free memory, that keys and values of long replies may take."""
+DENSE = 0.75
+"""Replies that have ended are carried along until so few are left of all."""
 
 
 @dataclass(slots=True)
@@ -35,26 +45,6 @@ class Request:
         self.draws = random.Random(self.seed)
 
 
-@dataclass(frozen=True, slots=True)
-class _DrawTable:
-    """All that drawing the token after one prefix takes, on the CPU."""
-
-    logprobs_V: npt.NDArray[np.float32]
-    """At temperature 1."""
-    greedy: int
-    cumulative_V: npt.NDArray[np.float64] | None
-    """Running sum of the sampling distribution; ``None`` when greedy."""
-
-    def draw(self, uniform: float) -> int:
-        """The token at ``uniform`` in [0, 1) of the cumulative distribution."""
-        if self.cumulative_V is None:
-            return self.greedy
-        total = self.cumulative_V[-1]
-        # A draw next to 1 can fall behind the last token that has any probability.
-        last = np.searchsorted(self.cumulative_V, total)
-        return int(min(np.searchsorted(self.cumulative_V, uniform * total, side="right"), last))
-
-
 class HFPolicy:
     """A ``Policy`` over a transformers causal LM."""
 
@@ -66,21 +56,25 @@ class HFPolicy:
         max_bytes: int = 512 << 20,
         compute_dtype: torch.dtype | None = None,
         within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        compute: Way = "tree",
     ) -> None:
         """Wrap a model.
 
         Args:
-            model: See ``PrefixLM``.
+            model: See ``LanguageModel``.
             tokenizer: Its tokenizer, with a chat template.
             max_bytes: What remembered distributions may take, and keys and values, each; the oldest go first.
                 Prompts that would take more are answered one group after the other.
-            compute_dtype: See ``PrefixLM``.
-            within: See ``PrefixLM``.
+            compute_dtype: See ``LanguageModel``.
+            within: See ``LanguageModel``.
+            compute: As a prefix tree or in padded batches; see ``find_support``.
         """
         self.tokenizer = tokenizer
-        self.lm = PrefixLM(model, max_bytes=max_bytes, compute_dtype=compute_dtype, within=within)
+        self.lm = language_model(
+            model, compute, max_bytes=max_bytes, compute_dtype=compute_dtype, within=within
+        )
         self.max_bytes = max_bytes
-        self._tables: OrderedDict[tuple[Prefix, float, float], _DrawTable] = OrderedDict()
+        self._tables: OrderedDict[tuple[Prefix, float, float], DrawTable] = OrderedDict()
         self._encoded: dict[Prompt, Prefix] = {}
         self._decoded: dict[Prefix, str] = {}
         self._version = self.lm.weights_version
@@ -134,8 +128,71 @@ class HFPolicy:
         """Draw the tokens of requests that fit the window."""
         if self.lm.weights_version != self._version:
             self.clear()
+        growth = growth_of(self.lm.model)
+        if sampling.max_tokens > MEMO_TOKENS and growth != "none" and not self._crosses(requests, sampling):
+            for group in self._streams(requests, sampling.max_tokens, alike=growth == "alike"):
+                self._stream(group, sampling)
+            return
         for group in self._groups(requests, sampling.max_tokens):
             self._decode(group, sampling)
+
+    def _crosses(self, requests: Sequence[Request], sampling: Sampling) -> bool:
+        """Whether a reply may grow across the length at which the model's rope changes."""
+        switch = rope_switch(self.lm.model)
+        return switch is not None and any(
+            len(request.prompt_ids) <= switch < len(request.prompt_ids) + sampling.max_tokens
+            for request in requests
+        )
+
+    def _streams(
+        self, requests: Sequence[Request], max_tokens: int, *, alike: bool
+    ) -> Iterator[list[Request]]:
+        """Requests that are drawn side by side: as many as there is memory for, like lengths together."""
+        device, dtype = self.lm.model.device, self.lm.compute_dtype or self.lm.model.dtype
+        if device.type == "cuda":
+            room = GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+        else:
+            room = CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        each = bytes_per_token(self.lm.model, dtype)
+        group: list[Request] = []
+        for request in sorted(requests, key=lambda request: len(request.prompt_ids)):
+            length = len(request.prompt_ids)
+            if group and (
+                len(group) == MAX_DISTINCT
+                or (len(group) + 1) * (length + max_tokens) * each > room
+                or (alike and length != len(group[0].prompt_ids))
+            ):
+                yield group
+                group = []
+            group.append(request)
+        if group:
+            yield group
+
+    def _stream(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        """Draw long replies, a token of each at a time, where the logits are."""
+        prompts = sorted({request.prompt_ids for request in requests})
+        place = {prompt: index for index, prompt in enumerate(prompts)}
+        rows = list(requests)  # of the decoding; those that have ended stay until enough have
+        with torch.no_grad(), self.lm.within():
+            decoding = Decoding(
+                self.lm.model, prompts, max_tokens=self.lm.max_nodes, compute_dtype=self.lm.compute_dtype
+            )
+            decoding.keep([place[request.prompt_ids] for request in rows])
+            head = self.lm.head
+            while True:
+                live = [row for row, request in enumerate(rows) if request.finish_reason is None]
+                hidden_ND = decoding.hidden if len(live) == len(rows) else decoding.hidden[live]
+                uniforms = [rows[row].draws.random() for row in live]
+                drawn = draw(head.logits(hidden_ND).float(), sampling, uniforms)
+                for row, token, logprob in zip(live, *drawn, strict=True):
+                    self._extend(rows[row], token, logprob, sampling)
+                live = [row for row in live if rows[row].finish_reason is None]
+                if not live:
+                    return
+                if len(live) <= DENSE * len(rows):
+                    decoding.keep(live)
+                    rows = [rows[row] for row in live]
+                decoding.step([request.token_ids[-1] for request in rows])
 
     def _groups(self, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
         """Requests whose keys and values fit into memory together, like prompts side by side."""
@@ -164,26 +221,26 @@ class HFPolicy:
                 chunk = prefixes[start : start + MAX_DISTINCT]
                 for prefix, table in self._draw_tables(chunk, sampling).items():
                     for request in waiting[prefix]:
-                        self._extend(request, table, sampling)
+                        token = table.draw(request.draws.random())
+                        self._extend(request, token, float(table.logprobs_V[token]), sampling)
 
-    def _draw_tables(self, prefixes: Sequence[Prefix], sampling: Sampling) -> dict[Prefix, _DrawTable]:
+    def _draw_tables(self, prefixes: Sequence[Prefix], sampling: Sampling) -> dict[Prefix, DrawTable]:
         """A table per prefix, those that are not known computed together."""
         how = (sampling.temperature, sampling.top_p)
         tables = {p: self._tables[p, *how] for p in prefixes if (p, *how) in self._tables}
         missing = [prefix for prefix in prefixes if prefix not in tables]
         if missing:
             for prefix, logits_V in zip(missing, self.lm.logits(missing), strict=True):
-                tables[prefix] = self._tables[prefix, *how] = _draw_table(logits_V.cpu(), sampling)
+                tables[prefix] = self._tables[prefix, *how] = DrawTable.of(logits_V, sampling)
             bytes_each = 12 * len(next(iter(tables.values())).logprobs_V)  # fp32 and fp64
             while len(self._tables) > max(1, self.max_bytes // bytes_each):
                 self._tables.popitem(last=False)
         return tables
 
-    def _extend(self, request: Request, table: _DrawTable, sampling: Sampling) -> None:
-        """Draw the request's next token."""
-        token = table.draw(request.draws.random())
+    def _extend(self, request: Request, token: int, logprob: float, sampling: Sampling) -> None:
+        """Add the token that was drawn."""
         request.token_ids.append(token)
-        request.logprobs.append(float(table.logprobs_V[token]))
+        request.logprobs.append(logprob)
         if token in self._eos_ids:
             request.finish_reason = FinishReason.STOP
         elif len(request.token_ids) == sampling.max_tokens:
@@ -204,28 +261,3 @@ class HFPolicy:
             finish_reason=request.finish_reason,
             prompt_tokens=len(request.prompt_ids),
         )
-
-
-def _draw_table(logits_V: torch.Tensor, sampling: Sampling) -> _DrawTable:
-    cumulative_V = None
-    if sampling.temperature > 0:
-        cumulative_V = sampling_distribution(logits_V, sampling).cumsum(-1).numpy()
-    return _DrawTable(
-        logprobs_V=logits_V.log_softmax(-1).numpy(), greedy=int(logits_V.argmax()), cumulative_V=cumulative_V
-    )
-
-
-def sampling_distribution(logits_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The probabilities that tokens are drawn with, [V] in fp64, not normalised when top-p cuts some off.
-
-    Args:
-        logits_V: The model's.
-        sampling: Temperature (above 0) and top-p. Of the tokens by falling probability, the first
-            that reaches ``top_p`` in sum is the last one kept (Holtzman et al. 2020).
-    """
-    probs_V = (logits_V.double() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        sorted_V, order_V = probs_V.sort(descending=True, stable=True)
-        before_V = sorted_V.cumsum(-1) - sorted_V
-        probs_V = probs_V.index_fill(0, order_V[before_V >= sampling.top_p], 0.0)
-    return probs_V

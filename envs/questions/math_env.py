@@ -25,7 +25,9 @@ class MathEnv(PartedEnv[str, str]):
     again. A reset without a seed stays with the part of the last seed; without any, with part 0.
 
     ``info`` has the problem's ``gold`` answer, and after a step also ``answer`` (what was read in the reply;
-    ``None`` for nothing), ``reason`` (why it is right or not) and ``is_success``.
+    ``None`` for nothing), ``reason`` (why it is right or not) and ``is_success``. An answer that could not be
+    judged (its judge hangs, or was ended from outside, twice) is neither right nor wrong: it truncates the
+    episode with ``info["not_judged"] = True`` and without ``is_success``.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
@@ -110,12 +112,10 @@ class MathEnv(PartedEnv[str, str]):
         else:
             verdict = shared_verifier(self._scorer).score(action, problem.entry)
         self._attempts_left -= 1
-        info = {
-            "gold": problem.gold,
-            "answer": verdict.answer,
-            "reason": verdict.reason,
-            "is_success": verdict.is_correct,
-        }
+        info: dict[str, Any] = {"gold": problem.gold, "answer": verdict.answer, "reason": verdict.reason}
+        if not verdict.is_judged:
+            return "That could not be judged.", 0.0, False, True, {**info, "not_judged": True}
+        info["is_success"] = verdict.is_correct
         if verdict.is_correct:
             return "That is right.", 1.0, True, False, info
         observation = f"{verdict.answer or 'That'} is not right."

@@ -8,19 +8,17 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-import pandas as pd
 
 from envs.questions.answers import gold_answer
 from envs.questions.parts import PARTS
+from envs.questions.tables import Table, cell_text, dataset_table, file_table
 from envs.words import EnvError
 
 DEFAULT_SIZE = 100_000
@@ -129,11 +127,7 @@ class TaskProblems:
     def draw(self, part: int, number: int, random: np.random.Generator) -> Problem:
         """Index after index at random until one is of the part."""
         for _ in range(MAX_DRAWS):
-            entry = self._dataset[int(random.integers(len(self._dataset)))]
-            gold = str(entry["answer"])
-            # Of any other form of answer there may be several that are right: the task knows.
-            is_plain = re.fullmatch(r"-?[0-9]+(/[0-9]+)?", gold) is not None
-            problem = Problem(question=entry["question"], gold=gold, entry=None if is_plain else entry)
+            problem = self.at(int(random.integers(len(self._dataset))))
             if problem.part == part:
                 return problem
         task, config = self.scorer
@@ -141,6 +135,14 @@ class TaskProblems:
             f"task {task} with {config} has no problem for seeds of remainder {part} by {PARTS}: "
             "it makes too few different questions"
         )
+
+    def at(self, index: int) -> Problem:
+        """The problem of one index."""
+        entry = self._dataset[index]
+        gold = str(entry["answer"])
+        # Of any other form of answer there may be several that are right: the task knows.
+        is_plain = re.fullmatch(r"-?[0-9]+(/[0-9]+)?", gold) is not None
+        return Problem(question=entry["question"], gold=gold, entry=None if is_plain else entry)
 
 
 def file_problems(path: str, question: str, answer: str) -> RowProblems:
@@ -152,7 +154,8 @@ def file_problems(path: str, question: str, answer: str) -> RowProblems:
         answer: The answers' column; see ``envs.questions.answers.gold_answer`` for what it may hold.
 
     Raises:
-        EnvError: There is no such file or column, the file cannot be read, or it has no rows.
+        EnvError: There is no such file or column, the file cannot be read, it has no rows, or one of them has
+            no question or no answer.
     """
     return _row_problems(file_table(path), question, answer)
 
@@ -168,121 +171,27 @@ def dataset_problems(name: str, config: str | None, split: str, question: str, a
         answer: The answers' column.
 
     Raises:
-        EnvError: The package is missing, or the data set cannot be had or has no such column.
+        EnvError: The package is missing, or the data set cannot be had, has no such column, or a row has no
+            question or no answer.
     """
     return _row_problems(dataset_table(name, config, split), question, answer)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Table:
-    """Rows from somewhere."""
-
-    source: str
-    """What it is, for messages."""
-    frame: pd.DataFrame
-    """At least one row."""
-
-    def select(self, columns: Mapping[str, str]) -> pd.DataFrame:
-        """Some of the columns, as they are.
-
-        Args:
-            columns: Name of the setting that asks for it -> column.
-
-        Raises:
-            EnvError: One is not there.
-        """
-        for setting, column in columns.items():
-            if column not in self.frame.columns:
-                known = ", ".join(map(str, self.frame.columns))
-                raise EnvError(
-                    f"{self.source} has no column {column!r}: name one with {setting}=; it has {known}"
-                )
-        return self.frame[list(dict.fromkeys(columns.values()))]
-
-
-def file_table(path: str) -> Table:
-    """What stands in a file.
-
-    Args:
-        path: JSONL, CSV or Parquet, by its ending.
-
-    Raises:
-        EnvError: There is no such file, it cannot be read, or it has no rows.
-    """
-    try:
-        changed = os.stat(path).st_mtime_ns
-    except OSError as error:
-        raise EnvError(f"the file {path} cannot be read: {error.strerror}") from error
-    return _file_table(path, changed)
-
-
-# The places of a vector env share what they read.
-@lru_cache(maxsize=8)
-def _file_table(path: str, changed: int) -> Table:
-    readers: dict[str, Callable[[str], pd.DataFrame]] = {
-        ".jsonl": _read_jsonl,
-        ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
-        ".parquet": pd.read_parquet,
-    }
-    ending = Path(path).suffix.lower()
-    if ending not in readers:
-        raise EnvError(f"the file {path} must end in {', '.join(readers)}")
-    try:
-        frame = readers[ending](path)
-    except Exception as error:  # pandas and pyarrow have many
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, pd.errors.EmptyDataError):
-            raise EnvError(f"the file {path} is empty") from error
-        raise EnvError(f"the file {path} cannot be read as {ending[1:]}: {reason}") from error
-    return _table(f"the file {path}", frame)
-
-
-@lru_cache(maxsize=8)
-def dataset_table(name: str, config: str | None, split: str) -> Table:
-    """What stands in a Hugging Face data set; see ``dataset_problems``.
-
-    Raises:
-        EnvError: The package is missing, or the data set cannot be had.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise EnvError("dataset= needs datasets: pip install 'opcd-gym[datasets]'") from error
-    try:
-        rows = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # whatever the hub and the network raise
-        reason = str(error).partition("\n")[0]
-        raise EnvError(f"the data set {name} cannot be had: {type(error).__name__}: {reason}") from error
-    return _table(f"the data set {name}", rows.to_pandas())
-
-
-def _table(source: str, frame: pd.DataFrame) -> Table:
-    if frame.empty:
-        raise EnvError(f"{source} is empty")
-    return Table(source=source, frame=frame)
-
-
-def _read_jsonl(path: str) -> pd.DataFrame:
-    """Line by line: pandas would make dates and floats of what looks like them."""
-    rows = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"line {number}: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"line {number} is no JSON object")
-                rows.append(row)
-    return pd.DataFrame(rows)
-
-
 @lru_cache(maxsize=8)
 def _row_problems(table: Table, question: str, answer: str) -> RowProblems:
-    frame = table.select({"question": question, "answer": answer}).dropna()
-    rows = zip(frame[question].map(str), frame[answer].map(str), strict=True)
-    return RowProblems(table.source, (Problem.of(*row) for row in rows))
+    frame = table.select({"question": question, "answer": answer})
+
+    def problem(number: int, posed: Any, answered: Any) -> Problem:
+        with table.row(number, question):
+            text = cell_text(posed)
+        with table.row(number, answer):
+            result = Problem.of(text, cell_text(answered, is_answer=True))
+            if not result.gold:
+                raise ValueError("has no answer in it")
+        return result
+
+    rows = zip(frame[question], frame[answer], strict=True)
+    return RowProblems(table.source, (problem(number, *row) for number, row in enumerate(rows, 1)))
 
 
 def task_problems(task: str, config: dict[str, Any]) -> TaskProblems:

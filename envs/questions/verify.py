@@ -22,25 +22,18 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from envs.questions.answers import (
-    as_latex,
-    compare_numbers,
-    final_answer,
-    gold_answer,
-    has_operation,
-    plain_number,
-    refusal,
-    same_text,
-)
+from envs.questions.answers import final_answer, gold_answer, refusal, whole_answers
+from envs.questions.equality import Undecided, as_latex, compare, is_text
 from envs.words import EnvError
 
 CPU_SECONDS = 1.0
-"""What judging one answer may take, unless the verifier is told otherwise."""
-EXTRA_SECONDS = 0.8
-"""So much longer it may take by the clock, on a machine that is busy otherwise."""
+"""Processor time that judging one answer may take, unless the verifier is told otherwise."""
+HANG_SECONDS = 60.0
+"""By the clock: what has not judged by then hangs. A busy machine must not get here."""
 MEMORY_BYTES = 1 << 30
 """Address space of a worker."""
-START_SECONDS = 120.0
+_WORKER = Path(__file__).with_name("verify_worker.py")
+START_SECONDS = 300.0
 """A worker that is not ready by then never will be."""
 
 _Job = dict[str, Any]
@@ -54,7 +47,9 @@ class Verdict:
     answer: str | None
     """The final answer as it was read; ``None`` if there is none that can be read."""
     reason: str
-    """Why it is right, wrong or unreadable."""
+    """Why it is right, wrong, unreadable or not judged."""
+    is_judged: bool = True
+    """Whether the answer was judged at all; if not, it is neither right nor wrong."""
 
 
 class Verifier:
@@ -68,14 +63,14 @@ class Verifier:
         Args:
             scorer: A reasoning-gym task and its config as JSON, for ``score``.
             workers: Processes at most.
-            cpu_seconds: What judging one answer may take.
+            cpu_seconds: Processor time that judging one answer may take.
         """
         task = None if scorer is None else (scorer[0], json.loads(scorer[1]))
         self._settings = json.dumps(
             {
                 "scorer": task,
                 "cpu_s": cpu_seconds,
-                "wall_s": cpu_seconds + EXTRA_SECONDS,
+                "hang_s": HANG_SECONDS,
                 "memory_bytes": MEMORY_BYTES,
             }
         )
@@ -105,7 +100,8 @@ class Verifier:
         """
         decided = [_without_worker(reply, gold) for reply, gold in pairs]
         hard = [item for item in decided if isinstance(item, tuple)]
-        results = iter(self._run([{"answer": as_latex(a), "gold": as_latex(g)} for a, g in hard]))
+        jobs = [{"answer": as_latex(rest.answer), "gold": as_latex(rest.gold)} for _, rest in hard]
+        results = iter(self._run(jobs))
         return [_verdict(item[0], next(results)) if isinstance(item, tuple) else item for item in decided]
 
     def score(self, reply: str, entry: dict[str, Any]) -> Verdict:
@@ -115,12 +111,12 @@ class Verifier:
             reply: Of any content.
             entry: The problem, as the task made it.
         """
-        answer = final_answer(reply, whole=True)
-        if answer is None:
+        answers = whole_answers(reply)
+        if not answers:
             return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
         pickled = base64.b64encode(pickle.dumps(entry)).decode()
-        [result] = self._run([{"answer": answer, "entry": pickled}])
-        return _verdict(answer, result)
+        [result] = self._run([{"answers": answers, "entry": pickled}])
+        return _verdict(answers[0], result)
 
     def close(self) -> None:
         """End the workers; the next answer starts others."""
@@ -130,10 +126,14 @@ class Verifier:
             self._workers.clear()
 
     def _run(self, jobs: Sequence[_Job]) -> list[_Job]:
-        """The result of each job, in order."""
+        """The result of each job, in order; what was not judged is asked again once."""
         try:
             with self._lock:
-                return self._run_locked(jobs)
+                results = self._run_locked(jobs)
+                again = [number for number, result in enumerate(results) if "not_judged" in result]
+                for number, result in zip(again, self._run_locked([jobs[n] for n in again]), strict=True):
+                    results[number] = result
+                return results
         except BaseException:  # Ctrl-C, too: a worker's late answer must not pass for the next one
             self.close()
             raise
@@ -173,7 +173,7 @@ class _Worker:
     def __init__(self, settings: str) -> None:
         # By its path, so that it imports nothing of this program; one thread, since it forks.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("verify_worker.py")), settings],
+            [sys.executable, "-P", str(_WORKER), settings],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -193,7 +193,7 @@ class _Worker:
         assert self._process.stdin is not None
         self.number, self.is_idle = number, False
         # The worker ends itself in time; this is for one that cannot.
-        self.deadline = time.monotonic() + 10 * CPU_SECONDS
+        self.deadline = time.monotonic() + 1.5 * HANG_SECONDS
         with suppress(BrokenPipeError):  # which the end of its output tells
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
 
@@ -202,7 +202,7 @@ class _Worker:
         chunk = os.read(self.output, 1 << 16)
         self._line += chunk
         if not chunk:
-            return self._died("crashed its judge")
+            return self._died("its judge was ended")
         if not self._line.endswith(b"\n"):
             return None
         result: _Job = json.loads(self._line.splitlines()[-1])
@@ -212,13 +212,13 @@ class _Worker:
 
     def overdue(self) -> _Job | None:
         """What to say of a job whose time is up; ``None`` if it is not."""
-        return self._died("took too long to judge") if time.monotonic() > self.deadline else None
+        return self._died("its judge hangs") if time.monotonic() > self.deadline else None
 
     def _died(self, reason: str) -> _Job:
         if not self._is_ready:
             raise EnvError(f"a verification worker did not start (exit code {self._process.poll()})")
         self.is_dead = True
-        return {"failed": reason}
+        return {"not_judged": reason}
 
     def close(self) -> None:
         self._process.kill()  # its child, if at a job, ends itself in time
@@ -241,48 +241,27 @@ def _shared_verifier(pid: int, scorer: tuple[str, str] | None) -> Verifier:
     return verifier
 
 
-def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, str]:
+def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, Undecided]:
     """The verdict, if it can be given here; otherwise what is to be compared."""
-    answer = final_answer(reply)
+    gold = _gold_answer(gold)
+    answer = final_answer(reply, is_text=is_text(gold.replace(",", " ")))
     if answer is None:
         return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
     if (reason := refusal(answer)) is not None:
         return Verdict(is_correct=False, answer=None, reason=reason)
-    gold = _gold_answer(gold)
-    if same_text(answer, gold):
-        return Verdict(is_correct=True, answer=answer, reason="the same")
-    left, right = _values(answer, gold)
-    number, gold_number = plain_number(left), plain_number(right)
-    if number is None and gold_number is not None and has_operation(left):
-        # Repeating the problem does not solve it; in 8 = 5 + 3 it is solved.
-        number = next(filter(None, map(plain_number, reversed(answer.split("=")))), None)
-        if number is None:
-            return Verdict(is_correct=False, answer=answer, reason="not worked out")
-    if number is None or gold_number is None:
-        return answer, gold
-    difference = compare_numbers(number, gold_number)
-    return Verdict(is_correct=difference is None, answer=answer, reason=difference or "equal")
+    decision = compare(answer, gold)
+    if isinstance(decision, Undecided):
+        return answer, decision
+    return Verdict(is_correct=decision.is_correct, answer=answer, reason=decision.reason)
 
 
 _gold_answer = lru_cache(maxsize=4096)(gold_answer)
 
 
-def _values(answer: str, gold: str) -> tuple[str, str]:
-    """Both without what they set equal to it, where that is no part of the answer."""
-    name, equals, value = answer.rpartition("=")
-    gold_name, gold_equals, gold_value = gold.rpartition("=")
-    if equals and gold_equals and "".join(name.split()) != "".join(gold_name.split()):
-        return answer, gold
-    if gold_equals and not gold_name.strip().isalpha():
-        return answer, gold
-    # 3 < x is not an equation, and neither is x <= 3.
-    if name.endswith(("<", ">", "!", "\\")) or "," in name or ";" in name:
-        return answer, gold
-    return value.strip(), gold_value.strip()
-
-
 def _verdict(answer: str, result: _Job) -> Verdict:
     """A worker's result as a verdict."""
+    if (reason := result.get("not_judged")) is not None:
+        return Verdict(is_correct=False, answer=answer, reason=f"not judged: {reason}", is_judged=False)
     if (failure := result.get("failed")) is not None:
         return Verdict(is_correct=False, answer=answer, reason=f"the answer {failure}")
     is_correct = result.get("is_correct") is True

@@ -1,10 +1,11 @@
 """A process that judges answers, and can do little else; ``envs/questions/verify.py`` starts it by its path.
 
 It imports what it needs, then forks. The child reads jobs, one JSON object per line, and writes verdicts, one
-per line. A child that takes too long, needs too much memory or crashes is the end of that answer only: its
-parent says so, and forks the next one within milliseconds.
+per line. A child that takes too much processor time, needs too much memory or crashes is the end of that
+answer only: its parent says so, and forks the next one within milliseconds. One that hangs or is killed from
+outside has not judged.
 
-    python -P verify_worker.py '{"scorer": null, "cpu_s": 1.0, "wall_s": 1.8, "memory_bytes": 1073741824}'
+    python -P verify_worker.py '{"scorer": null, "cpu_s": 1.0, "hang_s": 60.0, "memory_bytes": 1073741824}'
 """
 
 import base64
@@ -45,24 +46,52 @@ def main() -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == 0:
             return
-        slow = -code in (signal.SIGPROF, signal.SIGALRM)
-        _write(verdicts, {"failed": "took too long to judge" if slow else f"crashed its judge ({code})"})
+        _write(verdicts, _end(code))
+
+
+def _end(code: int) -> dict[str, Any]:
+    """What to say of an answer whose judge ended with this exit code."""
+    if -code == signal.SIGALRM:
+        return {"not_judged": "its judge hangs"}
+    if -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):  # the machine's doing, not the answer's
+        return {"not_judged": f"its judge was ended ({code})"}
+    return {"failed": "took too long to judge" if -code == signal.SIGPROF else f"crashed its judge ({code})"}
 
 
 def math_judge() -> Judge:
-    """Judges whether two answers are equal, by math-verify."""
-    from math_verify import parse, verify
+    """Judges whether two answers are equal, by math-verify, with its short cuts closed.
+
+    What does not parse as a whole is never equal to anything. Numbers are compared exactly, or to their 15th
+    digit and not to their 15th decimal. A product of letters is not the word that they spell.
+    """
+    import math_verify.grader as grader
+    from latex2sympy2_extended import latex2sympy
+    from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 
     logging.disable()  # math-verify says at every call that its own time limit is off
+    plainly = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
+    compare_symbols = grader.sympy_compare_symbols
 
-    def read(answer: str) -> list[Any]:
-        return list(parse(rf"\boxed{{{answer}}}", parsing_timeout=None))
+    def symbols_are_equal(gold: Any, answer: Any) -> bool:
+        return bool(gold.is_Symbol) == bool(answer.is_Symbol) and compare_symbols(gold, answer)
+
+    grader.sympy_numeric_eq = _numbers_are_equal
+    grader.sympy_symbolic_eq = _difference_is_zero(grader.sympy_symbolic_eq)
+    grader.sympy_compare_symbols = symbols_are_equal
+
+    def read(answer: str) -> Any:
+        text = normalize_latex(answer, plainly)
+        is_complex = grader.should_treat_as_complex(text)
+        return latex2sympy(text, is_real=not is_complex, convert_degrees=False, normalization_config=None)
 
     def judge(job: dict[str, Any]) -> dict[str, Any]:
-        answers = read(job["answer"])
-        if not answers:
+        try:
+            answer = read(job["answer"])
+        except Exception:  # the parser's are plain ones
             return {"failed": "cannot be read as mathematics"}
-        equal = verify(read(job["gold"]), answers, timeout_seconds=None, allow_set_relation_comp=True)
+        equal = grader.verify(
+            [read(job["gold"])], [answer], timeout_seconds=None, allow_set_relation_comp=True
+        )
         return {"is_correct": bool(equal)}
 
     # Regexes, grammar tables and sympy's caches fill up here, before the fork.
@@ -76,6 +105,50 @@ def math_judge() -> Judge:
     return judge
 
 
+def _numbers_are_equal(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
+    """In place of math-verify's, which takes all that is smaller than its last decimal for zero."""
+    from sympy import Float, MatrixBase, MatrixExpr, nsimplify
+
+    a, b = a.doit(), b.doit()
+    if isinstance(a, MatrixBase | MatrixExpr) or isinstance(b, MatrixBase | MatrixExpr):
+        if not (isinstance(a, MatrixBase) and isinstance(b, MatrixBase) and a.shape == b.shape):
+            return False
+        pairs = zip(a.flat(), b.flat(), strict=True)
+        return all(_numbers_are_equal(x, y, float_rounding, numeric_precision) or x == y for x, y in pairs)
+    if a == b:
+        return True
+    if a.free_symbols or b.free_symbols or not (a.is_number and b.is_number):
+        return False
+    has_decimals = a.has(Float) or b.has(Float)
+    exact = [nsimplify(number, rational=True) if number.has(Float) else number for number in (a, b)]
+    if all(number.is_Rational for number in exact):
+        is_endless = any(pow(10, n.q.bit_length(), n.q) != 0 for n in exact)
+        if exact[0] == exact[1] or not (has_decimals and is_endless):
+            return bool(exact[0] == exact[1])
+    first, second = (number.evalf(50) for number in exact)
+    # Decimals stand for a number that has no last one if there are six of them.
+    tolerance = 10**-float_rounding if has_decimals else abs(second) * 10**-30
+    return bool(abs(first - second) < min(tolerance, abs(second) * 10**-4))
+
+
+def _difference_is_zero(symbolic_eq: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    """math-verify's, asked only where the two are equal at a point, too, to its 20th digit."""
+
+    def equal(a: Any, b: Any) -> bool:
+        from sympy import Rational
+
+        with suppress(Exception):
+            symbols = sorted(a.free_symbols | b.free_symbols, key=str)
+            point = {symbol: Rational(7 * n + 3, 5) for n, symbol in enumerate(symbols)}
+            first, second = (number.subs(point).evalf(30) for number in (a, b))
+            are_numbers = all(number.is_number and number.is_finite for number in (first, second))
+            if are_numbers and abs(first - second) > abs(second) * 10**-20:
+                return False
+        return symbolic_eq(a, b)
+
+    return equal
+
+
 def task_judge(task: str, config: dict[str, Any]) -> Judge:
     """Judges answers as a reasoning-gym task does."""
     import reasoning_gym
@@ -85,7 +158,11 @@ def task_judge(task: str, config: dict[str, Any]) -> Judge:
     def judge(job: dict[str, Any]) -> dict[str, Any]:
         # Pickled by the process that started this one.
         entry = pickle.loads(base64.b64decode(job["entry"]))
-        return {"is_correct": bool(dataset.score_answer(job["answer"], entry) >= 1)}
+        for answer in job["answers"]:  # readings of one answer, such as with and without a full stop
+            with suppress(Exception):  # of a scorer that can only read right answers
+                if dataset.score_answer(answer, entry) >= 1:
+                    return {"is_correct": True}
+        return {"is_correct": False}
 
     return judge
 
@@ -102,9 +179,10 @@ def _serve(judge: Judge, verdicts: int, settings: dict[str, Any]) -> None:
     with open(0, "rb", closefd=False) as jobs:
         for line in jobs:
             job = json.loads(line)
-            # Both kill at once, whatever Python is doing: busy, or asleep.
+            # Both kill at once, whatever Python is doing: busy, or asleep. The first counts this process's
+            # own time, so that no verdict depends on what else the machine is doing.
             signal.setitimer(signal.ITIMER_PROF, settings["cpu_s"])
-            signal.setitimer(signal.ITIMER_REAL, settings["wall_s"])
+            signal.setitimer(signal.ITIMER_REAL, settings["hang_s"])
             try:
                 verdict = judge(job)
             except MemoryError:

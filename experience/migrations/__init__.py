@@ -1,4 +1,1 @@
-"""Alembic's: how a store of an older schema becomes one of the present. ``database`` runs them on opening.
-
-Each version states the tables as they were in its day, in its own words; it must not read ``tables``.
-"""
+"""Alembic's: how an empty database, or one of an older schema, comes to the present one."""

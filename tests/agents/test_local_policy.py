@@ -6,7 +6,8 @@ import torch
 from scipy.stats import chisquare
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agents.policies.local import HFPolicy, sampling_distribution
+from agents.policies.drawing import DrawTable, draw, sampling_distribution
+from agents.policies.local import HFPolicy
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
 from agents.policies.scripted import ScriptedPolicy
 
@@ -100,9 +101,7 @@ def test_top_p_keeps_the_token_that_reaches_it() -> None:
 def test_draws_at_the_edges_are_possible_tokens(policy: HFPolicy) -> None:
     logits_V = torch.full((6,), -torch.inf)
     logits_V[1], logits_V[3] = 0.0, 0.0
-    from agents.policies.local import _draw_table
-
-    table = _draw_table(logits_V, Sampling())
+    table = DrawTable.of(logits_V, Sampling())
     assert [table.draw(u) for u in (0.0, 0.49, 0.51, np.nextafter(1.0, 0.0))] == [1, 1, 3, 3]
 
 
@@ -136,3 +135,39 @@ def test_scripted_policy() -> None:
     cut, whole = policy.generate([prompt("q"), prompt("q")], Sampling(max_tokens=8), [123, 4])
     assert (cut.text, cut.finish_reason) == (" I move1", FinishReason.LENGTH)
     assert (whole.text, whole.finish_reason) == (" I move4", FinishReason.STOP)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0.0), Sampling(), Sampling(temperature=0.3), Sampling(top_p=0.7)]
+)
+def test_a_token_is_the_same_from_a_table_and_where_the_logits_are(sampling: Sampling) -> None:
+    logits_NV = 3 * torch.randn((64, 2500), generator=torch.Generator().manual_seed(0))
+    logits_NV[:, 7:900] = -torch.inf
+    uniforms = [index / 64 for index in range(63)] + [1 - 2**-53]
+    tables = [DrawTable.of(logits_V, sampling) for logits_V in logits_NV]
+    expected = [table.draw(uniform) for table, uniform in zip(tables, uniforms, strict=True)]
+    tokens, logprobs = draw(logits_NV.clone(), sampling, uniforms)
+    assert tokens == expected
+    theirs = [float(table.logprobs_V[token]) for table, token in zip(tables, expected, strict=True)]
+    assert logprobs == pytest.approx(theirs, abs=1e-5)
+
+
+def test_long_replies_are_what_remembering_gives(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is beside them, however many fit side by side, and whenever the others end."""
+    policy = HFPolicy(model, tokenizer)
+    prompts = [prompt("a" * (index % 5)) for index in range(12)]
+    sampling, seeds = Sampling(max_tokens=120), list(range(12))
+    streamed = policy.generate(prompts, sampling, seeds)
+    assert len({len(completion.token_ids) for completion in streamed}) > 2
+    alone = [policy.generate([p], sampling, [seed])[0] for p, seed in zip(prompts, seeds, strict=True)]
+    monkeypatch.setattr("agents.policies.local.CPU_SHARE", 0.0)
+    one_by_one = policy.generate(prompts, sampling, seeds)
+    monkeypatch.setattr("agents.policies.local.MEMO_TOKENS", 1000)
+    remembered = HFPolicy(model, tokenizer).generate(prompts, sampling, seeds)
+    for others in (alone, one_by_one, remembered):
+        assert [c.token_ids for c in others] == [c.token_ids for c in streamed]
+        assert [c.finish_reason for c in others] == [c.finish_reason for c in streamed]
+        for mine, theirs in zip(streamed, others, strict=True):
+            assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)

@@ -381,7 +381,6 @@ command = partial(run_main, main)
         (["--model", "nowhere"], "neither 'smollm2', nor a folder, nor a .gguf file, nor a hub id"),
         (["--model", "/no/such/model.gguf"], "no GGUF file /no/such/model.gguf"),
         (["--device", "quantum"], "quantum"),
-        (["--retrieval", "/no/such/model"], "retrieval '/no/such/model' is neither bm25 nor"),
         (["--insights", "llm", "--insight-prompts", "/no/such.toml"], "/no/such.toml"),
         (["--insights", "llm", "--insight-model", "x", "--insight-url", "nowhere"], "nowhere is no endpoint"),
         (["--rounds", "0"], "rounds must be at least 1"),

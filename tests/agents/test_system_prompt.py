@@ -137,7 +137,7 @@ def test_options_stand_under_the_question(inputs: Path) -> None:
         ({"file": "{folder}/list.jsonl"}, "line 2 is no JSON object"),
         ({"file": "{folder}/broken.csv"}, "cannot be read as csv: .* line 3"),
         ({"file": "{folder}/none.jsonl"}, "none.jsonl cannot be read: No such file"),
-        ({"file": "{folder}/blank.jsonl"}, "no row with a question and an answer"),
+        ({"file": "{folder}/blank.jsonl"}, "row 1: 'label' is empty"),
         ({"file": "{folder}/long.jsonl"}, "has a question of 40000 characters"),
     ],
 )

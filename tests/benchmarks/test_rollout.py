@@ -1,19 +1,19 @@
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
-from rich.console import Console
 
 from agents.policies.policy import Message, Prompt
-from tests.benchmarks.rollout import BenchConfig, bench, same_distribution
+from tests.benchmarks.rollout import bench, same_distribution
 
 
 def test_both_sides_answer_alike(walker_folder: Path) -> None:
-    result = bench(BenchConfig(model=str(walker_folder), steps=1500, num_envs=32), Console(quiet=True))
-    assert result["env_steps"] >= 1500
+    result = bench(model=str(walker_folder), steps=1000, num_envs=32)
+    assert result["env_steps"] >= 1000
     assert 0 < result["distinct_prompts"] <= 11
-    assert result["times_faster"]["hf"] > 0
-    assert result["same_distribution_p"]["generate"] > 1e-3
+    assert result["policies"]["hf"]["times_faster"] > 0
+    assert result["policies"]["generate"]["p"] > 1e-3
 
 
 def test_other_distributions_are_told_apart() -> None:
@@ -27,13 +27,7 @@ def test_other_distributions_are_told_apart() -> None:
     assert same_distribution(prompts, ["x", "y"] * 200, ["y", "x"] * 200) < 1e-6
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"num_envs": 0}, {"temperature": 0.0}])
-def test_bad_settings(bad: dict[str, float]) -> None:
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"num_envs": 0}, {"policies": ("hf", "hf")}, {"policies": ()}])
+def test_bad_settings(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        BenchConfig(**bad)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("policies", ["hf,tgi", "generate", "hf,hf", ""])
-def test_bad_policies(policies: str) -> None:
-    with pytest.raises(ValueError, match="policies must be"):
-        BenchConfig(policies=policies)
+        bench(**bad)

@@ -153,3 +153,20 @@ def test_bad_input(
 ) -> None:
     with pytest.raises(ValueError, match=match):
         topk_reverse_kl(student, teacher, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", [topk_reverse_kl, forward_kl])
+def test_the_tail_has_gradients_where_nothing_is_left_for_it(form: Any) -> None:
+    """All outside the top k is impossible: the tail's KL is then the KL, and so are its gradients."""
+    nothing = torch.full((1, 4), -torch.inf, dtype=torch.float64)
+    gradients = []
+    for mode in ("tail", "full"):
+        top = torch.tensor([[1.0, 0.5, -2.0]], dtype=torch.float64, requires_grad=True)
+        teacher = torch.tensor([[0.0, 1.0, 0.3]], dtype=torch.float64)
+        form(
+            torch.cat([top, nothing], -1), torch.cat([teacher, nothing], -1), k=3, mode=mode
+        ).sum().backward()
+        assert top.grad is not None
+        assert torch.isfinite(top.grad).all()
+        gradients.append(top.grad)
+    torch.testing.assert_close(*gradients)

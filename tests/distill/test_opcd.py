@@ -1,12 +1,11 @@
 import copy
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.policies.local import HFPolicy
@@ -14,14 +13,13 @@ from agents.policies.policy import Message, Prompt, Sampling
 from agents.training import sample_examples
 from distill.collapse import collapse
 from distill.examples import (
-    ConversationTurn,
     DistillExample,
     TokenIds,
-    conversation_examples,
     repetition,
-    scored_prefixes,
+    scored,
 )
 from distill.lm.prefix_lm import PrefixLM
+from distill.lm.span import Span
 from distill.lora import LoRA
 from distill.loss import forward_kl, topk_reverse_kl
 from distill.opcd import OPCD, DistillError, StepStats
@@ -89,8 +87,23 @@ def test_a_step_is_the_naive_step(max_nodes: int) -> None:
         assert stats.nodes == len({(5,), (5, 6), (5, 6, 7), (5, 6, 7, 20), (5, 6, 7, 20, 22), (5, 8)})
 
 
+def weights_of(examples: Sequence[DistillExample], *how: Any, **more: Any) -> dict[Any, float]:
+    """(student's prefix, teacher's prefix) -> weight."""
+    places = scored(examples, *how, **more)
+    prefixes = [
+        [span.tokens[:end] for span in spans for end in range(span.start, len(span.tokens) + 1)]
+        for spans in (places.student, places.teacher)
+    ]
+    pairs = list(zip(*prefixes, strict=True))
+    return {pairs[row]: weight for row, weight in zip(places.rows, places.weights, strict=True)}
+
+
+def spans(*prefixes: TokenIds) -> list[Span]:
+    return [Span.of(prefix) for prefix in prefixes]
+
+
 def test_weights_sum_to_one_and_duplicates_merge() -> None:
-    weights = scored_prefixes(EXAMPLES)
+    weights = weights_of(EXAMPLES)
     assert sum(weights.values()) == pytest.approx(1.0)
     assert weights[(5, 6, 7), (5, 6, 9, 7)] == pytest.approx(0.2 * (1 / 2 + 1 / 3 + 1 / 2))
     assert weights[(5, 6, 7, 20, 22), (5, 6, 9, 7, 20, 22)] == pytest.approx(0.2 / 3)
@@ -169,23 +182,23 @@ def test_a_frozen_teachers_answers_do_not_depend_on_what_came_before() -> None:
     batches: list[list[TokenIds]] = [[(5, 6, 9, 7), (5, 6, 9, 7, 20)], [(5, 6, 9), (5, 6, 9, 7)], [(5, 8)]]
     history = FrozenTeacher(PrefixLM(teacher))
     for batch in batches:
-        history.hidden(batch)
+        history.along(spans(*batch))
     for batch in batches:
-        fresh = FrozenTeacher(PrefixLM(teacher)).hidden(batch)
-        assert torch.equal(history.hidden(batch), fresh)
-        assert torch.equal(history.hidden(batch[::-1]), fresh.flip(0))
+        fresh = FrozenTeacher(PrefixLM(teacher)).along(spans(*batch))
+        assert torch.equal(history.along(spans(*batch)), fresh)
+        assert torch.equal(history.along(spans(*batch[::-1])), fresh.flip(0))
 
 
 def test_a_frozen_teacher_computes_a_batch_once_and_forgets_within_bounds() -> None:
     lm = PrefixLM(tiny_llama(1))
     teacher = FrozenTeacher(lm, max_bytes=3 * 32 * 4)
-    teacher.hidden([(5, 6), (5, 7)])
-    teacher.hidden([(5, 7), (5, 6), (5, 6)])
+    teacher.along(spans((5, 6), (5, 7)))
+    teacher.along(spans((5, 7), (5, 6), (5, 6)))
     assert lm.computed_tokens == 3
-    teacher.hidden([(8,), (9,)])  # takes the place of the first
-    teacher.hidden([(8,), (9,)])
+    teacher.along(spans((8,), (9,)))  # takes the place of the first
+    teacher.along(spans((8,), (9,)))
     assert lm.computed_tokens == 5
-    teacher.hidden([(5, 6), (5, 7)])
+    teacher.along(spans((5, 6), (5, 7)))
     assert lm.computed_tokens == 8
 
 
@@ -193,19 +206,19 @@ def test_a_frozen_teacher_computes_what_it_is_to_remember_once() -> None:
     lm = PrefixLM(tiny_llama(1))
     teacher = FrozenTeacher(lm)
     teacher.remember([(5, 7), (5, 6)])
-    hidden_ND = teacher.hidden([(5, 6), (5, 8), (5, 7)])
-    torch.testing.assert_close(hidden_ND, FrozenTeacher(lm.fresh()).hidden([(5, 6), (5, 8), (5, 7)]))
+    hidden_ND = teacher.along(spans((5, 6), (5, 8), (5, 7)))
+    torch.testing.assert_close(hidden_ND, FrozenTeacher(lm.fresh()).along(spans((5, 6), (5, 8), (5, 7))))
     assert lm.computed_tokens == 3 + 2
-    teacher.hidden([(5, 7)])
+    teacher.along(spans((5, 7)))
     assert lm.computed_tokens == 3 + 2
 
 
 def test_a_teacher_that_moves_forgets() -> None:
     teacher = FollowingTeacher(PrefixLM(tiny_llama(1)))
     teacher.remember([(5, 6)])
-    before = teacher.hidden([(5, 6)])
+    before = teacher.along(spans((5, 6)))
     teacher.follow(tiny_llama(2).named_parameters())
-    assert not torch.allclose(teacher.hidden([(5, 6)]), before)
+    assert not torch.allclose(teacher.along(spans((5, 6))), before)
 
 
 # --- what the loss is over ------------------------------------------------------------------------
@@ -213,10 +226,10 @@ def test_a_teacher_that_moves_forgets() -> None:
 
 def test_the_mean_over_tokens() -> None:
     """One of n tokens weighs 1 / n, however long its completion."""
-    weights = scored_prefixes(EXAMPLES, "tokens")
+    weights = weights_of(EXAMPLES, "tokens")
     assert sum(weights.values()) == pytest.approx(1.0)
     assert weights[(5, 6, 7, 20, 22), (5, 6, 9, 7, 20, 22)] == pytest.approx(1 / 9)
-    shares = [scored_prefixes(part, "tokens", total=9) for part in (EXAMPLES[:2], EXAMPLES[2:])]
+    shares = [weights_of(part, "tokens", total=9) for part in (EXAMPLES[:2], EXAMPLES[2:])]
     for key, weight in weights.items():
         assert weight == pytest.approx(sum(share.get(key, 0.0) for share in shares))
 
@@ -252,41 +265,22 @@ def test_what_is_logged() -> None:
 
 # --- conversations --------------------------------------------------------------------------------
 
-Ids = st.lists(st.integers(2, 9), min_size=1, max_size=4).map(tuple)
-Turns = st.lists(
-    st.builds(
-        lambda s, t, y: ConversationTurn(student_ids=s, teacher_ids=t, completion_ids=y), Ids, Ids, Ids
-    ),
-    min_size=1,
-    max_size=5,
-)
-
-
-@given(Turns)
-def test_a_conversations_turns_stand_on_all_that_went_before(turns: list[ConversationTurn]) -> None:
-    for index, example in enumerate(conversation_examples(turns)):
-        before = [turn.student_ids + turn.completion_ids for turn in turns[:index]]
-        assert example.student_prompt_ids == sum(before, ()) + turns[index].student_ids
-        before = [turn.teacher_ids + turn.completion_ids for turn in turns[:index]]
-        assert example.teacher_prompt_ids == sum(before, ()) + turns[index].teacher_ids
-        assert example.completion_ids == turns[index].completion_ids
-
 
 def test_a_conversation_is_the_same_as_its_turns_and_computes_its_history_once() -> None:
-    turns = [
-        ConversationTurn(student_ids=(5, 6), teacher_ids=(5, 9, 6), completion_ids=(20, 21)),
-        ConversationTurn(student_ids=(7, 8), teacher_ids=(7, 8), completion_ids=(22,)),
-        ConversationTurn(student_ids=(7, 9), teacher_ids=(7, 9, 9), completion_ids=(23, 24, 25)),
+    first, second = (5, 6), (5, 6, 20, 21, 7, 8)
+    examples = [
+        example(first, (5, 9, 6), (20, 21)),
+        example(second, (5, 9, 6, 20, 21, 7, 8), (22,)),
+        example((*second, 22, 7, 9), (5, 9, 6, 20, 21, 7, 8, 22, 7, 9, 9), (23, 24, 25)),
     ]
-    examples = conversation_examples(turns)
     whole, by_turn = tiny_llama(0), tiny_llama(0)
     together = trainer(whole, tiny_llama(1), max_nodes=4).step(examples)
     assert together.nodes == 2 + 2 + 2 + 1 + 2 + 2  # the last token of each example predicts nothing
     alone = trainer(by_turn, tiny_llama(1))
     losses = []
-    for example in examples:  # one after the other, their gradients added up
+    for one in examples:  # one after the other, their gradients added up
         alone._optimizer.zero_grad()
-        sums, _ = alone._forward_backward(scored_prefixes([example], total=len(examples)))
+        sums, _ = alone._forward_backward(scored([one], total=len(examples)))
         losses.append(float(sums[0]))
     assert together.loss == pytest.approx(sum(losses), rel=1e-5)
 
@@ -296,14 +290,14 @@ def test_a_conversation_is_the_same_as_its_turns_and_computes_its_history_once()
 
 def test_a_following_teacher_takes_over_and_averages() -> None:
     student, teacher = tiny_llama(0), FollowingTeacher(PrefixLM(tiny_llama(1)))
-    before = teacher.hidden([(5, 6)])
+    before = teacher.along(spans((5, 6)))
     teacher.follow(trainer(student, tiny_llama(1)).trained(), decay=0.75)
     name = "model.layers.0.mlp.up_proj.weight"
     expected = 0.75 * tiny_llama(1).get_parameter(name) + 0.25 * student.get_parameter(name)
     torch.testing.assert_close(teacher.lm.model.get_parameter(name), expected)
-    assert not torch.equal(teacher.hidden([(5, 6)]), before)
+    assert not torch.equal(teacher.along(spans((5, 6))), before)
     teacher.follow(trainer(student, tiny_llama(1)).trained())
-    torch.testing.assert_close(teacher.hidden([(5, 6)]), PrefixLM(student).hidden([(5, 6)]))
+    torch.testing.assert_close(teacher.along(spans((5, 6))), PrefixLM(student).hidden([(5, 6)]))
 
 
 def test_the_student_as_its_own_teacher() -> None:

@@ -168,3 +168,19 @@ def test_alone_nothing_is_exchanged() -> None:
     tensor = torch.ones(2)
     assert whole(tensor) is tensor
     assert torch.equal(like(tensor, torch.zeros(2)), tensor)
+
+
+def test_a_launcher_that_starts_one_process_of_several_is_noticed(tmp_path: Path) -> None:
+    script = tmp_path / "joins.py"
+    script.write_text("from distill.parallel import Ranks\nprint(Ranks.connect('cpu').size)\n")
+
+    def run(*launcher: str) -> subprocess.CompletedProcess[str]:
+        path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, "-m", *launcher, str(script)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=ENVIRONMENT | path, check=False, timeout=120
+        )
+
+    accelerate = ("accelerate.commands.launch", "--cpu", "--num_processes")
+    assert "torchrun --nproc-per-node" in run(*accelerate, "2").stderr
+    assert run(*accelerate, "1").stdout.split() == ["1"]

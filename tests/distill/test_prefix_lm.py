@@ -23,8 +23,11 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from distill.examples import DistillExample
 from distill.lm import tree_attention
-from distill.lm.prefix_lm import Prefix, PrefixLM, UnsupportedModelError, check_supported, context_window
+from distill.lm.language_model import context_window
+from distill.lm.prefix_lm import PrefixLM
 from distill.lm.prefix_tree import PrefixTree, is_beginning, pack, shared_length
+from distill.lm.span import Prefix
+from distill.lm.support import UnsupportedModelError, find_support
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher
@@ -153,7 +156,7 @@ def test_memory_is_bounded(model: PreTrainedModel) -> None:
 
 
 def test_models_that_cannot_share_prefixes_are_refused(model: PreTrainedModel) -> None:
-    check_supported(model)
+    find_support(model, "tree")
     recurrent = tiny_llama()
     attend = LlamaAttention.forward
 
@@ -162,7 +165,7 @@ def test_models_that_cannot_share_prefixes_are_refused(model: PreTrainedModel) -
         return attend(self, hidden_states.cumsum(1), *args, **kwargs)
 
     with patch.object(LlamaAttention, "forward", leaky), pytest.raises(UnsupportedModelError, match="off by"):
-        check_supported(recurrent)
+        find_support(recurrent, "tree")
 
 
 SMALL: dict[str, Any] = {
@@ -195,7 +198,7 @@ def test_models_that_cap_scale_or_shift_their_logits(config: PreTrainedConfig) -
     prefixes = [(3, 4, 5), (3, 4, 6, 7), (8, 9)]
     expected = torch.stack([plain_logits(model, prefix) for prefix in prefixes])
     model.set_attn_implementation(tree_attention.NAME)
-    check_supported(model)
+    find_support(model, "tree")
     torch.testing.assert_close(PrefixLM(model).logits(prefixes), expected, atol=1e-4, rtol=1e-4)
 
     example = DistillExample(student_prompt_ids=(3, 4), teacher_prompt_ids=(3, 5), completion_ids=(6, 7))
@@ -221,26 +224,38 @@ def test_a_head_that_does_more_than_is_known_is_refused() -> None:
     config: Any = tiny_llama().config
     model: Any = Odd(config)
     with pytest.raises(UnsupportedModelError, match="its head more than"):
-        check_supported(model.eval())
+        find_support(model.eval())
 
 
 def test_a_head_that_is_no_linear_layer_is_refused(model: PreTrainedModel) -> None:
     model.lm_head = torch.nn.Sequential(model.lm_head)
     with pytest.raises(UnsupportedModelError, match="a Sequential, not a linear layer"):
-        check_supported(model)
+        find_support(model, "tree")
 
 
-def test_the_context_window_is_the_shortest_limit(model: PreTrainedModel) -> None:
+def test_the_context_window_is_what_positions_reach(model: PreTrainedModel) -> None:
+    """A sliding window is part of the masks, and no limit."""
     assert context_window(model) == 512
-    assert context_window(MistralForCausalLM(MISTRAL)) == 4
+    assert context_window(MistralForCausalLM(MISTRAL)) == 300
+
+
+def test_a_sliding_window_is_exact_beyond_it() -> None:
+    torch.manual_seed(0)
+    model: Any = MistralForCausalLM(MISTRAL).double().eval()
+    prefixes = [tuple(range(3, 23)), tuple(range(3, 13)), (*range(3, 11), 40, 41, 42), (5,)]
+    expected = torch.stack([plain_logits(model, prefix) for prefix in prefixes])
+    for cut in (2, 2048):
+        lm = PrefixLM(model, max_nodes=cut)
+        torch.testing.assert_close(lm.logits(prefixes), expected, atol=1e-5, rtol=1e-5)
 
 
 MISTRAL = MistralConfig(
     vocab_size=64,
     hidden_size=16,
     intermediate_size=16,
-    num_hidden_layers=1,
+    num_hidden_layers=2,
     num_attention_heads=2,
     num_key_value_heads=1,
+    max_position_embeddings=300,
     sliding_window=4,
 )

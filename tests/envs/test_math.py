@@ -26,6 +26,7 @@ from envs import EnvError, TextEnv, make_text_env
 from envs.any_text import AnyText, clean
 from envs.games.frozen_lake import lake_map
 from envs.questions.problems import Problem, task_problems
+from envs.questions.verify import Verdict, Verifier
 from envs.text_env import make_env
 from envs.words import MAX_REPLY_CHARS
 from evals.baselines import Baselines
@@ -78,6 +79,18 @@ def test_right_and_wrong() -> None:
     observation, reward, terminated, _, info = env.step("")
     assert (observation, reward, terminated) == (f"That is not right. The answer is {gold}.", 0.0, True)
     assert (info["answer"], info["reason"]) == (None, "the reply has no answer")
+
+
+def test_an_answer_that_could_not_be_judged_is_not_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = Verdict(is_correct=False, answer="4", reason="not judged: its judge hangs", is_judged=False)
+    monkeypatch.setattr(Verifier, "verify", lambda *_: verdict)
+    env = make_text_env("Math-v0", {**SUMS, "attempts": 3})
+    gold = env.reset(seed=4)[1]["gold"]
+    observation, reward, terminated, truncated, info = env.step("The answer is 4.")
+    assert (observation, reward, terminated, truncated) == ("That could not be judged.", 0.0, False, True)
+    assert info == {
+        "gold": gold, "answer": "4", "reason": verdict.reason, "not_judged": True, "text/action": "4",
+    }  # fmt: skip
 
 
 def test_attempts() -> None:

@@ -1,12 +1,10 @@
 """The benchmark on a tiny walker: cells, resuming, failures; and suite files that are wrong."""
 
 import csv
+import itertools
 import json
-import os
 import re
-import signal
-import threading
-import time
+import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -16,66 +14,82 @@ from unittest.mock import patch
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from agents.asked import SettingError, check, config_of
 from agents.config import SelfImproveConfig
-from agents.run.run import Session
-from agents.self_improve import self_improve
-from envs.words import EnvError
-from evals import benchmark
-from evals.benchmark import BrokenRunError, _over_seeds, in_a_process, main, print_table, run_suite
+from agents.self_improve import finish, self_improve
+from evals import agent_process
+from evals.agent_process import Settings
+from evals.benchmark import _over_seeds, main, print_table, run_suite
 from evals.finished_run import FinishedRun
-from evals.suite import AXES, METHODS, SHIPPED, SuiteError, read_suite
+from evals.suite import METHODS, SHIPPED, Cell, SuiteError, read_suite
 from tests.agents.test_self_improve import QUIET, TINY, open_gate
 
 SETTINGS = {**TINY, "rounds": 1, "steps": 2, "eval_temperature": [0.5]}
 del SETTINGS["env_kwargs"]
 
 
-def in_this_process(config: SelfImproveConfig) -> None:
+def run_here(settings: Settings) -> None:
+    """In this process."""
     with open_gate():
-        self_improve(config, QUIET)
+        finish(config_of(settings), Path(settings["output"]), lambda config: self_improve(config, QUIET))
+
+
+def read(suite: str) -> list[Cell]:
+    """The cells of a suite that is checked in this process."""
+    return read_suite(suite, check)
+
+
+def benchmark(cells: list[Cell], output: Path, run: Callable[[Settings], object]) -> tuple[Any, str]:
+    """The table, and what was said."""
+    said = StringIO()
+    console = Console(file=said, width=200)
+    table = run_suite(cells, output, console, run=run, check=check)
+    return table, said.getvalue()
+
+
+def write_suite(path: Path, **parts: Any) -> str:
+    """Write a suite of the walker on the dry lake with some parts replaced; returns its path."""
+    suite = {
+        "settings": SETTINGS,
+        "envs": [{"env": "FrozenLake-v1", "name": "dry", "env_kwargs": {"is_slippery": False}}],
+        "models": ["smollm2"],
+        "methods": ["none", "in-context", "off-policy", "opcd"],
+        "seeds": [0, 1],
+    }
+    path.write_text(yaml.safe_dump(suite | parts, sort_keys=False))
+    return str(path)
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., str]:
-    """Writes a suite of the walker on the dry lake with some parts replaced; returns its path."""
-
-    def write(**parts: Any) -> str:
-        suite = {
-            "settings": SETTINGS,
-            "envs": [{"env": "FrozenLake-v1", "name": "dry", "env_kwargs": {"is_slippery": False}}],
-            "models": ["smollm2"],
-            "methods": ["none", "in-context", "off-policy", "opcd"],
-            "seeds": [0, 1],
-        }
-        path = tmp_path / "suite.yaml"
-        path.write_text(yaml.safe_dump(suite | parts, sort_keys=False))
-        return str(path)
-
-    return write
+    return lambda **parts: write_suite(tmp_path / "suite.yaml", **parts)
 
 
 def test_a_suite_becomes_cells_that_share_runs(write: Callable[..., str]) -> None:
-    cells = read_suite(write(methods=["none", "opcd", "off-policy", {"method": "lora", "lora_rank": 2}]))
+    cells = read(write(methods=["none", "opcd", "off-policy", {"method": "lora", "lora_rank": 2}]))
     assert len(cells) == 8
     first = {cell.method: cell for cell in cells[:4]}
     assert first["none"].run == first["opcd"].run == Path("dry/smollm2/opcd/seed0")
     assert first["none"].arm == "before"
     assert first["off-policy"].run == Path("dry/smollm2/off-policy/seed0")
-    assert (first["off-policy"].config.data, first["off-policy"].config.direction) == ("teacher", "forward")
-    assert first["lora"].config.lora_rank == 2
-    assert first["lora"].config.eval_temperature == (0.5,)
-    assert {cell.config.seed for cell in cells} == {0, 1}
-    [alone] = read_suite(write(methods=["in-context"], seeds=[3]))
-    assert alone.config.steps == 0
+    assert (first["off-policy"].settings["data"], first["off-policy"].settings["direction"]) == (
+        "teacher",
+        "forward",
+    )
+    assert first["lora"].settings["lora_rank"] == 2
+    assert config_of(first["lora"].settings).eval_temperature == (0.5,)
+    assert {cell.settings["seed"] for cell in cells} == {0, 1}
+    [alone] = read(write(methods=["in-context"], seeds=[3]))
+    assert alone.settings["steps"] == 0
     assert alone.run == Path("dry/smollm2/untrained/seed3")
 
 
 def test_settings_of_an_entry_go_before_the_common_ones(write: Callable[..., str]) -> None:
-    [math, lake] = read_suite(
+    [math, lake] = read(
         write(
             settings={"steps": 7, "test_episodes": 9},
             envs=[{"env": "Math-v0", "env_kwargs": {"task": "chain_sum"}, "steps": 8}, "FrozenLake-v1"],
@@ -83,19 +97,20 @@ def test_settings_of_an_entry_go_before_the_common_ones(write: Callable[..., str
             seeds=[0],
         )
     )
-    assert (math.config.steps, math.config.test_episodes) == (8, 9)
-    assert math.config.waves == 1  # as the env wants it
-    assert (lake.config.steps, lake.config.waves) == (7, SelfImproveConfig().waves)
+    of_math, of_lake = config_of(math.settings), config_of(lake.settings)
+    assert (of_math.steps, of_math.test_episodes) == (8, 9)
+    assert of_math.waves == 1  # as the env wants it
+    assert (of_lake.steps, of_lake.waves) == (7, SelfImproveConfig().waves)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in SHIPPED.glob("*.yaml")])
 def test_suites_that_come_with_the_toolkit_are_in_order(name: str) -> None:
-    assert read_suite(name)
+    assert read(name)
 
 
 def test_the_two_by_two_is_all_four_ways() -> None:
-    cells = read_suite("two-by-two")
-    ways = {(cell.config.data, cell.config.direction) for cell in cells}
+    cells = read("two-by-two")
+    ways = {(cell.settings["data"], cell.settings["direction"]) for cell in cells}
     assert len(cells) == len(ways) == 4
 
 
@@ -107,13 +122,22 @@ def test_the_two_by_two_is_all_four_ways() -> None:
         ("envs: [a]\nmodel: [b]", "line 2: model is not known here: did you mean models?"),
         ("envs: [a", "line 1: "),
         ("envs: [a]\nseeds: [0]\nenvs: [b]", "line 3: envs stands there twice"),
-        ("{envs}\nmodels: []", "line 8: models is needed: a list of at least one, not []"),
+        ("{envs}\nmodels: []", "line 8: models cannot be []: list should have at least 1 item"),
         ("{envs}\nmodels: [m]", "methods is needed"),
         ("{envs}\nmodels: [m]\nmethods: [opc]\nseeds: [0]", "line 9: methods[0] is none of none, in-context"),
-        ("{envs}\nmodels: [m]\nmethods: [opcd]\nseeds: [0, -1]", "line 10: seeds[1] is a whole number"),
-        ("{envs}\nmodels: [m]\nmethods: [opcd]\nseeds: [0, 0]", "line 10: seeds[0] is a whole number"),
-        ("{envs}\nmodels: [m]\nmethods: [opcd, opcd]\nseeds: [0]", "one of several opcd"),
-        ("{envs}\nmodels: [{{name: m}}]\nmethods: [opcd]\nseeds: [0]", "line 8: models[0] needs a name"),
+        (
+            "{envs}\nmodels: [m]\nmethods: [opcd]\nseeds: [0, -1]",
+            "line 10: seeds[1] cannot be -1: input should be greater than or equal to 0",
+        ),
+        ("{envs}\nmodels: [m]\nmethods: [opcd]\nseeds: [0, 0]", "line 10: seeds[1] stands there twice"),
+        (
+            "{envs}\nmodels: [m]\nmethods: [opcd, opcd]\nseeds: [0]",
+            "line 9: methods[1] is called opcd, and shares its folder with opcd",
+        ),
+        (
+            "{envs}\nmodels: [{{name: m}}]\nmethods: [opcd]\nseeds: [0]",
+            "line 8: models[0] needs a",
+        ),
         (
             "{envs}\nmodels: [m]\nmethods: [{{method: none, lr: 1}}]\nseeds: [0]",
             "line 9: methods[0] takes no settings",
@@ -138,6 +162,27 @@ def test_the_two_by_two_is_all_four_ways() -> None:
             "{envs}\nmodels: [m]\nmethods: [opcd]\nseeds: [0]\nsettings:\n  waves: 7",
             "line 12: settings.waves cannot be: episodes (768) must be a multiple of waves (7)",
         ),
+        (
+            "{envs}seeds: [0]\nmodels: [m]\nmethods:\n- {{method: lr/1, lr: 1}}\n- {{method: lr-1, lr: 2}}",
+            "line 11: methods[1] is called lr-1, and shares its folder with lr/1",
+        ),
+        (
+            "{envs}- {{env: FrozenLake-v1, name: frozenlake-V1}}\nmodels: [m]\nmethods: [opcd]\nseeds: [0]",
+            "line 7: envs[1] is called frozenlake-V1, and shares its folder with FrozenLake-v1",
+        ),
+        ("a: &a [1]\nb: *a", "line 2: no aliases, please"),
+        ("{envs}models: [m]\nmethods: [opcd]\nseeds: 2026-05-01", "line 9: seeds is neither text nor"),
+        ("{envs}models: [m]\nmethods: [opcd]\nseeds: [0]\nsettings: {{no: 1}}", "settings.no is no text"),
+        ('{envs}models: [m]\nmethods: [opcd]\nseeds: [0]\n"\\e[2J\\u202e": 1', "line 10: is not known here"),
+        (
+            '{envs}models: ["m\\e]0;x\\a"]\nmethods: [opcd]\nseeds: [0]',
+            "line 7: models[0] needs a",
+        ),
+        (
+            f"{{envs}}models: [{'m' * 201}]\nmethods: [opcd]\nseeds: [0]",
+            "line 7: models[0] needs a",
+        ),
+        (f"{{envs}}models: [m]\nmethods: [opcd]\nseeds: {[*range(10001)]}", "has more than 10000 cells"),
     ],
 )
 def test_what_is_wrong_with_a_suite_is_said_with_line_and_key(text: str, says: str, tmp_path: Path) -> None:
@@ -145,13 +190,41 @@ def test_what_is_wrong_with_a_suite_is_said_with_line_and_key(text: str, says: s
     path = tmp_path / "bad.yaml"
     path.write_text(text.format(envs=envs.rstrip("\n") + "\n") if "{envs}" in text else text)
     with pytest.raises(SuiteError) as error:
-        read_suite(str(path))
+        read(str(path))
     assert says in str(error.value)
     assert str(error.value).startswith("bad.yaml, line ")
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
 
 
-KEYS = st.sampled_from([*AXES, *AXES.values(), "seeds", "settings", "name", "steps", "env_kwargs", "lr"])
+def test_a_suite_is_as_long_as_it_looks(tmp_path: Path) -> None:
+    """Nine times ten aliases of aliases would be a thousand million nodes."""
+    names = "abcdefghi"
+    lines = ["a: &a [x]"]
+    lines += [f"{b}: &{b} [{', '.join(['*' + a] * 10)}]" for a, b in itertools.pairwise(names)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(SuiteError, match=r"bomb\.yaml, line 2: no aliases"):
+        read(str(tmp_path / "bomb.yaml"))
+    (tmp_path / "long.yaml").write_text("#" * (1 << 21))
+    with pytest.raises(SuiteError, match="more than 1048576 bytes"):
+        read(str(tmp_path / "long.yaml"))
+
+
+KEYS = st.sampled_from(
+    [
+        "envs",
+        "env",
+        "models",
+        "model",
+        "methods",
+        "method",
+        "seeds",
+        "settings",
+        "name",
+        "steps",
+        "env_kwargs",
+        "lr",
+    ]
+) | st.text(max_size=3)
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -174,17 +247,21 @@ PARTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(scope="module")
+def anywhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("any") / "any.yaml"
+
+
+@settings(max_examples=200, deadline=None)
 @given(st.text() | PARTS.map(lambda parts: yaml.safe_dump(parts, sort_keys=False)))
-def test_any_file_is_a_suite_or_one_clear_error(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "any.yaml"
-    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+def test_any_file_is_a_suite_or_one_clear_error(anywhere: Path, text: str) -> None:
+    anywhere.write_bytes(text.encode("utf-8", "surrogatepass"))
     problem = ""
     try:
-        assert read_suite(str(path))
+        assert read(str(anywhere))
     except SuiteError as error:
         problem = str(error)
-    assert "\n" not in problem
+    assert problem.replace("\xa0", " ").isprintable()
 
 
 def test_a_suite_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -195,30 +272,47 @@ def test_a_suite_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_one_table_that_goes_on_where_it_was_stopped(
-    walker_folder: Path, write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output, said = tmp_path / "out", StringIO()
-    console = Console(file=said, width=200)
-    cells = read_suite(write(models=[{"model": str(walker_folder), "name": "walker"}]))
-    begun: list[Path | None] = []
+@pytest.fixture(scope="module")
+def finished(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Cell], str]:
+    """The folder of a benchmark that was stopped in its third run and went on; its cells; what was said."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    models = [{"model": str(walker_folder), "name": "walker"}]
+    cells = read(write_suite(folder / "suite.yaml", models=models))
+    begun: list[str] = []
 
-    def stopped(config: SelfImproveConfig) -> None:
+    def stopped(settings: Settings) -> None:
         if len(begun) == 2:
             raise KeyboardInterrupt
-        begun.append(config.output)
-        in_this_process(config)
+        begun.append(settings["output"])
+        run_here(settings)
 
     with pytest.raises(KeyboardInterrupt):
-        run_suite(cells, output, console, stopped)
-    assert len(json.loads((output / "benchmark.json").read_text())["cells"]) == 4
-    table = run_suite(cells, output, console, in_this_process)
-    with patch.object(Session, "play", side_effect=AssertionError("a finished cell is not run again")):
-        assert run_suite(cells, output, QUIET, in_this_process) == table
-    assert json.loads((output / "benchmark.json").read_text()) == table
+        benchmark(cells, folder / "out", stopped)
+    assert len(json.loads((folder / "out" / "benchmark.json").read_text())["cells"]) == 4
 
-    lines = [line for line in said.getvalue().splitlines() if ", walker, " in line]
-    assert len(lines) == 4 + 8  # the first attempt got through two runs
+    def going_on(settings: Settings) -> None:
+        assert settings["output"] not in begun, "a finished run is not run again"
+        run_here(settings)
+
+    _, said = benchmark(cells, folder / "out", going_on)
+    return folder / "out", cells, said
+
+
+def never(settings: Settings) -> None:
+    pytest.fail("a finished run is not run again")
+
+
+def test_one_table_that_goes_on_where_it_was_stopped(
+    finished: tuple[Path, list[Cell], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, cells, said = finished
+    table = json.loads((output / "benchmark.json").read_text())
+    (output / "dry/walker/opcd/seed1/report.html").unlink()  # as by a kill just before it
+    assert benchmark(cells, output, never)[0] == table
+    assert (output / "dry/walker/opcd/seed1/report.html").exists()
+
+    lines = [line for line in said.splitlines() if ", walker, " in line]
+    assert len(lines) == 8
     assert re.fullmatch(r"dry, walker, none, seed 0: \d+\.\d% \[\d+\.\d%, \d+\.\d%\]", lines[0])
     assert re.search(r"opcd, seed 1: .* in \d+ s", lines[-1])
 
@@ -245,82 +339,80 @@ def test_one_table_that_goes_on_where_it_was_stopped(
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(
-    walker_folder: Path, write: Callable[..., str], tmp_path: Path
+    finished: tuple[Path, list[Cell], str], tmp_path: Path
 ) -> None:
-    suite = write(models=[{"model": str(walker_folder), "name": "walker"}], seeds=[0])
-    said = StringIO()
+    whole, cells, _ = finished
+    output = shutil.copytree(whole, tmp_path / "out")
+    for seed in (0, 1):
+        shutil.rmtree(output / f"dry/walker/off-policy/seed{seed}")
 
-    def failing(config: SelfImproveConfig) -> None:
-        if config.data == "teacher":
-            raise ZeroDivisionError("a bug\nof several lines")
-        in_this_process(config)
+    def failing(settings: Settings) -> None:
+        assert settings["data"] == "teacher"
+        raise ZeroDivisionError("a bug\x1b[2J\nof several lines")
 
-    console = Console(file=said, width=200)
-    table = run_suite(read_suite(suite), tmp_path / "out", console, failing)
+    table, said = benchmark(cells, output, failing)
     errors = {cell["method"]: cell["error"] for cell in table["cells"]}
     # The first trained method's run is the one that none and in-context are arms of.
     assert {method for method, error in errors.items() if error} == {"none", "in-context", "off-policy"}
     assert errors["off-policy"] == "ZeroDivisionError: a bug"
     assert [row["method"] for row in table["methods"]] == ["opcd"]
-    assert "off-policy, seed 0: FAILED: ZeroDivisionError: a bug" in said.getvalue()
-    assert "Traceback" in said.getvalue()  # a bug, not a user's error
+    assert "off-policy, seed 0: FAILED: ZeroDivisionError: a bug" in said
+    assert "Traceback" in said  # a bug, not a user's error
     # Mended, the rest is run.
-    table = run_suite(read_suite(suite), tmp_path / "out", QUIET, in_this_process)
-    assert not any(cell["error"] for cell in table["cells"])
+
+    def mended(settings: Settings) -> None:
+        path = Path(settings["output"])
+        shutil.copytree(whole / path.relative_to(output), path, dirs_exist_ok=True)
+
+    table, _ = benchmark(cells, output, mended)
+    assert table == json.loads((whole / "benchmark.json").read_text())
 
 
 def test_other_settings_are_not_mixed_with_finished_runs(
-    walker_folder: Path, write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, list[Cell], str], walker_folder: Path, write: Callable[..., str], tmp_path: Path
 ) -> None:
-    models = [{"model": str(walker_folder), "name": "walker"}]
-    output = str(tmp_path / "out")
-    with patch.object(benchmark, "in_a_process", in_this_process):
-        assert main([write(models=models, methods=["in-context"], seeds=[0]), "--output", output]) == 0
-        changed = write(models=models, methods=["in-context"], seeds=[0], settings=SETTINGS | {"lr": 0.5})
-        assert main([changed, "--output", output]) == 1
-    assert "begun with lr 0.001, not 0.5" in " ".join(capsys.readouterr().err.split())
+    whole, _, _ = finished
+    output = shutil.copytree(whole / "dry/walker/opcd", tmp_path / "out/dry/walker/opcd").parents[2]
+    changed = write(
+        models=[{"model": str(walker_folder), "name": "walker"}],
+        methods=["opcd"],
+        settings=SETTINGS | {"lr": 0.5},
+    )
+    table, said = benchmark(read(changed), output, never)
+    assert "FAILED: ConfigError: " in said
+    assert all("begun with lr 0.001, not 0.5" in cell["error"] for cell in table["cells"])
 
 
-def die(config: SelfImproveConfig) -> None:
-    os._exit(9)
+def test_a_benchmark_with_a_failed_run_fails(write: Callable[..., str], tmp_path: Path) -> None:
+    def failing(what: str, question: Any) -> Any:
+        if what == "run":
+            raise agent_process.AgentError("no \x1b[2Jmodel", "ModelError")
+        return check(question)
+
+    suite = write(methods=["in-context"], seeds=[0])
+    with patch.object(agent_process, "ask", failing):
+        assert main([suite, "--output", str(tmp_path / "out")]) == 1
+    [cell] = json.loads((tmp_path / "out" / "benchmark.json").read_text())["cells"]
+    assert cell["error"] == "ModelError: no model"
 
 
-def test_a_run_has_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EnvError, match="did you mean FrozenLake-v1"):
-        in_a_process(SelfImproveConfig(env="FrozenLak-v1", output=tmp_path / "run"))
-    monkeypatch.setattr(benchmark, "_self_improve", die)
-    with pytest.raises(BrokenRunError, match="process died"):
-        in_a_process(SelfImproveConfig())
+def test_settings_are_checked_in_one_process() -> None:
+    good = {"env": "Math-v0", "lr": "2e-4", "eval_temperature": [0.0], "env_kwargs": {"task": "chain_sum"}}
+    assert agent_process.check([good, {"lr": "fast"}, {"step": 1}]) == [
+        None,
+        {
+            "setting": "lr",
+            "problem": "cannot be: input should be a valid number, unable to parse string as a number",
+        },
+        {"setting": "step", "problem": "is not known here: did you mean steps?"},
+    ]
+    assert agent_process.check([]) == []
 
 
-def wait(config: SelfImproveConfig) -> None:
-    """Says that it has begun, and that it was interrupted."""
-    assert config.output is not None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    (config.output / "begun").touch()
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        (config.output / "interrupted").touch()
-        raise
-
-
-def test_an_interruption_reaches_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "_self_improve", wait)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-
-    def interrupt() -> None:
-        while not (tmp_path / "begun").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            in_a_process(SelfImproveConfig(output=tmp_path))
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    assert (tmp_path / "interrupted").exists()
+def test_settings_are_those_of_the_command_line() -> None:
+    assert config_of({"env": "Math-v0", "lr": 1}) == SelfImproveConfig.for_env("Math-v0", lr=1.0)
+    with pytest.raises(SettingError, match="loss cannot be: input should be 'truncated'"):
+        config_of({"loss": "none"})
 
 
 def test_methods_differ() -> None:

@@ -10,7 +10,8 @@ from evals.stats import paired_difference_interval, wilson_interval
 from experience.seeds import SeedRange, Split
 
 TEST = SeedRange(split=Split.TEST, run_seed=0, start=0, size=200)
-VALIDATION = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=64)
+FEW = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=4)
+"""Where the lake is not slippery one tells as much as the next."""
 
 
 def test_wilson() -> None:
@@ -93,7 +94,7 @@ def test_no_optimal_arm_without_a_table_or_with_other_rewards() -> None:
 
 
 def test_blind_finds_the_path_where_there_is_one() -> None:
-    result, sequence = Baselines("FrozenLake-v1", {"is_slippery": False}).blind([], VALIDATION, TEST)
+    result, sequence = Baselines("FrozenLake-v1", {"is_slippery": False}).blind([], FEW, TEST)
     assert result.success_rate == 1.0
     assert result.n == 200
     assert sequence
@@ -104,8 +105,8 @@ def test_blind_takes_candidates_into_account() -> None:
     desc = ["SHHHH", "FHHHH", "FHHHH", "FFFFH", "HHHFG"]
     path = ("down", "down", "down", "right", "right", "right", "down", "right")
     baselines = Baselines("FrozenLake-v1", {"desc": desc, "is_slippery": False})
-    assert baselines.blind([], VALIDATION, TEST)[0].success_rate == 0.0
-    assert baselines.blind([path], VALIDATION, TEST) == (
+    assert baselines.blind([], FEW, TEST)[0].success_rate == 0.0
+    assert baselines.blind([path], FEW, TEST) == (
         EvalResult.from_episodes(successes=200, n=200, mean_return=1.0),
         path,
     )

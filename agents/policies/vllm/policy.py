@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
-from distill.lm.prefix_lm import Prefix, PrefixLM
+from distill.lm.language_model import LanguageModel
+from distill.lm.span import Prefix
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 """Names as in a checkpoint of the model."""
@@ -217,7 +218,7 @@ class VLLMPolicy(HFPolicy):
         self.engine.holds = mine
 
 
-def logprob_gap(lm: PrefixLM, scored: Iterable[Scored]) -> Gap:
+def logprob_gap(lm: LanguageModel, scored: Iterable[Scored]) -> Gap:
     """How far given log-probabilities are from those of ``lm``, over all tokens of the completions."""
     distances: list[float] = []
     for prompt, completion, given in scored:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import PROBES, Drawer, Drawn, Gap, VLLMError, Weights
-from distill.lm.prefix_lm import Prefix
+from distill.lm.span import Prefix
 
 KEY = "VLLM_API_KEY"
 OLDEST = (0, 32)

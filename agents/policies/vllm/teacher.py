@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from agents.policies.vllm.policy import VLLMError
 from agents.policies.vllm.servers import MAX_IDS, Servers
-from distill.lm.prefix_lm import Prefix
+from distill.lm.span import Span
 
 PROBE = "Which way is the lake?"
 
@@ -39,7 +39,7 @@ class ServedTeacher:
         self._requests = 0
         prefix = tuple(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
         ids_1K = torch.tensor([list(range(8))])
-        plain, cooled = (self.score([prefix], ids_1K, t) for t in (1.0, temperature))
+        plain, cooled = (self.score([Span.of(prefix)], [0], ids_1K, t) for t in (1.0, temperature))
         if temperature != 1 and torch.allclose(plain, cooled, atol=1e-4):
             raise VLLMError(
                 f"the teacher at {urls[0]} gives log-probabilities at temperature 1 only: start it with "
@@ -47,13 +47,16 @@ class ServedTeacher:
             )
         self.cost()
 
-    def score(self, prefixes: Sequence[Prefix], ids_NK: torch.Tensor, temperature: float) -> torch.Tensor:
+    def score(
+        self, spans: Sequence[Span], rows: Sequence[int], ids_TK: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
         """See ``ScoringTeacher``."""
         started = time.perf_counter()
-        jobs = list(zip(prefixes, ids_NK.tolist(), strict=True))
+        prefixes = [span.tokens[:end] for span in spans for end in range(span.start, len(span.tokens) + 1)]
+        jobs = [(prefixes[row], ids_K) for row, ids_K in zip(rows, ids_TK.tolist(), strict=True)]
         scores = self._servers.each(jobs, lambda server, job: server.score(*job, temperature))
         self._seconds += time.perf_counter() - started
-        self._requests += len(jobs) * -(-ids_NK.shape[1] // MAX_IDS)
+        self._requests += len(jobs) * -(-ids_TK.shape[1] // MAX_IDS)
         return torch.tensor(scores)
 
     def cost(self) -> dict[str, float]:

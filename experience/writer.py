@@ -18,6 +18,7 @@ import pandas as pd
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rapidfuzz import fuzz
 
+from experience import ExperienceError
 from experience.insight import Insight
 
 MARKER = "- EXPERIENCE ITEM:"
@@ -40,10 +41,6 @@ _MARKUP = re.compile(
     re.IGNORECASE,
 )
 """Chat templates' markup, and a line that speaks in another role."""
-
-
-class PromptsError(ValueError):
-    """A file of prompts that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +79,7 @@ class InsightPrompts:
             path: The user's own; by default ours.
 
         Raises:
-            PromptsError: No such file, no TOML, or no such templates.
+            ExperienceError: No such file, no TOML, or no such templates.
         """
         path = path or OUR_PROMPTS
         try:
@@ -94,11 +91,11 @@ class InsightPrompts:
             self._system = environment.from_string(templates["system"])
             self._user = environment.from_string(templates["user"])
         except KeyError as error:
-            raise PromptsError(f"{path} has no template {error}: see {OUR_PROMPTS}") from error
+            raise ExperienceError(f"{path} has no template {error}: see {OUR_PROMPTS}") from error
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
-            raise PromptsError(f"{path} cannot be read as prompts: {error}") from error
+            raise ExperienceError(f"{path} cannot be read as prompts: {error}") from error
         except jinja2.TemplateError as error:
-            raise PromptsError(f"{path}: {error}") from error
+            raise ExperienceError(f"{path}: {error}") from error
         self.version = hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def task(
@@ -113,7 +110,7 @@ class InsightPrompts:
             is_begun: Whether the reply is begun with the marker.
 
         Raises:
-            PromptsError: The templates ask for something that there is not.
+            ExperienceError: The templates ask for something that there is not.
         """
         values = {
             "transcript": transcript(turns, final_observation),
@@ -129,7 +126,7 @@ class InsightPrompts:
                 system=self._system.render(values).strip(), user=self._user.render(values).strip()
             )
         except jinja2.TemplateError as error:
-            raise PromptsError(f"the prompts cannot be filled in: {error}") from error
+            raise ExperienceError(f"the prompts cannot be filled in: {error}") from error
 
 
 def transcript(turns: pd.DataFrame, final_observation: str) -> str:
@@ -211,7 +208,7 @@ def write_insights(
         The items in order, duplicates and all; each with its trace as evidence for it.
 
     Raises:
-        PromptsError: The prompts ask for something that there is not.
+        ExperienceError: The prompts ask for something that there is not.
     """
     by_trace = dict(iter(turns.groupby("trace_id")))
     texts = [insight.text for insight in known]

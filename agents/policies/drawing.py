@@ -1,0 +1,111 @@
+"""How tokens are drawn from logits: by where a number in [0, 1) falls in the cumulative distribution.
+
+The number is the request's own, so a token depends on its prompt, the sampling and the seed, and on nobody
+beside it. Where replies have a few tokens, equal prefixes are drawn from again and again: then a table of the
+distribution is kept. Where they are long, no prefix comes twice, and tokens are drawn where the logits are.
+Shape letters: N rows, V vocabulary, B tokens of a block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from agents.policies.policy import Sampling
+
+BLOCK = 1024
+"""Tokens whose probabilities are summed before the running sum: it is looked at inside one block only."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawTable:
+    """All that drawing the token after one prefix takes, on the CPU."""
+
+    logprobs_V: npt.NDArray[np.float32]
+    """At temperature 1."""
+    greedy: int
+    cumulative_V: npt.NDArray[np.float64] | None
+    """Running sum of the sampling distribution; ``None`` when greedy."""
+
+    @classmethod
+    def of(cls, logits_V: torch.Tensor, sampling: Sampling) -> "DrawTable":
+        """The table of one row of logits."""
+        logits_V = logits_V.cpu()
+        cumulative_V = None
+        if sampling.temperature > 0:
+            cumulative_V = sampling_distribution(logits_V, sampling).cumsum(-1).numpy()
+        logprobs_V = logits_V.log_softmax(-1).numpy()
+        return cls(logprobs_V=logprobs_V, greedy=int(logits_V.argmax()), cumulative_V=cumulative_V)
+
+    def draw(self, uniform: float) -> int:
+        """The token at ``uniform`` in [0, 1) of the cumulative distribution."""
+        if self.cumulative_V is None:
+            return self.greedy
+        total = self.cumulative_V[-1]
+        # A draw next to 1 can fall behind the last token that has any probability.
+        last = np.searchsorted(self.cumulative_V, total)
+        return int(min(np.searchsorted(self.cumulative_V, uniform * total, side="right"), last))
+
+
+def draw(
+    logits_NV: torch.Tensor, sampling: Sampling, uniforms: Sequence[float]
+) -> tuple[list[int], list[float]]:
+    """A token for each row, drawn on the device of the logits.
+
+    Args:
+        logits_NV: In fp32; used up.
+        sampling: Temperature and top-p.
+        uniforms: A number in [0, 1) for each row.
+
+    Returns:
+        The tokens, and their log-probabilities at temperature 1.
+    """
+    norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
+    if sampling.temperature == 0:
+        token_N1 = logits_NV.argmax(-1, keepdim=True)
+        return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
+    if sampling.top_p < 1:
+        kept = [sampling_distribution(logits_V, sampling).float() for logits_V in logits_NV]
+        weight_NV = torch.stack(kept)
+    else:
+        weight_NV = logits_NV.sub(logits_NV.amax(-1, keepdim=True)).div_(sampling.temperature).exp_()
+    token_N1 = _at(weight_NV, torch.tensor(uniforms, dtype=torch.float64, device=logits_NV.device))[:, None]
+    return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
+
+
+def _at(weight_NV: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
+    """[N]: the token at ``uniform`` of each running sum, which is taken over blocks, then within one."""
+    padding = -weight_NV.shape[1] % BLOCK
+    weight_NMB = torch.nn.functional.pad(weight_NV, (0, padding)).unflatten(-1, (-1, BLOCK))
+    until_NM = weight_NMB.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted_N1 = (uniform_N * until_NM[:, -1])[:, None]
+    block_N1 = _place(until_NM, wanted_N1)
+    before_NM = torch.nn.functional.pad(until_NM, (1, 0))
+    index_N1B = block_N1[:, :, None].expand(-1, -1, BLOCK)
+    within_NB = weight_NMB.gather(1, index_N1B)[:, 0].double().cumsum(-1)
+    inside_N1 = _place(within_NB, wanted_N1 - before_NM.gather(-1, block_N1))
+    return (block_N1 * BLOCK + inside_N1)[:, 0]
+
+
+def _place(until_NK: torch.Tensor, wanted_N1: torch.Tensor) -> torch.Tensor:
+    """[N, 1]: where the running sum first exceeds what is wanted, at the latest where it ends to grow."""
+    last_N1 = torch.searchsorted(until_NK, until_NK[:, -1:].contiguous())
+    return torch.minimum(torch.searchsorted(until_NK, wanted_N1, right=True), last_N1)
+
+
+def sampling_distribution(logits_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The probabilities that tokens are drawn with, [V] in fp64, not normalised when top-p cuts some off.
+
+    Args:
+        logits_V: The model's.
+        sampling: Temperature (above 0) and top-p. Of the tokens by falling probability, the first
+            that reaches ``top_p`` in sum is the last one kept (Holtzman et al. 2020).
+    """
+    probs_V = (logits_V.double() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        sorted_V, order_V = probs_V.sort(descending=True, stable=True)
+        before_V = sorted_V.cumsum(-1) - sorted_V
+        probs_V = probs_V.index_fill(0, order_V[before_V >= sampling.top_p], 0.0)
+    return probs_V

@@ -1,0 +1,220 @@
+"""Which way computes a model exactly: found out by asking it, never by its name.
+
+What a way gives is compared with what the model itself gives with transformers' eager attention, one sequence
+after the other. The probes are short, so that even a large model answers in seconds; for their time the
+model's sliding windows, attention chunks and rope switches are narrowed, so that the probes go beyond them.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from distill.lm import tree_attention
+from distill.lm.decoding import Growth, set_growth
+from distill.lm.head import LMHead
+from distill.lm.language_model import LanguageModel, Way, context_window, decoder_of, rope_settings
+from distill.lm.padded_lm import PaddedLM
+from distill.lm.prefix_lm import PrefixLM
+from distill.lm.span import Prefix
+
+Compute = Literal["auto", "tree", "padded"]
+
+LONGEST = 22
+"""Tokens of the longest probe."""
+NARROW = 8
+"""What windows, chunks and switches are narrowed to."""
+LIMITS = ("sliding_window", "attention_chunk_size", "index_topk", "floor_scale")
+"""What a configuration, and the layers after it, call the lengths from which on attention changes."""
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
+"""Of the largest logit. In 16 bits, of the mean over the probes, ``COARSE``."""
+COARSE = 0.03
+
+
+class UnsupportedModelError(ValueError):
+    """A model that neither way computes exactly, or not the one that was asked for; says by how much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """How a model is computed."""
+
+    way: Way
+    attention: str
+    """Transformers' name of its attention function."""
+    growth: Growth = "joined"
+    """Which sequences it draws side by side."""
+    why: str = ""
+    """What is wrong with the ways that were tried before it, if any were."""
+
+    def __str__(self) -> str:
+        if self.way == "tree":
+            return "as a prefix tree"
+        apart = {"joined": "", "alike": ", other lengths apart", "none": ", no keys kept"}[self.growth]
+        return f"in padded batches with {self.attention} attention{apart}"
+
+
+def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> LanguageModel:
+    """The model as a function of prefixes, computed in the given way; see ``LanguageModel``."""
+    return {"tree": PrefixLM, "padded": PaddedLM}[way](model, **settings)
+
+
+@torch.no_grad()
+def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
+    """Find a way that computes the model exactly, and set the model's attention to it.
+
+    Args:
+        model: In eval mode.
+        compute: ``auto`` takes the tree if it is exact, since it computes shared beginnings once.
+
+    Raises:
+        UnsupportedModelError: There is none.
+    """
+    try:
+        LMHead.of(model)
+    except TypeError as error:
+        raise UnsupportedModelError(str(error)) from error
+    beginnings, rounds = _probes(model)
+    faults: list[str] = []
+    with _narrowed(model):
+        everything = [*beginnings, *(prefix for prefixes in rounds for prefix in prefixes)]
+        try:
+            own = decoder_of(model).config._attn_implementation
+            _use("eager", model, own)
+            expected = {prefix: _plain_logits(model, prefix) for prefix in everything}
+        except Exception as error:  # whatever foreign code may raise
+            raise UnsupportedModelError(f"its own forward pass fails: {_line(error)}") from error
+        ways: dict[Way, tuple[str, ...]] = {"tree": (tree_attention.NAME,), "padded": ("sdpa", "eager")}
+        for way in ways if compute == "auto" else [compute]:
+            for attention in ways[way]:
+                attention = _use(attention, model, own)
+                fault = _scoring_fault(model, way, beginnings, expected)
+                if fault is None and way == "tree":
+                    fault = _growing_fault(model, way, rounds, expected)
+                growths: tuple[Growth, ...] = ("joined", "alike", "none")
+                for growth in growths if fault is None else ():
+                    set_growth(model, growth)
+                    fault = _growing_fault(model, "padded", rounds, expected)
+                    if fault is None:
+                        why = "; ".join(faults)
+                        return Support(way=way, attention=attention, growth=growth, why=why)
+                faults.append(f"{way} with {attention} attention: {fault}")
+    raise UnsupportedModelError("; ".join(faults))
+
+
+def _use(attention: str, model: PreTrainedModel, own: str) -> str:
+    """Set the model's attention; returns which it is then: some can have their own only, or no ``sdpa``."""
+    decoder_of(model).config._attn_implementation = own
+    with suppress(ValueError):
+        model.set_attn_implementation(attention)
+    chosen: str = decoder_of(model).config._attn_implementation
+    return chosen
+
+
+def _probes(model: PreTrainedModel) -> tuple[list[Prefix], list[list[Prefix]]]:
+    """Prefixes to ask for at once, long and short, with shared beginnings; and rounds in which some grow."""
+    draws = random.Random(0)
+    size = min(LMHead.of(model).weight_VD.shape[0], 1000)  # behind that are images' and other special tokens
+
+    def text(length: int) -> Prefix:
+        return tuple(draws.randrange(min(3, size - 1), size) for _ in range(length))
+
+    long = text(min(LONGEST, context_window(model)))
+    beginnings = [long, long[:3], long[: len(long) // 2], long[:9] + text(4), text(2), text(NARROW - 1)]
+    first = [long[:9] + text(3), text(2), text(NARROW - 1)]
+    second = [prefix + text(1) for prefix in first]
+    third = [second[2] + text(1), second[0] + text(1), second[2] + text(1)]  # one ends, another divides
+    return beginnings, [first, second, sorted(set(third))]
+
+
+def _plain_logits(model: Any, prefix: Prefix) -> torch.Tensor:
+    logits_V: torch.Tensor = model(torch.tensor([prefix], device=model.device), use_cache=False).logits[0, -1]
+    return logits_V.float()
+
+
+def _scoring_fault(
+    model: PreTrainedModel,
+    way: Way,
+    beginnings: Sequence[Prefix],
+    expected: dict[Prefix, torch.Tensor],
+) -> str | None:
+    """What is wrong with prefixes that are computed at once, if anything is."""
+    try:
+        lm = language_model(model, way)
+        found_NV = lm.head.logits(lm.hidden(beginnings))
+    except Exception as error:  # whatever foreign code may raise
+        return _line(error)
+    return _difference(model, way, found_NV, [expected[prefix] for prefix in beginnings])
+
+
+def _growing_fault(
+    model: PreTrainedModel, way: Way, rounds: Sequence[Sequence[Prefix]], expected: dict[Prefix, torch.Tensor]
+) -> str | None:
+    """What is wrong with prefixes that grow, if anything is."""
+    try:
+        lm = language_model(model, way)
+        found_NV = torch.cat([lm.logits(prefixes) for prefixes in rounds])
+    except Exception as error:  # whatever foreign code may raise
+        return _line(error)
+    return _difference(model, way, found_NV, [expected[prefix] for prefixes in rounds for prefix in prefixes])
+
+
+def _difference(
+    model: PreTrainedModel, way: Way, found_NV: torch.Tensor, expected: Sequence[torch.Tensor]
+) -> str | None:
+    expected_NV = torch.stack(list(expected))
+    if found_NV.shape != expected_NV.shape:
+        return f"there are {found_NV.shape[1]} logits, not {expected_NV.shape[1]}"
+    off_N = (found_NV.float() - expected_NV).abs().amax(-1)
+    tolerance = TOLERANCE.get(model.dtype)
+    off, allowed = (off_N.mean(), COARSE) if tolerance is None else (off_N.max(), tolerance)
+    if float(off) <= allowed * float(expected_NV.abs().max()):  # false for NaN
+        return None
+    what = "its layers do more than attend, or " if way == "tree" else ""
+    return f"the logits are off by {float(off):.3g}, so {what}its head more than multiply, scale and soft-cap"
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip()
+    return (
+        text.splitlines()[0]
+        if text and isinstance(error, ValueError)
+        else f"{type(error).__name__}: {text[:200]}"
+    )
+
+
+@contextmanager
+def _narrowed(model: PreTrainedModel) -> Iterator[None]:
+    """Within it what limits attention is so narrow that a short probe shows it."""
+    changed: list[tuple[Any, Any, int]] = []
+
+    def narrow(owner: Any, name: Any, value: Any) -> None:
+        if isinstance(value, int) and not isinstance(value, bool) and value > NARROW:
+            changed.append((owner, name, value))
+            _put(owner, name, NARROW)
+
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    for owner in (*configs.values(), *model.modules()):
+        for name in LIMITS:
+            narrow(owner, name, vars(owner).get(name))
+    switch = "original_max_position_embeddings"
+    for rope in rope_settings(model):
+        narrow(rope, switch, rope.get(switch))
+    for config in configs.values():  # which overrules the rope's own in some models
+        narrow(config, switch, vars(config).get(switch))
+    try:
+        yield
+    finally:
+        for owner, name, value in reversed(changed):
+            _put(owner, name, value)
+
+
+def _put(owner: Any, name: str, value: int) -> None:
+    if isinstance(owner, dict):
+        owner[name] = value
+    else:
+        setattr(owner, name, value)

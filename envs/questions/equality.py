@@ -1,0 +1,352 @@
+"""Whether an answer is the right one, as far as that can be said without a parser of mathematics."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from envs.questions.numbers import TEXT, compare_numbers, plain_number
+
+MAX_ITEMS = 32
+"""Of a list that is compared item by item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether an answer is right, and why."""
+
+    is_correct: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """What a parser must compare: of two lists only the items in which they may differ."""
+
+    answer: str
+    gold: str
+
+
+_SPACES = re.compile(r"\\(?:left|right|quad|[,;:! ])|(?<![0-9])\s+|\s+(?![0-9])")
+_ONE = re.compile(r"([_^])\{(\w)\}")
+_SIZES = re.compile(r"\\(?:left|right|m?big[lr]?|Big[lr]?|displaystyle)(?![A-Za-z])\.?")
+_AND = re.compile(
+    r"\s*,?\s*(?:\b(?:and|or)\b|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|vee)(?![A-Za-z]))\s*"
+)
+_ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
+_LETTER = re.compile(r"\(?([A-Z])\)?()")
+_OPTION = re.compile(
+    r"\W*(?:(?:option|choice|letter)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*]|-\s|$|\s\(?[-$\\0-9])))"
+)
+_ANOTHER = re.compile(r"[\s,;/&*]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?[A-Z]\b")
+_LABEL = re.compile(r"\(?([A-Z])[).:]\s+(?=\S)|\(([A-Z])\)\s*(?=\S)")
+_COMMANDS = re.compile(r"\\[A-Za-z]+")
+_FUNCTIONS = (
+    r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|lg|exp|sqrt|pi|theta|alpha|beta|lim|max|min|"
+    r"mod|gcd|lcm|det|inf|infinity|oo"
+)
+_WORD = re.compile(
+    rf"(?<![\\A-Za-z])(?!(?:{_FUNCTIONS}|and|or)(?![A-Za-z]))(?:[^\W\d_]{{4,}}|[^\W\d_]{{2,3}})(?![A-Za-z])"
+)
+_PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{2,3}")
+"""Letters that are no word: xy."""
+_MAYBE_PRODUCT = re.compile(r"[a-z]{2,3}")
+_NAME = re.compile(
+    r"\(?\s*\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?'?(?:\([\w, ]*\))?"
+    r"(?:\s*,\s*[A-Za-z](?:_\{?\w+\}?)?)*\s*\)?\s*"
+)
+_EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)|\\in(?![A-Za-z])|:=")
+_RELATION = re.compile(r"=|<|>|\\(?:leq?|geq?|lt|gt|ne|neq|in|approx|equiv)(?![A-Za-z])")
+_VARIABLE = re.compile(
+    r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z](?![A-Za-z])|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega|rho|tau|sigma|delta)\b"
+)
+
+_POWER_OF_TEN = re.compile(
+    r"(?<=[0-9])[eE][-+]?[0-9]+|\s*(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*\{?[-+]?[0-9]{1,3}\}?"
+)
+_SPACING = re.compile(r"\\(?:left|right|quad|[,;:! ])")
+_FORMAL = {
+    "calculus": r"\\(?:i*int|o?int|sum|prod|lim)(?![A-Za-z])|\\[dt]?frac\s*\{\s*(?:d|\\partial)\b|"
+    r"\bd/d[a-z]\b|\b(?:sum|prod|int|lim|integral|derivative)\b\s*[_(]",
+    "number theory": r"\b(?:gcd|lcm|det|[dt]?binom|choose|[bp]?mod|max|min|[lr]?floor|[lr]?ceil)(?![A-Za-z])|"
+    r"\\begin\s*\{vmatrix\}|(?<![A-Za-z])[CP]\s*\(\s*[0-9]",
+}
+"""Operations that stand for a result, whatever they are applied to."""
+_NUMERIC = {
+    "sum": r"[0-9A-Za-z)}\]!|%]\s*[-+]\s*[^\s}]",
+    "product": r"[0-9)}!|]\s*(?:\*|\\times|\\cdot)\s*[-+]?[{(\[|]*\s*[-+]?(?:[0-9.]|\\[dt]?frac)|\)\s*\(|"
+    r"[0-9]\s*\(\s*[-+]?[0-9.]+\s*\)",
+    "quotient": r"\\div(?![A-Za-z])",
+    "logarithm": r"\b(?:log|ln|lg)(?![A-Za-z])",
+    "function": r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])|\b(?:arc)?(?:sin|cos|tan)\s*\(",
+    "absolute value": r"\||\\[lr]vert|\babs\b",
+}
+"""Operations that can be carried out where all is numbers."""
+_OPERATIONS = {name: re.compile(pattern) for name, pattern in (_FORMAL | _NUMERIC).items()}
+
+
+def compare(answer: str, gold: str) -> Decision | Undecided:
+    """Compare two answers that have been read and are short."""
+    if same_text(answer, gold):
+        return Decision(True, "the same")
+    if (letter := _LETTER.fullmatch(_plain(gold)) or _LABEL.match(_plain(gold))) and (
+        option := _option(answer)
+    ):
+        return _decision(option == (letter[1] or letter[2]))
+    left, right = _values(_SIZES.sub("", answer), _SIZES.sub("", gold))
+    number, gold_number = plain_number(left), plain_number(right)
+    if number is None and gold_number is not None and _unfinished(left, right):
+        # Repeating the problem does not solve it; in 8 = 5 + 3 it is solved.
+        number = next(filter(None, map(plain_number, reversed(answer.split("=")))), None)
+        if number is None:
+            return Decision(False, "not worked out")
+    if number is not None and gold_number is not None:
+        difference = compare_numbers(number, gold_number)
+        return Decision(difference is None, difference or "equal")
+    items, gold_items = _items(left), _items(right)
+    if items and gold_items and (compared := _compare_items(items, gold_items)):
+        return compared
+    if is_text(left) and is_text(right):
+        return _decision(_says(left, right))
+    if any(is_text(text) and not _MAYBE_PRODUCT.fullmatch(text) for text in (left, right)):
+        return _decision(False)
+    if items is None and gold_items is None:
+        for part in re.split(r"\\approx(?![A-Za-z])", left)[: 2 if "\\approx" in left else 0]:
+            if part.strip() and compare(part.strip(), right) == Decision(True, "equal"):
+                return Decision(True, "equal")
+        left = left.partition("\\approx")[0].strip() or left
+        if _unfinished(left, right):
+            return Decision(False, "not worked out")
+    return Undecided(left, right)
+
+
+def same_text(answer: str, gold: str) -> bool:
+    """Whether two answers are the same but for spaces and, where they are words, case."""
+    first, second = (_ONE.sub(r"\1\2", TEXT.sub(r"\1", _SPACES.sub("", text))) for text in (answer, gold))
+    if first == second:
+        return True
+    first, second = (_ARTICLE.sub("", _plain(text), count=1).strip(" ().\"'") for text in (answer, gold))
+    return is_text(second) and " ".join(first.casefold().split()) == " ".join(second.casefold().split())
+
+
+def is_text(answer: str) -> bool:
+    """Whether it is words, and so to be compared as such; a product of letters, such as xy, is none."""
+    plain = _plain(answer)
+    if re.search(r"[\\=<>^+*/{}|$]|[0-9]\s*[A-Za-z]|,", plain):
+        return False
+    words = [word[0] for word in _WORD.finditer(plain)]
+    return (
+        any(not _PRODUCT.fullmatch(word) for word in words) or re.search("[\u3040-\uffdc]", plain) is not None
+    )
+
+
+def as_latex(answer: str) -> str:
+    """An answer as it is typed, made LaTeX."""
+    for pattern, replacement in _TYPED:
+        answer = pattern.sub(replacement, answer)
+    return answer
+
+
+_Replacement = str | Callable[[re.Match[str]], str]
+_TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
+    (re.compile(r"(?<=[0-9}])\s*\\text\s*\{(?!\s*(?:and|or)\b)[A-Za-z /]+\}\s*(?:\^\s*\{?[23]\}?)?$"), ""),
+    (re.compile(r"(?<=[0-9])[eE]([-+]?[0-9]{1,3})(?![0-9A-Za-z])"), r" \\cdot 10^{\1}"),
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"(?<=[0-9A-Za-z)])\s*\*\s*(?=[0-9A-Za-z(\\])"), r" \\cdot "),
+    (re.compile(r"\^\s*\(([^()]*)\)"), r"^{\1}"),
+    (re.compile(r"\^\s*(-?[0-9]+)"), r"^{\1}"),
+    (re.compile(r"<=|≤"), r" \\le "),
+    (re.compile(r">=|≥"), r" \\ge "),
+    (re.compile(r"(?<![\\A-Za-z])sqrt(?![A-Za-z])"), r"\\sqrt "),
+    (re.compile(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|sin|cos|tan|log|ln|exp)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"(?<![\\A-Za-z])(?:inf|infinity|oo)(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"\\sqrt(\[[0-9]+\])?\s+([0-9]+|[a-z])"), r"\\sqrt\1{\2}"),
+    (re.compile(r"(?<=[\])])\s*U\s*(?=[\[(])"), r" \\cup "),
+    (_AND, ", "),
+    (re.compile(r"(?<!\\)%"), r"\\%"),
+)
+
+
+def _plain(text: str) -> str:
+    """Without what only changes how it looks."""
+    return re.sub(r"\\[,;:! ]|~", " ", TEXT.sub(r" \1 ", _SIZES.sub("", text))).strip(" .*\"'")
+
+
+def _decision(is_correct: bool) -> Decision:
+    return Decision(is_correct, "equal" if is_correct else "not equal")
+
+
+def _says(answer: str, gold: str) -> bool:
+    """Whether a sentence or an option ends in the words that are asked for, and does not deny them."""
+    plain = _plain(answer)
+    said = [re.sub(r"\s*\([^()]*\)$", "", plain), _LABEL.sub("", plain, count=1)]
+    if not re.search(r"\b(?:not|never|neither|nor)\b|n't\b", plain, re.IGNORECASE):
+        said += [re.split(r"\b(?:is|are|was|were|equals)\s+", plain)[-1]]
+        said += [
+            first
+            for first in [re.split(r"[,.;:]", plain)[0]]
+            if first.casefold() in ("yes", "no", "true", "false")
+        ]
+    return any(same_text(text, gold) for text in said)
+
+
+def _values(answer: str, gold: str) -> tuple[str, str]:
+    """Both without what they set equal to it, where that is no part of the answer."""
+    name, value = _named(answer)
+    gold_name, gold_value = _named(gold)
+    if name is not None and gold_name is not None and "".join(name.split()) != "".join(gold_name.split()):
+        return answer, gold
+    if gold_name is not None and not _NAME.fullmatch(gold_name):
+        return answer, gold
+    return value, gold_value
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """What stands left of the last equals sign, and what right of it; the sign may be a membership, too."""
+    equals = list(_EQUALS.finditer(text))
+    if not equals:
+        return None, text
+    name, value = text[: equals[-1].start()].strip(), text[equals[-1].end() :].strip()
+    # In "x = 1, y = 2" and 3 < x = y there is no name.
+    is_list = _RELATION.search(value) or _AND.search(name) or re.search("[,;<>]", name)
+    if not value or (is_list and not _NAME.fullmatch(name)):
+        return None, text
+    return name, value
+
+
+@dataclass(frozen=True, slots=True)
+class _Items:
+    opening: str
+    """Empty for a bare list."""
+    closing: str
+    items: list[str]
+
+    @property
+    def is_set(self) -> bool:
+        return self.opening in ("", "{")
+
+
+_BRACKETS = {"(": ")", "[": "])", "{": "}"}
+
+
+def _items(text: str) -> _Items | None:
+    """The items of a list, a set, a tuple or an interval; ``None`` for anything else."""
+    text = (
+        text.strip().replace("\\{", "{").replace("\\}", "}").replace("\\lbrace", "{").replace("\\rbrace", "}")
+    )
+    inner, opening, closing = text, "", ""
+    if text[:1] in ("(", "[", "{") and _closing(text) == len(text) - 1:
+        inner, opening, closing = text[1:-1], text[0], text[-1]
+    elif (wrapped := TEXT.fullmatch(text)) and _AND.search(wrapped[1]):
+        inner = wrapped[1]
+    parts = _split(_AND.sub(", ", inner))
+    items = []
+    for part in filter(None, (part.strip() for part in parts)):
+        signs = ("+", "-") if len(re.findall(r"\\pm(?![A-Za-z])", part)) == 1 else ("",)
+        items += [re.sub(r"\\pm(?![A-Za-z])\s*", sign, part).removeprefix("+").strip() for sign in signs]
+    if len(items) > MAX_ITEMS or (len(items) < 2 and opening != "{"):
+        return None
+    return _Items(opening, closing, items)
+
+
+def _closing(text: str) -> int | None:
+    """Where the bracket that ``text`` begins with is closed; an interval may be closed by another one."""
+    depth = 0
+    for index, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0:
+            return index if character in "])" or character == _BRACKETS[text[0]] else None
+    return None
+
+
+def _split(text: str) -> list[str]:
+    """At commas and semicolons that are in no bracket and in no number."""
+    has_spaces = re.search(r",\s", text) is not None
+    parts, depth, start = [], 0, 0
+    for index, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and character in ",;":
+            groups = (
+                has_spaces
+                and re.match(r"[0-9]{3}(?![0-9])", text[index + 1 :])
+                and text[index - 1 : index].isdigit()
+            )
+            if not groups and not text[:index].endswith("\\"):
+                parts.append(text[start:index])
+                start = index + 1
+    return [*parts, text[start:]]
+
+
+def _compare_items(answer: _Items, gold: _Items) -> Decision | Undecided | None:
+    """Item by item, in their order where both are ordered; ``None`` if the brackets need a parser."""
+    if answer.opening and gold.opening and (answer.opening, answer.closing) != (gold.opening, gold.closing):
+        return None
+    if {answer.opening, gold.opening} == {"{", "["} or {answer.opening, gold.opening} == {"{", "("}:
+        return None
+    if len(answer.items) != len(gold.items):
+        return None if answer.opening == "{" == gold.opening else Decision(False, "not equal")
+    left, right = list(answer.items), list(gold.items)
+    if answer.is_set and gold.is_set:
+        for item in answer.items:
+            if (twin := next((g for g in right if _is_equal(item, g)), None)) is not None:
+                left.remove(item)
+                right.remove(twin)
+        if any(all(isinstance(compare(item, g), Decision) for g in right) for item in left):
+            return Decision(False, "not equal")
+    else:
+        outcomes = [(a, g, compare(a, g)) for a, g in zip(left, right, strict=True)]
+        if any(
+            outcome == Decision(False, outcome.reason)
+            for *_, outcome in outcomes
+            if isinstance(outcome, Decision)
+        ):
+            return Decision(False, "not equal")
+        pending = [(a, g) for a, g, outcome in outcomes if isinstance(outcome, Undecided)]
+        left, right = [a for a, _ in pending], [g for _, g in pending]
+    if not left:
+        return Decision(True, "equal")
+    if len(left) == 1:
+        return compare(left[0], right[0])
+    is_set = answer.is_set and gold.is_set
+    return Undecided(*((r"\{%s\}" if is_set else "(%s)") % ", ".join(items) for items in (left, right)))
+
+
+def _is_equal(answer: str, gold: str) -> bool:
+    decision = compare(answer, gold)
+    return isinstance(decision, Decision) and decision.is_correct
+
+
+def _unfinished(answer: str, gold: str) -> bool:
+    """Whether something is yet to be worked out in ``answer`` that is worked out in ``gold``.
+
+    3 x 10^5 is a number; fractions, roots and powers stand for themselves.
+    """
+    has_variables = _VARIABLE.search(_readable(answer)) is not None
+    open_ = _operations(answer, formal_only=has_variables) - _operations(gold, formal_only=False)
+    if open_ or has_variables is False:
+        return bool(open_)
+    name, value = _named(gold)
+    is_solved = (name is None or _NAME.fullmatch(name)) and not _VARIABLE.search(_readable(value))
+    if not is_solved or not _RELATION.search(answer):
+        return False
+    # An equation that is solved has nothing but a name on one side.
+    sides = [side.strip() for side in _RELATION.split(answer)]
+    return any(_VARIABLE.search(side) and not _NAME.fullmatch(side) for side in sides)
+
+
+def _operations(text: str, *, formal_only: bool) -> frozenset[str]:
+    readable = _readable(text)
+    names = _FORMAL if formal_only else _OPERATIONS
+    return frozenset(name for name in names if _OPERATIONS[name].search(readable))
+
+
+def _readable(text: str) -> str:
+    return TEXT.sub(r" \1 ", _POWER_OF_TEN.sub("", _SPACING.sub("", text)))
+
+
+def _option(answer: str) -> str | None:
+    """The letter of the one option that is given."""
+    found = _OPTION.match(_plain(answer))
+    if found is None or _ANOTHER.match(found.string, found.end()):
+        return None
+    return (found[1] or found[2]).upper()

@@ -1,0 +1,152 @@
+"""Answers that are plain numbers, with their units, compared exactly."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+MAX_CHARS = 512
+MAX_DIGITS = 400
+"""Of one number."""
+
+TEXT = re.compile(
+    r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|boldsymbol|bm)\s*\{([^{}]*)\}"
+)
+"""What is written upright or bold in a formula."""
+
+_DIGITS = r"(?:[0-9]{1,3}(?:(?:,|\{,\}|,?\\[!,]|~|\s)[0-9]{3})+(?![0-9])|[0-9]+)"
+NUMBER = re.compile(
+    r"(?P<sign>[-+]?)\s*(?:\\?[$€£¥]\s*)?(?P<minus>-?)(?:"
+    rf"(?P<decimal>{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
+    r"(?:[eE](?P<e>[-+]?[0-9]{1,3})|\s*(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*\{?(?P<ten>[-+]?[0-9]{1,3})\}?)?"
+    r"(?:\s*/\s*(?P<over>[0-9]+)|\s+(?P<top>[0-9]+)\s*/\s*(?P<bottom>[0-9]+))?"
+    r"|)"
+    r"(?:\s*\\[dtc]?frac\s*(?:\{\s*(?P<num>-?[0-9]+)\s*\}\s*\{\s*(?P<den>[0-9]+)\s*\}|(?P<n>[0-9])(?P<d>[0-9])))?"
+    r"(?:\s*(?P<percent>\\?%|per ?cent(?:age)?\b|pct\b))?"
+)
+_UNIT = re.compile(
+    r"(?P<space>(?:\s|\\[ ,;!]|~)*)"
+    r"(?P<unit>\\?[A-Za-z€£$][A-Za-z ./-]*(?:\^\s*\{?[23]\}?)?|\^\s*\{?\\circ\}?(?:\s*[CF])?)?"
+)
+_REMARK = re.compile(r"(?<=[0-9A-Za-z%}])\s+\(([A-Za-z][A-Za-z .]*)\)$")
+"""Behind a number: (apples)."""
+UNITS = {
+    name: names.split()[0]
+    for names in (
+        "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre",
+        "in inch inche", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram",
+        "lb pound", "oz ounce", "ms millisecond", "s sec second", "min minute", "h hr hour", "day", "week",
+        "month", "year", "ml milliliter millilitre", "l liter litre", "degree ^\\circ deg", "rad radian",
+        "cent", "$ dollar usd buck", "€ euro eur", "mph", "km/h kph",
+    )
+    for name in names.split()
+}  # fmt: skip
+"""Name of a unit, without the s of many -> its one name."""
+_SCALES = {
+    "hundred": 100,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+}
+_NO_UNITS = frozenset(
+    re.findall(
+        r"\w+",
+        "pi or and to plus minus times over by mod modulo out of sqrt sin cos tan log ln exp inf e i x "
+        "divided multiplied squared cubed factorial choose not but if half third quarter then is are was "
+        "incorrect wrong no more less fewer",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainNumber:
+    """A number as it stands in an answer."""
+
+    value: Fraction
+    """As written: 50 for 50%."""
+    is_percent: bool = False
+    is_decimal: bool = False
+    """Whether at least 6 decimals are given, so that it may stand for one with endless decimals."""
+    unit: str = ""
+
+
+@lru_cache(maxsize=4096)
+def plain_number(text: str) -> PlainNumber | None:
+    """The number that ``text`` is, with or without a unit; ``None`` for anything else."""
+    text = _REMARK.sub(r" \1", TEXT.sub(r" \1 ", text).strip()).strip()
+    found = NUMBER.match(text)
+    if found is None or len(text) > MAX_CHARS or re.search(f"[0-9]{{{MAX_DIGITS + 1}}}", text):
+        return None
+    part = found.groupdict()
+    top, bottom = part["num"] or part["n"], part["den"] or part["d"]
+    if part["decimal"] is None and top is None:
+        return None
+    try:
+        value = Fraction(0)
+        if part["decimal"] is not None:
+            value = Fraction(re.sub(r"[^0-9.]", "", part["decimal"]).removesuffix("."))
+            value *= Fraction(10) ** int(part["e"] or part["ten"] or 0)
+            value /= int(part["over"] or 1)
+            value += Fraction(int(part["top"] or 0), int(part["bottom"] or 1))
+        if top is not None:
+            value += Fraction(int(top), int(bottom))
+    except ZeroDivisionError:
+        return None
+    rest = _UNIT.fullmatch(text, found.end())
+    if rest is None:
+        return None
+    unit, spaced = unit_of(rest["unit"] or ""), bool(rest["space"])
+    if rest["unit"]:
+        words = unit.split()
+        if unit not in UNITS.values() and (not spaced or len(words) > 4 or _NO_UNITS & set(words)):
+            return None
+        if words[0] in _SCALES:
+            value, unit = value * _SCALES[words[0]], unit_of(" ".join(words[1:]))
+        elif len(unit) == 1 and unit not in UNITS.values():
+            return None
+    decimals = (part["decimal"] or "").partition(".")[2]
+    return PlainNumber(
+        value=-value if (part["sign"] == "-") != (part["minus"] == "-") else value,
+        is_percent=part["percent"] is not None,
+        is_decimal=len(decimals) >= 6 and not part["over"],
+        unit=unit,
+    )
+
+
+def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:
+    """Why the two differ; ``None`` if they are equal.
+
+    A percentage may be given as a fraction of 1, and its sign may be left out. A decimal with at least 6
+    places may stand for a fraction with endless ones. A unit may be left out, but not be another one.
+    """
+    known = set(UNITS.values())
+    if answer.unit != gold.unit and {answer.unit, gold.unit} <= known:
+        return f"the unit is {answer.unit}, not {gold.unit}"
+    readings = [(answer.value, gold.value)]
+    if answer.is_percent and not gold.is_percent:
+        readings.append((answer.value / 100, gold.value))
+    if gold.is_percent and not answer.is_percent:
+        readings.append((answer.value, gold.value / 100))
+    rounded = (answer.is_decimal and _is_endless(gold.value)) or (
+        gold.is_decimal and _is_endless(answer.value)
+    )
+    for a, g in readings:
+        if a == g or (rounded and abs(a - g) < min(Fraction(1, 10**6), abs(g) / 10**4)):
+            return None
+    return "not equal"
+
+
+def unit_of(text: str) -> str:
+    """A unit's one name, if it is a known one; otherwise the words in lower case."""
+    unit = re.sub(r"[\s{}]+", " ", text).strip(" .").replace("^ ", "^")
+    for name in (unit, unit.lower(), unit.lower().removesuffix("s")):
+        if name in UNITS:
+            return UNITS[name]
+    return unit.lower()
+
+
+def _is_endless(value: Fraction) -> bool:
+    """Whether the number has infinitely many decimals."""
+    return pow(10, value.denominator.bit_length(), value.denominator) != 0

@@ -1,0 +1,227 @@
+"""Tables of questions from files and data sets, and what stands in their cells."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from envs.words import EnvError
+
+ANSWER_KEYS = ("ground_truth", "answer", "content", "text", "value")
+"""Where answers stand in cells that are objects."""
+MAX_FOLDS = 8
+"""Of cells in cells."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Table:
+    """Rows from somewhere."""
+
+    source: str
+    """What it is, for messages."""
+    frame: pd.DataFrame
+    """At least one row."""
+
+    def select(self, columns: Mapping[str, str]) -> pd.DataFrame:
+        """Some of the columns, as they are.
+
+        Args:
+            columns: Name of the setting that asks for it -> column.
+
+        Raises:
+            EnvError: One is not there.
+        """
+        for setting, column in columns.items():
+            if column not in self.frame.columns:
+                known = ", ".join(map(str, self.frame.columns))
+                raise EnvError(
+                    f"{self.source} has no column {column!r}: name one with {setting}=; it has {known}"
+                )
+        return self.frame[list(dict.fromkeys(columns.values()))]
+
+    @contextmanager
+    def row(self, number: int, column: str) -> Iterator[None]:
+        """What is said of a cell that cannot be read inside.
+
+        Raises:
+            EnvError: In place of a ``ValueError``, with the row's number, from 1 on.
+        """
+        try:
+            yield
+        except ValueError as error:
+            raise EnvError(f"{self.source}, row {number}: {column!r} {error}") from error
+
+
+def file_table(path: str) -> Table:
+    """What stands in a file.
+
+    Args:
+        path: JSONL, CSV or Parquet, by its ending.
+
+    Raises:
+        EnvError: There is no such file, it cannot be read, or it has no rows.
+    """
+    try:
+        changed = os.stat(path).st_mtime_ns
+    except OSError as error:
+        raise EnvError(f"the file {path} cannot be read: {error.strerror}") from error
+    return _file_table(path, changed)
+
+
+# The places of a vector env share what they read.
+@lru_cache(maxsize=8)
+def _file_table(path: str, changed: int) -> Table:
+    readers: dict[str, Callable[[str], pd.DataFrame]] = {
+        ".jsonl": _read_jsonl,
+        ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"),
+        ".parquet": _read_parquet,
+    }
+    ending = Path(path).suffix.lower()
+    if ending not in readers:
+        raise EnvError(f"the file {path} must end in {', '.join(readers)}")
+    try:
+        frame = readers[ending](path)
+    except Exception as error:  # pandas and pyarrow have many
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, pd.errors.EmptyDataError):
+            raise EnvError(f"the file {path} is empty") from error
+        raise EnvError(f"the file {path} cannot be read as {ending[1:]}: {reason}") from error
+    return _table(f"the file {path}", frame)
+
+
+@lru_cache(maxsize=8)
+def dataset_table(name: str, config: str | None, split: str) -> Table:
+    """What stands in a Hugging Face data set; see ``dataset_problems``.
+
+    Raises:
+        EnvError: The package is missing, or the data set cannot be had.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise EnvError("dataset= needs datasets: pip install 'opcd-gym[datasets]'") from error
+    try:
+        rows = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # whatever the hub and the network raise
+        reason = str(error).partition("\n")[0]
+        raise EnvError(f"the data set {name} cannot be had: {type(error).__name__}: {reason}") from error
+    return _table(f"the data set {name}", rows.with_format("arrow")[:].to_pandas(integer_object_nulls=True))
+
+
+def _table(source: str, frame: pd.DataFrame) -> Table:
+    if frame.empty:
+        raise EnvError(f"{source} is empty")
+    return Table(source=source, frame=frame)
+
+
+def _read_parquet(path: str) -> pd.DataFrame:
+    """With whole numbers as they are: beside a missing one pandas would make floats of them."""
+    from pyarrow import parquet
+
+    frame: pd.DataFrame = parquet.read_table(path).to_pandas(integer_object_nulls=True)
+    return frame
+
+
+def _read_jsonl(path: str) -> pd.DataFrame:
+    """Line by line: pandas would make dates and floats of what looks like them."""
+    rows = []
+    with open(path, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is no JSON object")
+                rows.append(row)
+    return pd.DataFrame(rows, dtype=object)
+
+
+def cell_text(value: Any, *, is_answer: bool = False, folds: int = MAX_FOLDS) -> str:
+    """The text that a cell stands for: of messages what they say, of ``{"ground_truth": "2"}`` the 2.
+
+    Args:
+        value: Text, a number, or what others wrap around these: lists of one, messages,
+            objects; also as JSON.
+        is_answer: Of messages take the assistant's last one, and not what it is told.
+        folds: So many may be in one another.
+
+    Raises:
+        ValueError: It is empty, or several things; the message completes "the cell ...".
+    """
+    value = _plain(value)
+    if isinstance(value, bool | int):
+        return str(value)
+    if isinstance(value, float) and not math.isnan(value):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
+    if isinstance(value, list | dict) and folds == 0:
+        raise ValueError("has too many lists and objects in one another")
+    if isinstance(value, dict):
+        keys = [key for key in ANSWER_KEYS if key in value] or (list(value) if len(value) == 1 else [])
+        if not keys:
+            raise ValueError(
+                f"is an object with {', '.join(map(str, value)) or 'nothing'}: name the column of one"
+            )
+        return cell_text(value[keys[0]], is_answer=is_answer, folds=folds - 1)
+    if isinstance(value, list):
+        if is_messages(value):
+            value = _said(value, is_answer)
+        elif len(value) != 1:
+            raise ValueError(f"is a list of {len(value)}: it must be one text")
+        return "\n\n".join(cell_text(item, is_answer=is_answer, folds=folds - 1) for item in value)
+    text = str(value) if isinstance(value, str) else ""
+    if not text.strip():
+        raise ValueError("is empty")
+    if text.startswith(("[{'", "{'")) and "':" in text:
+        raise ValueError("is a list or an object as Python writes it: write it as JSON")
+    return text
+
+
+def is_messages(value: list[Any]) -> bool:
+    """Whether it is a chat, or the parts of a message."""
+    return bool(value) and all(isinstance(item, dict) and {"content", "text"} & set(item) for item in value)
+
+
+def cell_list(value: Any) -> list[Any] | None:
+    """The items of a cell that is a list, also as JSON; ``None`` if it is none."""
+    value = _plain(value)
+    return value if isinstance(value, list) else None
+
+
+def is_missing(value: Any) -> bool:
+    """Whether nothing stands in a cell."""
+    value = _plain(value)
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _plain(value: Any) -> Any:
+    """In Python's own types; of JSON in a text, what it holds."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, str) and value.startswith(("[{", '{"', '["')):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
+def _said(messages: list[dict[str, Any]], is_answer: bool) -> list[Any]:
+    """What is said in a chat: by the assistant at last, or to it before."""
+    said = [message.get("content", message.get("text")) for message in messages]
+    roles = [message.get("role") for message in messages]
+    if is_answer:
+        return said[-1:]
+    told = [text for text, role in zip(said, roles, strict=True) if role != "assistant"]
+    if told and roles[: len(told)] != [role for role in roles if role != "assistant"]:
+        raise ValueError("is a chat of several turns: it must be one question")
+    return told

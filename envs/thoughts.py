@@ -1,0 +1,42 @@
+"""What a model thinks aloud is not what it says: no answer, label, action or insight stands in it."""
+
+import re
+
+_MARKS = re.compile(
+    r"""
+    (?P<opens>
+        <(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)(?:\s[^<>]{0,200})?(?<!/)>
+      | \[think\] | ◁think▷ | <\|(?:begin_of_thought|start_thinking)\|>
+      | <\|?channel\|?>\s{0,9}(?:analysis|thought)\b
+    )
+  | (?P<closes>
+        </(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)\s{0,9}>
+      | \[/think\] | ◁/think▷ | <\|(?:end_of_thought|end_thinking)\|> | <channel\|>
+      | <\|channel\|>\s{0,9}final\b(?:\s{0,9}<\|message\|>)?
+    )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def outside_thoughts(text: str) -> str | None:
+    """What ``text`` says outside of thoughts; ``None`` if a thought never ends: then it has said nothing yet.
+
+    A thought begins with a tag such as ``<think>`` and ends with the next one such as ``</think>``, even
+    where it mentions a beginning on its way. Where an end has no beginning (a chat template may have written
+    that) everything before it is a thought; so is what stands between the ends of nested ones.
+
+    Args:
+        text: A whole reply: of one that was cut at its front the beginning of a thought may be missing.
+    """
+    spoken: list[str] = []
+    start, is_thinking = 0, False
+    for mark in _MARKS.finditer(text):
+        if mark["closes"]:
+            if not is_thinking:
+                spoken.clear()
+            start, is_thinking = mark.end(), False
+        elif not is_thinking:
+            spoken.append(text[start : mark.start()])
+            is_thinking = True
+    return None if is_thinking else " ".join(filter(None, [*spoken, text[start:]]))

@@ -1,0 +1,36 @@
+"""How the commands of this package end."""
+
+import signal
+from collections.abc import Callable
+
+from rich.console import Console
+
+from envs.words import EnvError
+from experience import ExperienceError
+from experience.text import printable
+
+
+class EvalError(ValueError):
+    """What its user can mend: one clear line."""
+
+
+def run_command(work: Callable[[Console], bool | None], how_to_go_on: str = "") -> int:
+    """Do a command's work; returns its exit code.
+
+    Args:
+        work: The work, which gets a console for its progress; what it returns is false where it has failed.
+        how_to_go_on: What to advise when it was stopped.
+    """
+    console = Console(stderr=True)
+    # A cluster's stop is as good as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return int(work(console) is False)
+    except KeyboardInterrupt:
+        message, code = "\ninterrupted", 130
+        if how_to_go_on:
+            message += f"\n{how_to_go_on}"
+    except (EvalError, EnvError, ExperienceError, OSError) as error:
+        message, code = f"error: {printable(str(error))}", 2
+    console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    return code
