@@ -27,7 +27,7 @@ from distill.examples import (
 )
 from distill.lm.head import LMHead
 from distill.lm.language_model import Way, context_window
-from distill.lm.padded_lm import PaddedPass
+from distill.lm.padded_lm import PaddedPass, compile_layers
 from distill.lm.prefix_lm import TreePass
 from distill.lm.span import Span
 from distill.loss import Direction, Mode, check_top_k
@@ -185,6 +185,8 @@ class OPCD:
                 student, "activation_checkpointing_enable", student.gradient_checkpointing_enable
             )
             enable({"use_reentrant": False})
+        if compute == "padded":
+            compile_layers(student)
         layers = [m for m in student.modules() if type(m).__name__ in (student._no_split_modules or ())]
         self._forward = shared(_Scored(student, compute_dtype), layers, self.ranks, engine)
         self._optimizer = torch.optim.AdamW(
@@ -458,7 +460,7 @@ CPU_NODES, CPU_CHUNK = 768, 128
 """Tokens of a pass and positions of a chunk on a CPU: more take more memory and no less time."""
 GPU_LOGITS_BYTES = 2 << 30
 """Of a chunk's logits in fp32 on a GPU, which wants large products."""
-GPU_SHARE = 0.4
+GPU_SHARE = 0.6
 """Of a GPU's free memory, less gradients and moments, that the activations of one pass may take."""
 GPU_MOST_NODES = 32_768
 """Tokens of a pass beyond which a GPU gets no faster."""

@@ -10,8 +10,8 @@ methods over all seeds, and their paired differences. Each run is a folder of it
 """
 
 import csv
+import io
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ from evals import agent_process
 from evals.agent_process import AgentError, Settings
 from evals.command import run_command
 from evals.finished_run import FinishedRun, UnfinishedRunError
+from evals.page import write_whole
 from evals.report import write_report
 from evals.result import Comparison, EvalResult, rate_text
 from evals.suite import Cell, Check, read_suite
@@ -61,7 +62,6 @@ def run_suite(
     rows: list[Row] = []
     traces: list[pd.DataFrame] = []
     table: dict[str, Any] = {}
-    output.mkdir(parents=True, exist_ok=True)
     by_run: dict[Path, list[Cell]] = {}
     for cell in cells:
         by_run.setdefault(cell.run, []).append(cell)
@@ -154,14 +154,12 @@ def _line(row: Row) -> str:
 
 
 def _write(output: Path, table: dict[str, Any]) -> None:
-    tmp = output / "benchmark.json.tmp"
-    tmp.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    os.replace(tmp, output / "benchmark.json")
-    columns = dict.fromkeys(name for row in table["cells"] for name in row)
-    with (output / "cells.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(table["cells"])
+    write_whole(output / "benchmark.json", json.dumps(table, indent=2) + "\n")
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, dict.fromkeys(name for row in table["cells"] for name in row))
+    writer.writeheader()
+    writer.writerows(table["cells"])
+    write_whole(output / "cells.csv", lines.getvalue())
 
 
 def print_table(table: dict[str, Any], console: Console) -> None:

@@ -26,6 +26,7 @@ from envs.text_env import make_text_env
 from evals.agent_process import ask
 from evals.command import EvalError, run_command
 from evals.instructions import INSTRUCTIONS
+from evals.page import write_whole
 from evals.result import Comparison
 from evals.stats import CONFIDENCE, wilson_interval
 from experience.text import printable
@@ -155,8 +156,7 @@ def forgetting(
             )
         table["rows"].append(row)
     if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        write_whole(config.output, json.dumps(table, indent=2) + "\n")
     return table
 
 

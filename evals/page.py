@@ -27,10 +27,15 @@ def write_page(target: Path, template: str, **values: Any) -> Path:
     environment.filters |= {"percent": percent, "points": points, "plural": plural, "p": p_text}
     environment.policies["json.dumps_kwargs"] = {"default": asdict}
     environment.globals |= {"interval": interval, "duration": duration}
+    return write_whole(target, environment.get_template(template).render(values))
+
+
+def write_whole(target: Path, text: str) -> Path:
+    """Write a file, whole or not at all, and the folder that it is in; returns the path."""
     target.parent.mkdir(parents=True, exist_ok=True)
     tmp = target.with_name(f"{target.name}.tmp")
     try:
-        tmp.write_text(environment.get_template(template).render(values), encoding="utf-8")
+        tmp.write_text(text, encoding="utf-8", newline="")
         os.replace(tmp, target)
     finally:
         tmp.unlink(missing_ok=True)

@@ -24,12 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PlainValidator, ValidationError
 
 from evals import agent_process
-from evals.command import EvalError
-from experience.text import printable
+from evals.yaml_file import FileError, Location, YamlFile
+
+SuiteError = FileError
+"""A suite that cannot be run."""
 
 SHIPPED = Path(__file__).parent / "suites"
 Arm = Literal["before", "before_with_experience", "after"]
@@ -47,7 +48,6 @@ KL. The first two train nothing: they are arms of the run of the suite's first m
 UNTRAINED: Mapping[str, Any] = {"steps": 0}
 """The run of these two in a suite without any other."""
 
-AXES = ("envs", "models", "methods")
 GIVEN_ELSEWHERE = ("env", "model", "seed", "output", "resume", "json")
 """Settings of a run that the suite or the command gives."""
 MAX_BYTES = 1 << 20
@@ -56,16 +56,10 @@ MAX_CELLS = 10_000
 MAX_NAME_BYTES = 200
 """Of an entry, which is a folder."""
 
-Location = tuple[str | int, ...]
-"""Where something stands in a file: keys, and numbers in lists."""
 Settings = dict[str, tuple[Location, Any]]
 """Name -> where it stands, and its value."""
 Check = Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, Any] | None]]
 """See ``agent_process.check``."""
-
-
-class SuiteError(EvalError):
-    """A suite that cannot be run; the message names the file, the line and the key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +158,7 @@ def read_suite(name: str, check: Check = agent_process.check) -> list[Cell]:
         raise SuiteError(f"the suite {path} cannot be read: {error}") from error
     if len(text) > MAX_BYTES:
         raise SuiteError(f"the suite {path} has more than {MAX_BYTES} bytes")
-    suite = _File(path.name, text)
+    suite = YamlFile(path.name, text, "the suite")
     cells = []
     runs: dict[Path, Settings] = {}
     for cell, settings in _cells(suite):
@@ -181,13 +175,13 @@ def read_suite(name: str, check: Check = agent_process.check) -> list[Cell]:
     return cells
 
 
-def _cells(file: "_File") -> Iterator[tuple[Cell, Settings]]:
+def _cells(file: YamlFile) -> Iterator[tuple[Cell, Settings]]:
     """Each cell, and where its run's settings come from."""
-    suite = file.suite()
-    common = file.settings(suite.settings or {}, ("settings",))
-    envs = file.entries("envs", suite.envs, "env")
-    models = file.entries("models", suite.models, "model")
-    methods = file.entries("methods", suite.methods)
+    suite = _read(file)
+    common = _settings(file, suite.settings or {}, ("settings",))
+    envs = _entries(file, "envs", suite.envs, "env")
+    models = _entries(file, "models", suite.models, "model")
+    methods = _entries(file, "methods", suite.methods)
     if len(envs) * len(models) * len(methods) * len(suite.seeds) > MAX_CELLS:
         raise file.error((), f"has more than {MAX_CELLS} cells")
     for index, seed in enumerate(suite.seeds):
@@ -217,117 +211,59 @@ def _cells(file: "_File") -> Iterator[tuple[Cell, Settings]]:
                     yield cell, settings
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that is as long as it looks, and as JSON can hold it."""
+def _read(file: YamlFile) -> _Suite:
+    """What stands in the file, which has the form of a suite."""
+    try:
+        return _Suite.model_validate(file.values)
+    except ValidationError as error:
+        # What is misspelt is missing too, and says more.
+        found = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        kind, at = found["type"], found["loc"]
+        if not at:
+            problem = f"is a mapping of {', '.join(_Suite.model_fields)}"
+        elif kind == "extra_forbidden":
+            near = difflib.get_close_matches(str(at[0]), _Suite.model_fields, n=1)
+            problem = f"is not known here{f': did you mean {near[0]}?' if near else ''}"
+        elif kind == "missing":
+            problem = "is needed"
+        elif kind == "value_error":
+            problem = str(found["ctx"]["error"])
+        else:
+            what = found["msg"][:1].lower() + found["msg"][1:]
+            problem = f"cannot be {reprlib.repr(found['input'])}: {what}"
+        raise file.error(at, problem) from error
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="no aliases, please: write it out", problem_mark=mark)
-        return super().compose_node(parent, index)
+
+def _settings(file: YamlFile, values: Mapping[str, Any], at: Location) -> Settings:
+    """Settings of runs, with their places."""
+    for key in values:
+        if key in GIVEN_ELSEWHERE:
+            raise file.error((*at, key), "is not known here: the suite or the command gives it")
+    return {key: ((*at, key), value) for key, value in values.items()}
 
 
-SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
+def _entries(
+    file: YamlFile, axis: str, entries: Sequence[_Entry], setting: str | None = None
+) -> list[tuple[_Entry, Settings]]:
+    """Entries with all their settings; no two share a name or a folder.
 
-
-class _File:
-    """A YAML file: its values, and the line of each."""
-
-    def __init__(self, name: str, text: str) -> None:
-        self.name = name
-        self.lines: dict[Location, int] = {}
-        self.values: Any = None
-        try:
-            loader = _Loader(text)
-            if (node := loader.get_single_node()) is not None:
-                self._note_lines(node, ())
-                self.values = loader.construct_document(node)
-        except SuiteError:
-            raise
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise self._error(line, str(error.problem)) from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise self._error(1, f"no YAML: {str(error).splitlines()[0]}") from error
-
-    def _note_lines(self, node: yaml.Node, at: Location) -> None:
-        self.lines.setdefault(at, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                place = (*at, str(key.value))
-                known = place in self.lines
-                self.lines[place] = key.start_mark.line + 1
-                if known:
-                    raise self.error(place, "stands there twice")
-                if key.tag != "tag:yaml.org,2002:str":
-                    raise self.error(place, "is no text: put it in quotes")
-                self._note_lines(value, place)
-        elif isinstance(node, yaml.SequenceNode):
-            for index, value in enumerate(node.value):
-                self._note_lines(value, (*at, index))
-        elif node.tag not in SCALARS:  # a date, for instance
-            raise self.error(at, "is neither text nor a number: put it in quotes")
-
-    def error(self, at: Location, problem: str) -> SuiteError:
-        """What is wrong at a place, or with what is missing there."""
-        line = next((self.lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self.lines), 1)
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at).lstrip(".")
-        return self._error(line, f"{key or 'the suite'} {problem}")
-
-    def _error(self, line: int, problem: str) -> SuiteError:
-        problem = " ".join(printable(problem).split())
-        return SuiteError(f"{printable(self.name)}, line {line}: {problem}")
-
-    def suite(self) -> _Suite:
-        """What stands in the file, which has the form of a suite."""
-        try:
-            return _Suite.model_validate(self.values)
-        except ValidationError as error:
-            # What is misspelt is missing too, and says more.
-            found = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-            kind, at = found["type"], found["loc"]
-            if not at:
-                problem = f"is a mapping of {', '.join(_Suite.model_fields)}"
-            elif kind == "extra_forbidden":
-                near = difflib.get_close_matches(str(at[0]), _Suite.model_fields, n=1)
-                problem = f"is not known here{f': did you mean {near[0]}?' if near else ''}"
-            elif kind == "missing":
-                problem = "is needed"
-            elif kind == "value_error":
-                problem = str(found["ctx"]["error"])
-            else:
-                what = found["msg"][:1].lower() + found["msg"][1:]
-                problem = f"cannot be {reprlib.repr(found['input'])}: {what}"
-            raise self.error(at, problem) from error
-
-    def settings(self, values: Mapping[str, Any], at: Location) -> Settings:
-        """Settings of runs, with their places."""
-        for key in values:
-            if key in GIVEN_ELSEWHERE:
-                raise self.error((*at, key), "is not known here: the suite or the command gives it")
-        return {key: ((*at, key), value) for key, value in values.items()}
-
-    def entries(
-        self, axis: str, entries: Sequence[_Entry], setting: str | None = None
-    ) -> list[tuple[_Entry, Settings]]:
-        """Entries with all their settings; no two share a name or a folder.
-
-        Args:
-            axis: Where they stand.
-            entries: As they stand there.
-            setting: Which setting their id is; methods are settings themselves.
-        """
-        taken: dict[str, str] = {}
-        found = []
-        for index, entry in enumerate(entries):
-            at = (axis, index)
-            folder = unicodedata.normalize("NFC", entry.folder).casefold()  # some disks know no difference
-            if other := taken.get(folder):
-                raise self.error(
-                    at, f"is called {entry.name}, and shares its folder with {other}: give it another name"
-                )
-            taken[folder] = entry.name
-            given = entry.method[1] if setting is None else {setting: entry.given}
-            settings = {name: (at, value) for name, value in (given or {}).items()}
-            found.append((entry, settings | self.settings(entry.own, at)))
-        return found
+    Args:
+        file: Where they stand.
+        axis: Under which key.
+        entries: As they stand there.
+        setting: Which setting their id is; methods are settings themselves.
+    """
+    taken: dict[str, str] = {}
+    found = []
+    for index, entry in enumerate(entries):
+        at = (axis, index)
+        folder = unicodedata.normalize("NFC", entry.folder).casefold()  # some disks know no difference
+        if other := taken.get(folder):
+            raise file.error(
+                at, f"is called {entry.name}, and shares its folder with {other}: give it another name"
+            )
+        taken[folder] = entry.name
+        given = entry.method[1] if setting is None else {setting: entry.given}
+        settings = {name: (at, value) for name, value in (given or {}).items()}
+        found.append((entry, settings | _settings(file, entry.own, at)))
+    return found

@@ -10,6 +10,7 @@ Shape letters: T positions, V vocabulary, D hidden size.
 
 import argparse
 import copy
+import gc
 import importlib.util
 import json
 import statistics
@@ -17,21 +18,30 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
+from agents.policies.local import HFPolicy
+from agents.policies.policy import Sampling
+from distill import opcd as opcd_module
 from distill.chunked_loss import chunked_topk_reverse_kl
 from distill.examples import DistillExample
-from distill.lm import tree_attention
-from distill.lm.prefix_lm import PrefixLM
+from distill.lm import padded_lm, tree_attention
+from distill.lm.language_model import Way
+from distill.lm.support import language_model
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher
 
 Row = dict[str, Any]
+TEACHER_TOKENS = 16_384
+"""Of one of the teacher's passes."""
+MIN_NEW = 20
+"""Tokens of a first run, which warms up: more than are drawn from tables."""
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 """Dense bf16 operations per second, by the vendor's data sheets."""
 
@@ -51,7 +61,7 @@ class Shape:
     head_width: int = 128
     lora_rank: int = 0
 
-    def model(self, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    def model(self, device: torch.device, dtype: torch.dtype, way: Way) -> PreTrainedModel:
         """Random weights."""
         config = Qwen3Config(
             vocab_size=self.vocabulary,
@@ -67,7 +77,7 @@ class Shape:
         torch.manual_seed(0)
         with torch.device(device):
             model: Any = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=tree_attention.NAME
+                config, dtype=dtype, attn_implementation=tree_attention.NAME if way == "tree" else "sdpa"
             )
         model.eval()
         return cast("PreTrainedModel", model)
@@ -112,7 +122,7 @@ TINY = Sizes(
         )
         for name, rank in (("tiny", 0), ("tiny LoRA", 4))
     ),
-    completions=4, completion=32, student_prompt=8, teacher_prompt=16, decoded=8, repeats=1,
+    completions=8, completion=32, student_prompt=8, teacher_prompt=16, decoded=24, repeats=1,
 )  # fmt: skip
 
 
@@ -177,32 +187,42 @@ def large_loss(sizes: Sizes, device: torch.device) -> Iterator[Row]:
 
 def steps(sizes: Sizes, device: torch.device) -> Iterator[Row]:
     """Whole OPCD steps: tokens per second are the completions', operations those of the model's matrices."""
+    small = sizes.shapes[0]
+    few = replace(sizes, completions=max(1, sizes.completions // 8))
+    yield _step(few, small, device, "tree")
+    yield _step(few, small, device, "padded")
+    with (
+        patch.object(padded_lm, "compile_layers", lambda _: None),
+        patch.object(opcd_module, "compile_layers", lambda _: None),
+    ):
+        yield {**_step(sizes, small, device, "padded"), "compute": "padded, not compiled"}
     for shape in sizes.shapes:
-        if shape.lora_rank and importlib.util.find_spec("peft") is None:
-            continue
-        yield _step(sizes, shape, device)
+        if not shape.lora_rank or importlib.util.find_spec("peft") is not None:
+            yield _step(sizes, shape, device, "padded")
 
 
-def _step(sizes: Sizes, shape: Shape, device: torch.device) -> Row:
+def _step(sizes: Sizes, shape: Shape, device: torch.device, way: Way) -> Row:
+    gc.collect()
     _clear(device)
     within: dict[str, Any] = {}
     if shape.lora_rank:
         from distill.lora import LoRA
 
-        model = shape.model(device, torch.bfloat16)
+        model = shape.model(device, torch.bfloat16, way)
         lora = LoRA(model, rank=shape.lora_rank, alpha=32.0)
         teacher, within = model, {"within": lora.off}
     else:
-        model = shape.model(device, torch.float32)
+        model = shape.model(device, torch.float32, way)
         frozen: Any = copy.deepcopy(model)
         teacher = frozen.to(torch.bfloat16).requires_grad_(False)
     compute = torch.bfloat16 if model.dtype == torch.float32 else None
     opcd = OPCD(
         model,
-        FrozenTeacher(PrefixLM(teacher, max_nodes=16_384, **within)),
+        FrozenTeacher(language_model(teacher, way, max_nodes=TEACHER_TOKENS, **within)),
         lr=1e-6,
         compute_dtype=compute,
         gradient_checkpointing=shape.width >= 4096,
+        compute=way,
     )
     generator = torch.Generator().manual_seed(0)
 
@@ -232,7 +252,8 @@ def _step(sizes: Sizes, shape: Shape, device: torch.device) -> Row:
     operations = scored_operations(sizes, shape)
     return {
         "what": shape.name,
-        "compute": "tree",
+        "compute": way,
+        "completions": sizes.completions,
         "seconds": seconds,
         "first": times[0],
         "tokens/s": scored / seconds,
@@ -240,6 +261,46 @@ def _step(sizes: Sizes, shape: Shape, device: torch.device) -> Row:
         "GiB": _peak_gib(device),
         "KL": stats.kl,
     }
+
+
+def decoding(sizes: Sizes, device: torch.device) -> Iterator[Row]:
+    """Long replies by the transformers policy, beside plain ``generate``."""
+    shape = sizes.shapes[1 if len(sizes.shapes) > 2 else 0]
+    gc.collect()
+    _clear(device)
+    model: Any = shape.model(device, torch.bfloat16, "padded")
+    model.generation_config.eos_token_id = None
+    generator = torch.Generator().manual_seed(0)
+    size = (sizes.completions, sizes.student_prompt)
+    ids_BT = torch.randint(shape.vocabulary, size, generator=generator)
+    policy = HFPolicy(model, _NoWords(), compute="padded")  # type: ignore[arg-type]
+    prompts = [tuple(row) for row in ids_BT.tolist()]
+
+    def ours(new: int) -> None:
+        policy.complete(prompts, Sampling(max_tokens=new), range(len(prompts)))
+
+    def plain(new: int) -> None:
+        ids = ids_BT.to(device)
+        model.generate(ids, do_sample=True, top_k=0, max_new_tokens=new, pad_token_id=0)
+
+    for name, work in (("policy", ours), ("generate", plain)):
+        work(MIN_NEW)
+        _wait(device)
+        started = time.perf_counter()
+        work(sizes.decoded)
+        _wait(device)
+        seconds = time.perf_counter() - started
+        drawn = sizes.completions * sizes.decoded
+        yield {"what": f"{shape.name}, {name}", "seconds": seconds, "tokens/s": drawn / seconds}
+
+
+class _NoWords:
+    """A tokenizer of which nothing is asked."""
+
+    eos_token_id = None
+
+    def decode(self, *_: Any, **__: Any) -> str:
+        return ""
 
 
 def scored_operations(sizes: Sizes, shape: Shape) -> float:
@@ -330,6 +391,7 @@ SECTIONS: dict[str, Callable[[Sizes, torch.device], Iterator[Row]]] = {
     "exactness": exactness,
     "loss": large_loss,
     "steps": steps,
+    "decoding": decoding,
 }
 
 

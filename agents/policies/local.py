@@ -117,7 +117,13 @@ class HFPolicy:
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:
         """One completion per prompt; see ``Policy``."""
-        requests = [Request(self.encode(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return self.complete([self.encode(prompt) for prompt in prompts], sampling, seeds)
+
+    def complete(
+        self, prompts: Sequence[Prefix], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """The same for prompts that are token ids already."""
+        requests = [Request(prompt_ids, seed) for prompt_ids, seed in zip(prompts, seeds, strict=True)]
         for request in requests:
             if len(request.prompt_ids) + sampling.max_tokens > self.window:
                 request.finish_reason = FinishReason.OVERFLOW

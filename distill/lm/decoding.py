@@ -9,6 +9,7 @@ Shape letters: N sequences, T tokens, D hidden size.
 import copy
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -126,7 +127,9 @@ class Decoding:
         autocast = torch.autocast(
             self._device.type, dtype=self._compute_dtype, enabled=self._compute_dtype is not None
         )
-        with autocast:
+        # Compiled layers are for whole sequences: here each token would bring another shape.
+        as_it_is = torch.compiler.set_stance("force_eager") if self._device.type == "cuda" else nullcontext()
+        with autocast, as_it_is:
             output = self._decoder(
                 input_ids=torch.tensor([list(row) for row in tokens], device=self._device),
                 use_cache=True,

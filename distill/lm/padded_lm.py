@@ -92,6 +92,12 @@ class PaddedLM(LanguageModel):
     """``model`` behind a memo; see the module."""
 
     way = "padded"
+
+    def __init__(self, model: PreTrainedModel, **settings: Any) -> None:
+        """See ``LanguageModel``; on a GPU the model's layers are compiled."""
+        super().__init__(model, **settings)
+        compile_layers(model)
+
     _pass = PaddedPass
 
     def _drop_keys(self) -> None:
@@ -161,6 +167,19 @@ class PaddedLM(LanguageModel):
         for prefix in rows.values():
             del self._rows[prefix]
         return [rows[row] for row in sorted(rows)]
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """On a GPU compile each layer for whole sequences: it nearly halves a pass's time (docs/results.md).
+
+    What cannot be compiled runs as it is.
+    """
+    if model.device.type != "cuda":
+        return
+    torch._dynamo.config.suppress_errors = True
+    for layer in model.modules():
+        if type(layer).__name__ in (model._no_split_modules or ()) and layer._compiled_call_impl is None:
+            layer.compile()
 
 
 def padded_hidden(

@@ -60,7 +60,8 @@ class Support:
 
 def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> LanguageModel:
     """The model as a function of prefixes, computed in the given way; see ``LanguageModel``."""
-    return {"tree": PrefixLM, "padded": PaddedLM}[way](model, **settings)
+    lm: LanguageModel = {"tree": PrefixLM, "padded": PaddedLM}[way](model, **settings)
+    return lm
 
 
 @torch.no_grad()
