@@ -15,7 +15,7 @@ from gymnasium.envs.toy_text.taxi import TaxiEnv
 from gymnasium.spaces import Discrete
 
 from envs.actions import Action, Grammar, action_text, word_grammar
-from envs.adapters import textarena
+from envs.adapters import openenv, textarena
 from envs.games.classic_control import acrobot_words, cart_pole_words, mountain_car_words
 from envs.games.frozen_lake import frozen_lake_words
 from envs.games.random_lake import RandomFrozenLakeEnv, random_lake_words
@@ -38,6 +38,7 @@ OURS: dict[type[gym.Env[Any, Any]], WordsOf] = {
     AcrobotEnv: acrobot_words,
     MathEnv: math_words,
     ChoiceEnv: choice_words,
+    openenv.OpenEnvEnv: openenv.words,
     textarena.TextArenaEnv: textarena.words,
 }
 """Env class -> its words."""

@@ -111,7 +111,8 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     """``gymnasium.make`` with errors that say what to do, and a step limit where there is none.
 
     Args:
-        env_id: A registered id, ``module:EnvId`` to import ``module`` first, or ``textarena:Game``.
+        env_id: A registered id, ``module:EnvId`` to import ``module`` first, or
+            ``textarena:Game`` or ``openenv:URL`` (``envs.adapters``).
         env_kwargs: Passed to the env's constructor.
 
     Raises:

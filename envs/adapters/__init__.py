@@ -5,5 +5,8 @@ An adapter is a module with ``make(name, env_kwargs)``, which gives a Gymnasium 
 
 from collections.abc import Mapping
 
-ADAPTERS: Mapping[str, str] = {"textarena": "envs.adapters.textarena"}
+ADAPTERS: Mapping[str, str] = {
+    "textarena": "envs.adapters.textarena",
+    "openenv": "envs.adapters.openenv",
+}
 """What stands before the colon -> the module."""

@@ -1,29 +1,27 @@
 """TextArena's games for one player, as they word and judge themselves: ``--env textarena:Sokoban-v0``.
 
 The package is an extra (``pip install 'opcd-gym[textarena]'``). What an agent sees is what the game's own
-wrappers make of it: by default all that was said since the beginning; with an id that ends in ``-train`` the
+wrappers make of it: by default all that was said since the beginning, with an id that ends in ``-train`` the
 prompt and the board of now. An action is ``[down]``. An invalid one is told once, and ends the game when
-another follows, with what the game gives for that. Success is a reward of 1: many games give a part of it for
-a part of the way.
+another follows. Success is a reward of 1: many games give a part of it for a part of the way.
 """
 
 import difflib
 import importlib.util
-import os
-import random
+import io
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
 from envs.actions import text_grammar
-from envs.any_text import MAX_CHARS, AnyText, clean
+from envs.adapters.limit import with_limit
+from envs.adapters.own_draws import OwnDraws
+from envs.any_text import MAX_CHARS, AnyText, clean, first_line
 from envs.words import EnvError, EnvWords, Success
 
-PREFIX = "textarena"
 STEP_LIMIT = 200
 """Of a game that has no limit of its own."""
 SUCCESS = Success(means="the game's reward is 1", reached=lambda total, _: total >= 1)
@@ -50,7 +48,7 @@ class TextArenaEnv(gym.Env[str, str]):
         if importlib.util.find_spec("textarena") is None:
             raise EnvError("TextArena is not installed: pip install 'opcd-gym[textarena]'")
         self._game_id, self._settings = game, settings
-        self._draws: tuple[Any, Any] | None = None
+        self._draws = OwnDraws(0)
         self._game: Any = None
         self._begin(0)
 
@@ -70,9 +68,11 @@ class TextArenaEnv(gym.Env[str, str]):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Give the game what the agent wrote."""
         state = self._game.state
-        with self._own_draws():
+        with self._draws.drawing(), redirect_stdout(io.StringIO()):
             try:
                 done, _ = self._game.step(action)
+            except TimeoutError:  # the deadline's
+                raise
             except Exception:  # not every game is ready for every text
                 state.set_invalid_move(reason="The action could not be read.")
                 done, _ = state.step()
@@ -92,11 +92,9 @@ class TextArenaEnv(gym.Env[str, str]):
             near = difflib.get_close_matches(self._game_id, ENV_REGISTRY, n=3, cutoff=0.4)
             hint = f": did you mean {', '.join(near)}?" if near else ""
             raise EnvError(f"TextArena has no game {self._game_id!r}{hint}")
-        self._draws = None
+        self._draws = OwnDraws(seed)
         try:
-            with self._own_draws():
-                random.seed(seed)
-                np.random.seed(seed)
+            with self._draws.drawing(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 self._game = ta.make(self._game_id, **self._settings)  # anew: wrappers remember the last game
                 self._game.reset(num_players=1, seed=seed)
             seen = self._seen()
@@ -113,24 +111,6 @@ class TextArenaEnv(gym.Env[str, str]):
             seen = "\n".join(message for _, message, _ in seen)
         return clean(seen).strip()[-MAX_CHARS:]
 
-    @contextmanager
-    def _own_draws(self) -> Iterator[None]:
-        """The games draw from Python's and numpy's common generators: here each draws from its own.
-
-        Else what one episode draws would depend on the others that are played beside it.
-        """
-        outside = random.getstate(), np.random.get_state()
-        if self._draws is not None:
-            random.setstate(self._draws[0])
-            np.random.set_state(self._draws[1])
-        try:
-            with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # they print
-                yield
-        finally:
-            self._draws = random.getstate(), np.random.get_state()
-            random.setstate(outside[0])
-            np.random.set_state(outside[1])
-
 
 def make(name: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     """The game as a Gymnasium env with a step limit.
@@ -145,37 +125,25 @@ def make(name: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     settings = dict(env_kwargs)
     limit = settings.pop("max_episode_steps", None)
     env = TextArenaEnv(name, **settings)
-    spec = gym.envs.registration.EnvSpec(
-        id=f"{PREFIX}/{name}",
-        entry_point=f"{__name__}:TextArenaEnv",
-        kwargs={"game": name, **settings},
-        max_episode_steps=limit or env.max_steps,
-        disable_env_checker=True,
-    )
-    return gym.make(spec)
+    limit = env.max_steps if limit is None else limit
+    return with_limit(env, f"textarena/{name}", {"game": name, **settings}, limit)
 
 
 def words(env: gym.Env[Any, Any]) -> EnvWords:
     """The game's own: rules and question are part of what it shows."""
-    return EnvWords(
-        rules="",
-        question="",
-        reply_prefix="",
-        actions=(),
-        grammar=text_grammar,
-        describe=str,
-        advise=None,
-        success=SUCCESS,
-    )
+    own: dict[str, Any] = {"rules": "", "question": "", "reply_prefix": "", "actions": (), "advise": None}
+    return EnvWords(grammar=text_grammar, describe=str, success=SUCCESS, **own)
 
 
 def _why(error: Exception) -> str:
     """What keeps a game from beginning, for the user."""
-    text = str(error).strip() or type(error).__name__
+    text = str(error)
     if "player" in text.lower():
         return "is no game for one player: only those can be played"
     if resource := re.search(r"Resource\s+\W*(?:\x1b\[\d+m)?'?(\w+)", text):
         return f"needs data of nltk's: python -m nltk.downloader {resource[1]}"
+    if "OPENROUTER_API_KEY" in text:
+        return "asks a model of OpenRouter's in every game: set OPENROUTER_API_KEY"
     if isinstance(error, ImportError | SyntaxError):
-        return f"cannot be loaded by this Python: {text.splitlines()[0]}"
-    return f"cannot begin: {type(error).__name__}: {text.splitlines()[0]}"
+        return f"cannot be loaded by this Python: {first_line(error)}"
+    return f"cannot begin: {type(error).__name__}: {first_line(error)}"

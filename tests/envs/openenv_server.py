@@ -1,0 +1,74 @@
+"""A server of OpenEnv's own, with four games: ``python -m tests.envs.openenv_server PORT GAME SESSIONS``."""
+
+import os
+import random
+import sys
+import time
+from typing import Any, Literal
+
+import uvicorn
+from openenv.core.env_server.http_server import create_fastapi_app
+from openenv.core.env_server.interfaces import Environment
+from openenv.core.env_server.types import Action, Observation, State
+from pydantic import Field
+
+
+class Move(Action):
+    move: Literal["left", "right", "die", "hang"]
+
+
+class Say(Action):
+    message: str = Field(max_length=20)
+    volume: int = 1
+
+
+class Form(Action):
+    x: int = Field(description="a number below 9", lt=9)
+    label: str = "none"
+
+
+class Seen(Observation):
+    text: str = ""
+        screen: list[list[int]] | None = None
+
+
+class Game(Environment):  # type: ignore[type-arg]
+    """Walk from a square that the seed draws to the sixth; or say anything that is asked."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def __init__(self) -> None:
+        self.square = 0
+
+    def reset(self, seed: int | None = None, episode_id: str | None = None, size: int = 6, **_: Any) -> Seen:
+        self.size = size
+        self.square = random.Random(seed).randrange(3)
+        return self.seen()
+
+    def step(self, action: Any, timeout_s: float | None = None, **_: Any) -> Seen:
+        if isinstance(action, Say):
+            return Seen(text=f"You said {action.message}.", reward=1.0, done=action.message == "bye")
+        if isinstance(action, Form):
+            return Seen(text=f"{action.label} {action.x}", reward=float(action.x), done=True)
+        if action.move == "die":
+            os._exit(1)
+        if action.move == "hang":
+            time.sleep(60)
+        self.square += 1 if action.move == "right" else -1
+        return self.seen()
+
+    def seen(self) -> Seen:
+        done = self.square == self.size
+        screen = [[0] * 84] * 84 if len(sys.argv) > 2 and sys.argv[2] == "image" else None
+        return Seen(text=f"Square {self.square}.", screen=screen, done=done, reward=1.0 if done else None)
+
+    @property
+    def state(self) -> State:
+        return State()
+
+
+if __name__ == "__main__":
+    port, game, sessions = sys.argv[1:]
+    action: Any = {"say": Say, "form": Form}.get(game, Move)
+    app = create_fastapi_app(Game, action, Seen, max_concurrent_envs=int(sessions))
+    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="error")
