@@ -29,7 +29,7 @@ class Form(Action):
 
 class Seen(Observation):
     text: str = ""
-        screen: list[list[int]] | None = None
+    screen: list[list[int]] | None = None
 
 
 class Game(Environment):  # type: ignore[type-arg]
