@@ -112,7 +112,9 @@ def register_text(
     def words(env: gym.Env[Any, Any]) -> EnvWords:
         grammar = _grammar(env, env_id, actions, parse)
         given = {name: value for name, value in changes.items() if value is not None}
-        return dataclasses.replace(any_words(env, actions=actions, grammar=grammar), **given)
+        return dataclasses.replace(
+            any_words(env, actions=actions, grammar=grammar, describe=describe), **given
+        )
 
     _REGISTERED[env_id] = words
 

@@ -120,10 +120,10 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
             would have no step limit: ``max_episode_steps`` in ``env_kwargs`` is -1.
     """
     scheme, _, name = env_id.partition(":")
-    if scheme in ADAPTERS:
-        made: gym.Env[Any, Any] = importlib.import_module(ADAPTERS[scheme]).make(name, env_kwargs)
-        return made
     try:
+        if scheme in ADAPTERS:
+            made: gym.Env[Any, Any] = importlib.import_module(ADAPTERS[scheme]).make(name, env_kwargs)
+            return made
         env = gym.make(env_id, disable_env_checker=True, **env_kwargs)
         if (
             env.spec is not None

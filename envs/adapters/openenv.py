@@ -5,13 +5,10 @@ that is one text is the agent's reply; one of a few values is a word for each; a
 which the server judges. A server that dies, hangs or talks nonsense ends the episode with an error.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
-import json
 import re
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -21,17 +18,13 @@ from envs.actions import word_grammar
 from envs.adapters.json_action import JsonAction
 from envs.adapters.json_seen import seen_text
 from envs.adapters.limit import with_limit
+from envs.adapters.openenv_session import PATIENCE, Session, ask_for_action
 from envs.any_text import AnyText, clean, first_line
 from envs.deadline import deadline
 from envs.spaces import any_words
 from envs.words import EnvError, EnvWords
 
 STEP_LIMIT = 200
-PATIENCE = 10.0
-"""Seconds for a server to say what it is, and to take a session."""
-LONGEST_ANSWER = 600.0
-"""Seconds for any other answer, where no ``--env-timeout`` comes before."""
-_MAX_BYTES = 4_000_000
 
 
 class OpenEnvEnv(gym.Env[str, Any]):
@@ -53,8 +46,10 @@ class OpenEnvEnv(gym.Env[str, Any]):
             raise EnvError("OpenEnv's client is not installed: pip install 'opcd-gym[openenv]'")
         if not re.match(r"https?://[^/]", url):
             raise EnvError(f"openenv: needs a server's URL, as in openenv:http://127.0.0.1:8000, not {url!r}")
-        self._url, self._settings, self._client, self._seen = url.rstrip("/"), settings, None, ""
-        self.action = self._ask_for_action()
+        self._url, self._settings, self._seen = url.rstrip("/"), settings, ""
+        self._session: Session | None = None
+        self.action = ask_for_action(self._url)
+        """What the server takes."""
         self.action_space = Discrete(len(self.action.choices)) if self.action.choices else AnyText()
         try:
             with deadline(2 * PATIENCE):
@@ -69,27 +64,18 @@ class OpenEnvEnv(gym.Env[str, Any]):
     ) -> tuple[str, dict[str, Any]]:
         """Begin an episode in a new session; a server whose ``reset`` takes no seed draws as it likes."""
         super().reset(seed=seed)
-        from openenv.core import GenericEnvClient
-
         self.close()
-        settings = {**self._settings, "seed": int(self.np_random.integers(2**31))}
-        client = self._client = GenericEnvClient(
-            self._url,
-            connect_timeout_s=PATIENCE,
-            message_timeout_s=LONGEST_ANSWER,
-            max_message_size_mb=_MAX_BYTES / 2**20,
-            mode="simulation",
-        ).sync()
-        self._seen = seen_text(self._asked(lambda: client.reset(**settings)).observation)
+        self._session = Session(self._url)
+        begun = self._session.reset({**self._settings, "seed": int(self.np_random.integers(2**31))})
+        self._seen = seen_text(begun.observation)
         return self._seen, {}
 
     def step(self, action: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Send an action. One that is no JSON, or that the server does not take, changes nothing."""
+        assert self._session is not None
         value = self.action.choices[int(action)] if self.action.choices else action
-        client: Any = self._client
         try:
-            sent = self.action.filled(value)
-            result = self._asked(lambda: client.step(sent))
+            result = self._session.step(self.action.filled(value))
         except ValueError:
             return self._seen, 0.0, False, False, {"answer": None}
         self._seen, is_over = seen_text(result.observation), result.done is True
@@ -99,34 +85,10 @@ class OpenEnvEnv(gym.Env[str, Any]):
         return self._seen, reward, is_over, False, {"answer": clean(str(value)).strip()[:200]}
 
     def close(self) -> None:
-        """End the session, without waiting long for the server to agree."""
-        client, self._client = self._client, None
-        with contextlib.suppress(Exception), deadline(1.0):
-            if client is not None:
-                client.close()
-
-    def _asked(self, ask: Callable[[], Any]) -> Any:
-        """What the server answers; ValueError where it takes the action for none of its own."""
-        try:
-            return ask()
-        except BaseException as error:  # the deadline's too: a late answer would be taken for the next one
-            if isinstance(error, RuntimeError) and str(error).endswith("(code: VALIDATION_ERROR)"):
-                raise ValueError(first_line(error)) from error
-            self.close()
-            if isinstance(error, ValueError):
-                raise ConnectionError(f"the server does not speak OpenEnv: {first_line(error)}") from error
-            raise
-
-    def _ask_for_action(self) -> JsonAction:
-        try:
-            with deadline(PATIENCE), urllib.request.urlopen(f"{self._url}/schema", timeout=PATIENCE) as page:
-                read = page.read(_MAX_BYTES)
-        except Exception as error:
-            raise EnvError(f"no OpenEnv server answers at {self._url}/schema: {first_line(error)}") from error
-        try:
-            return JsonAction(json.loads(read)["action"])
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
-            raise EnvError(f"{self._url} is no server of OpenEnv's: no actions are at /schema") from error
+        """End the session."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
 
 def make(name: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:

@@ -24,7 +24,7 @@ from envs.words import EnvError, EnvWords, Success
 
 STEP_LIMIT = 200
 """Of a game that has no limit of its own."""
-SUCCESS = Success(means="the game's reward is 1", reached=lambda total, _: total >= 1)
+SUCCESS = Success(means="the game gives a reward of 1", reached=lambda total, _: total >= 1)
 
 _IN_BRACKETS = re.compile(r"\[[^\[\]]{0,200}\]")
 
