@@ -1,12 +1,12 @@
 """A server of OpenEnv's own, with four games: ``python -m tests.envs.openenv_server PORT GAME SESSIONS``."""
 
+import importlib
 import os
 import random
 import sys
 import time
 from typing import Any, Literal
 
-import uvicorn
 from openenv.core.env_server.http_server import create_fastapi_app
 from openenv.core.env_server.interfaces import Environment
 from openenv.core.env_server.types import Action, Observation, State
@@ -32,7 +32,7 @@ class Seen(Observation):
     screen: list[list[int]] | None = None
 
 
-class Game(Environment):  # type: ignore[type-arg]
+class Game(Environment):
     """Walk from a square that the seed draws to the sixth; or say anything that is asked."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
@@ -71,4 +71,4 @@ if __name__ == "__main__":
     port, game, sessions = sys.argv[1:]
     action: Any = {"say": Say, "form": Form}.get(game, Move)
     app = create_fastapi_app(Game, action, Seen, max_concurrent_envs=int(sessions))
-    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="error")
+    importlib.import_module("uvicorn").run(app, host="127.0.0.1", port=int(port), log_level="error")

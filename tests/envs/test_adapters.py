@@ -1,5 +1,6 @@
 """TextArena's games, Gymnasium's neighbours, and envs that are observed in images."""
 
+import importlib
 import importlib.util
 import json
 import random
@@ -83,14 +84,14 @@ def test_a_game_draws_from_its_seed_only() -> None:
     env, other = (make_text_env("textarena:2048-v0-train", {}) for _ in range(2))
     alone = [env.reset(seed=7)[0], *(env.step(f"[{move}]")[0] for move in ("left", "up", "right", "down"))]
     random.seed(1)
-    before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     beside = [env.reset(seed=7)[0]]
     other.reset(seed=8)
     for move in ("left", "up", "right", "down"):
         beside.append(env.step(f"[{move}]")[0])
         other.step("[up]")
     assert beside == alone
-    assert before == (random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index, union-attr]
+    assert before == (random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
 
 
 def test_own_draws_go_on_where_they_were() -> None:
@@ -157,8 +158,7 @@ def test_games_that_cannot_be_played(
 
 @needs_textarena
 def test_data_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    import nltk
-
+    nltk = importlib.import_module("nltk")
     monkeypatch.setattr(nltk.data, "path", [])
     monkeypatch.setattr(nltk, "download", lambda *_, **__: False)
     with pytest.raises(EnvError, match=r"Hangman-v0 needs data of nltk's: python -m nltk.downloader words$"):
@@ -235,7 +235,7 @@ class Camera(gym.Env[Any, Any]):
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
-gym.register("tests/Camera-v0", entry_point=Camera, max_episode_steps=5)
+gym.register("tests/Camera-v0", entry_point=f"{__name__}:Camera", max_episode_steps=5)
 PICTURE = Box(0, 255, (84, 84, 3), np.uint8)
 
 
