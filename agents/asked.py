@@ -21,7 +21,8 @@ from agents.cli import USER_ERRORS
 from agents.config import ConfigError, SelfImproveConfig
 from agents.exam import sit
 from agents.policies.local import HFPolicy
-from agents.self_improve import begun, finish, self_improve
+from agents.run.resume import begun, finish
+from agents.self_improve import self_improve
 from distill.lm.load import load_model
 from evals.forgetting import Exam
 

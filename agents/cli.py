@@ -1,20 +1,35 @@
-"""What all commands have in common: which errors are the user's to mend, and how a command ends."""
+"""The command line: how flags become settings, which errors are the user's to mend, how a command ends."""
 
+import argparse
+import dataclasses
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import transformers
+import tyro
 from rich.console import Console
 
-from agents.config import ConfigError
+from agents.config import (
+    ConfigError,
+    DistilSettings,
+    ExperienceSettings,
+    MeasuringSettings,
+    ModelSettings,
+    PlaySettings,
+    RunSettings,
+    SelfImproveConfig,
+)
 from agents.policies.vllm.policy import VLLMError
 from agents.run.folder import RunFolderError, is_disk_full
+from agents.run.resume import REACHING, resumed, saved_config
 from distill.lm.load import ModelError
 from distill.opcd import DistillError
 from distill.parallel import is_lost_connection
 from envs.words import EnvError
 from experience import ExperienceError
+from experience.terminal import Terminal, guard_standard_error
 
 USER_ERRORS = (
     ConfigError,
@@ -38,7 +53,8 @@ def run_command(
         work: The work, which gets a console for its progress.
         how_to_go_on: What to advise when it was stopped, by the user or by the machine; may be nothing.
     """
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
+    guard_standard_error()
     # A cluster's stop is as good as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     transformers.utils.logging.disable_progress_bar()
@@ -67,3 +83,90 @@ def run_command(
     if can_go_on and (advice := how_to_go_on()):
         console.print(advice, markup=False, highlight=False, soft_wrap=True)
     return code
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """An agent plays, learns from its traces, and has what it learned trained into its weights.
+
+    python -m agents.self_improve                                      Frozen Lake, in minutes on a laptop
+
+    python -m agents.self_improve --env my_module:MyEnv-v0             any Gymnasium env
+
+    python -m agents.self_improve --model Qwen/Qwen3-1.7B --lr 2e-6    another model
+
+    python -m agents.self_improve --context-file advice.txt            a text of yours into the weights
+
+    python -m agents.self_improve --resume runs/MY-RUN                 go on with a run
+    """
+
+    run: RunSettings
+    play: PlaySettings
+    experience: ExperienceSettings
+    distil: DistilSettings
+    models: ModelSettings
+    measuring: MeasuringSettings
+    json: bool = False
+    """Print the results as one JSON object, and nothing else, on standard output."""
+
+    @property
+    def config(self) -> SelfImproveConfig:
+        """The settings of all groups.
+
+        Raises:
+            ConfigError: They make no sense.
+        """
+        groups = (getattr(self, name) for name in GROUPS)
+        return SelfImproveConfig(
+            **{f.name: getattr(group, f.name) for group in groups for f in dataclasses.fields(group)}
+        )
+
+    @classmethod
+    def parse(cls, args: Sequence[str] | None, default: SelfImproveConfig) -> "Command":
+        """What a command line says; a flag that is left out is as in ``default``."""
+        groups = {
+            name: group(**{f.name: getattr(default, f.name) for f in dataclasses.fields(group)})
+            for name, group in GROUPS.items()
+        }
+        return tyro.cli(
+            cls,
+            args=args,
+            default=cls(**groups),
+            prog="python -m agents.self_improve",
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+
+
+GROUPS: dict[str, type[Any]] = {
+    "run": RunSettings,
+    "play": PlaySettings,
+    "experience": ExperienceSettings,
+    "distil": DistilSettings,
+    "models": ModelSettings,
+    "measuring": MeasuringSettings,
+}
+
+
+def parse_command(args: Sequence[str] | None = None) -> tuple[SelfImproveConfig, bool]:
+    """The command line as a configuration, with ``--resume`` the saved one; and whether to print JSON.
+
+    Raises:
+        RunFolderError: ``--resume`` names no run.
+        ConfigError: A flag contradicts the run to be resumed, or has no sense.
+    """
+    env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    env.add_argument("--env", default=SelfImproveConfig().env)
+    command = Command.parse(args, SelfImproveConfig.for_env(env.parse_known_args(args)[0].env))
+    if command.run.resume is None:
+        return command.config, command.json
+    # Parsed again over the saved values, so that only flags that were really given can differ from them.
+    # Servers and the like are to be given again, whatever the folder says.
+    unsaid = {name: getattr(SelfImproveConfig(), name) for name in REACHING}
+    saved = dataclasses.replace(saved_config(command.run.resume), **unsaid)
+    given = Command.parse(args, saved).config
+    return resumed(given, command.run.resume, explicit=True), command.json
+
+
+def parse_args(args: Sequence[str] | None = None) -> SelfImproveConfig:
+    """The settings alone; see ``parse_command``."""
+    return parse_command(args)[0]

@@ -5,7 +5,8 @@ from functools import partial
 
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
-from agents.rollout import Phase, rollout, vector_env
+from agents.rollout import Phase, rollout
+from envs.place import vector_env
 from envs.text_env import make_text_env
 from evals.forgetting import Answers, Exam, Task
 from experience.seeds import SeedRange, Split

@@ -5,29 +5,30 @@ from typing import Any
 
 from agents.exam import sit
 from agents.run.folder import peak_rss_bytes
-from agents.run.run import Session
+from agents.run.run import Run
 from evals.baselines import Baselines
 from evals.forgetting import ForgettingConfig, forgetting, print_table
-from evals.result import Comparison, EvalResult
+from evals.result import Comparison, EvalResult, cut_short
 from experience.context import NO_CONTEXT, Context
+from experience.phase import Phase
 
 MAX_BLIND_CANDIDATES = 64
 """Successful action sequences that compete for the blind arm, the shortest first."""
 
 
-def measure(session: Session, context: Context) -> dict[str, Any]:
+def measure(run: Run, context: Context) -> dict[str, Any]:
     """Measure every arm and write ``results.json``, the run's public contract.
 
     Args:
-        session: Its base policy is the agent before, its student the agent after.
+        run: Its base policy is the agent before, its student the agent after.
         context: Of the arms with experience.
 
     Returns:
         What was written.
     """
-    config = session.config
-    fixed = session.ranks.from_main(lambda: _baselines(session))
-    first, *others = (_played_arms(session, temperature, context) for temperature in config.eval_temperature)
+    config = run.config
+    fixed = run.ranks.from_main(lambda: _baselines(run))
+    first, *others = (_played_arms(run, temperature, context) for temperature in config.eval_temperature)
     results: dict[str, Any] = {
         "schema_version": 1,
         "env": config.env,
@@ -35,8 +36,8 @@ def measure(session: Session, context: Context) -> dict[str, Any]:
         "model": config.model,
         "seed": config.seed,
         "eval_temperature": list(config.eval_temperature),
-        "success_means": session.words.success.means,
-        "best_step": session.student_step,
+        "success_means": run.words.success.means,
+        "best_step": run.agent.step,
         "arms": _as_dicts(fixed | first[0]),
         "comparison": first[1].as_dict(),
         "context_put_back": first[2].as_dict(),
@@ -45,46 +46,54 @@ def measure(session: Session, context: Context) -> dict[str, Any]:
         results["sampled_arms"] = _as_dicts(fixed | arms)
         results["sampled_comparison"] = comparison.as_dict()
         results["sampled_context_put_back"] = put_back.as_dict()
-    if session.ranks.is_main:
+    if run.ranks.is_main:
         if config.forgetting:
-            _measure_forgetting(session)
-        results["wall_seconds"] = round(session.folder.seconds, 1)
+            _measure_forgetting(run)
+        results["cut_short"] = cut_short(run.store.traces())
+        results["wall_seconds"] = round(run.folder.seconds, 1)
         results["peak_rss_bytes"] = peak_rss_bytes()
-        results["processes"] = session.ranks.size
-        session.folder.write_json("results.json", results)
-    return session.ranks.broadcast(results)
+        results["processes"] = run.ranks.size
+        run.folder.write_json("results.json", results)
+    return run.ranks.broadcast(results)
 
 
-def _measure_forgetting(session: Session) -> None:
+def _measure_forgetting(run: Run) -> None:
     """Write ``forgetting.json``: what else the agent can do, before and after."""
-    config = ForgettingConfig(
-        before=session.config.model, after=str(session.folder.path), seed=session.config.seed
-    )
-    examinees = {"before": partial(sit, session.base), "after": partial(sit, session.student)}
-    table = forgetting(config, session.console, examinees)
-    session.folder.write_json("forgetting.json", table)
-    session.log("test/forgetting", kind="forgetting")
-    print_table(table, session.console)
+    config = ForgettingConfig(before=run.config.model, after=str(run.folder.path), seed=run.config.seed)
+    examinees = {"before": partial(sit, run.agent.base), "after": partial(sit, run.agent.student)}
+    table = forgetting(config, run.console, examinees)
+    run.folder.write_json("forgetting.json", table)
+    run.log(Phase(kind="test", index="forgetting"), kind="forgetting")
+    print_table(table, run.console)
 
 
-def _baselines(session: Session) -> dict[str, EvalResult]:
+def _baselines(run: Run) -> dict[str, EvalResult]:
     """The arms that nobody's weights play."""
-    config = session.config
-    baselines = Baselines(config.env, config.env_kwargs, timeout=config.env_timeout)
+    config = run.config
+    baselines = Baselines(
+        config.env, config.env_kwargs, vectorization=config.vectorization, timeout=config.env_timeout
+    )
+    try:
+        return _fixed_arms(run, baselines)
+    finally:
+        baselines.close()
+
+
+def _fixed_arms(run: Run, baselines: Baselines) -> dict[str, EvalResult]:
     if baselines.is_text:  # there is no random text, and no end of texts to choose from
-        constant = baselines.constant(session.validation_seeds, session.test_seeds)
+        constant = baselines.constant(run.validation_seeds, run.test_seeds)
         return {} if constant is None else {"blind": constant[0]}
-    arms = {"random": baselines.random(session.test_seeds)}
-    if session.words.actions:
-        candidates = _successful_actions(session)
-        arms["blind"], _ = baselines.blind(candidates, session.validation_seeds, session.test_seeds)
+    arms = {"random": baselines.random(run.test_seeds)}
+    if run.words.actions:
+        candidates = _successful_actions(run)
+        arms["blind"], _ = baselines.blind(candidates, run.validation_seeds, run.test_seeds)
     if (optimal := baselines.optimal()) is not None:
         arms["optimal"] = optimal
     return arms
 
 
 def _played_arms(
-    session: Session, temperature: float, context: Context
+    run: Run, temperature: float, context: Context
 ) -> tuple[dict[str, EvalResult], Comparison, Comparison]:
     """Before and after, with and without the context.
 
@@ -92,10 +101,10 @@ def _played_arms(
         The arms; after against before, both without it; and what putting it back does after.
     """
     frames = {}
-    for arm, policy in (("before", session.base), ("after", session.student)):
+    for arm, policy in (("before", run.agent.base), ("after", run.agent.student)):
         for suffix, shown in (("", NO_CONTEXT), ("_with_experience", context)):
-            phase = f"test/{arm}{suffix}@{temperature:g}"
-            frames[arm + suffix] = session.play(phase, policy, session.test_seeds, temperature, shown)
+            phase = Phase.test(arm + suffix, temperature)
+            frames[arm + suffix] = run.play(phase, policy, run.test_seeds, temperature, shown)
     arms = {arm: EvalResult.from_traces(frame) for arm, frame in frames.items()}
     return (
         arms,
@@ -104,9 +113,9 @@ def _played_arms(
     )
 
 
-def _successful_actions(session: Session) -> list[tuple[str, ...]]:
+def _successful_actions(run: Run) -> list[tuple[str, ...]]:
     """The action sequences of the train episodes that succeeded, as texts."""
-    turns = session.store.turns(phases=session.played)
+    turns = run.store.turns(phases=run.played)
     turns = turns[turns["success"] & turns["action"].notna()]
     sequences = set(turns.groupby("trace_id")["action"].agg(tuple))
     return sorted(sequences, key=lambda sequence: (len(sequence), sequence))[:MAX_BLIND_CANDIDATES]

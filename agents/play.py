@@ -19,19 +19,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agents.agent import as_policy, reply_tokens
 from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.policies.policy import Policy, Sampling
-from agents.rollout import Phase, rollout, vector_env
-from agents.run.run import as_policy, reply_tokens
-from agents.self_improve import saved_config
+from agents.rollout import Phase, rollout
+from agents.run.resume import check_reach, saved_config
 from distill.lm.load import load_model
+from envs.place import vector_env
 from envs.text_env import NOW, TextEnv, make_env, make_text_env
 from envs.words import EnvWords
 from experience.context import NO_CONTEXT, Context
 from experience.insight import InsightState
 from experience.seeds import SeedRange
 from experience.store import open_run
+from experience.terminal import Terminal
 from experience.text import printable
 from experience.trace import Trace
 
@@ -58,14 +60,16 @@ class PlayConfig:
     """The run's database, where it is elsewhere and the folder keeps its password to itself."""
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
+    trust_remote_code: bool = False
+    """Let code run that comes with the model, or that the run names as its env (module:EnvId)."""
 
     def __post_init__(self) -> None:
         if self.run is not None and (self.env is not None or self.env_kwargs):
             raise ConfigError("--run has its env: leave out --env and --env-kwargs")
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, not {self.seed}")
-        if not self.temperature >= 0:
-            raise ConfigError(f"temperature must be at least 0, not {self.temperature}")
+        if not (self.temperature == 0 or 1e-3 <= self.temperature <= 1e3):
+            raise ConfigError(f"temperature must be at least 0, and not too high, not {self.temperature}")
 
 
 class Narrated(TextEnv):
@@ -181,7 +185,14 @@ def settings(asked: PlayConfig) -> SelfImproveConfig:
             raise ConfigError(f"{asked.run} has no trained model yet: finish the run, or give --model")
         begun = None if asked.context_file else config.resume  # whose text is in its store
         config = replace(config, model=model, context_file=asked.context_file, resume=begun)
-    return replace(config, device=asked.device, store=asked.store or config.store)
+    config = replace(
+        config, device=asked.device, store=asked.store, trust_remote_code=asked.trust_remote_code
+    )
+    if asked.run is not None:
+        # Of the machines that the run reached, playing needs none; its store is found by ``experience``.
+        config = replace(config, tracker=None, insight_url=None, policy="auto", teacher="base")
+        check_reach(config, asked.run, asked={"store"})
+    return config
 
 
 def experience(asked: PlayConfig, config: SelfImproveConfig, words: EnvWords) -> Context:
@@ -219,7 +230,7 @@ def main(args: list[str] | None = None) -> int:
         )
         policy = as_policy(loaded, config.compute_dtype)
         sampling = Sampling(temperature=asked.temperature, max_tokens=reply_tokens(config, policy, words))
-        console = Console(highlight=False)
+        console = Terminal()
         arms = [("without experience", NO_CONTEXT)]
         if context.insights:
             arms.append(("with experience", context))

@@ -7,16 +7,16 @@ from typing import Any
 from agents.config import ConfigError
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
-from agents.rollout import Phase, turn_seed
-from agents.run.run import Session
+from agents.rollout import turn_seed
+from agents.run.run import CONTEXT, Run
 from evals.gate import Outcomes, Verdict, by_promise, judge
-from evals.result import EvalResult
 from experience.context import NO_CONTEXT, Context, within_budget
 from experience.endpoint import Endpoint
 from experience.insight import Insight, InsightState
 from experience.merging import merged, settled, with_outcomes
 from experience.outcomes import outcome_insights
-from experience.seeds import SeedRange, Split
+from experience.phase import Phase
+from experience.seeds import SeedRange
 from experience.writer import (
     MARKER,
     InsightPrompts,
@@ -26,21 +26,30 @@ from experience.writer import (
     write_insights,
 )
 
+INSIGHT_TOKENS = 64
+"""The longest reply of a writer, which is asked for one short lesson after the other."""
+INSIGHT_TEMPERATURE = 0.7
+"""At which it samples: like traces are to give different lessons."""
+MAX_CANDIDATES = 64
+"""So many written insights are tried at the gate in each round: halving spends little on the last of them."""
+CONTEXT_TOKENS = 1024
+"""What insights may take together where a prompt shows all, to the agent or to a writer of more; the least
+useful are left out."""
 
-class Learning:
+
+class Reflection:
     """The agent's experience of one run, over all its rounds."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, run: Run) -> None:
         """Find out how insights are drawn.
 
         Raises:
             ConfigError: The env's outcomes cannot be put into advice.
-            ExperienceError: There is no client for endpoints.
+            ExperienceError: There is no client for endpoints, or the prompts cannot be used.
             ModelError: The writer cannot be had.
-            ExperienceError: The prompts cannot be used.
         """
-        self.session = session
-        config, words = session.config, session.words
+        self.run = run
+        config, words = run.config, run.words
         kind: str = "fixed" if config.context_file is not None else config.insights
         if kind == "auto":
             kind = "llm" if words.advise is None else "outcomes"
@@ -50,41 +59,31 @@ class Learning:
             )
         self.kind = kind
         self.prompts = InsightPrompts(config.insight_prompts)
-        self.writer = self._make_writer() if kind == "llm" and session.ranks.is_main else None
+        self.writer = self._make_writer() if kind == "llm" and run.ranks.is_main else None
 
-    def collect(self, round_number: int) -> None:
-        """Play a round's train episodes.
+    @property
+    def waves(self) -> int:
+        """Parts of a round's play: several where each can be led by what those before it came to."""
+        return self.run.config.waves if self.kind == "outcomes" else 1
 
-        Where insights come from outcomes they are played in waves: the first without experience, each further
-        one with the insights so far, which send the agent to what it has not tried.
+    def explore(self, number: int, wave: int) -> Context:
+        """What sends the agent to what it has not tried: the insights so far, and none in the first wave.
+
+        Args:
+            number: The round's.
+            wave: Which part of its play is to be led.
         """
-        session, config = self.session, self.session.config
-        waves = config.waves if self.kind == "outcomes" else 1
-        size = config.episodes // waves
-        for wave in range(waves):
-            phase = f"round{round_number}/play{wave}"
-            start = ((round_number - 1) * waves + wave) * size
-            seeds = SeedRange(split=Split.TRAIN, run_seed=config.seed, start=start, size=size)
-            context = NO_CONTEXT
-            if wave > 0 and not session.is_finished(phase):
-                context = self._of_outcomes(phase, explore=True)
-            traces = session.play(phase, session.student, seeds, config.temperature, context)
-            session.played.append(phase)
-            if wave == 0:
-                session.log(
-                    f"round{round_number}/start",
-                    kind="round",
-                    round=round_number,
-                    step=session.student_step,
-                    **EvalResult.from_traces(traces).as_dict(),
-                )
+        phase = Phase.play(number, wave)
+        if wave == 0 or self.run.has(phase):
+            return NO_CONTEXT
+        return self._of_outcomes(phase, explore=True)
 
     def reflect(self, round_number: int) -> list[Context]:
         """What the traces teach: the contexts worth trying, the most promising first."""
         if self.kind == "fixed":
             contexts = [self._fixed()]
         elif self.kind == "outcomes":
-            contexts = [self._of_outcomes(f"round{round_number}", explore=False)]
+            contexts = [self._of_outcomes(Phase(kind="outcomes", round=round_number), explore=False)]
         elif self.kind == "raw":
             contexts = [self.raw(round_number)]
         else:
@@ -94,7 +93,7 @@ class Learning:
     def gate(self, round_number: int, candidates: Sequence[Context]) -> Context | None:
         """The best of the candidates if it helps the teacher on validation; otherwise nothing is trained."""
         if not candidates:
-            self.session.console.print(f"round {round_number}: no insights, so nothing is trained")
+            self.run.console.print(f"round {round_number}: no insights, so nothing is trained")
             return None
         verdict = self.judge(round_number, candidates)
         return verdict.context if verdict.admitted else None
@@ -109,28 +108,24 @@ class Learning:
             candidates: What to compare.
             fully: Play each on all seeds, to see what halving costs.
         """
-        session, config = self.session, self.session.config
-        temperature = config.gate_temperature
-        if temperature is None:
-            temperature = config.teacher_temperature
+        run, config = self.run, self.run.config
+        # As it will teach; greedily where replies are text, in which one slip of the dice is a wrong answer.
+        temperature = config.teacher_temperature if run.words.actions else 0.0
         # ``round`` is about to become what the student is now.
-        teacher = session.student if config.teacher == "round" else session.teacher
-        phase = f"round{round_number}/{'gate-fully' if fully else 'gate'}"
+        teacher = run.agent.student if config.teacher_kind == "round" else run.agent.teacher
+        phase = Phase(kind="gate-fully" if fully else "gate", round=round_number)
         trace_ids: dict[str, dict[int, str]] = {}
 
         def play(contexts: Sequence[Context], seeds: SeedRange) -> Sequence[Outcomes]:
+            # A frozen teacher without context is the same in every round.
             phases = [
-                Phase(
-                    # A frozen teacher without context is the same in every round.
-                    name="gate/none"
-                    if context.id == "none" and config.teacher == "base"
-                    else f"{phase}/{context.id}/{seeds.start}",
-                    seeds=seeds,
-                    context=context,
-                )
+                Phase(kind="gate", index="none")
+                if context.id == "none" and config.teacher_kind == "base"
+                else replace(phase, index=f"{context.id}/{seeds.start}")
                 for context in contexts
             ]
-            frames = session.play_all(phase, phases, teacher, temperature)
+            played = list(zip(phases, contexts, strict=True))
+            frames = run.play_all(str(phase), played, teacher, seeds, temperature)
             for context, frame in zip(contexts, frames, strict=True):
                 trace_ids.setdefault(context.id, {}).update(frame.set_index("seed")["trace_id"])
             return [
@@ -140,10 +135,10 @@ class Learning:
 
         verdict = judge(
             candidates,
-            session.validation_seeds,
+            run.validation_seeds,
             play,
-            phase=phase,
-            policy_id=session.policy_id(teacher),
+            phase=str(phase),
+            policy_id=run.agent.weights_of(teacher),
             fully=fully,
         )
         self._keep(phase, candidates, verdict, trace_ids)
@@ -151,157 +146,156 @@ class Learning:
 
     def settle_on(self, context: Context | None) -> None:
         """Note in the store which insights went into the weights: those of ``context``, if any did."""
-        self._put_in_use(context or NO_CONTEXT, "final")
+        self._put_in_use(context or NO_CONTEXT, Phase(kind="final"))
 
     # --- where insights come from --------------------------------------------------------------
 
-    def _of_outcomes(self, phase: str, *, explore: bool) -> Context:
-        session, words = self.session, self.session.words
+    def _of_outcomes(self, phase: Phase, *, explore: bool) -> Context:
+        run, words = self.run, self.run.words
         advise = words.advise
         assert advise is not None
 
         def draw() -> list[Insight]:
-            turns = session.store.turns(phases=session.played)
+            turns = run.store.turns(phases=run.played)
             insights = outcome_insights(
                 turns, words.actions, advise, explore=explore, situation=words.situation
             )
-            session.store.set_insights(insights, phase)
+            run.store.set_insights(insights, str(phase))
             return insights
 
-        insights = session.ranks.from_main(draw)
-        return self._context(insights, session.config.insights_per_prompt, is_exploring=explore)
+        insights = run.ranks.from_main(draw)
+        return self._context(insights, run.config.insights_per_prompt, is_exploring=explore)
 
     def raw(self, round_number: int) -> Context:
         """Whole transcripts in place of insights, as one context; for the ablation of the paper's warning."""
-        session, config = self.session, self.session.config
+        run, config = self.run, self.run.config
 
         def draw() -> list[Insight]:
             turns, endings = self._traces(round_number)
             return raw_insights(turns, endings)
 
-        context = self._together(session.ranks.from_main(draw), config.insights_per_prompt)
-        self._put_in_use(context, f"round{round_number}/raw")
+        context = self._together(run.ranks.from_main(draw), config.insights_per_prompt)
+        self._put_in_use(context, Phase(kind="raw", round=round_number))
         return context
 
     def _fixed(self) -> Context:
         """The text as it was when the run began, whatever became of the file."""
-        context = Context.fixed(self.session.ranks.from_main(lambda: self.session.store.result("context")))
-        self._put_in_use(context, "context")
+        context = Context.fixed(self.run.once(CONTEXT, lambda: ""))
+        self._put_in_use(context, CONTEXT)
         return context
 
     def _written(self, round_number: int) -> list[Context]:
         """Each insight alone, and where prompts show several, all that fit together."""
-        session, config = self.session, self.session.config
-        insights: list[Insight] = session.ranks.from_main(lambda: self._write(round_number))
+        run, config = self.run, self.run.config
+        phase = Phase(kind="write", round=round_number)
+        drawn = run.once(phase, lambda: run.ranks.from_main(lambda: self._write(phase)))
+        insights = [insight_from(values) for values in drawn]
+        if run.ranks.is_main:
+            run.store.set_insights(insights, str(phase))
+        run.console.print(
+            f"round {round_number}: {len(insights)} insights, of which "
+            f"{sum(insight.is_instance_specific for insight in insights)} quote their problem"
+        )
         ranked = [insight for insight in insights if insight.state == InsightState.ACTIVE]
-        alone = [self._together([insight], 1) for insight in ranked[: config.candidates]]
+        alone = [self._together([insight], 1) for insight in ranked[:MAX_CANDIDATES]]
         if len(ranked) > 1:
             alone.append(self._together(ranked, config.insights_per_prompt))
         return alone
 
-    def _write(self, round_number: int) -> list[Insight]:
-        """What is known and what the writer says of the round's traces, by promise.
-
-        The outcome is kept, so a resumed run reads it back.
-        """
-        session, store = self.session, self.session.store
-        phase = f"round{round_number}/write"
-        if not store.is_finished(phase):
-            assert self.writer is not None
-            turns, endings = self._traces(round_number)
-            known = store.load_insights()
-            active = [insight for insight in known if insight.state == InsightState.ACTIVE]
-            shown, _ = within_budget(active, session.config.context_tokens, self._count_tokens)
-            with session.progress(f"round{round_number}/insights", len(endings)):
-                new = write_insights(
-                    turns,
-                    endings,
-                    self.writer,
-                    self.prompts,
-                    known=shown,
-                    seeds=[turn_seed(session.config.seed, phase, i, 0) for i in range(len(endings))],
-                    forbidden=session.student.tokenizer.all_special_tokens,
-                )
-            drawn = settled(merged(known, new), session.words.actions)
-            judged = {ids[0] for ids in store.scores()["insight_ids"] if len(ids) == 1}
-            store.finish_phase(phase, [asdict(insight) for insight in by_promise(drawn, judged)])
-        insights = [insight_from(values) for values in store.result(phase)]
-        store.set_insights(insights, phase)
-        session.console.print(
-            f"round {round_number}: {len(insights)} insights, of which "
-            f"{sum(insight.is_instance_specific for insight in insights)} quote their problem"
-        )
-        return insights
+    def _write(self, phase: Phase) -> list[dict[str, Any]]:
+        """What is known and what the writer says of the round's traces, by promise."""
+        run, store = self.run, self.run.store
+        assert self.writer is not None
+        assert phase.round is not None
+        turns, endings = self._traces(phase.round)
+        known = store.load_insights()
+        active = [insight for insight in known if insight.state == InsightState.ACTIVE]
+        shown, _ = within_budget(active, CONTEXT_TOKENS, self._count_tokens)
+        with run.progress(f"round {phase.round}: insights", len(endings)):
+            new = write_insights(
+                turns,
+                endings,
+                self.writer,
+                self.prompts,
+                known=shown,
+                seeds=[turn_seed(run.config.seed, str(phase), i, 0) for i in range(len(endings))],
+                forbidden=run.agent.student.control_tokens,
+            )
+        drawn = settled(merged(known, new), run.words.actions)
+        judged = {ids[0] for ids in store.scores()["insight_ids"] if len(ids) == 1}
+        return [asdict(insight) for insight in by_promise(drawn, judged)]
 
     def _traces(self, round_number: int) -> tuple[Any, Any]:
         """The turns and the endings of the traces that insights are drawn from: the round's first."""
-        session, phase = self.session, f"round{round_number}/play0"
-        traces = session.store.traces(phase=phase).head(session.config.insight_traces)
-        return session.store.turns(phases=[phase]), traces.set_index("trace_id")["final_observation"]
+        run, phase = self.run, str(Phase.play(round_number, 0))
+        traces = run.store.traces(phase=phase).head(run.config.insight_traces)
+        return run.store.turns(phases=[phase]), traces.set_index("trace_id")["final_observation"]
 
     def _together(self, insights: Sequence[Insight], k: int) -> Context:
-        session = self.session
+        run = self.run
         kept, dropped = within_budget(
             insights,
-            0 if k else session.config.context_tokens,  # of a pool, k are shown at a time
+            0 if k else CONTEXT_TOKENS,  # of a pool, k are shown at a time
             self._count_tokens,
         )
         if dropped:
-            session.console.print(
-                f"{len(dropped)} of {len(insights)} insights do not fit --context-tokens and are left out"
+            run.console.print(
+                f"{len(dropped)} of {len(insights)} insights do not fit in a prompt and are left out"
             )
         return self._context(kept, k)
 
     def _count_tokens(self, text: str) -> int:
-        return len(self.session.base.tokenizer(text)["input_ids"])
+        return len(self.run.agent.base.tokenizer(text)["input_ids"])
 
     def _context(self, insights: Sequence[Insight], k: int, *, is_exploring: bool = False) -> Context:
         return Context(
             insights=tuple(insights),
             k=k,
-            situation=self.session.words.situation,
+            situation=self.run.words.situation,
             is_exploring=is_exploring,
         )
 
     def _make_writer(self) -> Writer:
-        session, config = self.session, self.session.config
+        run, config = self.run, self.run.config
         if config.insight_url is not None:
             return Endpoint(
                 config.insight_url,
                 config.insight_model or "",
-                max_tokens=config.insight_tokens,
-                temperature=config.insight_temperature,
+                max_tokens=INSIGHT_TOKENS,
+                temperature=INSIGHT_TEMPERATURE,
             )
         policy = (
-            session.student if config.insight_model is None else session.load_policy(config.insight_model)
+            run.agent.student if config.insight_model is None else run.agent.load_policy(config.insight_model)
         )
-        return PolicyWriter(session, policy, config.insight_model)
+        return PolicyWriter(run, policy, config.insight_model)
 
     # --- what is kept ----------------------------------------------------------------------------
 
-    def _put_in_use(self, context: Context, phase: str) -> None:
+    def _put_in_use(self, context: Context, phase: Phase) -> None:
         """The context's insights, as the store knows them by now, become the active ones."""
-        if self.session.ranks.is_main:
-            store = self.session.store
+        if self.run.ranks.is_main:
+            store = self.run.store
             known = {insight.id: insight for insight in store.load_insights()}
             store.set_insights(
-                [replace(known.get(i.id, i), state=InsightState.ACTIVE) for i in context.insights], phase
+                [replace(known.get(i.id, i), state=InsightState.ACTIVE) for i in context.insights],
+                str(phase),
             )
 
     def _keep(
         self,
-        phase: str,
+        phase: Phase,
         candidates: Sequence[Context],
         verdict: Verdict,
         trace_ids: Mapping[str, Mapping[int, str]],
     ) -> None:
         """Put the scores on record, and what they say for and against each insight."""
-        session = self.session
-        name = phase.partition("/")[0]
-        if session.ranks.is_main:
-            session.store.add_scores(verdict.scores)
+        run = self.run
+        if run.ranks.is_main:
+            run.store.add_scores(verdict.scores)
             if self.kind == "llm":
-                known = [insight_from(values) for values in session.store.result(f"{name}/write")]
+                known = [
+                    insight_from(values) for values in run.store.result(str(replace(phase, kind="write")))
+                ]
                 alone = {c.insights[0].id: c.id for c in candidates if len(c.insights) == 1}
                 judged = [
                     with_outcomes(
@@ -311,11 +305,11 @@ class Learning:
                     else insight
                     for insight in known
                 ]
-                session.store.set_insights(settled(judged, session.words.actions), phase)
-        session.log(
-            f"{phase}-verdict",
+                run.store.set_insights(settled(judged, run.words.actions), str(phase))
+        run.log(
+            replace(phase, kind=f"{phase.kind}-verdict"),
             kind="gate",
-            round=int(name.removeprefix("round")),
+            round=phase.round,
             admitted=verdict.admitted,
             candidates=len(candidates),
             context_id=verdict.context.id,
@@ -339,7 +333,7 @@ class Learning:
             what = f"the best of {len(candidates)} contexts, {what}"
         which = "that did not choose it" if len(candidates) > 1 else "of them"
         outcome = "admitted" if verdict.admitted else "refused: nothing is trained, the agent plays on"
-        session.console.print(
+        run.console.print(
             f"{phase}: with {what}, the teacher succeeds in {verdict.success_rate:.1%} of the "
             f"validation episodes, without in {verdict.success_rate_without:.1%} (p = {verdict.p_value:.2g} "
             f"on {verdict.n} {which}): {outcome}",
@@ -356,19 +350,18 @@ class PolicyWriter:
 
     begins_replies = True
 
-    def __init__(self, session: Session, policy: HFPolicy, model: str | None) -> None:
-        self._session = session
+    def __init__(self, run: Run, policy: HFPolicy, model: str | None) -> None:
+        self._run = run
         self._policy = policy
         self._model = model
 
     @property
     def name(self) -> str:
         """The model, or which of the agent's own weights."""
-        return self._model or f"step{self._session.student_step}"
+        return self._model or self._run.agent.weights_of(self._policy)
 
     def __call__(self, tasks: Sequence[WritingTask], seeds: Sequence[int]) -> list[str]:
         """One reply per task; see ``Writer``. A task that does not fit the window gets an empty one."""
-        config = self._session.config
         self._policy.clear()
         prompts = [
             Prompt(
@@ -380,7 +373,7 @@ class PolicyWriter:
             )
             for task in tasks
         ]
-        sampling = Sampling(temperature=config.insight_temperature, max_tokens=config.insight_tokens)
+        sampling = Sampling(temperature=INSIGHT_TEMPERATURE, max_tokens=INSIGHT_TOKENS)
         completions = self._policy.generate(prompts, sampling, seeds)
         self._policy.clear()
         return [MARKER + completion.text for completion in completions]

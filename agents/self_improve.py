@@ -3,37 +3,32 @@
 python -m agents.self_improve --env FrozenLake-v1
 """
 
-import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
-from agents.cli import run_command
-from agents.config import MACHINE, ConfigError, SelfImproveConfig
+from agents.cli import parse_command, run_command
+from agents.config import SelfImproveConfig
 from agents.measurement import measure
-from agents.reflection import Learning
-from agents.run.folder import RunFolderError, check_free, read_config
-from agents.run.run import Session
-from agents.training import Consolidation
-from distill.parallel import Ranks, is_main_process
-from evals.report import print_summary, write_report
-from experience.context import NO_CONTEXT, Context
+from agents.reflection import Reflection
+from agents.run.resume import default_output, reach, saved_config
+from agents.run.run import Run
+from agents.training import Training
+from distill.parallel import is_main_process
+from evals.report import print_summary
+from experience.context import NO_CONTEXT
+from experience.masking import masked
+from experience.phase import Phase
 
 __all__ = ["SelfImproveConfig", "self_improve"]
 
-URLS = ("vllm_url", "teacher_url")
-"""Settings that a command line adds to."""
-
 
 def self_improve(config: SelfImproveConfig, console: Console | None = None) -> dict[str, Any]:
-    """Run the method; returns what ``results.json`` holds.
+    """Run the method, or the rest of it; returns what ``results.json`` holds.
 
     Args:
         config: What to do.
@@ -42,149 +37,34 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
     Raises:
         Exception: One of ``agents.cli.USER_ERRORS``, with a message for the user.
     """
-    ranks = Ranks.connect(config.device)
-    path = config.resume or config.output or default_output(config.env)
-    if config.resume is not None:
-        config = resumed(config, path)
-    elif ranks.is_main:
-        check_free(path)
-    console = (console or Console(stderr=True)) if ranks.is_main else Console(quiet=True)
-    trained: Context | None = None
-    session = Session(config, path, console=console, ranks=ranks)
-    learning = Learning(session)  # after this, what is given can be used: now it may leave a folder
-    with session:
-        consolidation = Consolidation(session)
-        for round_number in range(1, config.rounds + 1):
-            learning.collect(round_number)  # play
-            candidates = learning.reflect(round_number)  # draw insights from the traces
-            context = learning.gate(round_number, candidates)  # which of them help on held-out episodes?
-            if context is not None:
-                consolidation.distil(round_number, context)  # then train them into the weights
-                trained = context
-        consolidation.use_best()
-        session.save_model()
-        learning.settle_on(trained)
-        results = measure(session, trained or (candidates or [NO_CONTEXT])[0])  # before and after, on test
-    if ranks.is_main:
-        write_report(path, config.store)
-    return results
-
-
-def default_output(env_id: str) -> Path:
-    """``runs/<env>-<time>``."""
-    name = env_id.replace("/", "-").replace(":", "-")
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def saved_config(path: Path) -> SelfImproveConfig:
-    """The configuration of the run in ``path``.
-
-    Raises:
-        RunFolderError: There is none, or another version's.
-    """
-    saved = read_config(path)
-    try:
-        tuples = {"eval_temperature": tuple(saved["eval_temperature"])}
-        tuples |= {name: tuple(saved.get(name, ())) for name in URLS}
-        names = ("insight_prompts", "context_file", "vllm_weights")
-        paths = {name: saved.get(name) and Path(saved[name]) for name in names}
-        return SelfImproveConfig(**{**saved, **tuples, **paths, "output": None, "resume": path})
-    except (TypeError, KeyError) as error:
-        raise RunFolderError(f"{path} was made by another version of opcd-gym: {error}") from error
-
-
-def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) -> SelfImproveConfig:
-    """The saved configuration, for going on with the run in ``path``.
-
-    Args:
-        config: What was asked for now. The machine's settings are taken from it.
-        path: The run's folder.
-        explicit: Whether every value of ``config`` is meant; otherwise those that are defaults are not.
-
-    Raises:
-        ConfigError: It contradicts the run.
-    """
-    saved, defaults = saved_config(path), SelfImproveConfig.for_env(config.env)
-    changes = {}
-    for name, was, now in differences(saved, config):
-        if not explicit and now == getattr(defaults, name):
-            continue
-        if name not in MACHINE:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} {now} differs from the run in {path}, "
-                f"which has {was}: resume without it, or start another run"
-            )
-        if name == "teacher_url" and not was:
-            raise ConfigError(f"the run in {path} has its teacher in its own process: start another run")
-        changes[name] = now
-    return dataclasses.replace(saved, **changes)
-
-
-def differences(saved: SelfImproveConfig, asked: SelfImproveConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Name, saved and asked value of every setting that differs, but for the folder."""
-    for field in dataclasses.fields(SelfImproveConfig):
-        was, now = getattr(saved, field.name), getattr(asked, field.name)
-        if was != now and field.name not in ("output", "resume"):
-            yield field.name, was, now
-
-
-def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
-    """The run of an experiment, or the rest of it if it was begun in ``path``, on the machine of now.
-
-    Raises:
-        ConfigError: What is there was begun with other settings.
-        RunFolderError: It was begun by another version.
-    """
-    if not (path / "config.json").exists():
-        return config
-    saved = saved_config(path)
-    settled = {name: getattr(saved, name) for name in ("compute_dtype", "policy")}  # what ``auto`` is
-    config = dataclasses.replace(config, **settled)
-    for name, was, now in differences(saved, config):
-        if name not in MACHINE:
-            raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
-    return resumed(config, path)
-
-
-def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConfig], object]) -> None:
-    """Run one run of an experiment in ``path``: from its beginning, from where it stopped, or not again.
-
-    Args:
-        config: What to run.
-        path: Its folder.
-        run: How, such as ``self_improve``.
-
-    Raises:
-        ConfigError: See ``begun``, or what ``run`` raises.
-    """
-    to_run = begun(config, path)
-    if not (path / "results.json").exists():
-        run(to_run if to_run.resume else dataclasses.replace(to_run, output=path))
-    elif is_main_process() and not (path / "report.html").exists():  # a kill between the two
-        write_report(path, config.store)
-
-
-def parse_args(args: list[str] | None = None) -> SelfImproveConfig:
-    """The command line as a configuration; with ``--resume``, the saved one.
-
-    Raises:
-        RunFolderError: ``--resume`` names no run.
-        ConfigError: A flag contradicts the run to be resumed, or has no sense.
-    """
-    env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    env.add_argument("--env", default=SelfImproveConfig().env)
-    defaults = SelfImproveConfig.for_env(env.parse_known_args(args)[0].env)
-    config = tyro.cli(SelfImproveConfig, args=args, default=defaults, prog="python -m agents.self_improve")
-    if config.resume is None:
-        return config
-    # Parsed again over the saved values, so that only flags that were really given can differ from them.
-    # Servers that are given replace the saved ones and are not added to them.
-    saved = saved_config(config.resume)
-    without = dataclasses.replace(saved, vllm_url=(), teacher_url=())
-    given = tyro.cli(SelfImproveConfig, args=args, default=without)
-    urls = {name: getattr(given, name) or getattr(saved, name) for name in URLS}
-    given = dataclasses.replace(given, **urls)
-    return resumed(given, config.resume, explicit=True)
+    run = Run.open(config, console)  # what is done already is found again, and not done twice
+    config, agent = run.config, run.agent
+    reflection = Reflection(run)  # after this, what is given can be used: now it may leave a folder
+    trained = None
+    with run, Training(run) as training:
+        if run.results is not None:  # it had come to its end
+            return run.finish(run.results)
+        for number in range(1, config.rounds + 1):
+            for wave in range(reflection.waves):  # 1. play: what was learned so far leads exploration
+                seeds = run.train_seeds(number, wave, reflection.waves)
+                known = reflection.explore(number, wave)
+                run.play(Phase.play(number, wave), agent.student, seeds, config.temperature, known)
+            candidates = reflection.reflect(number)  # 2. what do the traces teach?
+            context = reflection.gate(number, candidates)  # 3. which of it helps on held-out episodes?
+            if context is None:
+                continue
+            for step in training.steps(number, context):  # 4. from the prompt into the weights
+                questions = training.draw(step)  # x and context + x, of what was seen while playing
+                examples = training.answer(questions)  # y, from the student on x alone
+                training.update(examples)  # minimises KL(student(y | x) || teacher(y | context + x))
+                if training.is_validation_due:
+                    training.validate()  # on held-out episodes; the best weights are kept
+            trained = context
+        training.load_best()
+        run.save_model()
+        reflection.settle_on(trained)
+        results = measure(run, trained or (candidates or [NO_CONTEXT])[0])  # 5. before and after, on test
+        return run.finish(results)
 
 
 def main() -> int:
@@ -193,18 +73,19 @@ def main() -> int:
 
     def work(console: Console) -> None:
         nonlocal path
-        config = parse_args()
+        config, as_json = parse_command()
         path = config.resume or config.output or default_output(config.env)
         results = self_improve(config if config.resume else dataclasses.replace(config, output=path), console)
-        if is_main_process() and config.json:
-            print(json.dumps({"run": str(path), **results}))
+        if is_main_process() and as_json:
+            print(json.dumps(masked({"run": str(path), **results})))
         elif is_main_process():
             print_summary(results, path)
 
     def how_to_go_on() -> str:
         if path is None or not (path / "config.json").exists():
             return ""
-        return f"Nothing finished is lost. Go on with: python -m agents.self_improve --resume {path}"
+        again = "".join(f" --{name.replace('_', '-')} {value}" for name, value in reach(saved_config(path)))
+        return f"Nothing finished is lost. Go on with: python -m agents.self_improve --resume {path}{again}"
 
     return run_command(work, how_to_go_on)
 

@@ -24,14 +24,18 @@ from rich.table import Table
 
 from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
-from agents.self_improve import finish, self_improve
+from agents.run.resume import finish
+from agents.self_improve import self_improve
 from distill.parallel import is_main_process
 from envs.questions.choice_env import ChoiceEnv, Match
 from envs.text_env import make_env
 from evals.finished_run import FinishedRun
 from evals.result import Comparison, EvalResult, rate_text
 from evals.stats import wilson_interval
+from experience.masking import masked
+from experience.phase import Phase
 from experience.store import open_run
+from experience.terminal import Terminal
 
 ENV = "Choice-v0"
 MIN_QUESTIONS = 8
@@ -114,10 +118,9 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
         finish(run, output / name, lambda config: self_improve(config, console))
         results[name] = FinishedRun.read(output / name).results
     frames, arms = {}, {}
-    phase = f"@{config.run.eval_temperature[0]:g}"
     for arm, (name, played) in ARMS.items():
         with open_run(output / name, location=config.run.store) as store:
-            frames[arm] = store.traces(phase=f"test/{played}{phase}")
+            frames[arm] = store.traces(phase=str(Phase.test(played, config.run.eval_temperature[0])))
         arms[arm] = {**EvalResult.from_traces(frames[arm]).as_dict(), **format_rate(frames[arm])}
     table = {
         "prompt_file": str(config.prompt_file),
@@ -132,7 +135,7 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
         "opcd_against_with_prompt": Comparison.of(frames["opcd"], frames["with_prompt"]).as_dict(),
         "opcd_against_off_policy": Comparison.of(frames["opcd"], frames["off_policy"]).as_dict(),
     }
-    (output / "system_prompt.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    (output / "system_prompt.json").write_text(json.dumps(masked(table), indent=2) + "\n", encoding="utf-8")
     return table
 
 
@@ -149,7 +152,7 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
     if run.output is None:
         raise ConfigError("--output is needed: the folder for the two runs")
     defaults = SelfImproveConfig.for_env(ENV)
-    for name in ("env", "env_kwargs", "context_file", "context_place", "context_wrapper", "resume"):
+    for name in ("env", "env_kwargs", "context_file", "context_place", "resume"):
         if getattr(run, name) != getattr(defaults, name):
             raise ConfigError(f"--{name.replace('_', '-')} is not for this command, which sets it itself")
     if not config.prompt_file.is_file():
@@ -169,7 +172,6 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
         env_kwargs=config.env_kwargs,
         context_file=config.prompt_file,
         context_place="chat",
-        context_wrapper="{}",
         episodes=min(run.episodes, sizes[0]),
         output=run.output / "opcd",
     )
@@ -221,7 +223,7 @@ def print_table(table: Mapping[str, Any], console: Console | None = None) -> Non
     for name, arm in arms.items():
         form = f"{arm['format_rate']:.1%} [{arm['format_ci_low']:.1%}, {arm['format_ci_high']:.1%}]"
         rich.add_row(LABELS[name], rate_text(arm), form, f"{_tokens(arms, name):.0f}")
-    console = console or Console()
+    console = console or Terminal()
     console.print(rich)
     console.print(
         f"{table['prompt_tokens_saved']:.0f} prompt tokens saved per call; constant: always the same answer",

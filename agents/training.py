@@ -1,4 +1,4 @@
-"""Insights into weights: OPCD on the session's student, validated and checkpointed.
+"""One round's training: OPCD on the agent's student, validated and checkpointed.
 
 A checkpoint holds all that the next step depends on, so training goes on exactly where it was, whichever
 step that was.
@@ -6,9 +6,11 @@ step that was.
 
 import copy
 import random
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import pandas as pd
 import torch
@@ -18,34 +20,59 @@ from agents.policies.policy import FinishReason, Policy, Prompt, Sampling
 from agents.policies.vllm.policy import VLLMPolicy
 from agents.prompts import build_prompt
 from agents.rollout import turn_seed
+from agents.run.folder import TRAIN_AGAIN, RunFolderError
 from agents.run.interrupt import deferred_interrupt
-from agents.run.run import Session
+from agents.run.run import BEST, CHECKPOINT, Run
 from distill.collapse import collapse
 from distill.examples import Data, DistillError, DistillExample, TokenIds
+from distill.loss import Direction
 from distill.opcd import OPCD, StepStats
 from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher
-from evals.result import Comparison
 from experience.context import Context
+from experience.phase import Phase
 
 Item = TypeVar("Item")
+Pair = tuple[Prompt, Prompt]
+"""The bare prompt x, and the same with its context, c + x."""
 
-CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
-WORSE = 0.01
-"""Validation has fallen when it is below its best with a smaller p-value: small, as the best was lucky."""
+EMA_DECAY = 0.95
+"""What a teacher that is a running mean keeps of itself per optimiser step."""
+WRITING_SHARE = 0.05
+"""Of the time that training takes, what writing its files may take: a checkpoint that is due waits for it."""
 GAP_EXAMPLES = 8
 """Of so many completions of a step the log-probabilities of vLLM and of the trainer are compared."""
 
 
-class Consolidation:
-    """The training of one run, over all its rounds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What an example is to be made of."""
 
-    def __init__(self, session: Session) -> None:
-        """Begin, or go on from the checkpoint in the session's run folder."""
-        self.session = session
-        config, student = session.config, session.student
+    prompts: Pair
+    seed: int
+    """Of the answer."""
+
+
+class Training:
+    """The training of one run, over all its rounds.
+
+    Within it an interrupt leaves a checkpoint, so that no optimiser step is done twice.
+    """
+
+    def __init__(self, run: Run) -> None:
+        """Begin, or go on from the checkpoint in the run's folder.
+
+        Args:
+            run: One whose folder is open.
+
+        Raises:
+            DistillError: Student and teacher do not fit each other, or the checkpoint is of another model.
+            RunFolderError: The checkpoint is damaged.
+        """
+        self.run, self.agent = run, run.agent
+        config, student = run.config, run.agent.student
         self.teacher = self._make_teacher()
-        sharded = session.ranks.size > 1 and config.engine == "fsdp"
-        self.trainer = OPCD(
+        sharded = run.ranks.size > 1 and config.engine == "fsdp"
+        self.opcd = OPCD(
             copy.deepcopy(student.lm.model) if sharded else student.lm.model,
             self.teacher,
             lr=config.lr,
@@ -54,138 +81,106 @@ class Consolidation:
             k=config.top_k,
             mode=config.loss,
             direction=config.direction,
-            average=config.average,
-            trust_region=config.trust_region,
-            base=FrozenTeacher(session.base.lm.fresh()) if config.trust_region else None,
-            vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_url else None,
-            weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_steps,
+            vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_urls else None,
             decay_steps=config.rounds * config.steps if config.lr_schedule == "linear" else None,
             max_nodes=config.max_nodes,
             compute_dtype=student.lm.compute_dtype,
             gradient_checkpointing=config.gradient_checkpointing,
-            ranks=session.ranks,
+            ranks=run.ranks,
             engine=config.engine,
             compute=student.lm.way,
         )
-        self.best_score = -1.0
+        self._best_score = -1.0
         """Validation success of the best weights so far."""
-        self.best_step = -1
+        self._best_step = -1
         """The optimiser step after which they were saved."""
-        self.round = 0
+        self._round = 0
         """The last round that was trained."""
-        self.round_start = 0
+        self._round_start = 0
         """Optimiser steps before it."""
-        self.is_stopped = False
+        self._is_stopped = False
         """Whether it was ended early."""
-        self.first: StepStats | None = None
+        self._first: StepStats | None = None
         """The figures by which a collapse is known: those of the first step on the present kind of data."""
+        self._last: StepStats | None = None
+        self._pairs: Mapping[str, Sequence[Pair]] = {}
+        """By the action that the context advises, of the round's train observations."""
+        self._is_saved = True
+        """Whether the checkpoint is of now."""
+        self._training = self._writing = self._last_writing = 0.0
+        """Seconds so far: of training, of writing files, and of the last file."""
         self._load_checkpoint()
 
-    def distil(self, round_number: int, context: Context) -> None:
-        """Train the student to do with the bare prompt what the teacher does with the context."""
-        session, config = self.session, self.session.config
-        if round_number < self.round:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Several processes may be at different places, and a checkpoint takes all of them.
+        if kind is KeyboardInterrupt and self.run.ranks.size == 1:
+            self._save_checkpoint()
+
+    # --- the steps of a round ------------------------------------------------------------------------
+
+    def steps(self, number: int, context: Context) -> Iterator[int]:
+        """The optimiser steps of a round that are still to be done, by their number in the run.
+
+        Before the first, the weights are validated as they are.
+
+        Args:
+            number: The round's.
+            context: What the teacher reads.
+        """
+        run, config = self.run, self.run.config
+        if number < self._round:
             return  # done before the run was resumed
-        if round_number > self.round:
-            self._begin_round(round_number)
-        pairs = self._prompt_pairs(context)
-        done = self.trainer.step_count - self.round_start
-        with session.progress(f"round{round_number}/distil", config.steps) as bar:
-            if done < config.steps and not self.is_stopped:
-                self._let_teacher_remember(pairs)
-            try:
-                self._validate_if_due(done)  # after a resume too: it may have been cut off in there
-                while done < config.steps and not self.is_stopped:
-                    with deferred_interrupt():
-                        stats = self._step(pairs)
-                        if config.stop_on_collapse and (reason := collapse(stats, self.first or stats)):
-                            self._stop(reason)
-                    done += 1
-                    speed = bar.tasks[0].speed or 0.0  # of the last half minute
-                    note = f"KL {stats.kl:.4f}, {speed:.2f} steps/s"
-                    bar.update(bar.task_ids[0], completed=done, note=note)
-                    self._validate_if_due(done)
-            except KeyboardInterrupt:
-                if session.ranks.size == 1:  # others may be elsewhere, and a checkpoint takes all of them
-                    self._save_checkpoint()
-                raise
+        if number > self._round:
+            self._begin_round(number)
+        self._pairs = self._prompt_pairs(context)
+        with run.progress(f"round{number}/distil", config.steps) as bar:
+            if self._goes_on:
+                self._let_teacher_remember()
+            if self.is_validation_due:  # after a resume too: it may have been cut off in there
+                self.validate()
+            while self._goes_on:
+                started = time.monotonic()
+                yield self.opcd.step_count + 1
+                self._training += time.monotonic() - started
+                speed = bar.tasks[0].speed or 0.0  # of the last half minute
+                kl = 0.0 if self._last is None else self._last.kl
+                bar.update(bar.task_ids[0], completed=self._done, note=f"KL {kl:.4f}, {speed:.2f} steps/s")
 
-    def use_best(self) -> None:
-        """Put the best weights into the student; without any, it is as it was at first."""
-        tensors, about = self._load(BEST)
-        if about is not None:
-            self.trainer.load_weights(tensors)
-            self._refresh_student()
-            self.session.student_step = about["step"]
+    @property
+    def _done(self) -> int:
+        """Optimiser steps of this round."""
+        return self.opcd.step_count - self._round_start
 
-    def _make_teacher(self) -> Teacher | ScoringTeacher:
-        session = self.session
-        if session.scorer is not None:
-            return session.scorer
-        if session.config.teacher in ("round", "ema"):
-            return FollowingTeacher(session.teacher.lm)
-        if session.config.teacher == "self":
-            return session.student.lm
-        # Of its own: a policy's memo is for playing.
-        return FrozenTeacher(session.teacher.lm.fresh())
+    @property
+    def _goes_on(self) -> bool:
+        return self._done < self.run.config.steps and not self._is_stopped
 
-    def _begin_round(self, round_number: int) -> None:
-        self.round, self.round_start = round_number, self.trainer.step_count
-        self.is_stopped = False
-        if isinstance(self.teacher, FollowingTeacher) and (
-            self.session.config.teacher == "round" or self.trainer.step_count == 0
-        ):
-            self.teacher.follow(self.trainer.trained())
+    @property
+    def _is_off_policy(self) -> bool:
+        return self._done < self.run.config.off_policy_steps
 
-    def _prompt_pairs(self, context: Context) -> dict[str, list[tuple[Prompt, Prompt]]]:
-        """(bare prompt, prompt with experience) for every train observation that the context speaks to.
+    @property
+    def _data(self) -> Data:
+        """Who answers next."""
+        return "teacher" if self._is_off_policy else self.run.config.data
 
-        By the action that is advised there, or under "" where advice is no action.
-        """
-        session, layout = self.session, self.session.config.layout
-        observations: list[str] = session.ranks.from_main(
-            lambda: session.store.observations(phases=session.played)
-        )
-        pairs: dict[str, list[tuple[Prompt, Prompt]]] = {}
-        for observation in observations:
-            if shown := context.show(observation):
-                texts = [insight.text for insight in shown]
-                action = session.words.advised(session.words.situation(observation), texts[0])
-                pairs.setdefault(action or "", []).append(
-                    (
-                        build_prompt(session.words, observation),
-                        build_prompt(session.words, observation, texts, layout),
-                    )
-                )
-        return pairs
+    @property
+    def _direction(self) -> Direction:
+        return "forward" if self._is_off_policy else self.run.config.direction
 
-    def _let_teacher_remember(self, pairs: Mapping[str, Sequence[tuple[Prompt, Prompt]]]) -> None:
-        """Where replies have one token, a teacher that stays is asked after the same few prompts only.
+    def draw(self, step: int) -> list[Question]:
+        """This process's share of what a step asks, drawn by the step's number alone.
 
-        Whether it is worth it must not depend on the steps done: a resumed run is to compute the same.
-        """
-        config = self.session.config
-        prompts = [with_context for group in pairs.values() for _, with_context in group]
-        if (
-            self.session.max_tokens == 1
-            and len(prompts) <= config.steps * config.batch_size
-            and config.teacher != "ema"
-            and isinstance(self.teacher, FrozenTeacher)
-        ):
-            self.teacher.remember([self.session.teacher.encode(prompt) for prompt in prompts])
-
-    def _step(self, pairs: Mapping[str, Sequence[tuple[Prompt, Prompt]]]) -> StepStats:
-        """One optimiser step on fresh answers, drawn by the step's number alone.
-
-        As many for each action that is advised, by default: a student that is nearly always advised the same
+        As much for each action that is advised, by default: a student that is nearly always advised the same
         learns to do that everywhere, and a reverse KL hardly lets it go again (docs/tried.md).
 
-        The teacher's own (off-policy) are drawn from its sharpened distribution, so they are what a data set
-        that it wrote beforehand would hold.
+        Args:
+            step: The optimiser step's number.
         """
-        session, config = self.session, self.session.config
-        step = self.trainer.step_count + 1
+        config, pairs = self.run.config, self._pairs
         order = random.Random(turn_seed(config.seed, "order", step, 0))
         weights = [len(group) ** config.action_power for group in pairs.values()]
         batch = [
@@ -195,46 +190,171 @@ class Consolidation:
         ]
         seeds = [turn_seed(config.seed, "distil", step, i) for i in range(config.batch_size)]
         # Equal prompts side by side, so that one process computes them.
-        mine = session.ranks.share(sorted(zip(batch, seeds, strict=True)))
-        data, self.trainer.direction = config.data, config.direction
-        done = self.trainer.step_count - self.round_start
-        if done < config.off_policy_steps:
-            data, self.trainer.direction = "teacher", "forward"
-        policy = session.student if data == "student" else session.teacher
-        temperature = config.temperature if data == "student" else config.teacher_temperature
-        policy.clear()
-        examples = sample_examples(
-            policy,
-            session.student.encode,
-            [pairs[action][index] for (action, index), _ in mine],
-            Sampling(temperature=temperature, max_tokens=session.max_tokens),
-            [seed for _, seed in mine],
-            data=data,
-            teacher_encode=session.teacher.encode,
-        )
-        extra = self._rollout_gap(policy, data, examples)
-        policy.clear()  # its memo is of no use to the update, which needs the room
-        stats = self.trainer.step(examples)
-        if session.scorer is not None:
-            extra |= session.scorer.cost()
-        self._refresh_student()
-        if isinstance(self.teacher, FollowingTeacher) and config.teacher == "ema":
-            self.teacher.follow(self.trainer.trained(), config.ema_decay)
-        if self.first is None or (config.off_policy_steps and done in (0, config.off_policy_steps)):
-            self.first = stats
-        session.student_step = step
-        session.log(f"step{step}", kind="train", step=step, round=self.round, **stats.as_dict(), **extra)
-        return stats
+        mine = self.run.ranks.share(sorted(zip(batch, seeds, strict=True)))
+        return [Question(prompts=pairs[action][index], seed=seed) for (action, index), seed in mine]
 
-    def _rollout_gap(
-        self, policy: HFPolicy, data: Data, examples: Sequence[DistillExample]
-    ) -> dict[str, float]:
+    def answer(self, questions: Sequence[Question]) -> list[DistillExample]:
+        """Let the student answer the bare prompts, or off-policy the teacher those with the context.
+
+        The teacher's are drawn from its sharpened distribution, so they are what a data set that it wrote
+        beforehand would hold.
+
+        Raises:
+            DistillError: A prompt and its answer do not fit the context window.
+        """
+        config, data, policy = self.run.config, self._data, self._answering
+        policy.clear()
+        return sample_examples(
+            policy,
+            self.agent.student.encode,
+            [question.prompts for question in questions],
+            Sampling(
+                temperature=config.temperature if data == "student" else config.teacher_temperature,
+                max_tokens=self.agent.max_tokens,
+            ),
+            [question.seed for question in questions],
+            data=data,
+            teacher_encode=self.agent.teacher.encode,
+        )
+
+    def update(self, examples: Sequence[DistillExample]) -> None:
+        """One optimiser step: the student, on these very tokens, towards the teacher.
+
+        An interrupt waits for its end. When it shows a collapse the round is over.
+
+        Raises:
+            DistillError: There is nothing to train on, or loss or gradient is not finite.
+        """
+        run, config, done = self.run, self.run.config, self._done
+        extra = self._rollout_gap(examples)
+        self._answering.clear()  # its memo is of no use to the update, which needs the room
+        with deferred_interrupt():
+            stats = self._last = self.opcd.step(examples, self._direction)
+            self._is_saved = False
+            if self.agent.scorer is not None:
+                extra |= self.agent.scorer.cost()
+            step = self.opcd.step_count
+            self.agent.adopt(self.opcd, step)
+            if isinstance(self.teacher, FollowingTeacher) and config.teacher_kind == "ema":
+                self.teacher.follow(self.opcd.trained(), EMA_DECAY)
+            if self._first is None or (config.off_policy_steps and done in (0, config.off_policy_steps)):
+                self._first = stats
+            run.log(
+                Phase(kind="step", index=step),
+                kind="train",
+                step=step,
+                round=self._round,
+                **stats.as_dict(),
+                **extra,
+            )
+            if reason := collapse(stats, self._first):
+                self._stop(reason)
+
+    @property
+    def is_validation_due(self) -> bool:
+        """Whether these weights are to be validated, and have not been at the end of another round."""
+        config, done = self.run.config, self._done
+        if self._is_stopped or (done % config.eval_every != 0 and done != config.steps):
+            return False
+        return not done == 0 < self._round_start
+
+    def validate(self) -> None:
+        """Play the bare student on validation; keep its weights if they are the best so far.
+
+        Raises:
+            RunFolderError: The weights cannot be written.
+        """
+        run, step = self.run, self.opcd.step_count
+        frames = self._validation_traces(step)
+        score = sum(float(frame["success"].mean()) for frame in frames) / len(frames)
+        if score > self._best_score:
+            self._write(BEST, self.opcd.weights(), {"step": step, "score": score})
+            self._best_score, self._best_step = score, step
+            self._is_saved = False
+        run.log(
+            Phase.validation(step),
+            kind="validation",
+            step=step,
+            round=self._round,
+            success_rate=score,
+            best=self._best_step == step,
+        )
+        if self._is_writing_worth_it:
+            self._save_checkpoint()
+
+    def load_best(self) -> None:
+        """Put the best weights into the student; without any, it is as it was at first."""
+        self._save_checkpoint()  # the last there is to train: what is measured from here on is not it
+        tensors, about = self._load_best()
+        if about is not None:
+            self.opcd.load_weights(tensors)
+            self.agent.adopt(self.opcd, about["step"])
+
+    # --- how -----------------------------------------------------------------------------------------
+
+    @property
+    def _answering(self) -> HFPolicy:
+        return self.agent.student if self._data == "student" else self.agent.teacher
+
+    def _make_teacher(self) -> Teacher | ScoringTeacher:
+        agent, kind = self.agent, self.run.config.teacher_kind
+        if agent.scorer is not None:
+            return agent.scorer
+        if kind in ("round", "ema"):
+            return FollowingTeacher(agent.teacher.lm)
+        if kind == "self":
+            return agent.student.lm
+        # Of its own: a policy's memo is for playing.
+        return FrozenTeacher(agent.teacher.lm.fresh())
+
+    def _begin_round(self, number: int) -> None:
+        with deferred_interrupt():
+            self._round, self._round_start = number, self.opcd.step_count
+            self._is_stopped = False
+            if isinstance(self.teacher, FollowingTeacher) and (
+                self.run.config.teacher_kind == "round" or self.opcd.step_count == 0
+            ):
+                self.teacher.follow(self.opcd.trained())
+
+    def _prompt_pairs(self, context: Context) -> dict[str, list[Pair]]:
+        """Bare and with experience, for every train observation that the context speaks to.
+
+        By the action that is advised there, or under "" where advice is no action.
+        """
+        run, layout = self.run, self.run.config.layout
+        observations: list[str] = run.ranks.from_main(lambda: run.store.observations(phases=run.played))
+        pairs: dict[str, list[Pair]] = {}
+        for observation in observations:
+            if shown := context.show(observation):
+                texts = [insight.text for insight in shown]
+                informed = build_prompt(run.words, observation, texts, layout)
+                action = run.words.advised(run.words.situation(observation), texts[0])
+                pairs.setdefault(action or "", []).append((build_prompt(run.words, observation), informed))
+        return pairs
+
+    def _let_teacher_remember(self) -> None:
+        """Where replies have one token, a teacher that stays is asked after the same few prompts only.
+
+        Whether it is worth it must not depend on the steps done: a resumed run is to compute the same.
+        """
+        config = self.run.config
+        prompts = [with_context for group in self._pairs.values() for _, with_context in group]
+        if (
+            self.agent.max_tokens == 1
+            and len(prompts) <= config.steps * config.batch_size
+            and config.teacher_kind != "ema"
+            and isinstance(self.teacher, FrozenTeacher)
+        ):
+            self.teacher.remember([self.agent.teacher.encode(prompt) for prompt in prompts])
+
+    def _rollout_gap(self, examples: Sequence[DistillExample]) -> dict[str, float]:
         """How far what drew the completions is from the weights that are trained, for the log."""
+        policy = self._answering
         if not isinstance(policy, VLLMPolicy):
             return {}
         gap = policy.gap(
             (
-                e.student_prompt_ids if data == "student" else e.teacher_prompt_ids,
+                e.student_prompt_ids if self._data == "student" else e.teacher_prompt_ids,
                 e.completion_ids,
                 e.logprobs,
             )
@@ -242,113 +362,95 @@ class Consolidation:
         )
         return {"rollout_gap": gap.mean, "rollout_gap_max": gap.max}
 
-    def _refresh_student(self) -> None:
-        """Where the trained model is sharded, the policy plays with a whole copy of it."""
-        if self.trainer.student is not self.session.student.lm.model:
-            self.trainer.copy_to(self.session.student.lm.model)
-
-    def _validate_if_due(self, done: int) -> None:
-        config = self.session.config
-        if self.is_stopped or (done % config.eval_every != 0 and done != config.steps):
-            return
-        if done == 0 < self.round_start:
-            return  # these weights are the last round's, which it has judged
-        if reason := self._validate():
-            self._stop(reason)
-        elif done > 0:
-            self._save_checkpoint()
-
-    def _validate(self) -> str | None:
-        """Play the bare student on validation; keep its weights if they are the best so far.
-
-        Returns:
-            Why training should stop, if it should.
-        """
-        session, step = self.session, self.trainer.step_count
-        frames = self._validation_traces(step)
-        score = sum(float(frame["success"].mean()) for frame in frames) / len(frames)
-        if score > self.best_score:
-            weights = self.trainer.weights()
-            if session.ranks.is_main:
-                session.folder.save_tensors(BEST, weights, {"step": step, "score": score})
-            self.best_score, self.best_step = score, step
-        session.log(
-            f"validation{step}",
-            kind="validation",
-            step=step,
-            round=self.round,
-            success_rate=score,
-            best=self.best_step == step,
-        )
-        if session.config.stop_when_worse and self.best_step != step:
-            # At one temperature: the same seed at another is no second witness.
-            comparison = Comparison.of(frames[0], self._validation_traces(self.best_step)[0])
-            if comparison.difference < 0 and comparison.p_value < WORSE:
-                fall = f"from {self.best_score:.1%} to {score:.1%}"
-                return f"validation fell {fall} (p = {comparison.p_value:.2g})"
-        return None
-
     def _validation_traces(self, step: int) -> list[pd.DataFrame]:
         """One frame per evaluation temperature."""
-        session = self.session
+        run = self.run
         return [
-            session.play(
-                f"validation{step}@{temperature:g}", session.student, session.validation_seeds, temperature
+            run.play(
+                Phase.validation(step, temperature), self.agent.student, run.validation_seeds, temperature
             )
-            for temperature in session.config.eval_temperature
+            for temperature in run.config.eval_temperature
         ]
 
     def _stop(self, reason: str) -> None:
         """End the round early, with the best weights; all of it or nothing."""
-        session, step = self.session, self.trainer.step_count
-        session.log(f"stop{step}", kind="stop", step=step, round=self.round, reason=reason)
-        session.console.print(
-            f"round {self.round}: training stops after step {step}: {reason}. "
-            f"The weights of step {self.best_step} are taken",
+        run, step = self.run, self.opcd.step_count
+        run.log(Phase(kind="stop", index=step), kind="stop", step=step, round=self._round, reason=reason)
+        run.console.print(
+            f"round {self._round}: training stops after step {step}: {reason}. "
+            f"The weights of step {self._best_step} are taken",
             soft_wrap=True,
         )
-        tensors, _ = self._load(BEST)
+        tensors, _ = self._load_best()
         with deferred_interrupt():
-            self.trainer.load_weights(tensors)
-            self._refresh_student()
-            self.is_stopped = True
-            session.student_step = self.best_step
+            self.opcd.load_weights(tensors)
+            self.agent.adopt(self.opcd, self._best_step)
+            self._is_stopped, self._is_saved = True, False
             self._save_checkpoint()
 
+    # --- checkpoints ---------------------------------------------------------------------------------
+
     def _save_checkpoint(self) -> None:
+        """Write down all that the next step depends on, unless that is done."""
+        if self._is_saved:
+            return
         about = {
-            "best_score": self.best_score,
-            "best_step": self.best_step,
-            "round": self.round,
-            "round_start": self.round_start,
-            "is_stopped": self.is_stopped,
-            "first": None if self.first is None else self.first.as_dict(),
+            "best_score": self._best_score,
+            "best_step": self._best_step,
+            "round": self._round,
+            "round_start": self._round_start,
+            "is_stopped": self._is_stopped,
+            "first": None if self._first is None else self._first.as_dict(),
         }
-        tensors = self.trainer.state()
+        tensors = self.opcd.state()
         if isinstance(self.teacher, FollowingTeacher):
-            tensors |= self.teacher.state(self.trainer.parameters)
-        if self.session.ranks.is_main:
-            self.session.folder.save_tensors(CHECKPOINT, tensors, about)
+            tensors |= self.teacher.state(self.opcd.parameters)
+        self._write(CHECKPOINT, tensors, about)
+        self._is_saved = True
+
+    @property
+    def _is_writing_worth_it(self) -> bool:
+        """Whether a checkpoint now, at the price of the last file, leaves enough time to training.
+
+        When it is written says nothing about what is computed: from any of them a run ends the same.
+        """
+        spent = self._writing + self._last_writing
+        return self.run.ranks.from_main(lambda: spent <= WRITING_SHARE * self._training)
+
+    def _write(self, name: str, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+        if self.run.ranks.is_main:
+            started = time.monotonic()
+            self.run.folder.save_tensors(name, tensors, about)
+            self._last_writing = time.monotonic() - started
+            self._writing += self._last_writing
 
     def _load_checkpoint(self) -> None:
         tensors, about = self._load(CHECKPOINT)
         if about is None:
             return
-        self.trainer.load_state(tensors)
-        self._refresh_student()
+        self.opcd.load_state(tensors)
         if isinstance(self.teacher, FollowingTeacher):
-            self.teacher.load_state(tensors, self.session.ranks)
-        self.best_score, self.best_step = about["best_score"], about["best_step"]
-        self.round, self.round_start = about["round"], about["round_start"]
-        self.is_stopped = about["is_stopped"]
-        self.session.student_step = self.best_step if self.is_stopped else self.trainer.step_count
-        self.first = None if about["first"] is None else StepStats(**about["first"])
+            self.teacher.load_state(tensors, self.run.ranks)
+        self._best_score, self._best_step = about["best_score"], about["best_step"]
+        self._round, self._round_start = about["round"], about["round_start"]
+        self._is_stopped = about["is_stopped"]
+        self.agent.adopt(self.opcd, self._best_step if self._is_stopped else self.opcd.step_count)
+        self._first = None if about["first"] is None else StepStats(**about["first"])
+
+    def _load_best(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+        """The best weights, those of ``best_step``, and what is said of them; none if none were kept."""
+        tensors, about = self._load(BEST)
+        if self._best_step != (-1 if about is None else about["step"]):
+            raise RunFolderError(
+                f"{BEST} is not the one of step {self._best_step}, which was the best. {TRAIN_AGAIN}"
+            )
+        return tensors, about
 
     def _load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
         """A file of the run's folder: its tensors on the main process, and what it says about them on all."""
-        loaded = self.session.folder.load_tensors(name) if self.session.ranks.is_main else None
+        loaded = self.run.folder.load_tensors(name) if self.run.ranks.is_main else None
         tensors, about = loaded or ({}, None)
-        return tensors, self.session.ranks.broadcast(about)
+        return tensors, self.run.ranks.broadcast(about)
 
 
 def sample_examples(

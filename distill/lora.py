@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from distill.examples import DistillError
 from distill.lm.head import LMHead
@@ -25,8 +24,7 @@ class LoRA:
         model: PreTrainedModel,
         *,
         rank: int,
-        alpha: float,
-        targets: str = "all-linear",
+        alpha: int,
         seed: int = 0,
     ) -> None:
         """Put adapters into ``model``; at first they change nothing.
@@ -35,30 +33,20 @@ class LoRA:
             model: The student.
             rank: Of the adapters.
             alpha: The adapters' outputs are scaled by alpha / rank.
-            targets: Names of linear layers, separated by commas, or ``all-linear``.
             seed: Of the adapters' first weights: the same on every process, and in a resumed run.
 
         Raises:
-            DistillError: A name is no layer's, or one that is cannot be adapted.
+            DistillError: The model has a linear layer that cannot be adapted.
         """
-        modules: str | list[str] = targets
-        if targets != "all-linear":
-            modules = [name.strip() for name in targets.split(",")]
-            layers = _linear_layers(model)
-            if unknown := [n for n in modules if not any(f".{layer}".endswith(f".{n}") for layer in layers)]:
-                raise DistillError(
-                    f"LoRA cannot be put on {', '.join(map(repr, unknown))}. The linear layers are: "
-                    f"{', '.join(sorted({layer.rpartition('.')[2] for layer in layers}))}"
-                )
         # Weights need no names of their own in a checkpoint, so the base's path on a hub is not looked up.
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, bias="none")  # type: ignore[arg-type]
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", bias="none")
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 self._peft: Any = get_peft_model(model, config)
             LMHead.of(model)
         except (TypeError, ValueError) as error:
-            raise DistillError(f"LoRA cannot be put on {targets!r}: {str(error).splitlines()[0]}") from error
+            raise DistillError(f"LoRA cannot be put on the model: {str(error).splitlines()[0]}") from error
 
     def off(self) -> AbstractContextManager[Any]:
         """Within it the model is what it was without adapters."""
@@ -86,13 +74,3 @@ class LoRA:
                 delta = layers[layer_name].get_delta_weight("default")
                 tensor = (tensor.float() + delta.float()).to(tensor.dtype)
             yield name.replace(".base_layer.", "."), tensor
-
-
-def _linear_layers(model: PreTrainedModel) -> list[str]:
-    """The names of all layers that can have an adapter: not the head's."""
-    head = model.get_output_embeddings()
-    return [
-        name
-        for name, module in model.named_modules()
-        if (hasattr(module, "in_features") or isinstance(module, Conv1D)) and module is not head
-    ]

@@ -25,9 +25,10 @@ from distill.examples import (
     repetition,
     scored,
 )
+from distill.lm.compiled import compile_layers
 from distill.lm.head import LMHead
 from distill.lm.language_model import Way, context_window
-from distill.lm.padded_lm import PaddedPass, compile_layers
+from distill.lm.padded_lm import PaddedPass
 from distill.lm.prefix_lm import TreePass
 from distill.lm.span import Span
 from distill.loss import Direction, Mode, check_top_k
@@ -41,12 +42,8 @@ __all__ = ["OPCD", "DistillError", "StepStats"]
 class StepStats:
     """One optimiser step, measured before its update, over all processes."""
 
-    loss: float
-    """What was minimised: the KL, and the trust region's times its weight."""
     kl: float
-    """To the teacher, in nats, averaged as the loss is."""
-    trust_region_kl: float
-    """KL(student || base) on the bare prompt, in nats; 0 when there is no trust region."""
+    """To the teacher, in nats: what was minimised."""
     student_mass: float
     """The student's probability of the top-k tokens that the KL looks at one by one."""
     teacher_mass: float
@@ -86,8 +83,6 @@ class OPCD:
         mode: Mode = "tail",
         direction: Direction = "reverse",
         average: Average = "completions",
-        trust_region: float = 0.0,
-        base: Teacher | None = None,
         vocabulary: int | None = None,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
@@ -114,8 +109,6 @@ class OPCD:
             mode: See ``topk_reverse_kl``.
             direction: ``reverse`` is OPCD; ``forward`` on the teacher's completions is context distillation.
             average: What the loss is a mean over; see ``scored``.
-            trust_region: Weight of KL(student || base) on the bare prompt, added to the loss.
-            base: What the trust region holds on to.
             vocabulary: Token ids from here on are padding, with which models of one family differ.
             weight_decay: AdamW's.
             warmup_steps: Over so many steps the learning rate rises linearly to ``lr``.
@@ -138,8 +131,6 @@ class OPCD:
             check_top_k(k, mode)
         except ValueError as error:
             raise DistillError(str(error)) from error
-        if trust_region and base is None:
-            raise DistillError("a trust region needs the base to hold on to")
         sizes = [LMHead.of(student).weight_VD.shape[0]]
         if not isinstance(teacher, ScoringTeacher):
             sizes.append(teacher.head.weight_VD.shape[0])
@@ -168,10 +159,8 @@ class OPCD:
         self._chunk = chunk or (max(1, GPU_LOGITS_BYTES // (4 * self._vocabulary)) if on_gpu else CPU_CHUNK)
         self._narrow = compute_dtype if on_gpu else None
         """What the loss multiplies in; a CPU widens instead, and loses nothing."""
-        self.direction = direction
-        """Of the KL; it may be changed between steps."""
+        self._direction: Direction = direction
         self._average: Average = average
-        self._trust_region, self._base = trust_region, base
         self._lr, self._warmup_steps, self._decay_steps = lr, warmup_steps, decay_steps
         self._max_grad_norm = max_grad_norm
         self._max_nodes = max_nodes or pass_tokens(student, gradient_checkpointing)
@@ -193,11 +182,12 @@ class OPCD:
             self.parameters.values(), lr=lr, weight_decay=weight_decay, fused=True
         )
 
-    def step(self, examples: Sequence[DistillExample]) -> StepStats:
+    def step(self, examples: Sequence[DistillExample], direction: Direction | None = None) -> StepStats:
         """One update.
 
         Args:
             examples: This process's share of the step. The loss is averaged over the shares of all.
+            direction: Of the KL in this step, where it is not the usual one.
 
         Raises:
             DistillError: No example, a sequence that does not fit a context window, or a loss or gradient
@@ -208,7 +198,7 @@ class OPCD:
             raise DistillError("there is nothing to train on: every completion was empty")
         self._check_windows(examples)
         batches = self._batches(examples)
-        sums = torch.zeros(7, dtype=torch.float64)
+        passes: list[torch.Tensor] = []
         nodes = 0
         self._optimizer.zero_grad(set_to_none=True)
         # Every process makes as many passes, since they exchange shards and gradients.
@@ -216,10 +206,12 @@ class OPCD:
         for index, batch in enumerate(batches, 1):
             places, is_last = scored(batch or NOTHING, self._average, total), index == len(batches)
             with self._forward.no_sync() if self._waits_to_sync and not is_last else nullcontext():
-                pass_sums, tokens = self._forward_backward(places, counts=bool(batch))
-            sums += pass_sums
+                pass_sums, tokens = self._forward_backward(places, direction, counts=bool(batch))
+            passes.append(pass_sums)
             nodes += tokens
         self.student.eval()
+        # Fetched once, at the end: a GPU computes one pass while the next is made ready.
+        sums = sum(torch.stack(passes).cpu().double(), torch.zeros(5, dtype=torch.float64))
         parameters = self.parameters.values()
         norm = float(whole(torch.nn.utils.clip_grad_norm_(list(parameters), self._max_grad_norm)))
         of_completions = [
@@ -244,9 +236,7 @@ class OPCD:
         self._optimizer.zero_grad(set_to_none=True)
         self.step_count += 1
         names = (
-            "loss",
             "kl",
-            "trust_region_kl",
             "student_mass",
             "teacher_mass",
             "entropy",
@@ -274,22 +264,24 @@ class OPCD:
         groups = self._pass.pack(self.student, sequences, self._max_nodes)
         return [[examples[index] for index in group] for group in groups]
 
-    def _forward_backward(self, places: Scored, *, counts: bool = True) -> tuple[torch.Tensor, int]:
+    def _forward_backward(
+        self, places: Scored, direction: Direction | None = None, *, counts: bool = True
+    ) -> tuple[torch.Tensor, int]:
         """Add to the gradients.
 
         Args:
             places: What the pass scores.
+            direction: Of the KL.
             counts: Whether it counts; else it is gone through for the others' sake.
 
         Returns:
             The pass's part of the step's sums, and its tokens.
         """
         self.student.eval()
+        direction = direction or self._direction
         rows = _rows(places)
         of_teacher = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.along(places.teacher)
         teacher_ND = None if of_teacher is None else of_teacher[rows]
-        of_base = self._base.along(places.student) if self._trust_region and self._base else None
-        base_ND = None if of_base is None else of_base[rows]
         forward_pass = self._pass.of(self.student, places.student)
         weight_T = torch.tensor(places.weights, device=self.student.device) * float(counts)
 
@@ -303,24 +295,16 @@ class OPCD:
                 assert teacher_ND is not None
                 head = self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature)
                 teacher = self._narrowed(teacher_ND, head)
-                form = chunked_topk_reverse_kl if self.direction == "reverse" else chunked_forward_kl
+                form = chunked_topk_reverse_kl if direction == "reverse" else chunked_forward_kl
                 result = self._scored(form, self._mode, student, teacher, weight_T)
-            loss = result.loss
-            trust_region_kl = torch.zeros_like(loss)
-            if base_ND is not None and self._base is not None:
-                head = self._base.head.cut(self._vocabulary).at(self._temperature)
-                base = self._narrowed(base_ND, head)
-                held = self._scored(chunked_topk_reverse_kl, "tail", student, base, weight_T)
-                trust_region_kl = held.loss
-                loss = loss + self._trust_region * trust_region_kl
             logged = [(weight_T * stat_T).sum() for stat_T in result[2:]]
-            return torch.stack([loss, result.loss, trust_region_kl, *logged])
+            return torch.stack([result.loss, *logged])
 
         if self._checkpointing:
             _compute_again(self.student)
         sums = self._forward(forward_pass, score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
-        return sums.detach().cpu().double(), forward_pass.tokens if counts else 0
+        return sums.detach(), forward_pass.tokens if counts else 0
 
     def _narrowed(self, hidden_TD: torch.Tensor, head: LMHead) -> tuple[torch.Tensor, LMHead]:
         return hidden_TD.to(self._narrow or hidden_TD.dtype), head.narrowed(self._narrow)
@@ -476,7 +460,7 @@ def pass_tokens(model: PreTrainedModel, is_checkpointed: bool) -> int:
         return CPU_NODES
     config = model.config.get_text_config()
     width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    layer_bytes = 4 * (14 * width + 4 * inner)
+    layer_bytes = 2 * (14 * width + 4 * inner)
     layers = config.num_hidden_layers
     token_bytes = 4 * width * layers + layer_bytes if is_checkpointed else layer_bytes * layers
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import re
+import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple
 
-from envs.any_text import clean
+from envs.any_text import AnyText, clean
 
 MAX_ACTIONS = 64
 """Actions are counted one by one up to here."""
@@ -67,13 +68,21 @@ def json_grammar(space: Space[Any]) -> Grammar:
 
     def read(reply: str) -> Action | None:
         try:
-            given = json.loads(reply.strip().removesuffix("."), parse_constant=_refuse)
+            given = json.loads(
+                reply.strip().removesuffix("."), parse_constant=_refuse, object_pairs_hook=_object
+            )
             value = _fitted(space, given)
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
         return Action(text=action_text(value), value=value) if space.contains(value) else None
 
     return read
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(given := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return given
 
 
 def _refuse(constant: str) -> None:
@@ -94,17 +103,20 @@ def _fitted(space: Space[Any], given: Any) -> Any:
         return np.asarray(whole, dtype=space.dtype).reshape(numbers.shape)
     if isinstance(space, Box):
         numbers = np.asarray(given, dtype=object)
-        if any(isinstance(number, bool | str) for number in numbers.flat):
-            raise ValueError("numbers are needed")
-        values = numbers.astype(np.float64)
-        # In float64: a number just outside must not be rounded into the space.
-        if values.shape != space.shape or not np.all((space.low <= values) & (values <= space.high)):
+        if numbers.shape != space.shape:
+            raise ValueError("another shape")
+        is_whole = np.issubdtype(space.dtype, np.integer)
+        fitted = [_whole(number) if is_whole else _finite(number) for number in numbers.flat]
+        # By the bounds as they are said: those of float32, a little beside, must not refuse 0.7, nor must a
+        # number just outside be rounded into the space.
+        bounds = zip(fitted, _said(space.low), _said(space.high), strict=True)
+        if not all(low <= number <= high for number, low, high in bounds):
             raise ValueError("out of bounds")
-        if np.issubdtype(space.dtype, np.integer):
-            return np.asarray([_whole(number) for number in numbers.flat], space.dtype).reshape(values.shape)
-        if np.any(np.abs(values) > np.finfo(space.dtype).max):
+        with np.errstate(over="ignore"):
+            values = np.asarray(fitted).reshape(space.shape).astype(space.dtype)
+        if not np.isfinite(values).all():
             raise ValueError("too large")
-        return values.astype(space.dtype)
+        return np.asarray(values.clip(space.low, space.high))
     if isinstance(space, Dict):
         if set(given) != set(space.spaces):
             raise ValueError("other keys")
@@ -122,17 +134,23 @@ def _whole(number: Any) -> int:
     return number
 
 
+def _finite(number: Any) -> float:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise ValueError(f"{number!r} is no number")
+    return float(number)
+
+
 def is_supported(space: Space[Any]) -> bool:
     """Whether actions of this space can be written as JSON."""
     if isinstance(space, Dict):
-        return all(map(is_supported, space.spaces.values()))
+        return all(isinstance(key, str) and is_supported(inner) for key, inner in space.spaces.items())
     if isinstance(space, Tuple):
         return all(map(is_supported, space.spaces))
     return isinstance(space, Discrete | MultiDiscrete | MultiBinary | Box | Text)
 
 
 def action_text(value: Any) -> str:
-    """An action as the JSON that ``json_grammar`` reads back; floats to four significant digits."""
+    """An action as the JSON that ``json_grammar`` reads back, floats as short as their type allows."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -140,11 +158,11 @@ def action_text(value: Any) -> str:
         if isinstance(value, tuple):
             return [plain(item) for item in value]
         if isinstance(value, np.ndarray):
-            return [plain(item) for item in value] if value.ndim else plain(value.item())
+            return [plain(item) for item in value] if value.ndim else plain(value[()])
         if isinstance(value, np.integer):
             return int(value)
         if isinstance(value, float | np.floating):
-            return float(f"{value:.4g}")
+            return float(number_text(value))
         return value
 
     return json.dumps(plain(value), ensure_ascii=False)
@@ -154,7 +172,7 @@ def all_actions(space: Space[Any]) -> tuple[str, ...]:
     """The text of every action, in order; none if there are more than ``MAX_ACTIONS``."""
     if _size(space) > MAX_ACTIONS:
         return ()
-    return tuple(action_text(value) for value in _values(space))
+    return tuple(action_text(value) for value in all_values(space))
 
 
 def _size(space: Space[Any]) -> float:
@@ -172,7 +190,8 @@ def _size(space: Space[Any]) -> float:
     return math.inf
 
 
-def _values(space: Space[Any]) -> Iterator[Any]:
+def all_values(space: Space[Any]) -> Iterator[Any]:
+    """What the env's ``step`` takes for each of ``all_actions``, in the same order."""
     if isinstance(space, Discrete):
         yield from range(int(space.start), int(space.start + space.n))
     elif isinstance(space, MultiDiscrete | MultiBinary):
@@ -182,12 +201,12 @@ def _values(space: Space[Any]) -> Iterator[Any]:
             sizes, starts = [2] * math.prod(space.shape), [0] * math.prod(space.shape)
         ranges = [range(int(start), int(start + size)) for size, start in zip(sizes, starts, strict=True)]
         for numbers in itertools.product(*ranges):
-            yield np.asarray(numbers).reshape(space.shape)
+            yield np.asarray(numbers, space.dtype).reshape(space.shape)
     elif isinstance(space, Dict):
-        for values in itertools.product(*map(_values, space.spaces.values())):
+        for values in itertools.product(*map(all_values, space.spaces.values())):
             yield dict(zip(space.spaces, values, strict=True))
     elif isinstance(space, Tuple):
-        yield from itertools.product(*map(_values, space.spaces))
+        yield from itertools.product(*map(all_values, space.spaces))
 
 
 def explain(space: Space[Any]) -> str:
@@ -204,7 +223,7 @@ def explain(space: Space[Any]) -> str:
         what = _list_of(space.shape, f"{kind}s") if space.shape else f"a {kind}"
         return f"{what} {_bounds(space.low, space.high)}".rstrip()
     if isinstance(space, Text):
-        return f"a text of at most {space.max_length} characters in double quotes"
+        return f"a text of {_text_bounds(space)} in double quotes"
     if isinstance(space, Dict):
         items = (f"{json.dumps(key)}: {explain(inner)}" for key, inner in space.spaces.items())
         return f"a JSON object with {', '.join(items)}"
@@ -219,9 +238,46 @@ def _list_of(shape: tuple[int, ...], what: str = "numbers") -> str:
 
 
 def _bounds(low: Any, high: Any) -> str:
-    """From where to where, if that is the same for all and finite."""
+    """From where to where, if that is finite."""
     lows, highs = np.unique(low), np.unique(high)
     if len(lows) == len(highs) == 1:
-        parts = [f"from {lows[0]:.4g}"] if np.isfinite(lows[0]) else []
-        return " ".join([*parts, f"to {highs[0]:.4g}"] if np.isfinite(highs[0]) else parts)
-    return f"from {action_text(np.asarray(low))} to {action_text(np.asarray(high))}"
+        least, most = lows[0], highs[0]
+        if np.isfinite(least) and np.isfinite(most):
+            return f"from {number_text(least)} to {number_text(most)}"
+        if np.isfinite(least):
+            return f"of at least {number_text(least)}"
+        return f"of at most {number_text(most)}" if np.isfinite(most) else ""
+    return f"from {_nested(low)} to {_nested(high)}"
+
+
+def _nested(bounds: Any) -> str:
+    if bounds.ndim:
+        return f"[{', '.join(map(_nested, bounds))}]"
+    return number_text(bounds[()]) if np.isfinite(bounds) else "no limit"
+
+
+def _said(bounds: Any) -> list[float]:
+    """Each bound as ``explain`` says it."""
+    return [
+        int(bound) if isinstance(bound, np.integer) else float(number_text(bound)) for bound in bounds.flat
+    ]
+
+
+def number_text(number: Any) -> str:
+    """The shortest text that no other number of its type has, as JSON writes numbers."""
+    if isinstance(number, int | np.integer):
+        return str(int(number))
+    if number == 0 or 1e-4 <= abs(float(number)) < 1e16:
+        return np.format_float_positional(number + 0, trim="-")
+    return np.format_float_scientific(number, trim="-")
+
+
+def _text_bounds(space: Text) -> str:
+    length = f"at most {space.max_length} characters"
+    if space.min_length:
+        length = f"{space.min_length} to {space.max_length} characters"
+    if isinstance(space, AnyText):
+        return length
+    if space.character_set == set(string.ascii_letters + string.digits):
+        return f"{length} (letters from A to Z or a to z, and digits)"
+    return f"{length} (only those in {json.dumps(''.join(sorted(space.character_set)), ensure_ascii=False)})"

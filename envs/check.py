@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from envs.deadline import CLEANUP, EnvFault, guarded
 from envs.text_env import TextEnv, make_text_env
-from envs.words import EnvWords
+from envs.words import EnvWords, truth
 
 EPISODES = 3
 MAX_STEPS = 50
@@ -29,15 +30,16 @@ def check_text_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> 
         EnvError: The env cannot be made or put into words.
     """
     env, again = (make_text_env(env_id, env_kwargs or {}) for _ in range(2))
-    found = []
+    found: list[str] = []
     try:
-        for complaint in _complaints(env, again):
-            found.append(complaint)
-    except Exception as error:  # the env's own code: anything can come out of it
-        found.append(f"it raises {type(error).__name__}: {error}")
-    finally:
-        env.close()
-        again.close()
+        guarded(lambda: found.extend(_complaints(env, again)))
+    except EnvFault as fault:
+        found.append(f"it raises {fault}")
+    for each in (env, again):
+        try:
+            guarded(each.close, CLEANUP)
+        except EnvFault as fault:
+            found.append(f"it cannot be closed: {fault}")
     return list(dict.fromkeys(found))
 
 
@@ -117,8 +119,12 @@ def _of_step(env: TextEnv, observation: Any, reward: Any, ends: tuple[Any, Any],
         yield f"a reward is {reward!r:.80}: a finite number is needed"
     if not all(isinstance(end, bool | np.bool_) for end in ends):
         yield f"terminated and truncated are {ends!r:.80}: True or False is needed"
-    if not isinstance(info, dict) or not isinstance(info.get("is_success", 0), int | float | np.bool_):
-        yield "info has to be a dictionary, and its is_success True or False"
+    try:
+        said = (info or {}).get("is_success")
+        if said is not None:
+            truth(said, 'info["is_success"]')
+    except (ValueError, AttributeError) as error:
+        yield f"info has to be a dictionary, and its is_success a truth value: {error}"
 
 
 def _of_advice(words: EnvWords, sentence: str) -> Iterator[str]:

@@ -1,43 +1,188 @@
-"""A limit on how long somebody else's code may take."""
+"""Somebody else's code: how long a call of it may take, and whatever comes out of it."""
 
+import math
+import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NoReturn
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from envs.any_text import clean
+
+MAX_SECONDS = 86_400.0
+"""The longest limit that can be set."""
+HANGS_AFTER, HANGS_TIMES = 30.0, 10.0
+"""By the clock nothing ends before so many seconds, nor before so many times its limit of processor time."""
+CLEANUP_SECONDS = 0.1
+"""How long what was interrupted may clean up before it is interrupted again."""
+INSIST_SECONDS = (1e-6, 3e-4)
+"""From then on, drawn from so much to so much: what catches everything is soon met where it has just done so,
+outside of its ``try``."""
+MAX_ERROR_CHARS = 500
+
+Result = TypeVar("Result")
 
 
-@contextmanager
-def deadline(seconds: float) -> Iterator[Callable[[], object]]:
-    """Interrupt what runs inside after so many seconds; 0 is no limit. What it gives starts them anew.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeLimit:
+    """How long one call may take; 0 is no limit."""
 
-    It works by SIGALRM, which costs microseconds and no thread: in a process's main thread on Unix, between
-    Python instructions and in waiting system calls. Elsewhere there is no limit. A timer that was set
-    before goes on afterwards.
+    processor: float = 0.0
+    """Seconds of this process's own processor time: they do not depend on what else the machine does."""
+    clock: float = 0.0
+    """Seconds by the clock, for what only waits; generous, since they do depend on it."""
+
+    def __post_init__(self) -> None:
+        if not all(0 <= seconds < math.inf for seconds in (self.processor, self.clock)):
+            raise ValueError(f"a limit takes seconds from 0 up, not {self.processor} and {self.clock}")
+
+    @classmethod
+    def of(cls, seconds: float, share: float = 1.0) -> Self:
+        """So much processor time, and a multiple of it by the clock.
+
+        Args:
+            seconds: 0 is no limit.
+            share: Which part of a processor there is for it, where more processes run than there are.
+        """
+        clock = max(HANGS_AFTER, HANGS_TIMES * seconds) / min(share, 1.0)
+        return cls(processor=seconds, clock=clock) if seconds else cls()
+
+
+NO_LIMIT = TimeLimit()
+CLEANUP = TimeLimit(processor=5.0, clock=10.0)
+"""For what is of no interest any more, such as closing an env."""
+
+
+class EnvFault(Exception):  # noqa: N818  (the env's, not an error of ours)
+    """What an env's code has raised, or that it took too long: one bounded line."""
+
+    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+        """Say what went wrong, and whether it was the time."""
+        super().__init__(message)
+        self.timed_out = timed_out
+
+
+class _TooLong(BaseException):
+    """No ``Exception``: code that catches those does not catch it."""
+
+
+def guarded(call: Callable[[], Result], limit: TimeLimit = NO_LIMIT) -> Result:
+    """Call somebody else's code: whatever comes out of it but Ctrl-C, ``SystemExit`` included, is a fault.
 
     Raises:
-        TimeoutError: The time is over.
+        EnvFault: It raised, or took longer than ``limit``; what it raised is the cause.
     """
+
+    def described() -> Result:
+        try:
+            return call()
+        except (KeyboardInterrupt, _TooLong):
+            raise
+        except BaseException as error:
+            raise EnvFault(_line(error)) from error
+
+    try:
+        return _limited(described, limit)
+    except _TooLong as error:
+        raise EnvFault(str(error), timed_out=True) from None
+
+
+def _line(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except (KeyboardInterrupt, _TooLong):
+        raise
+    except BaseException:  # its own code too
+        text = ""
+    line = " ".join(clean(f"{type(error).__name__}: {text}"[: 2 * MAX_ERROR_CHARS]).split())
+    return line.removesuffix(":")[:MAX_ERROR_CHARS]
+
+
+class _Watch:
+    """One call and its time."""
+
+    def __init__(self, limit: TimeLimit) -> None:
+        self.limit = limit
+        self.is_over = False
+        self.reason = ""
+
+    def interrupt(self, number: int) -> None:
+        """Raise in the call, now and again until it ends."""
+        if self.is_over:
+            return
+        pause = CLEANUP_SECONDS
+        if self.reason:
+            pause = math.exp(_DRAW.uniform(*map(math.log, INSIST_SECONDS)))
+        elif number == signal.SIGPROF:
+            self.reason = f"took longer than {self.limit.processor:g} s of processor time"
+        else:
+            self.reason = f"took longer than {self.limit.clock:g} s"
+        signal.setitimer(signal.ITIMER_REAL, pause)
+        raise _TooLong(self.reason)
+
+
+_DRAW = random.Random(0)
+_watch: _Watch | None = None
+"""Of the innermost call under a limit."""
+
+
+def _on_signal(number: int, _: Any) -> None:
+    if _watch is not None:
+        _watch.interrupt(number)
+
+
+def _limited(call: Callable[[], Result], limit: TimeLimit) -> Result:
+    """Interrupt ``call`` when its time is over, again and again until it ends.
+
+    It works by signals, which cost microseconds and no thread: in a process's main thread on Unix, between
+    Python instructions and in waiting system calls. Elsewhere, and in a loop inside C code, there is no
+    limit. Timers that were set before go on afterwards.
+
+    Raises:
+        _TooLong: The time is over.
+    """
+    global _watch
     if (
-        seconds <= 0
+        limit == NO_LIMIT
         or not hasattr(signal, "setitimer")
         or threading.current_thread() is not threading.main_thread()
     ):
-        yield lambda: None
-        return
-
-    def give_up(*_: object) -> NoReturn:
-        raise TimeoutError(f"took longer than {seconds:g} s")
-
-    previous = signal.signal(signal.SIGALRM, give_up)
-    started = time.monotonic()
-    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+        return call()
+    watch, outer = _Watch(limit), _watch
+    handlers = [(number, _take_over(number)) for number in (signal.SIGALRM, signal.SIGPROF)]
+    _watch = watch
+    started, started_cpu = time.monotonic(), time.process_time()
+    real, real_interval, cpu, cpu_interval = 0.0, 0.0, 0.0, 0.0
     try:
-        yield lambda: signal.setitimer(signal.ITIMER_REAL, seconds)
+        real, real_interval = signal.setitimer(signal.ITIMER_REAL, limit.clock)
+        cpu, cpu_interval = signal.setitimer(signal.ITIMER_PROF, limit.processor)
+        return call()
     finally:
+        watch.is_over = True  # the first instruction here: no interrupt comes before it
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-        if remaining:
-            elapsed = time.monotonic() - started
-            signal.setitimer(signal.ITIMER_REAL, max(remaining - elapsed, 1e-6), interval)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _watch = outer
+        for number, handler in handlers:
+            if handler is not None:
+                signal.signal(number, handler)
+        if real:
+            left = real - (time.monotonic() - started)
+            signal.setitimer(signal.ITIMER_REAL, max(left, 1e-6), real_interval)
+        if cpu:
+            left = cpu - (time.process_time() - started_cpu)
+            signal.setitimer(signal.ITIMER_PROF, max(left, 1e-6), cpu_interval)
+
+
+_getsignal: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+"""Without the search for an enum's member: it is asked for at every step."""
+
+
+def _take_over(number: int) -> Callable[[int, Any], object] | None:
+    """Let a signal come here; returns whose it was, if anybody's. Taking it costs more than all the rest."""
+    previous = _getsignal(number)
+    if previous is _on_signal:
+        return None
+    signal.signal(number, _on_signal)
+    return previous if callable(previous) else None

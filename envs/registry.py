@@ -1,7 +1,9 @@
 """Which words an environment has: its author's, ours, or those that its spaces give."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
@@ -18,10 +20,10 @@ from envs.actions import Action, Grammar, action_text, word_grammar
 from envs.adapters import openenv, textarena
 from envs.games.classic_control import acrobot_words, cart_pole_words, mountain_car_words
 from envs.games.frozen_lake import frozen_lake_words
-from envs.games.random_lake import RandomFrozenLakeEnv, random_lake_words
-from envs.games.toy_text import blackjack_words, cliff_words, taxi_words
-from envs.questions.choice_env import ChoiceEnv, choice_words
-from envs.questions.math_env import MathEnv, math_words
+from envs.games.random_lake import RANDOM_LAKE_SETTINGS, RandomFrozenLakeEnv, random_lake_words
+from envs.games.toy_text import TAXI_SETTINGS, blackjack_words, cliff_words, taxi_words
+from envs.questions.choice_env import CHOICE_SETTINGS, ChoiceEnv, choice_words
+from envs.questions.math_env import MATH_SETTINGS, MathEnv, math_words
 from envs.spaces import any_words
 from envs.words import EnvError, EnvWords, Success
 
@@ -46,6 +48,14 @@ OURS: dict[type[gym.Env[Any, Any]], WordsOf] = {
 _REGISTERED: dict[str, WordsOf] = {}
 """Env id -> its author's words."""
 
+_SETTINGS: dict[str, Mapping[str, Any]] = {
+    "Math-v0": MATH_SETTINGS,
+    "Taxi-v4": TAXI_SETTINGS,
+    "OPCD/RandomFrozenLake-v0": RANDOM_LAKE_SETTINGS,
+    "Choice-v0": CHOICE_SETTINGS,
+}
+"""Env id -> what its author recommends, where that is not what suits most."""
+
 
 def words_for(env: gym.Env[Any, Any]) -> EnvWords:
     """The env's words: registered by its id, else ours, else from its spaces.
@@ -56,6 +66,19 @@ def words_for(env: gym.Env[Any, Any]) -> EnvWords:
     registered = _REGISTERED.get(env.spec.id) if env.spec else None
     ours = (make for cls, make in OURS.items() if isinstance(env.unwrapped, cls))
     return (registered or next(ours, any_words))(env)
+
+
+def settings_for(env_id: str) -> Mapping[str, Any]:
+    """The settings of a run that the env's author recommends, by name.
+
+    Args:
+        env_id: As for ``make_env``.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        with suppress(Exception):  # whatever comes out of somebody else's code, making the env says it
+            importlib.import_module(module)
+    return _SETTINGS.get(name, {})
 
 
 def register_text(
@@ -70,6 +93,7 @@ def register_text(
     situation: Callable[[str], str] | None = None,
     advise: Callable[[str, str], str] | None = None,
     success: Success | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Put an env into better words than its spaces give; what is left out, they still give.
 
@@ -89,6 +113,8 @@ def register_text(
         advise: (situation, action's word) -> the advice to do that there.
         success: What an episode has to reach; by default the spec's reward threshold or a positive return. An
             env's own ``info["is_success"]`` goes before it.
+        settings: What a run in this env does best with, by the names of agents/config.py, such as
+            ``{"episodes": 256, "lr": 1e-4}``. What the user asks for goes before it.
 
     Raises:
         EnvError: ``actions`` are not different lower-case words.
@@ -117,6 +143,8 @@ def register_text(
         )
 
     _REGISTERED[env_id] = words
+    if settings is not None:
+        _SETTINGS[env_id] = dict(settings)
 
 
 def _grammar(
@@ -138,8 +166,10 @@ def _grammar(
         value = parse(reply)
         if value is None:
             return None
-        return Action(
-            text=action_text(value) if actions is None else actions[int(value) - first], value=value
-        )
+        if actions is None:
+            return Action(text=action_text(value), value=value)
+        if not space.contains(value):
+            raise ValueError(f"parse() gave {value!r:.80}, which is not in {space}")
+        return Action(text=actions[int(value) - first], value=value)
 
     return grammar

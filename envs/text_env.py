@@ -9,10 +9,14 @@ from dataclasses import replace
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+from gymnasium.spaces import Text
 
 from envs.adapters import ADAPTERS
-from envs.any_text import AnyText
+from envs.any_text import AnyText, clean
+from envs.deadline import EnvFault, guarded
+from envs.observations import value_text
 from envs.registry import words_for
+from envs.thoughts import outside_thoughts
 from envs.words import EnvError
 
 STEP_LIMIT = 200
@@ -32,8 +36,12 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
     stays what it was. A readable reply leaves its action's text in ``info["text/action"]`` beside the
     env's own info.
 
-    Where the env's actions are text every reply is one. ``info["text/action"]`` is then the env's
-    ``info["answer"]``, what it read in the reply (``None`` for nothing), or without one the text.
+    What is thought in a reply is not said: it is no action. ``info["text/cut_off"] = True`` tells of a reply
+    whose thought never ended; it is no action either.
+
+    Where the env's actions are text every reply is one, a cut off one the empty text. ``info["text/action"]``
+    is then the env's ``info["answer"]``, what it read in the reply (``None`` for nothing), or without one the
+    text.
     """
 
     def __init__(self, env: gym.Env[Any, Any], *, max_invalid_replies: int = 3, history: int = 0) -> None:
@@ -58,6 +66,7 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
             situation = words.situation  # what was before does not make the situation another one
             words = replace(words, situation=lambda text: situation(text.rpartition(NOW)[2]))
         self.words = words
+        self._is_text = isinstance(env.action_space, Text) and not words.actions
         self.max_invalid_replies = max_invalid_replies
         self._now = ""
         self._past: deque[str] = deque(maxlen=history)
@@ -74,24 +83,39 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         self._invalid_in_a_row = 0
         self._past.clear()
         self._success = {}
-        self._now = self.words.describe(observation)
-        return self._now, info
+        self._now = self._described(observation)
+        return self._now, {} if info is None else info
 
     def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take the agent's reply; see the class for what an unreadable one does."""
-        read = self.words.parse(action)
+        cut_off = {"text/cut_off": True} if outside_thoughts(action) is None else {}
+        read = self.words.parse("" if cut_off and self._is_text else action)
         if read is None:
             self._invalid_in_a_row += 1
             too_many = self._invalid_in_a_row >= self.max_invalid_replies
-            info = {"text/too_many_invalid": too_many, **self._success}
+            info = {"text/too_many_invalid": too_many, **cut_off, **self._success}
             return self._observation(), 0.0, False, too_many, info
         self._invalid_in_a_row = 0
         observation, reward, terminated, truncated, info = self.env.step(read.value)
+        info = {} if info is None else info
         self._success = {"is_success": info["is_success"]} if "is_success" in info else {}
         self._past.append(f"{self._now} {self.words.reply_prefix} {read.text}.")
-        self._now = self.words.describe(observation)
-        text = read.text if self.words.actions else info.get("answer", read.text)
-        return self._observation(), reward, terminated, truncated, {**info, "text/action": text}
+        self._now = self._described(observation)
+        text: str | None = read.text
+        if self._is_text and "answer" in info:
+            text = None if info["answer"] is None else value_text(info["answer"])
+        return self._observation(), reward, terminated, truncated, {**info, **cut_off, "text/action": text}
+
+    def _described(self, observation: Any) -> str:
+        """The observation as a sentence.
+
+        Raises:
+            TypeError: The words of it are no text.
+        """
+        text = self.words.describe(observation)
+        if not isinstance(text, str):
+            raise TypeError(f"describe() has to give a text, not {text!r:.80}")
+        return clean(text)
 
     def _observation(self) -> str:
         """What is seen now, behind what was seen and done before."""
@@ -111,8 +135,8 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     """``gymnasium.make`` with errors that say what to do, and a step limit where there is none.
 
     Args:
-        env_id: A registered id, ``module:EnvId`` to import ``module`` first, or
-            ``textarena:Game`` or ``openenv:URL`` (``envs.adapters``).
+        env_id: A registered id, ``module:EnvId`` to import ``module`` first, or ``textarena:Game`` or
+            ``openenv:URL`` (``envs.adapters``).
         env_kwargs: Passed to the env's constructor.
 
     Raises:
@@ -120,28 +144,31 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
             would have no step limit: ``max_episode_steps`` in ``env_kwargs`` is -1.
     """
     scheme, _, name = env_id.partition(":")
-    try:
+
+    def make() -> gym.Env[Any, Any]:
         if scheme in ADAPTERS:
             made: gym.Env[Any, Any] = importlib.import_module(ADAPTERS[scheme]).make(name, env_kwargs)
             return made
         env = gym.make(env_id, disable_env_checker=True, **env_kwargs)
-        if (
-            env.spec is not None
-            and env.spec.max_episode_steps is None
-            and "max_episode_steps" not in env_kwargs
-        ):
-            env = gym.make(env_id, disable_env_checker=True, max_episode_steps=STEP_LIMIT, **env_kwargs)
-    except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound) as error:
-        near = difflib.get_close_matches(env_id, gym.registry, n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise EnvError(f"no environment is called {env_id!r}{hint}") from error
-    except ModuleNotFoundError as error:
-        raise EnvError(f"{env_id!r}: {error}") from error
-    except EnvError:
-        raise
-    except Exception as error:  # the env's own constructor: anything can come out of it
+        if env.spec is None or env.spec.max_episode_steps is not None or "max_episode_steps" in env_kwargs:
+            return env
+        env.close()
+        return gym.make(env_id, disable_env_checker=True, max_episode_steps=STEP_LIMIT, **env_kwargs)
+
+    try:
+        env = guarded(make)
+    except EnvFault as fault:
+        error = fault.__cause__
+        if isinstance(error, EnvError):
+            raise error from None
+        if isinstance(error, gym.error.UnregisteredEnv):
+            near = difflib.get_close_matches(env_id, gym.registry, n=3, cutoff=0.4)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise EnvError(f"no environment is called {env_id!r}{hint}") from error
+        if isinstance(error, ModuleNotFoundError):
+            raise EnvError(f"{env_id!r}: {error}") from error
         given = f" with {dict(env_kwargs)}" if env_kwargs else ""
-        raise EnvError(f"{env_id} cannot be made{given}: {type(error).__name__}: {error}") from error
+        raise EnvError(f"{env_id} cannot be made{given}: {fault}") from error
     if env.spec is None or env.spec.max_episode_steps is None:
         raise EnvError(
             f"{env_id} has no step limit, so an episode might never end: add "
@@ -154,4 +181,10 @@ def make_text_env(
     env_id: str, env_kwargs: Mapping[str, Any], *, max_invalid_replies: int = 3, history: int = 0
 ) -> TextEnv:
     """The env as text; see ``make_env`` and ``TextEnv`` for the arguments and errors."""
-    return TextEnv(make_env(env_id, env_kwargs), max_invalid_replies=max_invalid_replies, history=history)
+    env = make_env(env_id, env_kwargs)
+    try:
+        return guarded(lambda: TextEnv(env, max_invalid_replies=max_invalid_replies, history=history))
+    except EnvFault as fault:
+        if isinstance(fault.__cause__, EnvError):
+            raise fault.__cause__ from None
+        raise EnvError(f"{env_id} cannot be put into words: {fault}") from fault

@@ -4,7 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from envs.actions import Action, Grammar
+from envs.thoughts import outside_thoughts
 
 MAX_REPLY_CHARS = 4096
 """The last so many characters of a reply are looked at: that is where answers stand."""
@@ -12,6 +15,21 @@ MAX_REPLY_CHARS = 4096
 
 class EnvError(ValueError):
     """An environment that cannot be made or put into words; the message says what to do."""
+
+
+def truth(value: Any, name: str) -> bool:
+    """What an env says is so: a truth value or a number, alone or as an array of one.
+
+    Raises:
+        ValueError: It is neither true nor false, such as a text, an array of two, or NaN.
+    """
+    if type(value) is bool:
+        return value
+    array = np.asarray(value)
+    item = array.item() if array.size == 1 else None
+    if not isinstance(item, bool | int | float) or item != item:
+        raise ValueError(f"{name} is {value!r:.80}, which is neither true nor false")
+    return bool(item)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +42,15 @@ class Success:
     """(the episode's return, whether it terminated) -> whether that is a success."""
 
     def of(self, info: dict[str, Any], total_reward: float, terminated: bool) -> bool:
-        """Whether an episode with this last ``info``, return and end succeeded."""
+        """Whether an episode with this last ``info``, return and end succeeded.
+
+        Raises:
+            ValueError: The info says what is neither true nor false.
+        """
         declared = info.get("is_success")
-        return self.reached(total_reward, terminated) if declared is None else bool(declared)
+        if declared is None:
+            return bool(self.reached(total_reward, terminated))
+        return truth(declared, 'info["is_success"]')
 
 
 POSITIVE_RETURN = Success(means="its return is positive", reached=lambda total, _: total > 0)
@@ -68,6 +92,10 @@ class EnvWords:
     def parse(self, reply: str) -> Action | None:
         """The action that ``reply`` is, with or without the reply prefix; ``None`` if it is none.
 
-        Replies are a model's output: they are compared and parsed, and never evaluated.
+        What is thought in it is no action. Replies are a model's output: they are compared and parsed, and
+        never evaluated.
         """
-        return self.grammar(reply.strip().removeprefix(self.reply_prefix)[-MAX_REPLY_CHARS:])
+        said = outside_thoughts(reply.strip().removeprefix(self.reply_prefix))
+        if said is None:
+            return None
+        return self.grammar(said.strip().removeprefix(self.reply_prefix)[-MAX_REPLY_CHARS:])

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -16,10 +17,13 @@ import numpy as np
 from gymnasium.spaces import Text
 from scipy.sparse import csr_array
 
-from envs.deadline import deadline
+from envs.actions import all_values
+from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
+from envs.place import Outcome, Vectorization, vector_env
 from envs.text_env import make_text_env
 from evals.result import EvalResult
 from experience.seeds import SeedRange
+from experience.trace import StopReason
 
 MAX_PATTERNS = 512
 """Blind candidates at most; so many that Frozen Lake's patterns of up to four actions all fit."""
@@ -30,22 +34,57 @@ MAX_STEPS = 200_000
 episode that ran into its time limit counts as a tenth of them."""
 
 
-class Baselines:
-    """The baselines of one env. As in play, what it raises ends an episode, which is then no success."""
+class _Wordless(gym.Wrapper[str, Any, Any, Any]):
+    """An env whose observations nobody reads, and whose actions are its own."""
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any], *, timeout: float = 0) -> None:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        _, info = self.env.reset(seed=seed, options=options)
+        return "", info
+
+    def step(self, action: Any) -> tuple[str, Any, bool, bool, dict[str, Any]]:
+        _, reward, terminated, truncated, info = self.env.step(action)
+        return "", reward, terminated, truncated, info
+
+
+def _make_wordless(env_id: str, env_kwargs: dict[str, Any]) -> _Wordless:
+    return _Wordless(make_text_env(env_id, env_kwargs).env)
+
+
+class Baselines:
+    """The baselines of one env. As in play, a fault of the env ends an episode, which is then no success."""
+
+    def __init__(
+        self,
+        env_id: str,
+        env_kwargs: dict[str, Any],
+        *,
+        vectorization: Vectorization = "sync",
+        timeout: float | TimeLimit = 0.0,
+    ) -> None:
         """Make the env.
 
         Args:
             env_id: See ``make_env``.
             env_kwargs: See ``make_env``.
-            timeout: Seconds for a step or a reset; 0 is no limit.
+            vectorization: See ``vector_env``.
+            timeout: See ``vector_env``.
         """
-        self._timeout = timeout
         text_env = make_text_env(env_id, env_kwargs)
         self._env: gym.Env[Any, Any] = text_env.env
         self._words = text_env.words
+        self._values = dict(zip(self._words.actions, all_values(self._env.action_space), strict=False))
+        """By their place, not by what the words' grammar makes of them: that may take no bare word."""
+        make = partial(_make_wordless, env_id, env_kwargs)
+        [self._place] = vector_env(make, 1, vectorization=vectorization, timeout=timeout).places
         self._steps = 0
+
+    def close(self) -> None:
+        """Close the env."""
+        self._place.close()
+        with suppress(EnvFault):
+            guarded(self._env.close, CLEANUP)
 
     @property
     def is_text(self) -> bool:
@@ -81,10 +120,11 @@ class Baselines:
         patterns = itertools.chain.from_iterable(
             itertools.product(choices, repeat=length) for length in range(1, 5)
         )
-        pool = list(dict.fromkeys([*map(tuple, candidates), *itertools.islice(patterns, MAX_PATTERNS)]))
+        known = (tuple(sequence) for sequence in candidates if self._values.keys() >= set(sequence))
+        pool = list(dict.fromkeys([*known, *itertools.islice(patterns, MAX_PATTERNS)]))
 
         def play(sequence: tuple[str, ...], seeds: Iterable[int]) -> EvalResult:
-            values = [self._value(text) for text in sequence]
+            values = [self._values[text] for text in sequence]
             return self._play(lambda _: itertools.cycle(values), seeds)
 
         def ranked(pool: Iterable[tuple[str, ...]], seeds: Sequence[int]) -> list[tuple[str, ...]]:
@@ -111,11 +151,11 @@ class Baselines:
             ``None`` where the env does not say the right answer, as ``info["gold"]`` at reset. Where that has
             to be put into a form, ``info["gold_reply"]`` is the reply.
         """
-        golds: Counter[str | None] = Counter()
+        golds: Counter[str] = Counter()
         for seed in validation:
-            with suppress(Exception), deadline(self._timeout):
-                _, info = self._env.reset(seed=seed)
-                golds[info.get("gold_reply", info.get("gold"))] += 1
+            self._place.begin(seed)
+            if (gold := self._place.outcome().gold) is not None:
+                golds[gold] += 1
         best = max(golds, key=lambda gold: golds[gold], default=None)
         return None if best is None else (self._play(lambda _: itertools.repeat(best), test), best)
 
@@ -127,6 +167,12 @@ class Baselines:
             toy-text envs have it) or no step limit, or where an episode's last step does not tell whether it
             succeeded.
         """
+        try:
+            return guarded(self._optimal)
+        except EnvFault:  # what it calls ``P`` is something else
+            return None
+
+    def _optimal(self) -> EvalResult | None:
         table = getattr(self._env.unwrapped, "P", None)
         horizon = self._env.spec.max_episode_steps if self._env.spec else None
         start_S = getattr(self._env.unwrapped, "initial_state_distrib", None)
@@ -159,41 +205,46 @@ class Baselines:
             best_S = returns_SA.argmax(axis=1)
             returns_S, rates_S = returns_SA[range(S), best_S], rates_SA[range(S), best_S]
         start = np.asarray(start_S)
-        return EvalResult.exact(success_rate=float(start @ rates_S), mean_return=float(start @ returns_S))
-
-    def _value(self, text: str) -> Any:
-        """The env's action of this text."""
-        action = self._words.parse(text)
-        assert action is not None
-        return action.value
+        rate, mean_return = float(start @ rates_S), float(start @ returns_S)
+        if not (-1e-9 <= rate <= 1 + 1e-9 and math.isfinite(mean_return)):
+            return None
+        return EvalResult.exact(success_rate=rate, mean_return=mean_return)
 
     def _play(self, actions: Callable[[int], Iterator[Any]], seeds: Iterable[int]) -> EvalResult:
         """One episode per seed with actions that depend on nothing but the seed and the time."""
         returns = []
         successes = 0
+        endings: Counter[str] = Counter()
         for seed in seeds:
-            total, success = self._episode(actions(seed), seed)
+            total, success, stop = self._episode(actions(seed), seed)
             returns.append(total)
             successes += success
+            endings[stop] += 1
         return EvalResult.from_episodes(
-            successes=successes, n=len(returns), mean_return=float(np.mean(returns))
+            successes=successes, n=len(returns), mean_return=float(np.mean(returns)), endings=endings
         )
 
-    def _episode(self, script: Iterator[Any], seed: int) -> tuple[float, bool]:
-        """Return and success of one episode."""
-        total, terminated, truncated = 0.0, False, False
-        info: dict[str, Any] = {}
+    def _episode(self, script: Iterator[Any], seed: int) -> tuple[float, bool, StopReason]:
+        """Return, success and end of one episode."""
+        total, place = 0.0, self._place
+        place.begin(seed)
+        outcome = place.outcome()
+        while outcome.fault is None and not (outcome.terminated or outcome.truncated):
+            try:
+                place.act(guarded(partial(next, script)))
+            except EnvFault:  # a space that cannot be sampled
+                return total, False, StopReason.ERROR
+            outcome = place.outcome()
+            total += outcome.reward
+            self._steps += 1
+        if outcome.fault is not None:
+            self._steps += MAX_STEPS // 10 * outcome.timed_out
+            return total, False, StopReason.TIMED_OUT if outcome.timed_out else StopReason.ERROR
         try:
-            with deadline(self._timeout) as once_more:
-                self._env.reset(seed=seed)
-                while not (terminated or truncated):
-                    once_more()
-                    _, reward, terminated, truncated, info = self._env.step(next(script))
-                    if not math.isfinite(reward):
-                        raise ValueError("the reward is no number")
-                    total += float(reward)
-                    self._steps += 1
-        except Exception as error:
-            self._steps += MAX_STEPS // 10 * isinstance(error, TimeoutError)
-            return total, False
-        return total, self._words.success.of(info, total, terminated)
+            success = guarded(partial(self._is_success, outcome, total))
+        except EnvFault:
+            return total, False, StopReason.ERROR
+        return total, success, StopReason.TERMINATED if outcome.terminated else StopReason.TRUNCATED
+
+    def _is_success(self, outcome: Outcome, total: float) -> bool:
+        return self._words.success.of({"is_success": outcome.is_success}, total, outcome.terminated)

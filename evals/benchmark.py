@@ -34,7 +34,10 @@ from evals.report import write_report
 from evals.result import Comparison, EvalResult, rate_text
 from evals.suite import Cell, Check, read_suite
 from experience import ExperienceError
+from experience.masking import masked
+from experience.phase import Phase
 from experience.store import open_run
+from experience.terminal import Terminal
 from experience.text import printable
 
 Row = dict[str, Any]
@@ -109,7 +112,7 @@ def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> Row:
 def _traces(cell: Cell, run: FinishedRun) -> pd.DataFrame:
     """The episodes behind a cell."""
     with open_run(run.path, location=cell.settings.get("store")) as store:
-        frame = store.traces(phase=f"test/{cell.arm}@{run.results['eval_temperature'][0]:g}")
+        frame = store.traces(phase=str(Phase.test(cell.arm, run.results["eval_temperature"][0])))
     return frame.assign(env=cell.env, model=cell.model, method=cell.method, run_seed=cell.seed)
 
 
@@ -154,6 +157,7 @@ def _line(row: Row) -> str:
 
 
 def _write(output: Path, table: dict[str, Any]) -> None:
+    table = masked(table)
     write_whole(output / "benchmark.json", json.dumps(table, indent=2) + "\n")
     lines = io.StringIO()
     writer = csv.DictWriter(lines, dict.fromkeys(name for row in table["cells"] for name in row))
@@ -202,7 +206,7 @@ def main(args: list[str] | None = None) -> int:
                 output: The folder for the runs and the tables; given again, the benchmark goes on there.
             """
             table = run_suite(read_suite(suite), output, console)
-            print_table(table, Console())
+            print_table(table, Terminal())
             console.print(f"{output / 'benchmark.json'}   {output / 'cells.csv'}", highlight=False)
             return all(row["error"] is None for row in table["cells"])
 

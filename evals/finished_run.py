@@ -1,17 +1,29 @@
 """A finished run, as its folder tells it."""
 
 import json
-import re
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pandas as pd
+
 from evals.result import temperature_text
 from evals.stats import wilson_interval
+from experience import ExperienceError
+from experience.phase import Phase
 
 PARTS = ("play", "gate", "training", "validation", "test")
 """What a run spends its time on, in order."""
+
+
+RESULTS = {"env", "model", "seed", "eval_temperature", "best_step", "arms", "comparison"}
+"""What every ``results.json`` has."""
+
+
+class DamagedMetricsError(ValueError):
+    """A ``metrics.jsonl`` that holds something else; the message names the line."""
 
 
 class UnfinishedRunError(ValueError):
@@ -43,12 +55,14 @@ class FinishedRun:
             return json.loads((path / name).read_text(encoding="utf-8"))
 
         try:
-            lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            results, about = load("results.json"), load("config.json")
+            if not (results.keys() >= RESULTS and dict(about["config"]).keys()):
+                raise ValueError("results.json or config.json does not hold what it should")
             return cls(
                 path=path,
-                results=load("results.json"),
-                about=load("config.json"),
-                metrics=tuple(json.loads(line) for line in lines),
+                results=results,
+                about=about,
+                metrics=tuple(read_metrics(path / "metrics.jsonl")),
                 forgetting=load("forgetting.json") if (path / "forgetting.json").exists() else None,
             )
         except OSError as error:
@@ -56,7 +70,7 @@ class FinishedRun:
                 f"{path} is not the folder of a finished run: {error.filename} cannot be read "
                 f"({error.strerror})"
             ) from error
-        except ValueError as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UnfinishedRunError(f"a file of the run in {path} is damaged: {error}") from error
 
     @property
@@ -79,12 +93,13 @@ class FinishedRun:
         """Temperature -> the bare agent on validation: step, success_rate, ci_low, ci_high."""
         curves: dict[str, list[dict[str, float]]] = {}
         for entry in self.of_kind("play"):
-            if found := re.fullmatch(r"validation(\d+)@(.+)", entry["key"]):
+            phase = Phase.parse(entry["key"])
+            if phase.kind == "validation" and phase.temperature is not None:
                 n = entry["episodes"]
                 low, high = wilson_interval(round(entry["success_rate"] * n), n)
-                curves.setdefault(temperature_text(float(found[2])), []).append(
+                curves.setdefault(temperature_text(phase.temperature), []).append(
                     {
-                        "step": int(found[1]),
+                        "step": int(phase.index or 0),
                         "success_rate": entry["success_rate"],
                         "ci_low": low,
                         "ci_high": high,
@@ -101,13 +116,50 @@ class FinishedRun:
         return spent
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; without the last one if a kill left half of it.
+
+    Raises:
+        DamagedMetricsError: Another line is no entry.
+    """
+    *lines, _ = path.read_bytes().split(b"\n")
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry["key"], str) or not math.isfinite(entry["seconds"]):
+                raise ValueError("no key and seconds")
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise DamagedMetricsError(f"line {number} of {path} is damaged ({error})") from error
+        entries.append(entry)
+    return entries
+
+
+def check_traces(metrics: Iterable[Mapping[str, Any]], traces: pd.DataFrame) -> None:
+    """See that the store has every trace that was played according to ``metrics.jsonl``.
+
+    Args:
+        metrics: The lines of it.
+        traces: ``ExperienceStore.traces()``, all of them.
+
+    Raises:
+        ExperienceError: Some are missing.
+    """
+    there = traces["phase"].value_counts()
+    played = {entry["key"]: entry.get("episodes") for entry in metrics if entry.get("kind") == "play"}
+    for phase, episodes in played.items():
+        if (n := int(there.get(phase, 0))) != episodes:
+            raise ExperienceError(
+                f"the store has {n} of the {episodes} traces of {phase} that metrics.jsonl tells of: it has "
+                "lost some: put a whole copy in its place, or begin another run"
+            )
+
+
 def part_of(name: str) -> str:
     """The one of ``PARTS`` that a phase or a metric belongs to, by its name."""
-    if "gate" in name:
-        return "gate"
-    first = re.split(r"[\d/]", name, maxsplit=1)[0]
-    return {"test": "test", "validation": "validation", "step": "training", "stop": "training"}.get(
-        first, "play"
+    kind = Phase.parse(name).kind
+    return {"step": "training", "stop": "training"}.get(
+        kind, next((part for part in PARTS if kind.startswith(part)), "play")
     )
 
 

@@ -29,6 +29,8 @@ from evals.instructions import INSTRUCTIONS
 from evals.page import write_whole
 from evals.result import Comparison
 from evals.stats import CONFIDENCE, wilson_interval
+from experience.masking import masked
+from experience.terminal import Terminal
 from experience.text import printable
 
 HELD_OUT = Path(__file__).with_name("held_out.txt")
@@ -156,7 +158,7 @@ def forgetting(
             )
         table["rows"].append(row)
     if config.output is not None:
-        write_whole(config.output, json.dumps(table, indent=2) + "\n")
+        write_whole(config.output, json.dumps(masked(table), indent=2) + "\n")
     return table
 
 
@@ -263,7 +265,7 @@ def print_table(table: Mapping[str, Any], console: Console | None = None) -> Non
         if (change := row.get("after_against_baseline")) is not None:
             rich.add_row("", "difference", _interval_text(change, "difference", signed), "")
         rich.add_section()
-    (console or Console()).print(rich)
+    (console or Terminal()).print(rich)
 
 
 def _interval_text(values: Mapping[str, float], name: str, show: str) -> str:

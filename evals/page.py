@@ -8,6 +8,8 @@ from typing import Any
 
 import jinja2
 
+from experience.masking import masked
+
 
 def write_page(target: Path, template: str, **values: Any) -> Path:
     """Fill in one of ``templates/`` and write it, whole or not at all; returns the path.
@@ -35,7 +37,8 @@ def write_whole(target: Path, text: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     tmp = target.with_name(f"{target.name}.tmp")
     try:
-        tmp.write_text(text, encoding="utf-8", newline="")
+        tmp.unlink(missing_ok=True)  # it may be a link to elsewhere
+        tmp.write_text(masked(text), encoding="utf-8", newline="")
         os.replace(tmp, target)
     finally:
         tmp.unlink(missing_ok=True)

@@ -7,18 +7,22 @@ shown where it says the very same; otherwise the texts stand alone.
 import base64
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
-from envs.deadline import deadline
+from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
 from envs.games.frozen_lake import lake_map
 from envs.games.random_lake import RandomFrozenLakeEnv
 from envs.text_env import NOW, TextEnv, make_text_env
 from evals.finished_run import FinishedRun
+from experience.phase import Phase
 from experience.store import ExperienceStore
 from experience.text import storable
 
@@ -73,9 +77,10 @@ class Replay:
 
 def replay_pairs(run: FinishedRun, store: ExperienceStore) -> list[tuple[str, list[Replay]]]:
     """(what happened, test episodes before and after on one seed); the first shows the change, if any."""
-    temperature = f"{run.results['eval_temperature'][0]:g}"
-    before = store.traces(phase=f"test/before@{temperature}").set_index("seed")
-    after = store.traces(phase=f"test/after@{temperature}").set_index("seed")
+    before, after = (
+        store.traces(phase=str(Phase.test(arm, run.results["eval_temperature"][0]))).set_index("seed")
+        for arm in ("before", "after")
+    )
     pairs: list[tuple[str, list[Replay]]] = []
     for story, won_before, won_after in STORIES:
         is_it = (before["success"].astype(bool) == won_before) & (after["success"].astype(bool) == won_after)
@@ -120,17 +125,19 @@ def _looks(
 ) -> tuple[tuple[str, ...] | None, list[int | str | None]]:
     """The map, if there is one; and at each observation the place on it, an image, or ``None``."""
     try:
+        limit = TimeLimit.of(run.config.get("env_timeout", 0.0))
         env = _env(run)
         try:
             looks, board = [], None
-            for observation, now in zip(observations, _played(env, seed, replies, run), strict=True):
+            for observation, now in zip(observations, _played(env, seed, replies, limit), strict=True):
                 if storable(now) != observation:
                     raise ValueError("the env does not repeat itself")
-                board = _board(env)
-                looks.append(_place(env) if board else _image(env))
+                board, look = guarded(partial(_look, env), limit)
+                looks.append(look)
             return board, looks
         finally:
-            env.close()
+            with suppress(EnvFault):
+                guarded(env.close, CLEANUP)
     except Exception:  # the env's own code, and what it draws with: anything can come out of it
         return None, [None] * len(observations)
 
@@ -139,6 +146,9 @@ def _env(run: FinishedRun) -> TextEnv:
     """The run's env, drawing images where it can and we have no drawing of our own."""
     config = run.config
     name, kwargs, limit = config["env"], dict(config["env_kwargs"]), config["max_invalid_replies"]
+    module, is_in_module, _ = name.partition(":")
+    if is_in_module and module not in sys.modules:
+        raise ValueError("a folder that is only to be shown has no module imported")
     env = make_text_env(name, kwargs, max_invalid_replies=limit)
     if _board(env) is None and "rgb_array" in env.unwrapped.metadata.get("render_modes", ()):
         env.close()
@@ -147,16 +157,19 @@ def _env(run: FinishedRun) -> TextEnv:
     return env
 
 
-def _played(env: TextEnv, seed: int, replies: Sequence[str], run: FinishedRun) -> Iterator[str]:
+def _played(env: TextEnv, seed: int, replies: Sequence[str], limit: TimeLimit) -> Iterator[str]:
     """The observations at the beginning and after each reply."""
-    seconds = run.config.get("env_timeout", 0.0)
-    with deadline(seconds):
-        observation, _ = env.reset(seed=seed)
+    observation, *_ = guarded(partial(env.reset, seed=seed), limit)
     yield observation
     for reply in replies:
-        with deadline(seconds):
-            observation, *_ = env.step(reply)
+        observation, *_ = guarded(partial(env.step, reply), limit)
         yield observation
+
+
+def _look(env: TextEnv) -> tuple[tuple[str, ...] | None, int | str | None]:
+    """The board and the place on it, where there is one; else an image."""
+    board = _board(env)
+    return board, _place(env) if board else _image(env)
 
 
 def _board(env: TextEnv) -> tuple[str, ...] | None:

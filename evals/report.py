@@ -16,8 +16,9 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from evals.finished_run import FinishedRun, UnfinishedRunError, rows_by_part
+from evals.finished_run import FinishedRun, UnfinishedRunError, check_traces, rows_by_part
 from evals.page import write_page
 from evals.plots import (
     ARM_LABELS,
@@ -30,10 +31,12 @@ from evals.plots import (
     validation_plot,
 )
 from evals.replay import replay_pairs
-from evals.result import Comparison, EvalResult, rate_text, temperature_text
+from evals.result import CUT_SHORT, Comparison, EvalResult, cut_short_text, rate_text, temperature_text
 from experience import ExperienceError
 from experience.insight import InsightState
+from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
+from experience.terminal import Terminal, shown
 from experience.text import printable
 
 SHOWN_TRACES = 5
@@ -69,7 +72,9 @@ def write_report(path: Path, store: str | None = None) -> Path:
     with open_run(path, location=store) as experience:
         insights = _insights(experience)
         candidates = _candidates(experience, insights)
-        parts = rows_by_part(run, experience.traces().itertuples())
+        traces = experience.traces()
+        check_traces(run.metrics, traces)
+        parts = rows_by_part(run, traces.itertuples())
         replays = replay_pairs(run, experience)
     curves = []
     if train:
@@ -82,7 +87,9 @@ def write_report(path: Path, store: str | None = None) -> Path:
         about=run.about,
         tables=run.tables,
         labels=ARM_LABELS,
+        stops={name: _stops(arms) for name, arms in run.tables},
         success_means=results.get("success_means", SUCCESS),
+        cut_short=cut_short_text(results.get("cut_short")),
         is_trained=results["best_step"] > 0,
         insights=insights,
         MAX_INSIGHTS=MAX_INSIGHTS,
@@ -98,6 +105,12 @@ def write_report(path: Path, store: str | None = None) -> Path:
         gates=gates,
         candidates=candidates,
     )
+
+
+def _stops(arms: dict[str, Any]) -> list[str]:
+    """What cut episodes short in any of the arms; runs of before do not say."""
+    found = {stop for arm in arms.values() for stop in arm.get("endings") or ()}
+    return [stop for stop in CUT_SHORT if stop in found]
 
 
 def _insights(store: ExperienceStore) -> list[dict[str, Any]]:
@@ -128,7 +141,7 @@ def _candidates(
     for phase, scores in store.scores().groupby("phase", sort=False):
         if len(scores) < 2:
             continue
-        number = int(str(phase).partition("/")[0].removeprefix("round"))
+        number = Phase.parse(str(phase)).round or 0
         rows = []
         for score in scores.to_dict("records"):
             n, ids = len(score["seeds"]), score["insight_ids"]
@@ -195,7 +208,9 @@ def _against_first(runs: list[FinishedRun], store: str | None) -> list[Compariso
     frames: list[pd.DataFrame] = []
     for run in runs:
         with open_run(run.path, location=store) as experience:
-            frames.append(experience.traces(phase=f"test/after@{run.results['eval_temperature'][0]:g}"))
+            frames.append(
+                experience.traces(phase=str(Phase.test("after", run.results["eval_temperature"][0])))
+            )
     return [
         Comparison.of(frame, frames[0])
         if i and task(run) == task(runs[0]) and list(frame["seed"]) == list(frames[0]["seed"])
@@ -216,7 +231,7 @@ def _short_names(paths: list[Path]) -> list[str]:
 
 def print_summary(results: dict[str, Any], path: Path, console: Console | None = None) -> None:
     """A run's results in ten lines."""
-    console = console or Console()
+    console = console or Terminal()
     names = [temperature_text(t) for t in results["eval_temperature"]]
     env = escape(printable(results["env"]))
     table = Table(title=f"{env}: success on test episodes (95% interval)", title_justify="left")
@@ -233,6 +248,8 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
     if any(abs(arm["mean_return"] - arm["success_rate"]) > 1e-9 for arm in arms.values()):
         text = "; ".join(f"{label} {arm['mean_return']:.1f}" for label, arm in arms.items())
         console.print(f"mean return, {names[0]}: {text}", highlight=False, soft_wrap=True)
+    if text := cut_short_text(results.get("cut_short")):
+        console.print(Text(printable(text), style="bold yellow"), soft_wrap=True)
     change = results["comparison"]
     console.print(
         f"after - before: {change['difference']:+.1%} [{change['ci_low']:+.1%}, {change['ci_high']:+.1%}], "
@@ -272,7 +289,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         tyro.cli(report, prog="python -m evals.report", args=args)
     except (ExperienceError, UnfinishedRunError, OSError) as error:
-        sys.exit(f"error: {printable(str(error))}")
+        sys.exit(shown(f"error: {error}"))
 
 
 if __name__ == "__main__":

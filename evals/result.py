@@ -1,5 +1,6 @@
 """``EvalResult``: one arm with its interval. ``Comparison``: two arms paired by seed."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -8,6 +9,7 @@ import pandas as pd
 
 from evals.gate import exact_paired_test
 from evals.stats import paired_difference_interval, wilson_interval
+from experience.trace import StopReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +27,21 @@ class EvalResult:
     invalid_rate: float | None
     """Share of the turns whose reply was no action; ``None`` for an arm that does not reply."""
     prompt_tokens_per_turn: float | None
+    endings: Mapping[str, int] | None
+    """How many of the episodes played ended for which ``StopReason``. Those that were not judged are not in
+    ``n``; those that a fault of the env ended are, as no success."""
 
     @classmethod
     def from_traces(cls, traces: pd.DataFrame) -> Self:
-        """Summarise ``ExperienceStore.traces()``; at least one."""
+        """Summarise ``ExperienceStore.traces()``.
+
+        Raises:
+            ValueError: None of them was judged.
+        """
+        endings = Counter(map(str, traces["stop_reason"]))
+        traces = judged(traces)
+        if traces.empty:
+            raise ValueError("there is no episode that was judged")
         turns = max(int(traces["num_turns"].sum()), 1)
         return cls.from_episodes(
             successes=int(traces["success"].sum()),
@@ -36,6 +49,7 @@ class EvalResult:
             mean_return=float(traces["total_reward"].mean()),
             invalid_rate=float(traces["invalid_replies"].sum()) / turns,
             prompt_tokens_per_turn=float(traces["prompt_tokens"].sum()) / turns,
+            endings=endings,
         )
 
     @classmethod
@@ -47,6 +61,7 @@ class EvalResult:
         mean_return: float,
         invalid_rate: float | None = None,
         prompt_tokens_per_turn: float | None = None,
+        endings: Mapping[str, int] | None = None,
     ) -> Self:
         """Add the rate and its interval."""
         low, high = wilson_interval(successes, n)
@@ -59,6 +74,7 @@ class EvalResult:
             mean_return=mean_return,
             invalid_rate=invalid_rate,
             prompt_tokens_per_turn=prompt_tokens_per_turn,
+            endings=None if endings is None else {str(stop): n for stop, n in sorted(endings.items())},
         )
 
     @classmethod
@@ -73,6 +89,7 @@ class EvalResult:
             mean_return=mean_return,
             invalid_rate=None,
             prompt_tokens_per_turn=None,
+            endings=None,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,15 +112,16 @@ class Comparison:
 
     @classmethod
     def of(cls, first: pd.DataFrame, second: pd.DataFrame) -> Self:
-        """Compare two frames of ``ExperienceStore.traces()``.
+        """Compare two frames of ``ExperienceStore.traces()``, on the seeds that both were judged on.
 
         Raises:
             ValueError: They were not played on the same seeds.
         """
         if sorted(first["seed"]) != sorted(second["seed"]):
             raise ValueError("arms can only be compared on the same seeds")
-        one = first.set_index("seed")["success"].astype(bool).sort_index()
-        two = second.set_index("seed")["success"].astype(bool).sort_index()
+        first, second = judged(first), judged(second)
+        seeds = sorted({*first["seed"]} & {*second["seed"]})
+        one, two = (frame.set_index("seed")["success"].astype(bool)[seeds] for frame in (first, second))
         both, only_first = int((one & two).sum()), int((one & ~two).sum())
         only_second, neither = int((~one & two).sum()), int((~one & ~two).sum())
         low, high = paired_difference_interval(both, only_first, only_second, neither)
@@ -118,6 +136,49 @@ class Comparison:
     def as_dict(self) -> dict[str, float]:
         """For ``results.json``."""
         return asdict(self)
+
+
+def judged(traces: pd.DataFrame) -> pd.DataFrame:
+    """Those of ``ExperienceStore.traces()`` of which it is known whether they are a success."""
+    return traces[traces["stop_reason"] != StopReason.NOT_JUDGED]
+
+
+CUT_SHORT: Mapping[str, str] = {
+    StopReason.ERROR: "by an error of the env",
+    StopReason.TIMED_OUT: "since the env took too long (--env-timeout)",
+    StopReason.NOT_JUDGED: "with an answer that could not be judged, which counts as neither right nor wrong",
+    StopReason.OUT_OF_TOKENS: "since the prompt did not fit the model's window",
+    StopReason.CUT_OFF: "with a reply whose thought did not end within --max-new-tokens",
+}
+"""How episodes end that say little of what the agent has learned."""
+
+
+def cut_short(traces: pd.DataFrame) -> dict[str, Any]:
+    """What of a run was cut short, for ``results.json``.
+
+    Args:
+        traces: All of the run's, as ``ExperienceStore.traces()`` gives them.
+
+    Returns:
+        ``episodes``, ``endings`` (how many ended for which reason of ``CUT_SHORT``, where any did) and
+        ``first_error`` (what the env did wrong first, or ``None``).
+    """
+    counts = traces["stop_reason"].value_counts()
+    errors = traces["error"].dropna()
+    return {
+        "episodes": len(traces),
+        "endings": {str(stop): int(counts[stop]) for stop in CUT_SHORT if stop in counts},
+        "first_error": None if errors.empty else str(errors.iloc[0]),
+    }
+
+
+def cut_short_text(found: Mapping[str, Any] | None) -> str:
+    """What ``cut_short`` found, as a sentence; empty if that is nothing, or a run of before did not look."""
+    if not found or not found["endings"]:
+        return ""
+    parts = [f"{n} {CUT_SHORT.get(stop, stop)}" for stop, n in found["endings"].items()]
+    text = f"Of {found['episodes']} episodes of this run some were cut short: {'; '.join(parts)}."
+    return f"{text} The first error: {found['first_error']}" if found["first_error"] else text
 
 
 def rate_text(arm: Mapping[str, Any]) -> str:

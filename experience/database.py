@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from experience import ExperienceError
+from experience.masking import masked
 
 VERSION = "0003"
 """Of the schema; here so that Alembic, which is slow to import, is not needed to see that it is the present
@@ -64,6 +65,7 @@ class Database:
         if is_path and not create and not Path(self.name).exists():
             raise ExperienceError(f"there is no store at {self.name}")
         self._engine = self._create_engine(url)
+        sa.event.listen(self._engine, "before_cursor_execute", _mask, retval=True)
         self._reader, self._writer = self._engine, self._engine.execution_options(immediate=True)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
@@ -232,6 +234,13 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
             time.sleep(0.01)
+
+
+def _mask(
+    _connection: sa.Connection, _cursor: Any, statement: str, values: Any, _context: Any, _many: bool
+) -> tuple[str, Any]:
+    """No secret goes into the database, nor is looked for."""
+    return statement, masked(values)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -6,18 +6,26 @@ The key comes from the environment (``OPENAI_API_KEY``) and is kept by the clien
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import urlsplit
 
 from experience import ExperienceError
+from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, leads_to
+from experience.masking import keep_secrets_of, masked
 from experience.writer import MAX_REPLY_CHARS, WritingTask
 
 PARALLEL = 8
 """Requests at a time."""
 TIMEOUT = 120.0
 """Seconds for one request."""
+MAX_PAUSE = 10.0
+"""Seconds that the client waits before it tries again, and some."""
 RETRIES = 5
 """With the client's back-off, of connection errors, time-outs, rate limits and server errors."""
 KEY = "OPENAI_API_KEY"
+
+
+Settings = dict[str, Any]
 
 
 class Endpoint:
@@ -53,15 +61,21 @@ class Endpoint:
         except ImportError as error:
             raise ExperienceError("an endpoint needs a client: pip install 'opcd-gym[endpoint]'") from error
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise ExperienceError(f"{_without_secrets(url)} is no endpoint: http://host:port/v1 is meant")
+            raise ExperienceError(f"{masked(url)} is no endpoint: http://host:port/v1 is meant")
+        keep_secrets_of(url)
         self.name = model
         self._url = url
-        self._max_tokens = max_tokens
-        self._temperature = temperature
+        self._settings: Settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": 0}
+        self._why_empty = ""
         self._client = openai.OpenAI(
-            base_url=url, api_key=os.environ.get(KEY) or "none", timeout=timeout, max_retries=retries
+            base_url=url,
+            api_key=os.environ.get(KEY) or "none",
+            timeout=timeout,
+            max_retries=retries,
+            http_client=bounded_client(timeout),
         )
-        self._error = openai.OpenAIError
+        self._seconds = (timeout + MAX_PAUSE) * (retries + 1)
+        self._errors = openai
 
     def __call__(self, tasks: Sequence[WritingTask], seeds: Sequence[int]) -> list[str]:
         """One reply per task; see ``Writer``.
@@ -72,40 +86,78 @@ class Endpoint:
         with ThreadPoolExecutor(PARALLEL) as pool:
             futures = [pool.submit(self._ask, task, seed) for task, seed in zip(tasks, seeds, strict=True)]
             try:
-                return [future.result() for future in futures]
+                replies = [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        if replies and not any(replies):
+            raise ExperienceError(self._say(f"its replies are empty ({self._why_empty})"))
+        return replies
 
     def _ask(self, task: WritingTask, seed: int) -> str:
+        """The reply; empty if there is none, however it is asked for."""
+        settings: Settings | None = self._settings
+        while settings is not None:
+            if "seed" in settings:
+                settings = settings | {"seed": seed % 2**31}
+            text, other = self._try(task, settings)
+            if text:
+                self._settings = settings  # others need not find out again
+                return masked(text)[:MAX_REPLY_CHARS]
+            settings = other
+        return ""
+
+    def _try(self, task: WritingTask, settings: Settings) -> tuple[str, Settings | None]:
+        """A reply, which may be empty, and with which settings to ask again then."""
         try:
-            answer = self._client.chat.completions.create(
-                model=self.name,
-                messages=[
-                    {"role": "system", "content": task.system},
-                    {"role": "user", "content": task.user},
-                ],
-                max_tokens=self._max_tokens,
-                temperature=self._temperature,
-                seed=seed % 2**31,
-            )
-            text = answer.choices[0].message.content
-        except self._error as error:
+            answer = in_time(lambda: self._create(task, settings), self._seconds)
+            choice = answer.choices[0]
+            if isinstance(text := choice.message.content, str) and text:
+                return text, None
+            if choice.finish_reason == "length":
+                self._why_empty = "the model used up all of --insight-tokens before it wrote any: raise it"
+            else:
+                refusal = getattr(choice.message, "refusal", None)
+                self._why_empty = str(refusal or f"content null, finished by {choice.finish_reason}")
+            return "", _other(settings, "max_tokens temperature")
+        except (self._errors.BadRequestError, self._errors.UnprocessableEntityError) as error:
+            if (other := _other(settings, str(error))) is None:
+                raise ExperienceError(self._say(f"{type(error).__name__}: {error}")) from None
+            return "", other
+        except self._errors.APIStatusError as error:
+            raise ExperienceError(self._say(f"{type(error).__name__}: {error}{leads_to(error)}")) from None
+        except (self._errors.OpenAIError, UnboundedAnswerError) as error:
             raise ExperienceError(self._say(f"{type(error).__name__}: {error}")) from None
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
+        except TimeoutError:
+            raise ExperienceError(self._say(f"Timeout: no whole answer in {self._seconds:g} s")) from None
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise ExperienceError(self._say(f"its answer is no chat completion ({error})")) from None
-        return text[:MAX_REPLY_CHARS] if isinstance(text, str) else ""
+
+    def _create(self, task: WritingTask, settings: Settings) -> Any:
+        return self._client.chat.completions.create(
+            model=self.name,
+            messages=[
+                {"role": "system", "content": task.system},
+                {"role": "user", "content": task.user},
+            ],
+            **settings,
+        )
 
     def _say(self, reason: str) -> str:
-        key = os.environ.get(KEY)
-        reason = reason.replace(key, "***") if key else reason
         return (
-            f"the endpoint {_without_secrets(self._url)} gave no insights: {reason[:300]}. The traces are "
+            f"the endpoint {masked(self._url)} gave no insights: {masked(reason)[:300]}. The traces are "
             f"kept: see that it runs, and that {KEY} is set if it wants a key, then resume the run"
         )
 
 
-def _without_secrets(url: str) -> str:
-    """Without user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+def _other(settings: Settings, reason: str) -> Settings | None:
+    """Other settings for a model that does not take these, by what is said; ``None`` if there are none.
+
+    Models that think want another name for the limit, and often their own temperature.
+    """
+    if "max_tokens" in settings and ("max_tokens" in reason or "max_completion_tokens" in reason):
+        return {"max_completion_tokens" if k == "max_tokens" else k: v for k, v in settings.items()}
+    for name in ("temperature", "seed"):
+        if name in settings and name in reason:
+            return {k: v for k, v in settings.items() if k != name}
+    return None

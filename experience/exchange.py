@@ -21,7 +21,7 @@ from tyro.conf import Positional
 from experience import ExperienceError, tables
 from experience.database import VERSION, Database
 from experience.store import find_run
-from experience.text import printable
+from experience.terminal import shown
 
 TABLES = [table for table in tables.metadata.sorted_tables if table is not tables.runs]
 BATCH, SHARD = 1_000, 100_000
@@ -117,7 +117,7 @@ def import_run(folder: Positional[Path], store: Positional[str], /, run: str | N
         told = connection.execute(sa.select(sa.func.sum(column.num_turns)).where(column.run == key)).scalar()
         if (told or 0) != counts["turns"]:
             raise ExperienceError(f"{folder} has {counts['turns']} turns, and its traces speak of {told}")
-    print(printable(f"{database.name}: {counts['traces']} traces of the run {name}"))
+    print(shown(f"{database.name}: {counts['traces']} traces of the run {name}"))
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -201,4 +201,4 @@ def main(args: list[str] | None = None) -> None:
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experience.store", args=args)
     except ExperienceError as error:
-        sys.exit(f"error: {printable(str(error))}")
+        sys.exit(shown(f"error: {error}"))

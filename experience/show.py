@@ -19,6 +19,7 @@ from rich.text import Text
 from experience import ExperienceError
 from experience.insight import InsightState
 from experience.store import ExperienceStore, open_run
+from experience.terminal import Terminal, shown
 from experience.text import printable
 
 SHOWN_SCORES = 10
@@ -126,7 +127,7 @@ def main(args: list[str] | None = None) -> None:
             success: Those that succeeded, or those that did not.
             limit: How many at most.
         """
-        console = Console()
+        console = Terminal()
         wanted = None if success is None else success == "yes"
         with open_run(where, run) as store:
             if trace is not None:
@@ -139,7 +140,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         tyro.cli(show, prog="python -m experience.show", args=args)
     except ExperienceError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(shown(f"error: {error}"))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import sqlalchemy as sa
 
 from experience import ExperienceError, tables
+from experience.addresses import is_elsewhere
 from experience.database import Database, insert_new
 from experience.insight import Insight, InsightState
 from experience.text import storable
@@ -326,13 +327,13 @@ def open_run(where: str | Path, run: str | None = None, *, location: str | None 
     """
     folder = Path(where)
     if "://" not in str(where) and folder.is_dir():
-        own, run_id = _of_folder(folder)
-        location, run = location or own, run or run_id
+        own, run_id = _of_folder(folder, location)
+        location, run = own, run or run_id
     return ExperienceStore(location or where, run, create=False)
 
 
-def _of_folder(folder: Path) -> tuple[str, str | None]:
-    """Where the run in a folder keeps its experience, and its name there."""
+def _of_folder(folder: Path, given: str | None) -> tuple[str, str | None]:
+    """Where the run in a folder keeps its experience, unless it is given, and its name there."""
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         location, run_id = about["config"].get("store"), about.get("run_id")
@@ -341,6 +342,13 @@ def _of_folder(folder: Path) -> tuple[str, str | None]:
     if not location and not (folder / "experience.db").exists():
         raise ExperienceError(
             f"{folder} is no run's folder: it has no experience.db, nor a config.json with a store"
+        )
+    if given:
+        return given, run_id
+    if location and is_elsewhere(str(location)):
+        raise ExperienceError(
+            f"the run in {folder} has its experience on another machine: if you trust the folder, give "
+            f"--store {location}"
         )
     return location or str(folder / "experience.db"), run_id
 

@@ -15,10 +15,16 @@ class StopReason(StrEnum):
     """A limit outside the task, such as a number of steps, cut the episode off."""
     INVALID_REPLIES = "invalid_replies"
     """Too many replies in a row were no action."""
+    NOT_JUDGED = "not_judged"
+    """The env could not tell whether the answer is right: it is neither a success nor a failure."""
+    CUT_OFF = "cut_off"
+    """The last reply's thought did not end, so there was nothing in it to read."""
     OUT_OF_TOKENS = "out_of_tokens"
     """The next prompt and reply do not fit the model's context window."""
     ERROR = "error"
-    """The env raised; ``Trace.error`` says what."""
+    """The env raised, or what it gave is no observation or reward; ``Trace.error`` says what."""
+    TIMED_OUT = "timed_out"
+    """The env took too long; ``Trace.error`` says how long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +71,11 @@ class Trace:
     def id(self) -> str:
         """Unique in a store: a phase plays each seed once."""
         return f"{self.phase}/{self.seed}"
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the env ended it by a fault of its own: it says nothing of who played."""
+        return self.stop_reason in (StopReason.ERROR, StopReason.TIMED_OUT, StopReason.NOT_JUDGED)
 
     @property
     def total_reward(self) -> float:

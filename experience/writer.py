@@ -10,16 +10,19 @@ import tomllib
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jinja2
 import pandas as pd
+from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rapidfuzz import fuzz
 
 from experience import ExperienceError
 from experience.insight import Insight
+from experience.masking import masked
 
 MARKER = "- EXPERIENCE ITEM:"
 MAX_REPLY_CHARS = 16_384
@@ -28,6 +31,18 @@ MAX_ITEMS = 8
 """Per reply."""
 MIN_CHARS, MAX_CHARS = 12, 400
 """Of one item. A shorter one says nothing; a longer one is refused, not cut."""
+MAX_PROMPT_CHARS = 200_000
+"""Of a whole prompt."""
+FILTERS = {
+    *("capitalize", "count", "default", "first", "int", "float", "join", "last", "length", "list", "lower"),
+    *("max", "min", "reverse", "round", "sort", "string", "title", "trim", "truncate", "unique", "upper"),
+}
+NODES = (
+    *(nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.If, nodes.For, nodes.CondExpr),
+    *(nodes.Test, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Keyword, nodes.Tuple),
+    *(nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Add, nodes.Sub, nodes.Concat, nodes.Neg, nodes.List),
+)
+"""What a template may be made of: nothing that calls, multiplies, defines, or loads."""
 MAX_TRANSCRIPT_CHARS = 6_000
 """Of a transcript the middle turns go first."""
 QUOTED = 90
@@ -36,11 +51,23 @@ QUOTED = 90
 OUR_PROMPTS = Path(__file__).with_name("prompts.toml")
 
 _MARKUP = re.compile(
-    r"<\|.*?\|>|</?s>|\[/?INST\]|<</?SYS>>|<(start|end)_of_turn>|\bEXPERIENCE ITEM\b"
-    r"|^\W*(system|user|assistant|human|developer|tool)\b\s*[:>\]]",
+    r"<[|\uff5c].*?[|\uff5c]>|</?s>|\[/?(?-i:[A-Z_]{4,})\]|<</?SYS>>|<(start|end)_of_turn>"
+    r"|\bEXPERIENCE ITEM\b|^\W*(system|user|assistant|human|developer|tool)\b\s*[:>\]]",
     re.IGNORECASE,
 )
 """Chat templates' markup, and a line that speaks in another role."""
+_MARKERS = re.compile(r"<[|\uff5c]|</?s>|\[/?[A-Z_]{4,}\]|<</?SYS>>|<(start|end)_of_turn>")
+"""What begins chat templates' markup, in other models' too."""
+
+
+_MARKER = re.compile(
+    r"\s*(?:[-*+\u2022\u2013\u2014]|#+|\(?\d{1,3}[.):])?\s*[*_`]{0,3}\s*EXPERIENCE ITEM(?:\s*#?\d{1,3})?"
+    r"\s*[*_`]{0,3}\s*:",
+    re.IGNORECASE,
+)
+"""``MARKER``, as models write it: in another kind of list, in bold, numbered."""
+_THOUGHT = re.compile(r"</?(?:think|thinking|thoughts?|reasoning)>|\[/?THINK\]", re.IGNORECASE)
+"""What begins or ends one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,15 +115,29 @@ class InsightPrompts:
             environment = ImmutableSandboxedEnvironment(
                 undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
             )
+            for name in ("system", "user"):
+                if not isinstance(templates[name], str):
+                    raise TypeError(f"{name} is no text")
+                _check_template(environment.parse(templates[name]))
             self._system = environment.from_string(templates["system"])
             self._user = environment.from_string(templates["user"])
         except KeyError as error:
             raise ExperienceError(f"{path} has no template {error}: see {OUR_PROMPTS}") from error
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
             raise ExperienceError(f"{path} cannot be read as prompts: {error}") from error
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise ExperienceError(f"{path}: {error}") from error
         self.version = hashlib.sha256(text.encode()).hexdigest()[:8]
+        for known, success, is_begun in product(([], ["A lesson."] * 3), (True, False), (True, False)):
+            self._fill_in(  # now, not after hours of play
+                transcript="The sum?\nReply: 5",
+                turns=1 + 2 * success,
+                success=success,
+                total_reward=float(success),
+                known=known,
+                marker=MARKER,
+                is_begun=is_begun,
+            )
 
     def task(
         self, turns: pd.DataFrame, final_observation: str, known: Sequence[str], *, is_begun: bool = False
@@ -112,21 +153,41 @@ class InsightPrompts:
         Raises:
             ExperienceError: The templates ask for something that there is not.
         """
-        values = {
-            "transcript": transcript(turns, final_observation),
-            "turns": len(turns),
-            "success": bool(turns["success"].iloc[0]),
-            "total_reward": float(turns["reward"].sum()),
-            "known": [plain(text) for text in known],
-            "marker": MARKER,
-            "is_begun": is_begun,
-        }
+        return self._fill_in(
+            transcript=transcript(turns, final_observation),
+            turns=len(turns),
+            success=bool(turns["success"].iloc[0]),
+            total_reward=float(turns["reward"].sum()),
+            known=[plain(text) for text in known],
+            marker=MARKER,
+            is_begun=is_begun,
+        )
+
+    def _fill_in(self, **values: Any) -> WritingTask:
         try:
-            return WritingTask(
-                system=self._system.render(values).strip(), user=self._user.render(values).strip()
-            )
-        except jinja2.TemplateError as error:
+            system, user = self._system.render(values).strip(), self._user.render(values).strip()
+        except Exception as error:  # templates raise whatever their filters and operators do
             raise ExperienceError(f"the prompts cannot be filled in: {error}") from error
+        if not user or len(system) + len(user) > MAX_PROMPT_CHARS:
+            raise ExperienceError(
+                f"the prompts come to {len(system)} and {len(user)} characters: the user's must have some, "
+                f"both together at most {MAX_PROMPT_CHARS}"
+            )
+        return WritingTask(system=system, user=user)
+
+
+def _check_template(template: nodes.Template) -> None:
+    """Make sure that a template is filled in at once, whatever the texts in it are.
+
+    Raises:
+        jinja2.TemplateError: It may do more than show, choose and list.
+    """
+    for node in template.find_all(nodes.Node):
+        name = getattr(node, "name", "") if isinstance(node, nodes.Filter) else type(node).__name__
+        if (name not in FILTERS) if isinstance(node, nodes.Filter) else not isinstance(node, NODES):
+            raise jinja2.TemplateError(f"a prompt shows, chooses and lists, and does without {name}")
+        if isinstance(node, nodes.For) and any(node.find_all(nodes.For)):
+            raise jinja2.TemplateError("a prompt has no loop within a loop")
 
 
 def transcript(turns: pd.DataFrame, final_observation: str) -> str:
@@ -149,11 +210,14 @@ def transcript(turns: pd.DataFrame, final_observation: str) -> str:
 def plain(text: str) -> str:
     """``text`` without what a chat template or a terminal would obey: shown, not acted on."""
     text = "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else " " for c in text)
-    return text.replace("<|", "< |").replace("|>", "| >")
+    text = text.replace("<|", "< |").replace("|>", "| >")
+    return _MARKERS.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
 
 def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
-    """The items of a reply: lines that begin with the marker.
+    """The items of a reply: lines that begin with the marker, in whatever way they are listed.
+
+    Thoughts hold none, and what follows the beginning of a thought that never ends is one.
 
     An item is refused when it is too short or too long, or holds chat markup. Control characters and line
     separators become spaces.
@@ -163,17 +227,35 @@ def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
         forbidden: Further strings that no item may hold, such as a tokenizer's special tokens.
     """
     items: list[str] = []
-    for line in reply[:MAX_REPLY_CHARS].split("\n"):
+    for line in without_thoughts(reply[:MAX_REPLY_CHARS]).split("\n"):
         line = "".join(c if unicodedata.category(c)[0] not in "CZ" else " " for c in line)
-        marker, found, text = line.strip().partition(MARKER)
-        text = " ".join(text.split())
-        if marker or not found or not MIN_CHARS <= len(text) <= MAX_CHARS:
+        if (marker := _MARKER.match(line)) is None:
+            continue
+        text = line[marker.end() :].strip("*_` ")
+        text = masked(" ".join(text.split()))
+        if not MIN_CHARS <= len(text) <= MAX_CHARS:
             continue
         if _MARKUP.search(text) or any(string in text for string in forbidden):
             continue
         if text not in items:
             items.append(text)
     return items[:MAX_ITEMS]
+
+
+def without_thoughts(reply: str) -> str:
+    """What a reply says after and between its thoughts."""
+    said, depth, start = [], 0, 0
+    for tag in _THOUGHT.finditer(reply):
+        if depth == 0:
+            said.append(reply[start : tag.start()])
+        if tag[0][1] != "/":
+            depth += 1
+        elif depth:
+            depth -= 1
+        else:
+            said.clear()  # the template had begun the thought
+        start = tag.end()
+    return "".join([*said, reply[start:]] if depth == 0 else said)
 
 
 def is_instance_specific(text: str, problem: str) -> bool:

@@ -23,7 +23,9 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config
 
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
@@ -209,7 +211,7 @@ def _step(sizes: Sizes, shape: Shape, device: torch.device, way: Way) -> Row:
         from distill.lora import LoRA
 
         model = shape.model(device, torch.bfloat16, way)
-        lora = LoRA(model, rank=shape.lora_rank, alpha=32.0)
+        lora = LoRA(model, rank=shape.lora_rank, alpha=32)
         teacher, within = model, {"within": lora.off}
     else:
         model = shape.model(device, torch.float32, way)
@@ -221,7 +223,6 @@ def _step(sizes: Sizes, shape: Shape, device: torch.device, way: Way) -> Row:
         FrozenTeacher(language_model(teacher, way, max_nodes=TEACHER_TOKENS, **within)),
         lr=1e-6,
         compute_dtype=compute,
-        gradient_checkpointing=shape.width >= 4096,
         compute=way,
     )
     generator = torch.Generator().manual_seed(0)
@@ -273,7 +274,7 @@ def decoding(sizes: Sizes, device: torch.device) -> Iterator[Row]:
     generator = torch.Generator().manual_seed(0)
     size = (sizes.completions, sizes.student_prompt)
     ids_BT = torch.randint(shape.vocabulary, size, generator=generator)
-    policy = HFPolicy(model, _NoWords(), compute="padded")  # type: ignore[arg-type]
+    policy = HFPolicy(model, _tokenizer(), compute="padded")
     prompts = [tuple(row) for row in ids_BT.tolist()]
 
     def ours(new: int) -> None:
@@ -294,13 +295,11 @@ def decoding(sizes: Sizes, device: torch.device) -> Iterator[Row]:
         yield {"what": f"{shape.name}, {name}", "seconds": seconds, "tokens/s": drawn / seconds}
 
 
-class _NoWords:
-    """A tokenizer of which nothing is asked."""
-
-    eos_token_id = None
-
-    def decode(self, *_: Any, **__: Any) -> str:
-        return ""
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """A policy wants one; nothing is asked of it here."""
+    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"x": 0}, unk_token="x")))
+    fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    return fast
 
 
 def scored_operations(sizes: Sizes, shape: Shape) -> float:

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agents.asked import check
-from agents.self_improve import SelfImproveConfig, parse_args, self_improve
+from agents.cli import parse_args
+from agents.self_improve import SelfImproveConfig, self_improve
 from distill.lm.load import load_model
 from envs import check_text_env
 from evals.suite import read_suite

@@ -2,15 +2,17 @@
 
 import os
 import random
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from agents.policies.chat_template import ChatTemplate
 from agents.policies.drawing import DrawTable, draw
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
 from distill.lm.decoding import Decoding, growth_of
@@ -28,6 +30,7 @@ CPU_SHARE, GPU_SHARE = 0.125, 0.5
 """Of a machine's memory, and of a GPU's free memory, that keys and values of long replies may take."""
 DENSE = 0.75
 """Replies that have ended are carried along until so few are left of all."""
+_MARKUP = re.compile(r"\s*[<\[{|\uff5c\u25c1].*[>\]}|\uff5c\u25b7]\s*", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -75,12 +78,16 @@ class HFPolicy:
         )
         self.max_bytes = max_bytes
         self._tables: OrderedDict[tuple[Prefix, float, float], DrawTable] = OrderedDict()
+        self.control_tokens = control_tokens(tokenizer)
+        """What only the chat template may put into a prompt."""
+        self._control = re.compile("|".join(map(re.escape, self.control_tokens)) or "(?!)")
         self._encoded: dict[Prompt, Prefix] = {}
         self._decoded: dict[Prefix, str] = {}
         self._version = self.lm.weights_version
         eos = model.generation_config.eos_token_id if model.generation_config else None
         ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
-        self._eos_ids = frozenset(end for end in ends if end is not None)
+        self._template = ChatTemplate(tokenizer)
+        self._eos_ids = self._template.end_tokens().union(end for end in ends if end is not None)
 
     @property
     def window(self) -> int:
@@ -95,15 +102,27 @@ class HFPolicy:
             memo.clear()
 
     def encode(self, prompt: Prompt) -> Prefix:
-        """The prompt's token ids: the chat template's, then the reply prefix."""
+        """The prompt's token ids: the chat template's, then the reply prefix.
+
+        A control token that stands in a message is spelled out: nobody who writes there may act in the
+        template's name.
+        """
         known = self._encoded.get(prompt)
         if known is None:
-            chat = [{"role": message.role, "content": message.content} for message in prompt.messages]
-            text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-            assert isinstance(text, str)
-            known = tuple(self.tokenizer(text + prompt.reply_prefix, add_special_tokens=False)["input_ids"])
+            messages = [replace(m, content=self._spelled_out(m.content)) for m in prompt.messages]
+            text = self._template.text(messages, prompt.reply_prefix)
+            known = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             self._encoded[prompt] = known
         return known
+
+    def _spelled_out(self, text: str) -> str:
+        """``text`` with a space in each control token; as it is without any."""
+        normalizer = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "normalizer", None)
+        if normalizer is not None and self._control.search(normal := normalizer.normalize_str(text)):
+            text = normal  # what it reads there may be written otherwise, such as in wide letters
+        while self._control.search(text):
+            text = self._control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        return text
 
     def longest_action(self, reply_prefix: str, actions: Sequence[str]) -> int:
         """Tokens that the longest of the action words takes after the reply prefix."""
@@ -267,3 +286,18 @@ class HFPolicy:
             finish_reason=request.finish_reason,
             prompt_tokens=len(request.prompt_ids),
         )
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The tokens that mean more than their letters, the longest first.
+
+    They are the special ones and, of those that were added to the vocabulary, what is written as markup: not
+    every tokenizer says of ``<think>`` that it is special.
+    """
+    added = {
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or _MARKUP.fullmatch(token.content)
+    }
+    tokens = {token.strip() for token in (*tokenizer.all_special_tokens, *added)}
+    return tuple(sorted((token for token in tokens if len(token) > 1), key=lambda text: (-len(text), text)))

@@ -18,10 +18,19 @@ from typing import Any, Self
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+
+from distill.lm.sealed import DamagedFileError, load_sealed, save_sealed
+from evals.finished_run import DamagedMetricsError, read_metrics
+from experience.masking import masked
 
 PACKAGES = ("opcd-gym", "gymnasium", "torch", "transformers", "numpy", "pandas", "sqlalchemy")
+
+
+TRAIN_AGAIN = (
+    "To train again from the start, with the same outcome, remove checkpoint.safetensors and "
+    "best.safetensors from the folder and resume the run"
+)
 
 
 class RunFolderError(RuntimeError):
@@ -110,65 +119,67 @@ class RunFolder:
             return False
         entry = {"key": key, "seconds": round(self.seconds, 3), **values}
         with clear_errors(self.path / "metrics.jsonl") as path, path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(masked(entry)) + "\n")
         self._logged[key] = entry
         return True
 
-    def has_logged(self, key: str) -> bool:
-        """Whether ``metrics.jsonl`` has a line with this key."""
-        return key in self._logged
+    @property
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        return list(self._logged.values())
 
     def _read_metrics(self) -> dict[str, dict[str, Any]]:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return {}
-        entries = {}
-        whole = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # a kill in the middle of a write: the entry is logged again
-            entries[entry["key"]] = entry
-            whole.append(line)
-        self._write(
-            "metrics.jsonl", lambda tmp: tmp.write_text("".join(f"{line}\n" for line in whole), "utf-8")
-        )
-        return entries
+        try:
+            entries = read_metrics(path)
+        except DamagedMetricsError as error:
+            raise RunFolderError(f"{error}: remove that line") from error
+        # Without what a kill in the middle of a write left: that is logged again.
+        self.write_text("metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
+        return {entry["key"]: entry for entry in entries}
 
     # --- files -------------------------------------------------------------------------------
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
-        self.write_text(name, json.dumps(value, indent=2) + "\n")
+        self.write_text(name, json.dumps(masked(value), indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all."""
-        self._write(name, lambda tmp: tmp.write_text(text, "utf-8"))
+        self._write(name, lambda tmp: tmp.write_text(masked(text), "utf-8"))
 
     def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
         """Write a safetensors file, whole or not at all, with ``about`` in its header."""
-        contiguous = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
-        self._write(name, lambda tmp: save_file(contiguous, tmp, metadata={"about": json.dumps(dict(about))}))
+        self._write(name, lambda tmp: save_sealed(tensors, tmp, {"about": json.dumps(dict(about))}))
 
     def load_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """A file of ``save_tensors`` and its ``about``; ``None`` if there is none."""
+        """A file of ``save_tensors`` and its ``about``; ``None`` if there is none.
+
+        Raises:
+            RunFolderError: It is damaged.
+        """
         path = self.path / name
         if not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                return tensors, json.loads(file.metadata()["about"])
-        except (OSError, SafetensorError) as error:
-            raise RunFolderError(
-                f"{path} is damaged: {error}; remove it to train again from the start"
-            ) from error
+            tensors, metadata = load_sealed(path)
+            return tensors, json.loads(metadata["about"])
+        except (DamagedFileError, ValueError, KeyError) as error:
+            reason = str(error) if isinstance(error, DamagedFileError) else f"{path} is no file of a run"
+            raise RunFolderError(f"{reason}. {TRAIN_AGAIN}") from error
+
+    def remove(self, *names: str) -> None:
+        """Remove files, as far as they are there."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         tmp = self.path / f"{name}.tmp"
         with clear_errors(self.path / name) as target:
             try:
+                tmp.unlink(missing_ok=True)  # it may be a link to elsewhere
                 write(tmp)
                 os.replace(tmp, target)
             finally:

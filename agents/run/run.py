@@ -1,62 +1,63 @@
-"""One run in progress: what it holds, and how it plays.
+"""One run in progress: its folder, its store and its log, and how it plays.
 
-Everything happens in *phases*. What a phase produces goes to the store and the run folder, and its name says
-whether it is there already. So a resumed run goes through the same loop again, finds what is done, and goes
-on with the rest. Everything that is drawn follows from the run's seed and the phase's name, and every phase
+Everything happens in *phases*. What a phase produces goes to the store and the run folder, and ``once`` finds
+it there when the run is resumed. So a resumed run goes through the same loop again, finds what is done, and
+goes on with the rest. Everything that is drawn follows from the run's seed and the phase, and every phase
 begins with an empty memo, so a repeated phase gives the same result bit for bit.
 """
 
-import copy
-import importlib.util
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, replace
+from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import make_url
-from transformers import PreTrainedModel
 
-from agents.config import ConfigError, PolicyKind, SelfImproveConfig
+from agents import rollout
+from agents.agent import Agent
+from agents.config import ConfigError, SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
-from agents.policies.vllm.engine import LocalEngine
-from agents.policies.vllm.policy import Engine, VLLMPolicy
-from agents.policies.vllm.servers import Servers
-from agents.policies.vllm.teacher import ServedTeacher
 from agents.prompts import build_prompt
-from agents.rollout import Phase, rollout, vector_env
-from agents.run.folder import RunFolder, clear_errors
+from agents.run.folder import RunFolder, check_free
+from agents.run.resume import default_output, resumed
 from agents.run.tracking import Tracker, check_available
-from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
-from distill.lora import LoRA
 from distill.parallel import Ranks
-from distill.teacher import check_same_tokens
-from envs.deadline import deadline
+from envs.deadline import EnvFault, TimeLimit, guarded
+from envs.place import vector_env
 from envs.text_env import TextEnv, make_text_env
-from envs.words import EnvError, EnvWords
+from envs.words import EnvError
+from evals.finished_run import check_traces
 from evals.forgetting import check_tasks
+from evals.report import write_report
+from evals.result import EvalResult
 from experience.context import NO_CONTEXT, Context
 from experience.database import Database
+from experience.masking import masked
+from experience.phase import Phase
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
+from experience.terminal import Terminal
+from experience.trace import StopReason, Trace
 
 COMMIT_EVERY = 64
 """Episodes per transaction."""
-FREE_TEXT_TOKENS = 64
-"""The longest reply where it is text, unless the config says otherwise."""
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+"""All that the next step depends on, and the best weights so far."""
+CONTEXT = Phase(kind="context")
+"""Which has come to the text of the context file, as it was when the run began."""
 
 
-class Session:
-    """The agent, its teacher, its env, its experience and its run folder.
+class Run:
+    """The agent, its env, its experience and its folder.
 
     Where several processes share a run, each plays its part of the seeds, and the main one alone has the
     store and the folder.
@@ -73,14 +74,11 @@ class Session:
 
         Raises:
             ConfigError: The tracker is missing, or the context file does not fit the model's window.
-            DistillError: Teacher or adapters do not fit the model.
             EnvError: The env cannot be made or put into words, or has nothing to play in one of the splits.
             ExperienceError: The database cannot be used.
-            ModelError: The model cannot be had.
-            VLLMError: vLLM cannot be used.
+            Exception: See ``Agent``.
         """
-        self.config = config
-        self.console = console
+        self.path, self.console, self.ranks = path, console, ranks
         if config.tracker is not None:
             check_available(config.tracker)
         if config.forgetting:
@@ -94,55 +92,44 @@ class Session:
         )
         env = make()
         self.words = env.words
-        self._check_splits(env)
+        self._problems = _problems(env)
+        self._check_splits(env, config)
         self.envs = vector_env(
             make, config.num_envs, vectorization=config.vectorization, timeout=config.env_timeout
         )
-        self.ranks = ranks
-        loaded = self._load(config.model)
-        self.config = config = replace(
-            config,
-            compute_dtype=ranks.from_main(lambda: compute_dtype(config.compute_dtype, loaded.model)),
-            policy=ranks.from_main(lambda: self._policy_kind(loaded.model)),
-        )
-        self.engine = self._make_engine(loaded, path) if config.policy == "vllm" else None
-        """Who draws for the agent, where it does not do so itself."""
-        self.lora: LoRA | None = None
-        if config.lora_rank:
-            self.lora = LoRA(
-                loaded.model,
-                rank=config.lora_rank,
-                alpha=config.lora_alpha,
-                targets=config.lora_targets,
-                seed=config.seed,
-            )
-            self.base = self._agent(loaded, self.lora)
-            self.student = self._agent(loaded)
-        else:
-            self.student = self._agent(replace(loaded, model=copy.deepcopy(loaded.model)))
-            self.base = self._agent(loaded)
-        if config.vllm_url and config.resume is None and isinstance(self.base, VLLMPolicy):
-            self.base.adopt()  # before anything is sent to servers that may be somebody else's
-        self.scorer: ServedTeacher | None = None
-        """What is imitated, where it is on a server; ``teacher`` then plays in its place."""
-        if config.teacher_url:
-            self.scorer = ServedTeacher(config.teacher_url, loaded.tokenizer, config.teacher_temperature)
-        self.teacher = self._make_teacher(loaded)
-        """What is imitated, as a policy; ``Consolidation`` lets it follow the student where it has to."""
-        self.max_tokens = reply_tokens(config, self.base, self.words)
+        self.agent = Agent(config, env.words, path, console=console, ranks=ranks)
+        self.config = config = self.agent.config
+        """With what ``auto`` has turned out to be."""
         if config.context_file is not None and config.resume is None:
             self._check_fits(config.context_file)
-        self._path = path
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
         self._tracker: Tracker | None = None
         self._opened = ExitStack()
+        self._played: list[Phase] = []
         if config.store is not None and ranks.is_main:
             Database(config.store).close()  # last, since it makes one that is not there
-        self.student_step = 0
-        """After which optimiser step the student's weights are."""
-        self.played: list[str] = []
-        """Finished train phases, in order: where insights come from."""
+
+    @classmethod
+    def open(cls, config: SelfImproveConfig, console: Console | None = None) -> Self:
+        """A new run, or with ``config.resume`` the rest of that one, among all of its processes.
+
+        Args:
+            config: What to do.
+            console: Where to report progress; by default standard error.
+
+        Raises:
+            RunFolderError: The folder cannot be used.
+            Exception: See ``Run``.
+        """
+        ranks = Ranks.connect(config.device)
+        path = config.resume or config.output or default_output(config.env)
+        if config.resume is not None:
+            config = resumed(config, path)
+        elif ranks.is_main:
+            check_free(path)
+        console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)
+        return cls(config, path, console=console, ranks=ranks)
 
     def __enter__(self) -> Self:
         """Open the run's folder, its store and its tracker.
@@ -152,7 +139,7 @@ class Session:
             RunFolderError: The folder cannot be used.
             ExperienceError: The store cannot be used.
         """
-        config, path = self.config, self._path
+        config, path = self.config, self.path
         with ExitStack() as opened:
             opened.callback(self.envs.close)
             if self.ranks.is_main:
@@ -163,18 +150,17 @@ class Session:
                 self._store = opened.enter_context(ExperienceStore(location, self.folder.run_id))
                 for left in path.glob("served-weights-*"):  # by a kill
                     shutil.rmtree(left, ignore_errors=True)
-                first = "round1/play0"
-                if self.folder.has_logged(first) and not self.store.is_finished(first):
+                traces = self.store.traces()
+                if self.folder.logged and traces.empty:
                     raise ConfigError(
                         f"the store has nothing of the run in {path}: name its own with --store"
                     )
+                check_traces(self.folder.logged, traces)
                 if config.tracker is not None:
                     self._tracker = Tracker(config.tracker, path, _jsonable(config))
                     opened.callback(self._tracker.close)
-                if config.context_file is not None and not self.store.is_finished("context"):
-                    self.store.finish_phase(
-                        "context", config.context_file.read_text(encoding="utf-8").strip()
-                    )
+            if config.context_file is not None:
+                self.once(CONTEXT, partial(_text, config.context_file))
             self._opened = opened.pop_all()
         return self
 
@@ -193,195 +179,185 @@ class Session:
         assert self._store is not None
         return self._store
 
-    def log(self, key: str, **values: Any) -> None:
-        """Log a metric, once; see ``RunFolder.log``."""
-        if self.ranks.is_main and self.folder.log(key, **values) and self._tracker is not None:
+    # --- what makes it resumable -------------------------------------------------------------------
+
+    def once(self, phase: Phase, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, as JSON gives it back; made once in a run's life, and read from then on.
+
+        Args:
+            phase: What it is of.
+            make: Makes it, on every process; the main one's goes to the store.
+        """
+        return self._once([phase], lambda _: [make()])[0]
+
+    def _once(self, phases: Sequence[Phase], make: Callable[[Sequence[Phase]], Sequence[Any]]) -> list[Any]:
+        """The same for several that are made together; ``make`` is given those that are missing."""
+        if missing := [phase for phase in phases if not self.has(phase)]:
+            made = make(missing)
+            if self.ranks.is_main:
+                for phase, value in zip(missing, made, strict=True):
+                    self.store.finish_phase(str(phase), value)
+        return self.ranks.from_main(lambda: [self.store.result(str(phase)) for phase in phases])
+
+    def has(self, phase: Phase) -> bool:
+        """Whether the phase is in the store."""
+        return self.ranks.from_main(lambda: self.store.is_finished(str(phase)))
+
+    def log(self, phase: Phase, **values: Any) -> None:
+        """Log what a phase came to, once; see ``RunFolder.log``."""
+        if self.ranks.is_main and self.folder.log(str(phase), **values) and self._tracker is not None:
             self._tracker.log(values)
 
-    def _check_splits(self, env: TextEnv) -> None:
-        """Each split must have something to play; any other error of a reset is that episode's."""
-        sizes = getattr(env.unwrapped, "part_sizes", None)
-        self._problems: dict[Split, int] = dict(zip(Split, sizes, strict=True)) if sizes else {}
-        for split in Split:
-            [seed] = SeedRange(split=split, run_seed=self.config.seed, start=0, size=1)
-            try:
-                with deadline(self.config.env_timeout):
-                    env.reset(seed=seed)
-            except EnvError:
-                raise
-            except Exception:
-                continue
-        env.close()
-        for seeds in (self.validation_seeds, self.test_seeds):
-            if len(seeds) == self._problems.get(seeds.split):
-                self.console.print(f"{seeds.split}: each of {len(seeds)} problems once")
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What ``results.json`` holds; ``None`` until the run has come to its end."""
 
-    def _check_fits(self, context_file: Path) -> None:
-        prompt = build_prompt(
-            self.words, "", [context_file.read_text(encoding="utf-8").strip()], self.config.layout
-        )
-        tokens, window = len(self.teacher.encode(prompt)), self.teacher.lm.window
-        if tokens + self.max_tokens > window:
-            raise ConfigError(
-                f"{context_file} makes a prompt of {tokens} tokens; with {self.max_tokens} of a reply they "
-                f"do not fit the model's window of {window}: shorten it"
-            )
+        def read() -> dict[str, Any] | None:
+            file = self.path / "results.json"
+            return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
-    def _load(self, name: str) -> LoadedModel:
-        config = self.config
-        self.console.print(f"loading {name}", markup=False)
-        loaded = load_model(
-            name,
-            device=str(self.ranks.device or config.device),
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-            compute=config.compute,
-        )
-        for note in (*loaded.notes, f"computed {loaded.support}"):
-            self.console.print(note, markup=False)
-        return loaded
+        return self.ranks.from_main(read)
 
-    def load_policy(self, name: str) -> HFPolicy:
-        """Another model, to be used as it is."""
-        return self._policy(self._load(name))
+    def save_model(self) -> None:
+        """Write the student to ``model/``; see ``Agent.save``."""
+        if self.ranks.is_main:
+            self.agent.save(self.path / "model")
 
-    def _policy_kind(self, model: PreTrainedModel) -> PolicyKind:
-        """What ``auto`` is: where replies are a few words, remembering them beats computing them fast."""
-        if self.config.policy != "auto":
-            return self.config.policy
-        has_vllm = importlib.util.find_spec("vllm") is not None
-        suits = model.device.type == "cuda" and not self.words.actions and self.ranks.size == 1
-        return "vllm" if has_vllm and suits else "hf"
+    def finish(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Write the report and drop what only an unfinished run needs; returns the results.
 
-    def _make_engine(self, loaded: LoadedModel, path: Path) -> Engine:
-        config, model = self.config, loaded.model
-        if self.ranks.size > 1:
-            raise ConfigError("policy vllm is for a run in one process: take policy hf")
-        if config.vllm_url:
-            return Servers(config.vllm_url, loaded.tokenizer, weights=config.vllm_weights or path)
-        self.console.print("starting vLLM")
-        return LocalEngine(
-            model,
-            dtype=autocast(model, config.compute_dtype) or model.dtype,
-            window=config.vllm_window,
-            memory=config.vllm_memory,
-        )
+        Raises:
+            RunFolderError: The report cannot be written.
+            ExperienceError: The experience cannot be read.
+        """
+        if self.ranks.is_main:
+            write_report(self.path, self.config.store)
+            if not self.config.keep_checkpoints:
+                self.folder.remove(CHECKPOINT, BEST)
+        return results
 
-    def _agent(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
-        """The agent's own model as a policy; with ``lora`` its adapters are off."""
-        if self.engine is None:
-            return self._policy(loaded, lora)
-        return VLLMPolicy(
-            loaded.model,
-            loaded.tokenizer,
-            engine=self.engine,
-            weights=None if self.lora is None else partial(self.lora.weights, merged=lora is None),
-            compute_dtype=autocast(loaded.model, self.config.compute_dtype),
-            within=nullcontext if lora is None else lora.off,
-            compute=loaded.support.way,
-        )
-
-    def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
-        """The model as a policy; with ``lora`` its adapters are off."""
-        return as_policy(loaded, self.config.compute_dtype, within=nullcontext if lora is None else lora.off)
-
-    def _make_teacher(self, loaded: LoadedModel) -> HFPolicy:
-        config = self.config
-        if config.teacher_model is not None:
-            other = self._load(config.teacher_model)
-            check_same_tokens(loaded.tokenizer, other.tokenizer)
-            return self._policy(other)
-        if config.teacher == "base":
-            return self.base
-        if config.teacher == "self":
-            return self.student
-        return self._policy(replace(loaded, model=copy.deepcopy(self.student.lm.model)))
+    # --- playing -----------------------------------------------------------------------------------
 
     def play(
         self,
-        name: str,
+        phase: Phase,
         policy: HFPolicy,
         seeds: SeedRange,
         temperature: float,
         context: Context = NO_CONTEXT,
     ) -> pd.DataFrame:
         """Play one phase, unless it is in the store already; returns its traces."""
-        phase = Phase(name=name, seeds=seeds, context=context)
-        return self.play_all(name, [phase], policy, temperature)[0]
+        return self.play_all(str(phase), [(phase, context)], policy, seeds, temperature)[0]
 
     def play_all(
-        self, title: str, phases: Sequence[Phase], policy: HFPolicy, temperature: float
+        self,
+        title: str,
+        phases: Sequence[tuple[Phase, Context]],
+        policy: HFPolicy,
+        seeds: SeedRange,
+        temperature: float,
     ) -> list[pd.DataFrame]:
-        """Play the phases side by side, but for those in the store already; returns the traces of each."""
-        missing = [phase for phase in phases if not self.is_finished(phase.name)]
-        if missing:
-            policy.clear()
-            ranks = self.ranks
-            traces = rollout(
-                self.envs,
-                self.words,
-                policy,
-                [replace(phase, seeds=phase.seeds.part(ranks.rank, ranks.size)) for phase in missing],
-                sampling=Sampling(temperature=temperature, max_tokens=self.max_tokens),
-                policy_id=self.policy_id(policy),
-                env_id=self.config.env,
-                layout=self.config.layout,
-            )
-            total = sum(len(phase.seeds) for phase in missing)
-            successes = turns = done = 0
-            started = time.monotonic()
-            with self.progress(title, total) as bar:
-                while done < total:
-                    batch = ranks.gather(list(islice(traces, COMMIT_EVERY)))
-                    if ranks.is_main:
-                        self.store.add_traces(batch)
-                    successes += sum(trace.success for trace in batch)
-                    turns += sum(len(trace.turns) for trace in batch)
-                    done += len(batch)
-                    speed = turns / (time.monotonic() - started)
-                    note = f"success {successes / done:.1%}, {speed:,.0f} steps/s"
-                    # Drawn at once: under another bar a short phase would be over before the next redraw.
-                    bar.update(bar.task_ids[0], completed=done, note=note, refresh=True)
-            policy.clear()  # what comes next may need the room
-            if ranks.is_main:
-                for phase in missing:
-                    self.store.finish_phase(phase.name)
-        frames = self.ranks.from_main(lambda: [self.store.traces(phase=phase.name) for phase in phases])
-        for phase, frame in zip(phases, frames, strict=True):
+        """Play phases on the same seeds side by side, but for those in the store; returns each's traces."""
+        contexts = dict(phases)
+
+        def play(missing: Sequence[Phase]) -> list[None]:
+            self._play(title, {phase: contexts[phase] for phase in missing}, policy, seeds, temperature)
+            return [None] * len(missing)
+
+        self._once(list(contexts), play)
+        frames = self.ranks.from_main(lambda: [self.store.traces(phase=str(phase)) for phase, _ in phases])
+        for (phase, _), frame in zip(phases, frames, strict=True):
             self.log(
-                phase.name,
+                phase,
                 kind="play",
                 success_rate=float(frame["success"].mean()),
                 episodes=len(frame),
                 turns=int(frame["num_turns"].sum()),
             )
+            if seeds.split == Split.TRAIN:
+                self._note_played(phase, frame)
         return frames
 
-    def is_finished(self, phase: str) -> bool:
-        """Whether the phase is in the store."""
-        return self.ranks.from_main(lambda: self.store.is_finished(phase))
+    def _play(
+        self,
+        title: str,
+        phases: dict[Phase, Context],
+        policy: HFPolicy,
+        seeds: SeedRange,
+        temperature: float,
+    ) -> None:
+        policy.clear()
+        ranks = self.ranks
+        mine = seeds.part(ranks.rank, ranks.size)
+        traces = rollout.rollout(
+            self.envs,
+            self.words,
+            policy,
+            [
+                rollout.Phase(name=str(phase), seeds=mine, context=context)
+                for phase, context in phases.items()
+            ],
+            sampling=Sampling(temperature=temperature, max_tokens=self.agent.max_tokens),
+            policy_id=self.agent.weights_of(policy),
+            env_id=self.config.env,
+            layout=self.config.layout,
+        )
+        total = len(seeds) * len(phases)
+        successes = turns = done = unfit = 0
+        is_played = False
+        held: list[Trace] = []  # what does nothing but fail is not kept: it is to be played again
+        started = time.monotonic()
+        with self.progress(title, total) as bar:
+            while done < total:
+                batch = ranks.gather(list(islice(traces, COMMIT_EVERY)))
+                held += batch
+                is_played = is_played or not all(trace.is_fault for trace in batch)
+                if is_played:
+                    if ranks.is_main:
+                        self.store.add_traces(held)
+                    held = []
+                successes += sum(trace.success for trace in batch)
+                turns += sum(len(trace.turns) for trace in batch)
+                done += len(batch)
+                unfit += sum(trace.stop_reason == StopReason.OUT_OF_TOKENS for trace in batch)
+                speed = turns / (time.monotonic() - started)
+                note = f"success {successes / done:.1%}, {speed:,.0f} steps/s"
+                # Drawn at once: under another bar a short phase would be over before the next redraw.
+                bar.update(bar.task_ids[0], completed=done, note=note, refresh=True)
+        policy.clear()  # what comes next may need the room
+        rollout.check_played(held)
+        if unfit:  # else they would look like episodes that were lost
+            self.console.print(
+                f"{title}: {unfit} of {done} episodes ended early, since a prompt and "
+                f"{self.agent.max_tokens} tokens of a reply do not fit the window of {policy.window}: "
+                "take a model with a longer one, or shorten prompts or replies",
+                soft_wrap=True,
+                markup=False,
+            )
 
-    def policy_id(self, policy: HFPolicy) -> str:
-        """Which weights these are, for the record."""
-        if policy is self.base:
-            return "base"
-        return f"step{self.student_step}" if policy is self.student else "teacher"
+    def _note_played(self, phase: Phase, traces: pd.DataFrame) -> None:
+        self._played.append(phase)
+        if phase.index == 0:  # the agent on its own
+            self.log(
+                Phase(kind="start", round=phase.round),
+                kind="round",
+                round=phase.round,
+                step=self.agent.step,
+                **EvalResult.from_traces(traces).as_dict(),
+            )
 
-    def save_model(self) -> None:
-        """The student and its tokenizer as a plain Hugging Face folder, ``model/``, adapters merged in."""
-        if not self.ranks.is_main:
-            return
-        model = self.student.lm.model if self.lora is None else self.lora.merged()
-        tmp, target = self.folder.path / "model.tmp", self.folder.path / "model"
-        shutil.rmtree(tmp, ignore_errors=True)
-        with clear_errors(target):
-            try:
-                model.save_pretrained(tmp)
-                self.student.tokenizer.save_pretrained(tmp)
-                shutil.rmtree(target, ignore_errors=True)
-                tmp.rename(target)
-            finally:
-                shutil.rmtree(tmp, ignore_errors=True)
+    @property
+    def played(self) -> list[str]:
+        """The finished train phases, in order: where insights come from."""
+        return list(map(str, self._played))
+
+    # --- seeds -------------------------------------------------------------------------------------
+
+    def train_seeds(self, round: int, wave: int, waves: int) -> SeedRange:
+        """Of one of the ``waves`` of a round; no two share any."""
+        size = self.config.episodes // waves
+        start = ((round - 1) * waves + wave) * size
+        return SeedRange(split=Split.TRAIN, run_seed=self.config.seed, start=start, size=size)
 
     @property
     def validation_seeds(self) -> SeedRange:
@@ -397,6 +373,33 @@ class Session:
         """Where problems can be counted, none twice: intervals are for episodes that differ."""
         size = min(size, self._problems.get(split, size))
         return SeedRange(split=split, run_seed=self.config.seed, start=0, size=size)
+
+    def _check_splits(self, env: TextEnv, config: SelfImproveConfig) -> None:
+        """Each split must have something to play; any other error of a reset is that episode's."""
+        for split in Split:
+            [seed] = SeedRange(split=split, run_seed=config.seed, start=0, size=1)
+            try:
+                guarded(partial(env.reset, seed=seed), TimeLimit.of(config.env_timeout))
+            except EnvFault as fault:
+                if isinstance(fault.__cause__, EnvError):
+                    raise fault.__cause__ from None
+        env.close()
+        for split, asked in (
+            (Split.VALIDATION, config.validation_episodes),
+            (Split.TEST, config.test_episodes),
+        ):
+            if asked >= (size := self._problems.get(split, asked + 1)):
+                self.console.print(f"{split}: each of {size} problems once")
+
+    def _check_fits(self, context_file: Path) -> None:
+        prompt = build_prompt(self.words, "", [_text(context_file)], self.config.layout)
+        teacher, reply = self.agent.teacher, self.agent.max_tokens
+        tokens, window = len(teacher.encode(prompt)), teacher.lm.window
+        if tokens + reply > window:
+            raise ConfigError(
+                f"{context_file} makes a prompt of {tokens} tokens; with {reply} of a reply they "
+                f"do not fit the model's window of {window}: shorten it"
+            )
 
     def progress(self, name: str, total: int) -> Progress:
         """A progress bar with one task; quiet where the output is no terminal."""
@@ -414,46 +417,17 @@ class Session:
         return progress
 
 
-def as_policy(
-    loaded: LoadedModel,
-    dtype: Dtype,
-    *,
-    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> HFPolicy:
-    """A model as a policy.
-
-    Args:
-        loaded: The model.
-        dtype: What its matrix products are narrowed to, if its weights are wider; see ``compute_dtype``.
-        within: See ``LanguageModel``.
-    """
-    return HFPolicy(
-        loaded.model,
-        loaded.tokenizer,
-        compute_dtype=autocast(loaded.model, dtype),
-        within=within,
-        compute=loaded.support.way,
-    )
+def _problems(env: TextEnv) -> dict[Split, int]:
+    """How many problems each split has, where they can be counted."""
+    sizes = getattr(env.unwrapped, "part_sizes", None)
+    return dict(zip(Split, sizes, strict=True)) if sizes else {}
 
 
-def autocast(model: PreTrainedModel, dtype: Dtype) -> torch.dtype | None:
-    """What the model's matrix products are narrowed to, if its weights are wider; see ``compute_dtype``."""
-    compute: torch.dtype = getattr(torch, compute_dtype(dtype, model))
-    return compute if compute.itemsize < model.dtype.itemsize else None
-
-
-def reply_tokens(config: SelfImproveConfig, policy: HFPolicy, words: EnvWords) -> int:
-    """The longest reply, in tokens: as configured, or what the longest action takes."""
-    if config.max_new_tokens is not None:
-        return config.max_new_tokens
-    if not words.actions:
-        return FREE_TEXT_TOKENS
-    return policy.longest_action(words.reply_prefix, words.actions)
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8").strip()
 
 
 def _jsonable(config: SelfImproveConfig) -> dict[str, Any]:
-    values = asdict(config)
-    if config.store is not None and "://" in config.store:
-        # Passwords are not written down: a resumed run takes them from --store again, or the server's client.
-        values["store"] = make_url(config.store).render_as_string(hide_password=True)
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    """Without secrets, which are not written down: a resumed run is given them again."""
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    return masked(values)

@@ -246,10 +246,14 @@ def rope_settings(model: PreTrainedModel) -> list[dict[str, Any]]:
 def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype) -> int:
     """What the keys and values of one token take, at most; recurrent layers take nothing per token."""
     config = model.config.get_text_config()
-    all_heads = getattr(config, "num_attention_heads", None) or 1
-    heads = getattr(config, "num_key_value_heads", None) or all_heads
-    if not isinstance(heads, int):  # one number for each layer
-        heads = max(heads)
-    widths = [getattr(config, name, None) for name in ("head_dim", "global_head_dim")]
-    width = max((w for w in widths if isinstance(w, int)), default=config.hidden_size // all_heads)
-    return int(2 * config.num_hidden_layers * heads * width * dtype.itemsize)
+    own = getattr(config, "per_layer_config", None)  # of models whose layers differ
+    layers = range(config.num_hidden_layers)
+    return sum(_numbers_per_token(config if own is None else own[layer]) for layer in layers) * dtype.itemsize
+
+
+def _numbers_per_token(layer: Any) -> int:
+    """Of a layer's keys and values, from its configuration."""
+    all_heads = getattr(layer, "num_attention_heads", None) or 1
+    heads = getattr(layer, "num_key_value_heads", None) or all_heads
+    width = getattr(layer, "head_dim", None) or layer.hidden_size // all_heads
+    return 2 * int(heads) * int(width)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import time
 import timeit
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.lm.sealed import check_folder, seal_folder
 from distill.lm.support import Compute, Support, UnsupportedModelError, find_support
 
 EMBEDDED = "smollm2"
@@ -62,21 +64,26 @@ def load_model(
             cannot be computed exactly.
     """
     cache = _embedded_cache() if name == EMBEDDED else None
-    source, options = (str(cache), {}) if cache is not None and cache.is_dir() else _resolve(name)
     torch_dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    options["trust_remote_code"] = trust_remote_code
-    base = _adapted(source)
-    try:
-        if base is None:
-            tokenizer, model = _read(source, torch_dtype, options)
-        else:
-            tokenizer, model = _merged(source, base, torch_dtype, options)
-    except ModelError as error:
-        raise ModelError(f"{_where(name, source)} {error}") from error
-    except Exception as error:  # transformers and the formats raise what they like
-        raise ModelError(
-            f"{_where(name, source)} cannot be loaded: {_reason(error)}{_advice(name)}"
-        ) from error
+    found = None if cache is None else _from_cache(cache, torch_dtype)
+    base: str | None = None
+    if found is not None:
+        source, (tokenizer, model) = str(cache), found
+    else:
+        source, options = _resolve(name)
+        options["trust_remote_code"] = trust_remote_code
+        base = _adapted(source)
+        try:
+            if base is None:
+                tokenizer, model = _read(source, torch_dtype, options)
+            else:
+                tokenizer, model = _merged(source, base, torch_dtype, options)
+        except ModelError as error:
+            raise ModelError(f"{_where(name, source)} {error}") from error
+        except Exception as error:  # transformers and the formats raise what they like
+            raise ModelError(
+                f"{_where(name, source)} cannot be loaded: {_reason(error)}{_advice(name)}"
+            ) from error
     if tokenizer.chat_template is None:
         raise ModelError(f"{_where(name, source)} has no chat template: take an instruction-tuned model")
     _check_vocabulary(_where(name, source), model, tokenizer)
@@ -103,6 +110,7 @@ def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Pre
     Raises:
         ModelError: Weights are missing: transformers would draw them anew at each loading.
     """
+    check_folder(Path(source))
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
@@ -153,7 +161,7 @@ def _merged(
     if (Path(folder) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     merged = PeftModel.from_pretrained(model, folder, use_safetensors=True)
-    return tokenizer, merged.merge_and_unload(safe_merge=True)
+    return tokenizer, merged.merge_and_unload(safe_merge=True).requires_grad_(True)
 
 
 def _check_vocabulary(where: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -180,7 +188,8 @@ def compute_dtype(name: Dtype, model: PreTrainedModel) -> Dtype:
 
     def seconds(dtype: torch.dtype) -> float:
         factor = torch.ones((512, 512), dtype=dtype)
-        return min(timeit.repeat(lambda: factor @ factor, number=1, repeat=5))
+        # Of the process's own time: others on the machine must not change the answer.
+        return min(timeit.repeat(lambda: factor @ factor, timer=time.process_time, number=1, repeat=9))
 
     return "bfloat16" if seconds(torch.float32) > 1.5 * seconds(torch.bfloat16) else "float32"
 
@@ -223,14 +232,46 @@ def _embedded_cache() -> Path | None:
     return Path(base) / "opcd-gym" / f"{EMBEDDED}-{version}"
 
 
+def _from_cache(cache: Path, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, Any] | None:
+    """What is kept at ``cache``; a damaged one is removed, to be made again."""
+    for left in cache.parent.glob(f"{cache.name}.*.tmp"):
+        if not _is_running(left.name.removeprefix(f"{cache.name}.").removesuffix(".tmp")):
+            shutil.rmtree(left, ignore_errors=True)  # by a kill
+    if not cache.is_dir():
+        cache.unlink(missing_ok=True)
+        return None
+    try:
+        tokenizer, model = _read(str(cache), dtype, {})
+        if tokenizer.chat_template is None:
+            raise ValueError("it has lost its chat template")
+    except Exception:  # whatever is wrong with it, there is the original
+        shutil.rmtree(cache, ignore_errors=True)
+        return None
+    return tokenizer, model
+
+
+def _is_running(process: str) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _fill_cache(cache: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Keep a converted model at ``cache``, whole or not at all; without room there, there is no cache."""
     tmp = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
     try:
         model.save_pretrained(tmp)
+        seal_folder(tmp)
         tokenizer.save_pretrained(tmp)
         tmp.rename(cache)
     except Exception:  # safetensors has errors of its own; the model is loaded, so nothing is lost
+        pass
+    finally:  # also when it is interrupted
         shutil.rmtree(tmp, ignore_errors=True)
 
 

@@ -20,7 +20,7 @@ from envs.adapters.json_seen import seen_text
 from envs.adapters.limit import with_limit
 from envs.adapters.openenv_session import PATIENCE, Session, ask_for_action
 from envs.any_text import AnyText, clean, first_line
-from envs.deadline import deadline
+from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.spaces import any_words
 from envs.words import EnvError, EnvWords
 
@@ -52,10 +52,9 @@ class OpenEnvEnv(gym.Env[str, Any]):
         """What the server takes."""
         self.action_space = Discrete(len(self.action.choices)) if self.action.choices else AnyText()
         try:
-            with deadline(2 * PATIENCE):
-                self.reset(seed=0)
-        except Exception as error:  # whatever a server makes of it
-            raise EnvError(f"{url} begins no episode: {first_line(error)}") from error
+            guarded(lambda: self.reset(seed=0), TimeLimit(clock=2 * PATIENCE))
+        except EnvFault as fault:
+            raise EnvError(f"{url} begins no episode: {first_line(fault.__cause__ or fault)}") from fault
         finally:
             self.close()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from envs.adapters.json_action import JsonAction
 from envs.any_text import first_line
-from envs.deadline import deadline
+from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.words import EnvError
 
 PATIENCE = 10.0
@@ -86,13 +86,19 @@ def ask_for_action(url: str) -> JsonAction:
     Raises:
         EnvError: None answers, or it is of another kind.
     """
+
+    def read() -> bytes:
+        with urllib.request.urlopen(f"{url}/schema", timeout=PATIENCE) as page:
+            return bytes(page.read(MAX_BYTES))
+
     try:
-        with deadline(PATIENCE), urllib.request.urlopen(f"{url}/schema", timeout=PATIENCE) as page:
-            read = page.read(MAX_BYTES)
-    except Exception as error:
-        raise EnvError(f"no OpenEnv server answers at {url}/schema: {first_line(error)}") from error
+        page = guarded(read, TimeLimit(clock=PATIENCE))
+    except EnvFault as fault:
+        raise EnvError(
+            f"no OpenEnv server answers at {url}/schema: {first_line(fault.__cause__ or fault)}"
+        ) from fault
     try:
-        return JsonAction(json.loads(read)["action"])
+        return JsonAction(json.loads(page)["action"])
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise EnvError(
             f"{url} is no server of OpenEnv's, which describe their actions at /schema: another protocol?"

@@ -1,6 +1,7 @@
 """The paper's Frozen Lake: another small board in each episode, and nothing explained."""
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,19 @@ MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
 """(row, column) steps of left, down, right, up."""
 MAX_MOVES = 5
 MAX_BUMPS = 2
+RANDOM_LAKE_SETTINGS: Mapping[str, Any] = {
+    "rounds": 1,
+    "episodes": 1536,
+    "waves": 16,
+    "steps": 80,
+    "off_policy_steps": 40,
+    "lr": 5e-5,
+    "lr_schedule": "linear",
+    "batch_size": 40,
+    "validation_episodes": 95,
+    "test_episodes": 128,
+}
+"""What an agent does best with here; the names are those of agents/config.py."""
 
 Board = tuple[str, ...]
 

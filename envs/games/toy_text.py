@@ -1,5 +1,6 @@
 """Words for Gymnasium's toy-text environments; Frozen Lake has a file of its own."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -14,6 +15,22 @@ STOPS = ("red", "green", "yellow", "blue")
 """Taxi's stops, in the order of its state numbers; the next one is the taxi itself."""
 COLUMNS = 12
 """Of the cliff's grid."""
+TAXI_SETTINGS: Mapping[str, Any] = {
+    "rounds": 1,
+    "episodes": 256,
+    "waves": 8,
+    "steps": 100,
+    "off_policy_steps": 25,
+    "eval_every": 25,
+    "lr": 1e-4,
+    "lr_schedule": "linear",
+    "batch_size": 32,
+    "action_power": 0.5,
+    "validation_episodes": 64,
+    "test_episodes": 500,
+    "max_invalid_replies": 20,
+}
+"""What an agent does best with here; the names are those of agents/config.py."""
 
 
 def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:

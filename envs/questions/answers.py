@@ -69,7 +69,7 @@ _IS_THE_ANSWER = re.compile(
 )
 _SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)")
 _CLAUSE_END = re.compile(
-    r",\s+(?!(?:and|or)\b)(?=[A-Za-z]{2})|;|\s(?:because|since|which|but|as in|where)\b"
+    r",\s+(?!(?:and|or)\b)(?=[A-Za-z]{2})|;|\s(?:because|since|which|but|as in|where|i\.e\.|that is)(?!\w)"
     r"|\s[-:]+\s(?=[A-Za-z]{2}|I\b)"
 )
 _NEGATION = re.compile(
@@ -248,11 +248,11 @@ def formula_in(said: str) -> str:
     restated = [plain_number(part) for part in re.split(r",?\s+or\s+", said)]
     if len({number.unit for number in restated if number and number.unit}) == len(restated) > 1:
         return re.split(r",?\s+or\s+", said)[0]  # 42 minutes, or 0.7 hours
-    if displayed := _MATH.search(said):
-        return _tidy(next(group for group in displayed.groups() if group))
+    if typeset := _MATH.search(said):
+        return _tidy(next(group for group in typeset.groups() if group))
     formulas, between = [""], [""]
     for piece in _PIECES.split(said):
-        is_unit = formulas[-1][-1:].isspace() and unit_of(piece) in UNITS.values()
+        is_unit = re.search(r"[0-9]\s$", formulas[-1]) and unit_of(piece) in UNITS.values()
         if _PIECES.fullmatch(piece) and not (piece.lower() in _MATH_WORDS or is_unit or _is_letter(piece)):
             between[-1] += f" {piece.lower()}"
         elif between[-1] and piece.strip():
@@ -395,7 +395,8 @@ def _tidy(answer: str) -> str:
     r"""Without the marks around it; of ``$x$``, ``**x**`` or ``x.``, ``x``."""
     answer = _BEFORE.sub("", _DELIMITERS.sub("", answer).replace("\\displaystyle", ""))
     answer = answer.strip(" \t\n*`").removesuffix("\\").lstrip(" \n\t,;:=").rstrip(" \n\t.,;:=?")
-    if (calm := answer.rstrip("!"))[-2:].isalpha():  # 5! is a factorial
+    calm = answer.rstrip("!")
+    if len(calm) > 1 and calm[-2:].isalpha():  # 5! and n! are factorials
         answer = calm
     if len(answer) > 1 and answer[0] == answer[-1] and answer[0] in "\"'_":
         answer = answer.strip(answer[0])

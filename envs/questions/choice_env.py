@@ -21,6 +21,21 @@ Match = Literal["tag", "exact", "letter"]
 MAX_LABELS = 64
 """More different answers than these are no labels."""
 MAX_QUESTION_CHARS = 32_768
+CHOICE_SETTINGS: Mapping[str, Any] = {
+    "rounds": 1,
+    "episodes": 128,
+    "waves": 1,
+    "steps": 20,
+    "off_policy_steps": 6,
+    "eval_every": 5,
+    "batch_size": 8,
+    "validation_episodes": 64,
+    "test_episodes": 300,
+    "teacher_temperature": 1.0,
+    "eval_temperature": (0.0,),
+    "max_new_tokens": 12,
+}
+"""What an agent does best with here; the names are those of agents/config.py."""
 
 _TAG = re.compile(r"<answer>\s*([^<>]*?)\s*</answer>", re.IGNORECASE)
 _LETTER = re.compile(r"\W*([A-Za-z])(?![A-Za-z'’])")  # noqa: RUF001

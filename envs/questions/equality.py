@@ -37,9 +37,10 @@ _LETTER = re.compile(r"\(?([A-Z])\)?()")
 _OPTION = re.compile(
     r"\W*(?:(?:option|choice|letter)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*]|-\s|$|\s\(?[-$\\0-9])))"
 )
-_ANOTHER = re.compile(r"[\s,;/&*]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?[A-Z]\b")
+_ANOTHER = re.compile(r"\)?\s*\([A-Z]\)|[\s,;/&*)]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?[A-Z]\b")
 _LABEL = re.compile(r"\(?([A-Z])[).:]\s+(?=\S)|\(([A-Z])\)\s*(?=\S)")
-_COMMANDS = re.compile(r"\\[A-Za-z]+")
+_BASED = re.compile(r"\s*(-?[0-9A-F]+)_\{?([0-9]+)\}?\s*")
+"""A number with its base."""
 _FUNCTIONS = (
     r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|lg|exp|sqrt|pi|theta|alpha|beta|lim|max|min|"
     r"mod|gcd|lcm|det|inf|infinity|oo"
@@ -88,10 +89,11 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     """Compare two answers that have been read and are short."""
     if same_text(answer, gold):
         return Decision(True, "the same")
-    if (letter := _LETTER.fullmatch(_plain(gold)) or _LABEL.match(_plain(gold))) and (
-        option := _option(answer)
-    ):
+    letter = _LETTER.fullmatch(_plain(gold)) or _LABEL.match(_plain(gold))
+    if letter and (option := _option(answer)):
         return _decision(option == (letter[1] or letter[2]))
+    if (based := _BASED.fullmatch(answer)) and (gold_based := _BASED.fullmatch(gold)):
+        return _decision(based.groups() == gold_based.groups())
     left, right = _values(_SIZES.sub("", answer), _SIZES.sub("", gold))
     number, gold_number = plain_number(left), plain_number(right)
     if number is None and gold_number is not None and _unfinished(left, right):

@@ -1,5 +1,6 @@
 """``Math-v0``: one problem per episode, answered in text."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import gymnasium as gym
@@ -14,6 +15,23 @@ from envs.words import EnvError, EnvWords, Success
 MAX_ATTEMPTS = 32
 MAX_QUESTION_CHARS = MAX_CHARS - 8192
 """An observation is a question, and what is said about the last answer."""
+MATH_SETTINGS: Mapping[str, Any] = {
+    "rounds": 1,
+    "episodes": 240,
+    "waves": 1,
+    "steps": 15,
+    "eval_every": 5,
+    "batch_size": 16,
+    "lr": 1e-5,
+    "teacher_temperature": 1.0,
+    "test_episodes": 512,
+    "eval_temperature": (0.0,),
+    "insight_traces": 64,
+    "context_place": "before",
+    "validation_episodes": 128,
+    "max_new_tokens": 32,
+}
+"""What an agent does best with here; the names are those of agents/config.py."""
 
 
 class MathEnv(PartedEnv[str, str]):

@@ -58,8 +58,56 @@ def test_items_are_lines_behind_the_marker() -> None:
 
 
 @pytest.mark.parametrize(
+    "marker",
+    [
+        *("* EXPERIENCE ITEM:", "- **EXPERIENCE ITEM:**", "1. EXPERIENCE ITEM:", "EXPERIENCE ITEM:"),
+        *("- **EXPERIENCE ITEM**:", "**EXPERIENCE ITEM:**", "2) **EXPERIENCE ITEM**:", "+ EXPERIENCE ITEM :"),
+        *("- EXPERIENCE ITEM 1:", "\u2022 EXPERIENCE ITEM:", "### EXPERIENCE ITEM:", "- Experience item:"),
+        *(
+            "(1) EXPERIENCE ITEM:",
+            "  -  `EXPERIENCE ITEM:`",
+            "-EXPERIENCE ITEM:",
+            "10. *EXPERIENCE ITEM #2:*",
+        ),
+    ],
+)
+def test_however_items_are_listed(marker: str) -> None:
+    assert parse_items(f"Sure!\n{marker} Add the tens first.\nBye.") == ["Add the tens first."]
+    assert parse_items(f"{marker} **Add the tens first.**\r\n") == ["Add the tens first."]
+    assert parse_items(f"Here is one: {marker} Add the tens first.") == []
+
+
+ITEM = f"{MARKER} Add the tens first."
+
+
+@pytest.mark.parametrize(
+    ("reply", "items"),
+    [
+        (f"<think>{ITEM}</think>", []),
+        (f"<think>\n{ITEM}\n</think>\n{MARKER} Check the sign.", ["Check the sign."]),
+        (f"<think>Let me see.\n{ITEM}\nNo, since", []),
+        (f"{ITEM}\n</think>\n{MARKER} Check the sign.", ["Check the sign."]),
+        (f"{ITEM}\n</think>\n{MARKER} Check the sign.\n<think>\n{ITEM}", ["Check the sign."]),
+        (f"<THINKING>\n{ITEM}\n</thinking>", []),
+        (f"[THINK]\n{ITEM}\n[/THINK]\n{MARKER} Check the sign.", ["Check the sign."]),
+        (
+            f"<think>a <think>\n{ITEM}\n</think>\n{ITEM}\n</think>\n{MARKER} Check the sign.",
+            ["Check the sign."],
+        ),
+        (f"{MARKER}<think>what else</think> Check the sign.", ["Check the sign."]),
+        (f"{ITEM}\n<think>\n{MARKER} Check the sign.", ["Add the tens first."]),
+        (f"<think></think>{ITEM}", ["Add the tens first."]),
+    ],
+)
+def test_thoughts_hold_no_items(reply: str, items: list[str]) -> None:
+    assert parse_items(reply) == items
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "a \uff5c<\uff5cUser\uff5c> of DeepSeek's",
+        "[SYSTEM_PROMPT] of Mistral's [/SYSTEM_PROMPT]",
         "too short",
         "x" * (MAX_CHARS + 1),
         "ends here <|im_end|> and begins",
@@ -392,6 +440,68 @@ def test_prompts_of_the_users_own(tmp_path: Path, text: str, says: str) -> None:
         InsightPrompts(path).task(turns(), "", [])
 
 
+@pytest.mark.parametrize(
+    "user",
+    [
+        "{{ unknown }}",
+        "{{ transcript.nothing }}",
+        "{{ known[5] }}",
+        "{{ turns + 'x' }}",
+        "{{ 1 - marker }}",
+        "{{ turns | round('x') }}",
+        "{{ known | sort(attribute='x') }}",
+        "{{ transcript | nofilter }}",
+        "{{ transcript | filesizeformat }}",
+        "{% if success is notest %}{% endif %}",
+        "{% for x in turns %}{% endfor %}",
+        "{% for x in known %}",
+        "{% endif %}",
+        "{% if not success %}{{ oops }}{% endif %}x",
+        "{% if known %}{{ oops }}{% endif %}x",
+        "{% if is_begun %}{{ oops }}{% endif %}x",
+        "{% include 'x' %}",
+        "{% extends 'x' %}",
+        "{% import 'x' as y %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% set x = 1 %}x",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ transcript.format(1) }}",
+        "{{ range(99999) }}",
+        "{{ lipsum(n=100000) }}",
+        "{{ 'x' * 10 ** 9 }}",
+        "{{ 10 ** 10 ** 10 }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ 'x' | center(1000000000) }}",
+        "{{ 'x' | replace('x', transcript) }}",
+        "{% for a in transcript %}{% for b in transcript %}{% endfor %}{% endfor %}x",
+        "{{ 'x' }}" + "x" * 300_000,
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "",
+        "  \n ",
+        "{# nothing #}",
+        "{% raw %}",
+        "{{ '\\ud800' }}{{ ",
+    ],
+)
+def test_prompts_are_tried_before_the_play(tmp_path: Path, user: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"system = 'x'\nuser = {json.dumps(user)}")
+    with pytest.raises(ExperienceError):
+        InsightPrompts(path)
+
+
+def test_what_prompts_may_do(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        """system = "{{ 'Won' if success and turns > 1 else 'Lost' }}"
+        user = "{% for x in known[:3] %}{{ loop.index }}{{ x | upper }}{% endfor %}{{ transcript ~ '!' }}"
+        """
+    )
+    task = InsightPrompts(path).task(turns(), "", ["Be brief."])
+    assert task.system == "Lost"
+    assert task.user.startswith("1BE BRIEF.")
+
+
 # --- endpoints -------------------------------------------------------------------------------------
 
 
@@ -454,7 +564,54 @@ def test_an_endpoint_is_asked(server: Any, monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_endpoint_that_recovers(server: Any) -> None:
     assert ask(server, [(429, {}), (503, {}), (200, chat("at last"))]) == "at last"
     assert len(server.requests) == 3
-    assert ask(server, [(200, chat(None))]) == ""
+    with pytest.raises(ExperienceError, match=r"replies are empty \(content null, finished by stop\)"):
+        ask(server, [(200, chat(None))])
+
+
+def refusal(status: int, text: str) -> tuple[int, Any]:
+    return status, {"error": {"message": text, "type": "invalid_request_error"}}
+
+
+NO_MAX = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+NO_TEMPERATURE = "Unsupported value: 'temperature' does not support 0.5. Only the default (1) is supported."
+
+
+@pytest.mark.parametrize(
+    ("answers", "settings"),
+    [
+        ([refusal(400, NO_MAX)], {"max_completion_tokens": 9, "temperature": 0.5, "seed": 3}),
+        ([refusal(400, NO_TEMPERATURE)], {"max_tokens": 9, "seed": 3}),
+        ([refusal(400, NO_MAX), refusal(400, NO_TEMPERATURE)], {"max_completion_tokens": 9, "seed": 3}),
+        ([refusal(422, "seed: extra inputs are not permitted")], {"max_tokens": 9, "temperature": 0.5}),
+        ([(200, chat(None))], {"max_completion_tokens": 9, "temperature": 0.5, "seed": 3}),
+        ([(200, chat(None)), (200, chat(""))], {"max_completion_tokens": 9, "seed": 3}),
+    ],
+)
+def test_an_endpoint_that_wants_other_settings(server: Any, answers: Any, settings: dict[str, Any]) -> None:
+    assert ask(server, [*answers, (200, chat("at last"))]) == "at last"
+    _, body = server.requests[-1]
+    assert {name: body[name] for name in body if name not in ("model", "messages")} == settings
+
+
+def test_what_an_endpoint_wants_is_found_out_once(server: Any) -> None:
+    server.answers = [refusal(400, NO_MAX), (200, chat("yes"))]
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    endpoint = Endpoint(url, "m", max_tokens=9, temperature=0.5, retries=0)
+    for _ in range(3):
+        endpoint([WritingTask(system="s", user="u")], [3])
+    assert len(server.requests) == 4
+
+
+def test_an_endpoint_that_thinks_too_long_says_so(server: Any) -> None:
+    answer = chat(None)
+    answer["choices"][0]["finish_reason"] = "length"
+    with pytest.raises(ExperienceError, match=r"used up all of --insight-tokens .* raise it"):
+        ask(server, [(200, answer)])
+    assert len(server.requests) == 3
+    with pytest.raises(ExperienceError, match=r"BadRequestError.*no such model"):
+        ask(server, [refusal(400, "no such model")])
+    with pytest.raises(ExperienceError, match=r"BadRequestError.*too large"):
+        ask(server, [refusal(400, "max_tokens is too large")])
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,15 @@ from rich.console import Console
 
 from agents.config import ConfigError, SelfImproveConfig
 from agents.prompts import Layout
-from agents.reflection import Learning
-from agents.run.run import Session
-from agents.self_improve import parse_args, self_improve
+from agents.reflection import Reflection
+from agents.run.run import Run
+from agents.self_improve import self_improve
 from distill.parallel import Ranks
 from experience import ExperienceError
 from experience.insight import InsightState
+from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
-from tests.agents.test_self_improve import TINY, contents, open_gate
+from tests.agents.test_self_improve import KEPT, TINY, contents, open_gate
 
 QUIET = Console(quiet=True)
 ITEMS = (
@@ -60,7 +61,7 @@ def writer() -> Iterator[Any]:
 
 def config(walker_folder: Path, path: Path, **settings: Any) -> SelfImproveConfig:
     return SelfImproveConfig(
-        model=str(walker_folder), output=path, **{**TINY, "insight_traces": 3, **settings}
+        model=str(walker_folder), output=path, **{**KEPT, "insight_traces": 3, **settings}
     )
 
 
@@ -108,7 +109,7 @@ def test_written_insights_go_through_the_gate_into_the_weights(
 def test_a_text_of_the_users_own_is_trained_in(walker_folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "system.txt"
     text.write_text("Move down before you move right.\n")
-    settings = {"context_file": text, "context_place": "system", "context_wrapper": "{}", "rounds": 1}
+    settings = {"context_file": text, "context_place": "system", "rounds": 1}
     with open_gate():
         self_improve(config(walker_folder, tmp_path / "run", **settings), QUIET)
     with open_run(tmp_path / "run") as store:
@@ -129,14 +130,14 @@ def test_a_text_of_the_users_own_is_trained_in(walker_folder: Path, tmp_path: Pa
 
 
 def test_raw_traces_as_a_context(walker_folder: Path, tmp_path: Path) -> None:
-    settings = {"insights": "raw", "rounds": 1, "context_tokens": 0}
-    with Session(
+    settings = {"insights": "raw", "rounds": 1}
+    with Run(
         config(walker_folder, tmp_path / "run", **settings), tmp_path / "run",
         console=QUIET, ranks=Ranks.connect("cpu"),
-    ) as session:  # fmt: skip
-        learning = Learning(session)
-        learning.collect(1)
-        [context] = learning.reflect(1)
+    ) as run:  # fmt: skip
+        reflection = Reflection(run)
+        run.play(Phase.play(1, 0), run.agent.student, run.train_seeds(1, 0, 1), 1.0)
+        [context] = reflection.reflect(1)
     assert len(context.insights) == 3
     assert {insight.source for insight in context.insights} == {"raw"}
     [shown] = context.show("You are at row 1, column 1.")
@@ -145,7 +146,7 @@ def test_raw_traces_as_a_context(walker_folder: Path, tmp_path: Path) -> None:
 
 def test_the_agent_writes_itself(walker_folder: Path, tmp_path: Path) -> None:
     """A random model writes noise, of which nothing or little is an insight; the run goes on."""
-    settings = {"insights": "llm", "rounds": 1, "insight_tokens": 4}
+    settings = {"insights": "llm", "rounds": 1}
     results = self_improve(config(walker_folder, tmp_path / "run", **settings), QUIET)
     assert results["best_step"] == 0
 
@@ -174,14 +175,3 @@ def test_layouts() -> None:
     assert Layout().wrap(["one"]) == "Experience: one"
     assert Layout().wrap(["one", "two"]) == "Experience:\n- one\n- two"
     assert Layout(wrapper="{}").wrap(["one", "two"]) == "- one\n- two"
-    with pytest.raises(ConfigError, match="context_wrapper"):
-        SelfImproveConfig(context_wrapper="no place")
-
-
-def test_defaults_follow_the_env() -> None:
-    sums = parse_args(["--env", "Math-v0", "--steps", "3"])
-    assert (sums.rounds, sums.steps, sums.batch_size) == (1, 3, 16)
-    assert parse_args([]).rounds == SelfImproveConfig().rounds == 2
-    assert SelfImproveConfig.for_env("Math-v0", lr=1.0).lr == 1.0
-    with pytest.raises(ConfigError, match="insight_model"):
-        SelfImproveConfig(insight_url="http://host/v1")

@@ -6,9 +6,10 @@ import pytest
 
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
 from agents.policies.scripted import ScriptedPolicy
-from agents.rollout import Phase, rollout, turn_seed, vector_env
+from agents.rollout import Phase, rollout, turn_seed
 from envs import TextEnv, make_text_env
 from envs.games.frozen_lake import ACTIONS
+from envs.place import vector_env
 from experience.context import NO_CONTEXT, Context
 from experience.insight import Insight
 from experience.seeds import SeedRange, Split

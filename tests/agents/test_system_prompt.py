@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from agents import synthetic_inputs
+import agents.system_prompt
 from agents.config import ConfigError, SelfImproveConfig
 from agents.play import PlayConfig, experience, settings
 from agents.policies.policy import Message
 from agents.prompts import Layout, build_prompt, conversation
-from agents.run.run import Session
+from agents.run.run import Run
 from agents.self_improve import self_improve
 from agents.system_prompt import SystemPromptConfig, main, print_table, system_prompt
 from agents.training import sample_examples
@@ -30,7 +30,7 @@ from tests.agents.test_self_improve import fail_at, open_gate
 from tests.conftest import run_main
 
 QUIET = Console(quiet=True)
-SHIPPED = Path(synthetic_inputs.__file__).parent
+SHIPPED = Path(agents.system_prompt.__file__).with_name("system_prompts")
 ROWS = [{"text": f"message {n}", "label": n % 2, "a": "one", "b": "two"} for n in range(90)]
 KWARGS: dict[str, Any] = {"question": "text", "answer": "label", "labels": {"0": "no", "1": "yes"}}
 
@@ -198,12 +198,11 @@ def test_any_prompt_file_is_a_conversation_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["medical", "safety"])
 def test_the_shipped_files(name: str) -> None:
-    text = (SHIPPED / "example_inputs" / f"{name}.jsonl").read_text(encoding="utf-8")
-    assert text == synthetic_inputs.file_text(name), "run python -m agents.synthetic_inputs"
+    text = (SHIPPED / f"{name}.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
-    assert len(rows) == synthetic_inputs.SIZE
-    assert all("synthetic" in row["note"] for row in rows)
-    prompt, turns = conversation((SHIPPED / "system_prompts" / f"{name}.txt").read_text(encoding="utf-8"))
+    assert len(rows) == 600
+    assert all(row["note"] == "synthetic" for row in rows)
+    prompt, turns = conversation((SHIPPED / f"{name}.txt").read_text(encoding="utf-8"))
     assert prompt
     # No example of the prompt is among the questions.
     assert not {turn.content for turn in turns} & {row["question"] for row in rows}
@@ -252,9 +251,9 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
         sampled.append(kwargs["data"])
         return sample_examples(*args, **kwargs)
 
-    def noted_step(self: OPCD, examples: Any) -> Any:
-        directions.append(self.direction)
-        return step(self, examples)
+    def noted_step(self: OPCD, examples: Any, direction: Any) -> Any:
+        directions.append(direction)
+        return step(self, examples, direction)
 
     with (
         open_gate(),
@@ -283,7 +282,7 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
     assert f"{saved:.0f} prompt tokens saved per call" in output
     assert config.run.output is not None
     assert (config.run.output / "opcd" / "report.html").exists()
-    with patch.object(Session, "play", side_effect=AssertionError("a finished run is not run again")):
+    with patch.object(Run, "play", side_effect=AssertionError("a finished run is not run again")):
         assert system_prompt(config, QUIET) == table
     other = dataclasses.replace(config, run=dataclasses.replace(config.run, lr=1e-4))
     with pytest.raises(ConfigError, match="begun with lr"):
@@ -385,10 +384,9 @@ def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -
     results = self_improve(
         SelfImproveConfig.for_env(
             "Choice-v0",
-            env_kwargs={"file": str(SHIPPED / "example_inputs" / "safety.jsonl")},
-            context_file=SHIPPED / "system_prompts" / "safety.txt",
+            env_kwargs={"file": str(SHIPPED / "safety.jsonl")},
+            context_file=SHIPPED / "safety.txt",
             context_place="chat",
-            context_wrapper="{}",
             output=tmp_path / "run",
             episodes=32,
             steps=8,

@@ -246,9 +246,7 @@ def serve(folder: Path, *flags: str) -> Iterator[str]:
 def test_a_run_with_vllm(tmp_path: Path) -> None:
     model, run = save_walker(tmp_path, head_dim=HEAD_DIM), tmp_path / "run"
     with open_gate():
-        self_improve(
-            SelfImproveConfig(model=str(model), output=run, policy="vllm", vllm_window=512, **TINY), QUIET
-        )
+        self_improve(SelfImproveConfig(model=str(model), output=run, policy="vllm", **TINY), QUIET)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     gaps = [entry["rollout_gap_max"] for entry in metrics if entry["kind"] == "train"]
     assert len(gaps) == 6

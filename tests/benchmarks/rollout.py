@@ -27,8 +27,9 @@ from agents.policies.policy import Completion, Prompt, Sampling
 from agents.policies.vllm.engine import LocalEngine
 from agents.policies.vllm.policy import VLLMPolicy
 from agents.prompts import build_prompt
-from agents.rollout import Phase, rollout, vector_env
+from agents.rollout import Phase, rollout
 from distill.lm.load import LoadedModel, load_model
+from envs.place import vector_env
 from envs.text_env import make_text_env
 from experience.seeds import SeedRange, Split
 

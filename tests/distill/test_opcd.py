@@ -79,7 +79,7 @@ def test_a_step_is_the_naive_step(max_nodes: int) -> None:
     torch.optim.AdamW(naive.parameters(), lr=1e-3, weight_decay=0.0).step()
 
     stats = opcd.step(EXAMPLES)
-    assert stats.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert stats.kl == pytest.approx(loss.item(), rel=1e-5)
     assert stats.grad_norm == pytest.approx(norm.item(), rel=1e-4)
     for mine, theirs in zip(student.parameters(), naive.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
@@ -113,7 +113,7 @@ def test_training_converges_to_the_teacher() -> None:
     student, teacher = tiny_llama(0), tiny_llama(1)
     opcd = OPCD(student, PrefixLM(teacher), lr=3e-3, temperature=1.0, teacher_temperature=1.0)
     agreeing = EXAMPLES[:4]  # the fifth asks for something else at the same student prompt
-    losses = [opcd.step(agreeing).loss for _ in range(100)]
+    losses = [opcd.step(agreeing).kl for _ in range(100)]
     assert losses[-1] < 0.05 * losses[0]
 
 
@@ -254,7 +254,6 @@ def test_what_is_logged() -> None:
     assert (stats.completion_tokens, stats.cut_off, stats.repetition) == (1.5, 0.5, 0.0)
     assert 0 < stats.teacher_mass < 1
     assert 16 / 258 < stats.student_mass < 1
-    assert stats.loss == stats.kl
     expected = 0.0
     for ids, weight in (((5, 6, 7), 0.25), ((5, 6, 7, 20), 0.25), ((5, 8), 0.5)):
         logprobs = (PrefixLM(tiny_llama(0)).logits([ids])[0] / 0.9).log_softmax(-1)
@@ -282,7 +281,7 @@ def test_a_conversation_is_the_same_as_its_turns_and_computes_its_history_once()
         alone._optimizer.zero_grad()
         sums, _ = alone._forward_backward(scored([one], total=len(examples)))
         losses.append(float(sums[0]))
-    assert together.loss == pytest.approx(sum(losses), rel=1e-5)
+    assert together.kl == pytest.approx(sum(losses), rel=1e-5)
 
 
 # --- teachers -------------------------------------------------------------------------------------
@@ -327,19 +326,6 @@ def test_a_teacher_of_another_tokenizer_is_refused() -> None:
     check_same_tokens(byte_tokenizer(), byte_tokenizer())
     with pytest.raises(DistillError, match=r"259 tokens against 258; ' right' is 258 there and unknown here"):
         check_same_tokens(byte_tokenizer(), other)
-
-
-def test_the_trust_region_holds_the_student_back() -> None:
-    moved = {}
-    for weight in (0.0, 30.0):
-        student, base = tiny_llama(0), tiny_llama(0)
-        opcd = trainer(student, tiny_llama(1), trust_region=weight, base=FrozenTeacher(PrefixLM(base)))
-        first, *_, last = [opcd.step(EXAMPLES) for _ in range(15)]
-        assert first.trust_region_kl == pytest.approx(0.0, abs=1e-6)
-        assert last.loss == pytest.approx(last.kl + weight * last.trust_region_kl)
-        logits = [PrefixLM(model).logits([(5, 6, 7), (5, 8)]) / 0.9 for model in (student, base)]
-        moved[weight] = float(topk_reverse_kl(*logits, mode="full").mean())
-    assert moved[30.0] < 0.5 * moved[0.0]
 
 
 # --- memory and precision -------------------------------------------------------------------------
@@ -429,27 +415,10 @@ def test_adapters_resume_exactly() -> None:
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("targets", ["nothing_like_it", "lm_head", "q_proj,lm_head", "q_proj,v_porj"])
-def test_adapters_that_have_no_place(targets: str) -> None:
-    with pytest.raises(DistillError, match=r"cannot be put on .*linear layers are: .*down_proj.*q_proj"):
-        LoRA(tiny_llama(0, tie=False), rank=2, alpha=4, targets=targets)
-
-
-def test_adapters_by_name() -> None:
-    student = tiny_llama(0)
-    LoRA(student, rank=2, alpha=4, targets="q_proj, self_attn.v_proj")
-    adapted = {
-        name.split(".lora_A")[0].rsplit(".", 1)[1]
-        for name, _ in student.named_parameters()
-        if "lora_A" in name
-    }
-    assert adapted == {"q_proj", "v_proj"}
-
-
-# --- rails and bad input --------------------------------------------------------------------------
+# --- collapse and bad input --------------------------------------------------------------------------
 
 HEALTHY = StepStats(
-    loss=1.0, kl=1.0, trust_region_kl=0.0, student_mass=0.9, teacher_mass=0.9, entropy=1.0,
+    kl=1.0, student_mass=0.9, teacher_mass=0.9, entropy=1.0,
     teacher_entropy=1.0, grad_norm=1.0, completion_tokens=20.0, cut_off=0.0, repetition=0.0, nodes=100,
 )  # fmt: skip
 

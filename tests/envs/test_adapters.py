@@ -19,7 +19,7 @@ from gymnasium.spaces import Box, Dict, Discrete, Space
 from agents import self_improve
 from envs import EnvError, check_text_env, make_text_env, register_text
 from envs.adapters.own_draws import OwnDraws
-from envs.deadline import deadline
+from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.games.random_lake import boards
 from tests.conftest import run_main, save_walker
 
@@ -122,12 +122,10 @@ def test_the_two_lakes_have_the_same_boards() -> None:
 def test_a_game_that_hangs_is_interrupted() -> None:
     env: Any = make_text_env("textarena:FrozenLake-v0", {})
     env.reset(seed=0)
-    with (
-        patch.object(env.unwrapped._game, "step", lambda _: time.sleep(30), create=True),
-        pytest.raises(TimeoutError),
-        deadline(0.1),
-    ):
-        env.step("[up]")
+    env.unwrapped._game.env.step = lambda action: time.sleep(30)
+    with pytest.raises(EnvFault, match="took longer than") as fault:
+        guarded(lambda: env.step("[up]"), TimeLimit(clock=0.1))
+    assert fault.value.timed_out
 
 
 @needs_textarena

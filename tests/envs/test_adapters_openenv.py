@@ -17,10 +17,12 @@ import pytest
 
 from agents.policies.policy import Sampling
 from agents.policies.scripted import ScriptedPolicy
-from agents.rollout import Phase, rollout, vector_env
+from agents.rollout import Phase, rollout
 from envs import EnvError, check_text_env, make_text_env
+from envs.adapters import openenv_session
 from envs.adapters.json_action import MAX_EXPLANATION, JsonAction
 from envs.adapters.json_seen import seen_text
+from envs.place import vector_env
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason
 
@@ -117,10 +119,13 @@ def test_an_action_of_several_fields(start: Start) -> None:
 
 @needs_openenv
 @pytest.mark.parametrize(("last_word", "places"), [("hang", 1), ("hang", 3), ("die", 2)])
-def test_a_server_that_dies_or_hangs_ends_its_own_episodes(last_word: str, places: int, start: Start) -> None:
+def test_a_server_that_dies_or_hangs_ends_its_own_episodes(
+    last_word: str, places: int, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who comes to square 1 says it: that is all who do not begin on square 2."""
+    monkeypatch.setattr(openenv_session, "LONGEST_ANSWER", 1.0)
     env_id, _ = start("walk", sessions=8)
-    envs = vector_env(lambda: make_text_env(env_id, {}), places, timeout=1.0)
+    envs = vector_env(lambda: make_text_env(env_id, {}), places)
     policy = ScriptedPolicy(
         lambda prompt, _: f" {last_word if 'Square 1.' in prompt.messages[-1].content else 'right'}"
     )

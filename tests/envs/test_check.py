@@ -89,7 +89,7 @@ def test_mistakes_of_envs(mistake: str, complaint: str) -> None:
         ({"describe": lambda seen: int(seen[0])}, "describe() gives"),
         ({"describe": lambda seen: seen["place"]}, "it raises IndexError"),
         ({"actions": ["a", "b"], "parse": lambda _: 0}, "the action 'b' is not read back from its own text"),
-        ({"parse": lambda reply: 7}, "the action '0' is not read back"),
+        ({"parse": lambda reply: 7}, "it raises ValueError: parse() gave 7"),
         ({"actions": ["a", "b"], "parse": lambda _: 0}, "an empty reply is taken for an action"),
         ({"advise": lambda where, _: f"{where} Go on."}, "advise() words two actions alike"),
     ],

@@ -18,13 +18,14 @@ from rich.console import Console
 from agents.config import SelfImproveConfig
 from agents.policies.policy import Prompt, Sampling
 from agents.policies.scripted import ScriptedPolicy
-from agents.rollout import Phase, rollout, vector_env
-from agents.run.run import Session
+from agents.rollout import Phase, rollout
+from agents.run.run import Run
 from agents.self_improve import self_improve
 from distill.parallel import Ranks
 from envs import EnvError, TextEnv, make_text_env
 from envs.any_text import AnyText, clean
 from envs.games.frozen_lake import lake_map
+from envs.place import vector_env
 from envs.questions.problems import Problem, task_problems
 from envs.questions.verify import Verdict, Verifier
 from envs.text_env import make_env
@@ -426,14 +427,14 @@ def test_a_whole_run(walker_folder: Path, tmp_path: Path) -> None:
     assert results["arms"]["after"]["n"] == 2
     assert "best blind" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     print_summary(results, tmp_path / "run", Console(quiet=True))
-    with Session(
+    with Run(
         dataclasses.replace(config, max_new_tokens=None),
         tmp_path / "other",
         console=Console(quiet=True),
         ranks=Ranks.connect("cpu"),
-    ) as session:
-        assert session.max_tokens == 64
-        assert len(session.test_seeds) == 2
+    ) as run:
+        assert run.agent.max_tokens == 64
+        assert len(run.test_seeds) == 2
 
 
 def test_no_problem_is_tested_twice(walker_folder: Path, tmp_path: Path) -> None:
@@ -443,8 +444,8 @@ def test_no_problem_is_tested_twice(walker_folder: Path, tmp_path: Path) -> None
         "Math-v0", env_kwargs={"file": str(path)}, model=str(walker_folder), compute_dtype="float32"
     )
     said = StringIO()
-    session = Session(config, tmp_path / "run", console=Console(file=said), ranks=Ranks.connect("cpu"))
-    seeds = [session.validation_seeds, session.test_seeds]
+    run = Run(config, tmp_path / "run", console=Console(file=said), ranks=Ranks.connect("cpu"))
+    seeds = [run.validation_seeds, run.test_seeds]
     questions = [{make_env("Math-v0", {"file": str(path)}).reset(seed=s)[0] for s in part} for part in seeds]
     assert [len(part) for part in seeds] == [len(part) for part in questions]
     assert not questions[0] & questions[1]

@@ -28,12 +28,13 @@ from hypothesis import strategies as st
 
 from agents.policies.policy import Sampling
 from agents.policies.scripted import ScriptedPolicy
-from agents.rollout import Phase, rollout, vector_env
+from agents.rollout import Phase, rollout
 from envs import EnvError, Success, TextEnv, check_text_env, make_text_env, register_text
 from envs.actions import MAX_ACTIONS, action_text, all_actions, explain, json_grammar
-from envs.deadline import deadline
+from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.games.random_lake import boards
 from envs.observations import MAX_CHARS, Components, value_text
+from envs.place import vector_env
 from envs.text_env import MAX_HISTORY_CHARS
 from evals.baselines import Baselines
 from experience.seeds import SeedRange, Split
@@ -167,6 +168,65 @@ def test_every_action_is_counted_where_there_are_few(space: Space[Any]) -> None:
 def test_what_is_no_action_is_none(space: Space[Any], reply: str) -> None:
     words = echo(action_space=space).words
     assert words.parse(f"{words.reply_prefix} {reply}") is None
+
+
+BOXES = [
+    (Box(-0.7, 0.7, (1,)), "from -0.7 to 0.7"),
+    (Box(-3.142, 3.142, (2,)), "from -3.142 to 3.142"),
+    (Box(-np.pi, np.pi, (1,)), "from -3.1415927 to 3.1415927"),
+    (Box(-1 / 3, 1 / 3, (1,), np.float64), "from -0.3333333333333333 to 0.3333333333333333"),
+    (Box(0.1, 0.3, (1,), np.float16), "from 0.1 to 0.3"),
+    (Box(-1e-5, 1e20, (1,)), "from -1e-05 to 1e+20"),
+    (Box(np.finfo(np.float32).min, np.finfo(np.float32).max, (1,)), "from -3.4028235e+38 to 3.4028235e+38"),
+    (Box(0, 123_456, (1,), np.int32), "from 0 to 123456"),
+    (Box(-(2**63), 2**63 - 1, (1,), np.int64), "from -9223372036854775808 to 9223372036854775807"),
+    (
+        Box(np.array([[-0.1, 0.2]], np.float32), np.array([[0.7, 0.3]], np.float32)),
+        "from [[-0.1, 0.2]] to [[0.7, 0.3]]",
+    ),
+    (Box(np.array([0, -5], np.float32), np.array([1, np.inf], np.float32)), "from [0, -5] to [1, no limit]"),
+    (Box(-0.7, np.inf, (1,)), "of at least -0.7"),
+    (Box(-np.inf, 0.7, (1,)), "of at most 0.7"),
+    (MultiDiscrete([123_456, 7]), "from [0, 0] to [123455, 6]"),
+]
+
+
+@pytest.mark.parametrize(("space", "said"), BOXES, ids=str)
+def test_what_is_said_of_bounds_is_what_is_accepted(space: Any, said: str) -> None:
+    assert explain(space).endswith(said)
+    read = json_grammar(space)
+    ends = (space.low, space.high) if isinstance(space, Box) else (space.start, space.start + space.nvec - 1)
+    for end in ends:
+        if np.isfinite(end).all():
+            action = read(action_text(end))
+            assert action is not None
+            assert np.array_equal(action.value, end)
+            assert action.text == action_text(end)
+    space.seed(0)
+    for value in (space.sample() for _ in range(50)):
+        action = read(action_text(value))
+        assert action is not None
+        assert np.array_equal(action.value, value)
+    for end, beyond in zip(ends, (-1, 1), strict=True):
+        if np.isfinite(end).all() and isinstance(space, Box) and space.dtype != np.int64:
+            said_end = float(action_text(end.flat[0]))
+            outside = (
+                np.nextafter(said_end, beyond * np.inf) if space.dtype.kind == "f" else said_end + beyond
+            )
+            assert read(json.dumps(np.full(space.shape, outside).tolist())) is None
+
+
+def test_what_is_said_of_texts() -> None:
+    assert explain(Text(8)) == (
+        "a text of 1 to 8 characters (letters from A to Z or a to z, and digits) in double quotes"
+    )
+    assert explain(Text(3, min_length=0, charset="ba")) == (
+        'a text of at most 3 characters (only those in "ab") in double quotes'
+    )
+
+
+def test_a_key_that_stands_there_twice_is_no_action() -> None:
+    assert json_grammar(Dict({"a": Discrete(2)}))('{"a": 1, "a": 0}') is None
 
 
 @pytest.mark.parametrize("space", [Graph(Discrete(2), None), Sequence(Discrete(2))], ids=str)
@@ -424,6 +484,25 @@ def test_a_parser_of_ones_own(corridor: Callable[..., TextEnv]) -> None:
     assert "text/action" not in env.step("on")[4]
 
 
+def test_baselines_act_by_index_where_the_grammar_takes_no_bare_word(
+    corridor: Callable[..., TextEnv],
+) -> None:
+    seeds = SeedRange(split=Split.TEST, run_seed=0, start=0, size=3)
+    success = Success(means="it ends", reached=lambda _, terminated: terminated)
+    corridor(actions=["back", "on"], parse=lambda reply: 6 if reply == "go on" else None, success=success)
+    best, sequence = Baselines("tests/Corridor-v0", {}).blind([("on",), ("jump",)], seeds, seeds)
+    assert (best.success_rate, set(sequence)) == (1.0, {"on"})
+
+
+def test_a_parser_that_gives_what_is_no_action_is_an_error_not_another_word(
+    corridor: Callable[..., TextEnv],
+) -> None:
+    env = corridor(actions=["back", "on"], parse=lambda _: 4)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="parse\\(\\) gave 4, which is not in"):
+        env.step("x")
+
+
 def test_what_the_checker_says(corridor: Callable[..., TextEnv]) -> None:
     corridor(describe=lambda _: "Here.")
     assert check_text_env("tests/Corridor-v0") == [
@@ -503,20 +582,24 @@ class Troubled(gym.Env[Any, Any]):
 gym.register("tests/Troubled-v0", entry_point=f"{__name__}:Troubled", max_episode_steps=10)
 
 
+SOON = TimeLimit(processor=0.2, clock=0.4)
+
+
 def make_troubled(trouble: str) -> TextEnv:
     return make_text_env("tests.envs.test_spaces:tests/Troubled-v0", {"trouble": trouble})
 
 
 @pytest.mark.parametrize("trouble", ["raise", "sleep", "loop", "reward", "observation", "tuple"])
 def test_an_env_in_trouble_ends_its_own_episode(trouble: str) -> None:
-    stops = play_troubled(trouble, "sync", timeout=0.2)
-    assert stops == {True: {StopReason.ERROR}, False: {StopReason.TERMINATED}}
+    stops = play_troubled(trouble, "sync", SOON)
+    failure = StopReason.TIMED_OUT if trouble in ("sleep", "loop") else StopReason.ERROR
+    assert stops == {True: {failure}, False: {StopReason.TERMINATED}}
 
 
 @pytest.mark.parametrize("trouble", ["raise", "sleep", "loop", "reward", "tuple"])
 def test_baselines_survive_an_env_in_trouble(trouble: str) -> None:
     env_id = "tests.envs.test_spaces:tests/Troubled-v0"
-    baselines = Baselines(env_id, {"trouble": trouble}, timeout=0.2)
+    baselines = Baselines(env_id, {"trouble": trouble}, timeout=SOON)
     seeds = SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=5)  # 0, 3, 6, 9, 12
     result = baselines.random(seeds)
     assert (result.successes, result.n) == (3, 5)
@@ -524,11 +607,11 @@ def test_baselines_survive_an_env_in_trouble(trouble: str) -> None:
 
 
 def test_envs_in_processes_of_their_own() -> None:
-    stops = play_troubled("sleep", "async", timeout=0.5)
-    assert stops == {True: {StopReason.ERROR}, False: {StopReason.TERMINATED}}
+    stops = play_troubled("sleep", "async", SOON)
+    assert stops == {True: {StopReason.TIMED_OUT}, False: {StopReason.TERMINATED}}
 
 
-def play_troubled(trouble: str, vectorization: Any, timeout: float) -> dict[bool, set[StopReason]]:
+def play_troubled(trouble: str, vectorization: Any, timeout: TimeLimit) -> dict[bool, set[StopReason]]:
     make = partial(make_troubled, trouble)
     envs = vector_env(make, 2, vectorization=vectorization, timeout=timeout)
     phase = Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=5))
@@ -543,14 +626,14 @@ def play_troubled(trouble: str, vectorization: Any, timeout: float) -> dict[bool
     }
 
 
-def test_a_deadline_leaves_an_older_one_running() -> None:
+def test_a_limit_leaves_an_older_one_running() -> None:
     def nested() -> None:
-        with pytest.raises(TimeoutError, match=r"0\.05 s"), deadline(0.05):
-            time.sleep(5)
+        with pytest.raises(EnvFault, match=r"0\.05 s"):
+            guarded(lambda: time.sleep(5), TimeLimit(clock=0.05))
         time.sleep(5)
 
-    with pytest.raises(TimeoutError, match=r"0\.3 s"), deadline(0.3):
-        nested()
+    with pytest.raises(EnvFault, match=r"0\.3 s"):
+        guarded(nested, TimeLimit(clock=0.3))
 
 
 def test_json_keeps_its_order_and_letters() -> None:

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from envs.questions import verify
 from envs.questions.answers import final_answer, gold_answer, refusal, whole_answers
-from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
-from envs.questions.numbers import plain_number
+from envs.questions.numbers import MAX_CHARS, plain_number
 from envs.questions.verify import Verdict, Verifier
 from envs.words import EnvError
 
@@ -223,7 +222,7 @@ def test_attacks_end_soon_and_are_wrong(family: str, impatient: Verifier, tmp_pa
         assert time.process_time() - began < 1.0, (attack[:80], verdict)
         assert verdict.is_judged
         assert not verdict.is_correct
-        assert verdict.answer is None or len(verdict.answer) <= MAX_ANSWER_CHARS
+        assert verdict.answer is None or len(verdict.answer) <= MAX_CHARS
         verdict.reason.encode()
     assert impatient.verify("\\boxed{2, 1}", "1, 2").is_correct
     assert not target.exists()
@@ -453,11 +452,12 @@ WRONG = [
     ("3+4", "7"), ("2*3+1", "7"), ("10-3", "7"), ("The answer is 5 + 3.", "8"), ("17 - 4 + 20", "33"), ("\\boxed{2 \\times 4}", "8"),
     ("0 = 5 + 3", "8"), ("20 - \\left(-3\\right)", "23"), ("20 -\\, 12", "8"), ("5 \\!+ 3", "8"), ("3!+1", "7"), ("\\boxed{5 + |3|}", "8"),
      ("(5) - (-3)", "8"), ("5 + \\sqrt{9}", "8"), ("x = 3 + 4", "7"), ("\\binom{5}{2}", "10"),
+    ("10_2", "10_3"),
 ]  # fmt: skip
 
 KNOWN_FAILURES = [
     # (reply, gold, what math-verify says, which is wrong)
-    ("a", "A", True), ("10_2", "10_3", True), ("1/2x", "\\frac{1}{2x}", True), ("x/2y", "\\frac{x}{2y}", True), ("x'", "x", True),
+    ("a", "A", True), ("1/2x", "\\frac{1}{2x}", True), ("x/2y", "\\frac{x}{2y}", True), ("x'", "x", True),
     ("x^2=4", "x=\\pm 2", False), ("A \\cup B", "B \\cup A", False), ("p \\land q", "q \\land p", False), ("5 \\choose 2", "10", False),
     ("30^\\circ", "\\pi/6", False), ("\\sin 30^\\circ", "0.5", False), ("\\cos 60^\\circ", "1/2", False), ("e^{i\\pi}", "-1", False),
     ("7 \\pmod 4", "3", False), ("2/3x", "\\frac{2}{3}x", False), ("0.\\overline{3}", "1/3", False), ("1/3", "0.\\overline{3}", False),

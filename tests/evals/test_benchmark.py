@@ -20,7 +20,8 @@ from rich.console import Console
 
 from agents.asked import SettingError, check, config_of
 from agents.config import SelfImproveConfig
-from agents.self_improve import finish, self_improve
+from agents.run.resume import finish
+from agents.self_improve import self_improve
 from evals import agent_process
 from evals.agent_process import Settings
 from evals.benchmark import _over_seeds, main, print_table, run_suite

@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "2",
 }
 """vLLM's settings, where the user has none."""
+MEMORY = 0.4
+"""The trainer, which waits meanwhile, has the rest."""
 MAX_SEED = 2**63
 """vLLM's seeds are below it."""
 
@@ -36,7 +38,9 @@ class LocalEngine:
 
     name = "vLLM"
 
-    def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype, window: int, memory: float) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, dtype: torch.dtype, window: int, memory: float = MEMORY
+    ) -> None:
         """Start vLLM with random weights; ``load`` has to come first.
 
         Args:
@@ -92,8 +96,8 @@ class LocalEngine:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise VLLMError(
                     f"vLLM cannot start with {type(model).__name__}: {reason[:300]}. If memory is short: "
-                    "lower --vllm-window, and --vllm-memory on a GPU or VLLM_CPU_KVCACHE_SPACE (GiB) on a "
-                    "CPU; where the cache does not hold one sequence, raise the latter"
+                    "lower --max-new-tokens, and VLLM_CPU_KVCACHE_SPACE (GiB) on a CPU; where the cache does "
+                    "not hold one sequence, raise the latter"
                 ) from error
 
     def tested(self, test: Callable[[Drawer], Gap]) -> list[Gap]:
@@ -172,7 +176,7 @@ class LocalEngine:
             )
         except torch.OutOfMemoryError as error:
             raise VLLMError(
-                f"vLLM ran out of memory ({str(error).splitlines()[0]}): lower --vllm-memory or --num-envs"
+                f"vLLM ran out of memory ({str(error).splitlines()[0]}): lower --num-envs"
             ) from error
         return outputs
 

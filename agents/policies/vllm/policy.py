@@ -200,6 +200,10 @@ class VLLMPolicy(HFPolicy):
         distinct = list(dict.fromkeys(keys))
         prompts, seeds = zip(*distinct, strict=True)
         drawn = self.engine.draw(prompts, seeds, sampling, sorted(self._eos_ids))
+        embeddings: Any = self.lm.model.get_input_embeddings()
+        size = embeddings.weight.shape[0]
+        if strange := [token for answer in drawn for token in answer.token_ids if token >= size]:
+            raise VLLMError(f"{self.engine.name} drew token {strange[0]}, and the model has {size}")
         answers = dict(zip(distinct, drawn, strict=True))
         for request, key in zip(requests, keys, strict=True):
             answer = answers[key]

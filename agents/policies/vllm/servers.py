@@ -4,6 +4,7 @@ Prompts and completions travel as token ids, through the OpenAI-compatible ``/v1
 through a folder that the servers see too. A key comes from the environment (``VLLM_API_KEY``).
 """
 
+import math
 import os
 import re
 import secrets
@@ -24,6 +25,9 @@ from transformers import PreTrainedTokenizerBase
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import PROBES, Drawer, Drawn, Gap, VLLMError, Weights
 from distill.lm.span import Prefix
+from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, leads_to
+from experience.masking import masked
+from experience.terminal import shown
 
 KEY = "VLLM_API_KEY"
 OLDEST = (0, 32)
@@ -32,9 +36,13 @@ PARALLEL = 64
 """Requests at a time, per server."""
 TIMEOUT = 600.0
 """Seconds for one request."""
+MAX_PAUSE = 10.0
+"""Seconds that the client waits before it tries again, and some."""
 MAX_IDS = 128
 """Token ids that vLLM scores in one request."""
 MAX_SEED = 2**63
+MAX_LOGPROB = 0.01
+"""What rounding may add to the logarithm of 1."""
 
 DEV_MODE = (
     "A server takes new weights only when started with VLLM_SERVER_DEV_MODE=1, in a network that you trust"
@@ -72,13 +80,22 @@ class Server:
         """Why it is not asked any more."""
         self._errors = openai
         self._client = openai.OpenAI(
-            base_url=self.url, api_key=os.environ.get(KEY) or "none", timeout=timeout, max_retries=1
+            base_url=self.url,
+            api_key=os.environ.get(KEY) or "none",
+            timeout=timeout,
+            max_retries=1,
+            http_client=bounded_client(timeout),
         )
+        self._seconds = 2 * (timeout + MAX_PAUSE)
         try:
-            self.version = str(self._field(self._get("/version"), "version"))
-            models = self._field(self._get("/v1/models"), "data")
+            self._parsed(self._introduce)
         except ServerDownError as error:
             raise VLLMError(f"no vLLM answers: {error}. Is `vllm serve` up there?") from error
+
+    def _introduce(self) -> None:
+        """Ask who it is."""
+        self.version = str(self._field(self._get("/version"), "version"))[:40]
+        models = self._field(self._get("/v1/models"), "data")
         numbers = [int(number) for number in re.findall(r"\d+", self.version)[:2]]
         if tuple(numbers) < OLDEST:
             raise VLLMError(
@@ -87,7 +104,9 @@ class Server:
         if not models:
             raise VLLMError(f"{self.url} serves no model")
         self.model = str(self._field(models[0], "id"))
-        self.window = int(self._field(models[0], "max_model_len"))
+        self.window = self._field(models[0], "max_model_len")
+        if type(self.window) is not int or self.window < 1:
+            raise ValueError(f"its window is {self.window!r}")
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Make sure that token ids mean the same there.
@@ -142,8 +161,10 @@ class Server:
             ignore_eos=True,  # the end is what the stop tokens say
             logprobs=0,  # the drawn token's
         )
-        token_ids = tuple(int(token) for token in self._field(choice, "token_ids"))
-        logprobs = tuple(float(x) for x in self._field(self._field(choice, "logprobs"), "token_logprobs"))
+        token_ids = tuple(self._field(choice, "token_ids"))
+        logprobs = tuple(map(logprob, self._field(self._field(choice, "logprobs"), "token_logprobs")))
+        if strange := [t for t in token_ids if type(t) is not int or t < 0]:
+            raise ValueError(f"a token is {strange[0]!r}")
         if not 0 < len(token_ids) == len(logprobs) <= sampling.max_tokens:
             raise VLLMError(
                 f"{self.url} gave {len(token_ids)} tokens and {len(logprobs)} log-probabilities "
@@ -159,7 +180,7 @@ class Server:
         choice = self._complete(ids, max_tokens=1, temperature=1.0, prompt_logprobs=0)
         scores = self._field(choice, "prompt_logprobs")[1:]
         return [
-            float(self._field(self._field(score, str(token)), "logprob"))
+            logprob(self._field(self._field(score, str(token)), "logprob"))
             for score, token in zip(scores, ids[1:], strict=True)
         ]
 
@@ -179,14 +200,16 @@ class Server:
             return_tokens_as_token_ids=True,
         )
         [given] = self._field(self._field(choice, "logprobs"), "top_logprobs")
-        return [float(self._field(given, f"token_id:{token}")) for token in ids]
+        return [logprob(self._field(given, f"token_id:{token}")) for token in ids]
 
     def _parsed(self, ask: Callable[[], Result]) -> Result:
         """What ``ask`` makes of an answer, which may be anything."""
         try:
             return ask()
-        except (TypeError, ValueError) as error:
-            raise VLLMError(f"the answer of {self.url} is no completion ({error})") from error
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise VLLMError(
+                f"the answer of {self.url} is no completion, or not vLLM's ({str(error)[:200]})"
+            ) from error
 
     def _complete(self, prompt: Prefix, **settings: Any) -> Any:
         """The only choice of one completion."""
@@ -222,15 +245,19 @@ class Server:
 
     def _ask(self, path: str, call: Callable[[], Any]) -> Any:
         try:
-            return call()
-        except self._errors.APITimeoutError:
+            return in_time(call, self._seconds)
+        except (self._errors.APITimeoutError, TimeoutError):
             raise ServerDownError(f"{self.url}: no answer to {path} in {self._client.timeout:g} s") from None
+        except UnboundedAnswerError as error:
+            raise ServerDownError(f"{self.url}{path}: {error}") from None
+        except (RecursionError, ValueError) as error:
+            raise VLLMError(f"the answer of {self.url} to {path} is no JSON ({str(error)[:200]})") from None
         except self._errors.APIConnectionError as error:
             raise ServerDownError(
                 f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}"
             ) from None
         except self._errors.APIStatusError as error:
-            reason = f"{self.url}{path} says {error.status_code}: {_message(error)}"
+            reason = f"{self.url}{path} says {error.status_code}: {_message(error)}{leads_to(error)}"
             if error.status_code >= 500:
                 raise ServerDownError(reason) from None
             if error.status_code in (404, 405):
@@ -364,7 +391,18 @@ class Servers:
         with self._lock:
             is_news, server.down = server.down is None, reason
         if is_news:
-            warnings.warn(f"not asked any more: {reason}", stacklevel=2)
+            warnings.warn(shown(f"not asked any more: {reason}"), stacklevel=2)
+
+
+def logprob(value: Any) -> float:
+    """A log-probability in an answer, which may be anything.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if type(value) not in (int, float) or not math.isfinite(value) or value > MAX_LOGPROB:
+        raise ValueError(f"a log-probability is {str(value)[:40]}")
+    return float(value)
 
 
 def _message(error: Any) -> str:
@@ -373,4 +411,4 @@ def _message(error: Any) -> str:
     if isinstance(body, Mapping) and isinstance(body.get("error"), Mapping):
         body = body["error"]
     message = body.get("message") if isinstance(body, Mapping) else None
-    return str(message or error).strip().splitlines()[0][:300]
+    return " ".join(masked(str(message or error)).split())[:300]

@@ -1,0 +1,141 @@
+"""How a chat becomes the text that a model continues, whatever its template makes of it.
+
+A template is asked, with marked messages, what it does: whether it shows a system message, what it wants
+content to be, what it writes before a reply, and with what it ends one.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from agents.policies.policy import Message
+from distill.lm.load import ModelError
+
+TODAY = datetime(2024, 7, 26)
+"""What templates that write the date are told: a prompt must not differ by the day."""
+MARKS = {"system": "SystemMark", "user": "UserMark", "assistant": "ReplyMark"}
+OPENED = re.compile(r"<(think|thinking|thought|reasoning)>(?!.*</\1>)", re.DOTALL)
+"""A thought that has not ended."""
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, with its habits known."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | None = None) -> None:
+        """Find out what the template does.
+
+        Args:
+            tokenizer: Has a chat template.
+            settings: What the template is told beside the chat.
+
+        Raises:
+            ModelError: It cannot show a user's message, or a beginning of the reply cannot follow it.
+        """
+        self._tokenizer = tokenizer
+        self._settings = dict(settings or {})
+        self._template = _undated(tokenizer.get_chat_template())
+        self._has_parts = False
+        """Whether a message's content is a list of parts."""
+        self._has_system = True
+        self._before_begun = self._before_free = ""
+        if MARKS["user"] not in self._tried(["user"]):
+            self._has_parts = True
+            if MARKS["user"] not in self._tried(["user"]):
+                raise ModelError(
+                    "the model's chat template does not show a user's message: give its tokenizer another one"
+                )
+        shown = self._tried(["system", "user"])
+        self._has_system = MARKS["system"] in shown and MARKS["user"] in shown
+        self._find_beginnings()
+
+    def text(self, messages: Sequence[Message], reply_prefix: str) -> str:
+        """The chat as text, up to where the model goes on: behind the reply's beginning, if there is one."""
+        settings = self._settings
+        if reply_prefix and self._is_told_not_to_think:
+            settings = {"enable_thinking": False} | settings
+        text = self._rendered([(m.role, m.content) for m in messages], settings, begins_reply=True)
+        return text + (self._before_begun if reply_prefix else self._before_free) + reply_prefix
+
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens with which the template ends a reply, of those that are none of its text."""
+        text = self._tried(["user", "assistant", "user"], begins_reply=False)
+        _, found, rest = text.partition(MARKS["assistant"])
+        known = self._tokenizer.get_added_vocab() | dict(
+            zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True)
+        )
+        first = [token for token in known if found and rest.lstrip().startswith(token)]
+        return frozenset([known[max(first, key=len)]]) if first else frozenset()
+
+    def _find_beginnings(self) -> None:
+        """What is still to be written before a reply that is begun, and before one that is free."""
+        self._is_told_not_to_think = False
+        opening = self._tried(["user"])
+        before, found, _ = self._tried(["user", "assistant"], begins_reply=False).partition(
+            MARKS["assistant"]
+        )
+        if found and before.startswith(opening):
+            rest = before.removeprefix(opening)
+            if not OPENED.search(before):
+                self._before_begun = rest
+                if "<think" not in opening + rest:
+                    self._before_free = rest  # such as the channel of an answer
+                return
+        if (thought := OPENED.search(opening)) is None:
+            return
+        untold = self._tried(["user"], {"enable_thinking": False} | self._settings)
+        if MARKS["user"] in untold and not OPENED.search(untold):
+            self._is_told_not_to_think = True
+        else:
+            self._before_begun = f"\n</{thought[1]}>\n\n"
+
+    def _tried(
+        self,
+        roles: Sequence[str],
+        settings: Mapping[str, Any] | None = None,
+        *,
+        begins_reply: bool = True,
+    ) -> str:
+        """A chat of marks; empty if the template does not take it."""
+        try:
+            return self._rendered(
+                [(role, MARKS[role]) for role in roles], settings or self._settings, begins_reply=begins_reply
+            )
+        except Exception:  # Jinja's, and whatever a template's code raises
+            return ""
+
+    def _rendered(
+        self, chat: Sequence[tuple[str, str]], settings: Mapping[str, Any], *, begins_reply: bool
+    ) -> str:
+        turns = list(chat)
+        if not self._has_system and turns and turns[0][0] == "system":
+            (_, rules), *turns = turns
+            first = turns.pop(0)[1] if turns and turns[0][0] == "user" else ""
+            turns.insert(0, ("user", f"{rules}\n\n{first}".strip()))
+        messages: list[Any] = [
+            {"role": role, "content": [{"type": "text", "text": said}] if self._has_parts else said}
+            for role, said in turns
+        ]
+        text = self._tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=begins_reply,
+            tokenize=False,
+            chat_template=self._template,
+            **settings,
+        )
+        assert isinstance(text, str)
+        return text
+
+
+def _undated(template: str) -> str:
+    """The template with today's date replaced by ``TODAY``, in the formats in which it writes it."""
+    if "strftime_now" not in template:
+        return template
+    cases = "".join(
+        f"{{% elif format == {form!r} %}}{TODAY.strftime(form)}"
+        for form in sorted(set(re.findall(r"""strftime_now\(\s*["']([^"'{}]*)["']""", template)))
+    )
+    macro = f"{{% if not format %}}{cases}{{% else %}}{TODAY.date()}{{% endif %}}"
+    return f"{{%- macro strftime_now(format) -%}}{macro}{{%- endmacro -%}}{template}"

@@ -1,0 +1,33 @@
+"""Addresses: whether one leads to another machine."""
+
+import ipaddress
+from urllib.parse import parse_qsl, urlsplit
+
+_WHERE = {"host", "hostaddr", "service", "servicefile", "server", "dsn", "proxy"}
+"""Options of a database's URL that name a machine in place of the one before the path."""
+
+
+def is_elsewhere(location: str) -> bool:
+    """Whether a URL leads, or may lead, to another machine; a file's path never does.
+
+    Args:
+        location: A path, or a URL of a server or a database.
+    """
+    scheme, is_url, _ = location.partition("://")
+    if not is_url or scheme.partition("+")[0] == "sqlite":
+        return False
+    try:
+        parts = urlsplit(location)
+        host, options = parts.hostname, {name.lower() for name, _ in parse_qsl(parts.query)}
+    except ValueError:
+        return True
+    if options & _WHERE:
+        return True
+    if not host:  # a database's socket, or the server that the user's own settings name
+        return scheme in ("http", "https")
+    if host == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return True

@@ -1,0 +1,62 @@
+"""Answers of servers that may be anything: bounded in time and in size, and of the host that was asked."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Thread
+from typing import Any, TypeVar
+
+MAX_BYTES = 64 << 20
+"""Of one answer, unpacked."""
+Result = TypeVar("Result")
+
+
+class UnboundedAnswerError(RuntimeError):
+    """An answer that takes too long, or too much room."""
+
+
+def bounded_client(seconds: float, max_bytes: int = MAX_BYTES) -> Any:
+    """An ``httpx`` client for ``openai.OpenAI``, which follows no redirect.
+
+    Args:
+        seconds: For the whole of an answer's body; a client's own time-out is for each piece of it.
+        max_bytes: The most that is read.
+    """
+    import openai
+
+    def read(response: Any) -> None:
+        until, content = time.monotonic() + seconds, bytearray()
+        for piece in response.iter_bytes():
+            content += piece
+            if len(content) > max_bytes:
+                raise UnboundedAnswerError(f"its answer has more than {max_bytes:,} bytes")
+            if time.monotonic() > until:
+                raise UnboundedAnswerError(f"its answer had not ended after {seconds:g} s")
+        response._content = bytes(content)  # where ``read`` leaves it
+
+    return openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [read]})
+
+
+def in_time(call: Callable[[], Result], seconds: float) -> Result:
+    """What ``call`` returns; it goes on in the background, and is forgotten, when it takes longer.
+
+    Raises:
+        TimeoutError: It takes longer.
+        Exception: What it raises.
+    """
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True).start()  # which does not keep the process from ending
+    return future.result(seconds)
+
+
+def leads_to(error: Any) -> str:
+    """For a message about a status error: where a redirect leads, which is not followed."""
+    target = error.response.headers.get("location") if 300 <= error.status_code < 400 else None
+    return f": it redirects to {target[:200]}, which is not followed" if target else ""

@@ -1,0 +1,64 @@
+"""What chat templates do with a chat: those that TRL ships, and made-up ones."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from agents.policies.chat_template import ChatTemplate
+from agents.policies.policy import Message
+from distill.lm.load import ModelError
+from tests.conftest import byte_tokenizer
+
+FOLDER = Path(find_spec("trl").submodule_search_locations[0]) / "chat_templates"  # type: ignore[union-attr,index]
+TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
+CHAT = (Message(role="system", content="The rules."), Message(role="user", content="Where to?"))
+
+
+def template(text: str) -> ChatTemplate:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(sorted(set(re.findall(r"<[^<> ]+>", text))), special_tokens=True)
+    tokenizer.chat_template = text
+    return ChatTemplate(tokenizer)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_as_people_have_them(name: str) -> None:
+    """The rules and the question are shown, the reply begins outside of thoughts, and its end is known."""
+    found = template((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"))
+    text = found.text(CHAT, "I move")
+    assert "The rules." in text
+    assert "Where to?" in text
+    assert text.endswith("I move")
+    assert text.count("<think>") == text.count("</think>")
+    if name.startswith(("gptoss", "muse")):
+        assert re.search(r"<\|message\|>I move$", text)
+    assert len(found.end_tokens()) == 1
+
+
+def test_templates_are_there() -> None:
+    assert len(TEMPLATES) >= 40
+
+
+def test_a_free_reply_may_think() -> None:
+    text = template((FOLDER / "qwen3_6.jinja").read_text(encoding="utf-8")).text(CHAT, "")
+    assert text.endswith("<think>\n")
+
+
+PLAIN = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}"
+
+
+def test_the_date_is_always_the_same() -> None:
+    dated = "{{ strftime_now('%d %b %Y') }}, {{ strftime_now(\"%Y\") }}" + PLAIN
+    assert template(dated).text(CHAT, "").startswith("26 Jul 2024, 2024<s>")
+
+
+def test_a_template_that_ignores_the_system_message_gets_it_in_the_users() -> None:
+    ignoring = "{% for m in messages if m.role != 'system' %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}"
+    assert template(ignoring).text(CHAT, "") == "<s>user\nThe rules.\n\nWhere to?</s><s>assistant\n"
+
+
+def test_a_template_that_shows_nothing_is_refused() -> None:
+    with pytest.raises(ModelError, match="does not show a user's message"):
+        template("{% for m in messages %}{{ m.role }}{% endfor %}")

@@ -1,0 +1,169 @@
+"""A run's folder may come from anybody: opening it runs none of its code and reaches no other machine."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from agents.cli import parse_args
+from agents.config import ConfigError, SelfImproveConfig
+from agents.play import main as play_main
+from agents.run.resume import finish
+from agents.self_improve import main, self_improve
+from evals.report import write_report
+from experience import ExperienceError
+from experience.addresses import is_elsewhere
+from experience.store import ExperienceStore, open_run
+from tests.agents.test_self_improve import QUIET, TINY, fail_at, flags, open_gate
+from tests.conftest import run_main
+
+
+@pytest.fixture(scope="module")
+def own(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    path = tmp_path_factory.mktemp("own") / "run"
+    with open_gate():
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
+    return path
+
+
+def gift(own: Path, where: Path, **settings: Any) -> Path:
+    """The run as somebody else hands it over."""
+    path = shutil.copytree(own, where / "gift")
+    about = json.loads((path / "config.json").read_text())
+    about["config"] |= settings
+    (path / "config.json").write_text(json.dumps(about))
+    return path
+
+
+CODE = "from pathlib import Path\nPath({marker!r}).touch()\n"
+
+
+def test_a_model_runs_no_code_because_its_folder_says_so(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, marker = gift(own, tmp_path, trust_remote_code=True), tmp_path / "ran"
+    config = json.loads((path / "model" / "config.json").read_text())
+    config |= {"model_type": "gift", "auto_map": {"AutoConfig": "gift.C", "AutoModelForCausalLM": "gift.M"}}
+    (path / "model" / "config.json").write_text(json.dumps(config))
+    (path / "model" / "gift.py").write_text(CODE.format(marker=str(marker)))
+    assert play_main(["--run", str(path)]) == 2
+    assert not marker.exists()
+    assert not parse_args(["--resume", str(path)]).trust_remote_code
+    assert parse_args(["--resume", str(path), "--trust-remote-code"]).trust_remote_code
+    seen: list[SelfImproveConfig] = []
+    (path / "results.json").unlink()
+    given = SelfImproveConfig(model=parse_args(["--resume", str(path)]).model, **TINY)
+    finish(given, path, seen.append)
+    assert [config.trust_remote_code for config in seen] == [False]
+
+
+def test_no_module_is_imported_because_a_folder_names_it(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / "ran"
+    path = gift(own, tmp_path, env="gift.evil:FrozenLake-v1")
+    (path / "evil.py").write_text(CODE.format(marker=str(marker)))
+    monkeypatch.syspath_prepend(str(tmp_path))  # as ``python -m`` has the current folder
+    assert play_main(["--run", str(path)]) == 2
+    assert "imports code" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"imports code by --env gift\.evil:FrozenLake-v1"):
+        parse_args(["--resume", str(path)])
+    write_report(path)
+    assert not marker.exists()
+    asked = ["--resume", str(path), "--env", "gift.evil:FrozenLake-v1"]
+    assert parse_args(asked).env == "gift.evil:FrozenLake-v1"
+    assert parse_args(["--resume", str(path), "--trust-remote-code"]).env == "gift.evil:FrozenLake-v1"
+
+
+def test_how_to_go_on_says_what_has_to_be_given_again(
+    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, env = tmp_path / "run", "tests.envs.test_spaces:FrozenLake-v1"
+    with fail_at(ExperienceStore, "add_traces", 1)():
+        code, output = run_main(main, capsys, *flags(path, walker_folder), "--env", env)
+    assert code == 130
+    assert f"--resume {path} --env {env}" in output
+
+
+STORE = "postgresql+psycopg://somebody@db.example.org/x"
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        (
+            {"policy": "vllm", "vllm_url": ["http://evil.example.org"]},
+            ["--vllm-url", "http://evil.example.org"],
+        ),
+        ({"teacher_url": ["http://evil.example.org"]}, ["--teacher-url", "http://evil.example.org"]),
+        (
+            {"insight_url": "http://evil.example.org/v1", "insight_model": "m"},
+            ["--insight-url", "http://evil.example.org/v1"],
+        ),
+        ({"store": STORE}, ["--store", STORE]),
+        ({"tracker": "wandb"}, ["--tracker", "wandb"]),
+    ],
+)
+def test_no_other_machine_is_reached_because_a_folder_names_it(
+    own: Path, tmp_path: Path, settings: dict[str, Any], given: list[str]
+) -> None:
+    path = gift(own, tmp_path, **settings)
+    for ask in (
+        lambda: parse_args(["--resume", str(path)]),
+        lambda: self_improve(SelfImproveConfig(resume=path), QUIET),
+    ):
+        with pytest.raises(ConfigError, match="reaches other machines by --"):
+            ask()
+    name = given[0].removeprefix("--").replace("-", "_")
+    value = getattr(parse_args(["--resume", str(path), *given]), name)
+    assert value in (given[1], (given[1],))
+
+
+def test_a_store_elsewhere_is_not_asked(own: Path, tmp_path: Path) -> None:
+    path = gift(own, tmp_path, store=STORE)
+    with patch("experience.store.Database") as database:
+        for read in (open_run, write_report):
+            with pytest.raises(ExperienceError, match=r"you trust .*, give --store .*db\.example\.org"):
+                read(path)
+        assert play_main(["--run", str(path)]) == 2
+    database.assert_not_called()
+
+
+def test_a_secret_that_somebody_wrote_down_is_not_reported(own: Path, tmp_path: Path) -> None:
+    path = gift(own, tmp_path, insight_url="http://somebody:secret99@localhost/v1?api_key=hushhush")
+    text = write_report(path).read_text(encoding="utf-8")
+    assert "http://***@localhost/v1?api_key=***" in text
+    assert "secret99" not in text
+
+
+@pytest.mark.parametrize(
+    ("location", "elsewhere"),
+    [
+        ("runs/x/experience.db", False),
+        ("sqlite:////data/x.db", False),
+        ("sqlite+pysqlite:///x.db", False),
+        ("http://localhost:8000/v1", False),
+        ("http://127.0.0.2:8000", False),
+        ("http://[::1]:8000", False),
+        ("postgresql+psycopg:///name", False),
+        ("postgresql+psycopg://u:p@localhost:5432/name", False),
+        ("http://localhost.example.org", True),
+        ("http://127.0.0.1@example.org/", True),
+        ("http://0.0.0.0.example.org", True),
+        ("http://2130706433", True),
+        ("http://", True),
+        ("http://[::1", True),
+        ("HTTP://EXAMPLE.ORG", True),
+        ("https://10.0.0.7", True),
+        ("postgresql+psycopg:///name?host=example.org", True),
+        ("postgresql+psycopg://localhost/name?HOSTADDR=10.0.0.1", True),
+        ("postgresql://localhost/name?service=x", True),
+        ("sqlitex://example.org/x", True),
+    ],
+)
+def test_what_is_elsewhere(location: str, elsewhere: bool) -> None:
+    assert is_elsewhere(location) is elsewhere

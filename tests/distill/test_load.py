@@ -1,0 +1,102 @@
+"""Models as people have them: what is loaded, what is refused, and with what words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+from distill.examples import DistillError
+from distill.lm.load import ModelError, load_model
+from distill.lm.prefix_lm import PrefixLM
+from distill.lora import LoRA
+from distill.opcd import OPCD
+from tests.conftest import byte_tokenizer, tiny_llama
+
+
+def saved(folder: Path, model: Any) -> Path:
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_way_is_found_and_may_be_asked_for(tmp_path: Path) -> None:
+    folder = str(saved(tmp_path, tiny_llama()))
+    assert str(load_model(folder).support) == "as a prefix tree"
+    assert str(load_model(folder, compute="padded").support) == "in padded batches with sdpa attention"
+
+
+def test_a_way_that_is_not_exact_is_refused_in_a_line(tmp_path: Path) -> None:
+    config = Qwen3_5TextConfig(
+        vocab_size=258, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+        linear_key_head_dim=8, linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"],
+    )  # fmt: skip
+    folder = str(saved(tmp_path, Qwen3_5ForCausalLM(config)))
+    assert load_model(folder).support.way == "padded"
+    with pytest.raises(ModelError, match="cannot be used: tree with") as error:
+        load_model(folder, compute="tree")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_head_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, tiny_llama(tie=False))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks weights: its files hold no lm_head\.weight"):
+        load_model(str(folder))
+
+
+def test_a_resized_head_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, tiny_llama(tie=False))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+    with pytest.raises(ModelError) as error:
+        load_model(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_tokens_without_a_row_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, tiny_llama())
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"'<new>' as token 258, its embedding 258 rows: call"):
+        load_model(str(folder))
+
+
+def test_adapters_are_merged_and_it_is_said(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", tiny_llama())
+    student = load_model(str(base)).model
+    lora: Any = LoRA(student, rank=2, alpha=4)
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter.data)
+    lora._peft.peft_config["default"].base_model_name_or_path = str(base)
+    lora._peft.save_pretrained(tmp_path / "adapters")
+    expected = PrefixLM(student).logits([(5, 6, 7)])
+    loaded = load_model(str(tmp_path / "adapters"))
+    assert loaded.notes == (f"the adapters in {tmp_path / 'adapters'} are merged into {base}",)
+    torch.testing.assert_close(PrefixLM(loaded.model).logits([(5, 6, 7)]), expected, atol=1e-4, rtol=1e-4)
+    assert all(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert not any("lora" in name for name in loaded.model.state_dict())
+
+
+def test_adapters_without_a_base_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="names no base_model_name_or_path"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_16_bits_are_not_trained(dtype: torch.dtype) -> None:
+    """Adapters beside them, which are wider, are."""
+    student = tiny_llama(dtype=dtype)
+    with pytest.raises(DistillError, match="too coarse to train"):
+        OPCD(student, PrefixLM(tiny_llama(1)), lr=1e-3)
+    LoRA(student, rank=2, alpha=4)
+    OPCD(student, PrefixLM(tiny_llama(1)), lr=1e-3)

@@ -1,0 +1,48 @@
+"""Phases: one text each, which is read back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experience.phase import Phase
+
+NAMES = st.from_regex(r"[a-z]+(-[a-z]+)?", fullmatch=True)
+
+
+@pytest.mark.parametrize(
+    ("phase", "text"),
+    [
+        (Phase.play(1, 0), "round1/play0"),
+        (Phase.gate(2), "round2/gate"),
+        (Phase.gate(2, "3f2a/32"), "round2/gate/3f2a/32"),
+        (Phase(kind="gate", index="none"), "gate/none"),
+        (Phase(kind="gate-verdict", round=1), "round1/gate-verdict"),
+        (Phase.validation(30), "validation30"),
+        (Phase.validation(30, 0.7), "validation30@0.7"),
+        (Phase.test("after_with_experience", 0.0), "test/after_with_experience@0"),
+        (Phase(kind="step", index=3), "step3"),
+    ],
+)
+def test_the_text_of_a_phase(phase: Phase, text: str) -> None:
+    """Seeds are drawn by it: another text would be another run."""
+    assert str(phase) == text
+    assert Phase.parse(text) == phase
+
+
+@given(
+    st.builds(
+        Phase,
+        kind=NAMES,
+        round=st.none() | st.integers(min_value=1),
+        index=st.none() | st.integers(min_value=0) | st.from_regex(r"[a-z0-9_/]+", fullmatch=True),
+        temperature=st.none() | st.sampled_from([0.0, 0.4, 0.7, 1.0, 1e-05]),
+    )
+)
+def test_every_phase_is_read_back(phase: Phase) -> None:
+    assert Phase.parse(str(phase)) == phase
+
+
+@pytest.mark.parametrize("text", ["", "3", "round1/", "Play", "test/a@", "play0@x"])
+def test_what_is_no_phase(text: str) -> None:
+    with pytest.raises(ValueError, match="no phase of a run"):
+        Phase.parse(text)
