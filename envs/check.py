@@ -81,6 +81,7 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
     words, actions = env.words, env.env.action_space
     actions.seed(0)
     first_of_all = ""
+    wrong: list[str] = []
     seen = set()
     for seed in range(EPISODES):
         first, _ = env.reset(seed=seed)
@@ -92,7 +93,9 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
             action = actions.sample()
             observation, reward, terminated, truncated, info = env.env.step(action)
             sentence = words.describe(observation)
-            yield from _of_step(env, observation, reward, (terminated, truncated), info)
+            if not wrong:
+                wrong = list(_of_step(env, observation, reward, (terminated, truncated), info))
+                yield from wrong
             if not isinstance(sentence, str) or not env.observation_space.contains(sentence):
                 yield f"describe() gives {sentence!r:.80}: a text without control characters is needed"
                 return
@@ -114,9 +117,9 @@ def _of_step(env: TextEnv, observation: Any, reward: Any, ends: tuple[Any, Any],
     space = env.env.observation_space
     if not space.contains(observation):
         kind = f"{observation.dtype} " if isinstance(observation, np.ndarray) else ""
-        yield f"an observation is not in {space}: {kind}{observation!r:.80}"
+        yield f"an observation is not in {space}: {kind}{_short(observation)}"
     if not isinstance(reward, int | float | np.number) or not math.isfinite(reward):
-        yield f"a reward is {reward!r:.80}: a finite number is needed"
+        yield f"a reward is {_short(reward)}: a finite number is needed"
     if not all(isinstance(end, bool | np.bool_) for end in ends):
         yield f"terminated and truncated are {ends!r:.80}: True or False is needed"
     try:
@@ -134,3 +137,7 @@ def _of_advice(words: EnvWords, sentence: str) -> Iterator[str]:
     situation = words.situation(sentence)
     if any(words.advised(situation, words.advise(situation, action)) != action for action in words.actions):
         yield "advise() words two actions alike: the action's word has to stand in it"
+
+
+def _short(value: Any) -> str:
+    return " ".join(f"{value!r:.200}".split())[:80]

@@ -64,8 +64,11 @@ def words_for(env: gym.Env[Any, Any]) -> EnvWords:
         EnvError: Its actions cannot be written as text.
     """
     registered = _REGISTERED.get(env.spec.id) if env.spec else None
-    ours = (make for cls, make in OURS.items() if isinstance(env.unwrapped, cls))
-    return (registered or next(ours, any_words))(env)
+    bare = env.unwrapped
+    ours = OURS.get(
+        type(bare), any_words
+    )  # what is derived from it may show something else, and so may a wrapper
+    return (registered or (ours if env.observation_space == bare.observation_space else any_words))(env)
 
 
 def settings_for(env_id: str) -> Mapping[str, Any]:

@@ -14,10 +14,11 @@ from unittest.mock import patch
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.spaces import Box, Dict, Discrete, Space
 
 from agents import self_improve
-from envs import EnvError, check_text_env, make_text_env, register_text
+from envs import EnvError, TextEnv, check_text_env, make_text_env, register_text
 from envs.adapters.own_draws import OwnDraws
 from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.games.random_lake import boards
@@ -214,6 +215,31 @@ def test_missions_are_told_and_views_left_out(env_id: str) -> None:
     seen, _ = env.reset(seed=1)
     assert re.fullmatch(r"direction: \d, mission: [a-z ]+\.", seen)
     assert check_text_env(f"minigrid:{env_id}") == []
+
+
+class Dark(CartPoleEnv):
+    """Derived from an env that has words of its own, and shows less."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = Box(-5.0, 5.0, (1,))
+
+    def reset(self, **settings: Any) -> Any:
+        return super().reset(**settings)[0][:1], {}
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action)
+        return observation[:1], *rest
+
+
+def test_our_words_are_not_for_what_is_derived_from_our_envs() -> None:
+    gym.register("tests/Dark-v0", entry_point=f"{__name__}:Dark", max_episode_steps=9)
+    assert make_text_env("tests/Dark-v0", {}).reset(seed=0)[0].startswith("X1 ")
+    narrow = gym.wrappers.TransformObservation(
+        gym.make("CartPole-v1"), lambda seen: seen[:1], Box(-5.0, 5.0, (1,))
+    )
+    assert TextEnv(narrow).reset(seed=0)[0].startswith("X1 ")
+    assert make_text_env("CartPole-v1", {}).reset(seed=0)[0].startswith("Position")
 
 
 class Camera(gym.Env[Any, Any]):
