@@ -106,7 +106,7 @@ class TextArenaEnv(gym.Env[str, str]):
         """What the game's wrappers show, the newest part of it where it is long."""
         _, seen = self._game.get_observation()
         if not isinstance(seen, str):  # a game without wrappers: what was said since
-            seen = "\n".join(message for _, message, _ in seen)
+            seen = "\n".join(said for _, said, _ in seen if isinstance(said, str))  # three games mix them up
         return clean(seen).strip()[-MAX_CHARS:]
 
 

@@ -38,7 +38,7 @@ GARBAGE = [
 
 @needs_textarena
 @pytest.mark.parametrize(
-    "game", ["FrozenLake-v0", "GuessTheNumber-v0", "2048-v0-train", "TowerOfHanoi-v0-raw", "Countdown-v0"]
+    "game", ["FrozenLake-v0", "GuessTheNumber-v0", "2048-v0-train", "TowerOfHanoi-v0", "Countdown-v0-raw"]
 )
 def test_games_end_under_random_and_garbage_replies(game: str) -> None:
     env, draws = make_text_env(f"textarena:{game}", {}), random.Random(0)
@@ -239,7 +239,7 @@ def test_our_words_are_not_for_what_is_derived_from_our_envs() -> None:
         gym.make("CartPole-v1"), lambda seen: seen[:1], Box(-5.0, 5.0, (1,))
     )
     assert TextEnv(narrow).reset(seed=0)[0].startswith("X1 ")
-    assert make_text_env("CartPole-v1", {}).reset(seed=0)[0].startswith("Position")
+    assert make_text_env("CartPole-v1", {}).reset(seed=0)[0].startswith("Cart position")
 
 
 class Camera(gym.Env[Any, Any]):
