@@ -1,4 +1,4 @@
-"""A server of OpenEnv's own, with four games: ``python -m tests.envs.openenv_server PORT GAME SESSIONS``."""
+"""A server of OpenEnv's own, with a few games: ``python -m tests.envs.openenv_server PORT``."""
 
 import importlib
 import os
@@ -59,16 +59,32 @@ class Game(Environment):
 
     def seen(self) -> Seen:
         done = self.square == self.size
-        screen = [[0] * 84] * 84 if len(sys.argv) > 2 and sys.argv[2] == "image" else None
-        return Seen(text=f"Square {self.square}.", screen=screen, done=done, reward=1.0 if done else None)
+        return Seen(text=f"Square {self.square}.", done=done, reward=1.0 if done else None)
 
     @property
     def state(self) -> State:
         return State()
 
 
+class Filmed(Game):
+    """The same walk, with a picture of it."""
+
+    def seen(self) -> Seen:
+        return Seen(text="Look!", screen=[[0] * 84] * 84)
+
+
+GAMES: dict[str, tuple[Any, Any, int]] = {
+    "walk": (Game, Move, 8),
+    "alone": (Game, Move, 1),
+    "say": (Game, Say, 8),
+    "form": (Game, Form, 8),
+    "film": (Filmed, Move, 8),
+}
+"""Path -> env, action, and sessions at a time."""
+
+
 if __name__ == "__main__":
-    port, game, sessions = sys.argv[1:]
-    action: Any = {"say": Say, "form": Form}.get(game, Move)
-    app = create_fastapi_app(Game, action, Seen, max_concurrent_envs=int(sessions))
-    importlib.import_module("uvicorn").run(app, host="127.0.0.1", port=int(port), log_level="error")
+    app = importlib.import_module("fastapi").FastAPI()
+    for path, (game, action, sessions) in GAMES.items():
+        app.mount(f"/{path}", create_fastapi_app(game, action, Seen, max_concurrent_envs=sessions))
+    importlib.import_module("uvicorn").run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error")

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,44 +30,40 @@ from experience.trace import StopReason
 needs_openenv = pytest.mark.skipif(
     importlib.util.find_spec("openenv") is None, reason="pip install 'opcd-gym[openenv]'"
 )
-Start = Callable[..., tuple[str, "subprocess.Popen[bytes]"]]
 
 
-def free_port() -> int:
+@contextmanager
+def serving() -> Iterator[str]:
+    """A server of the games; gives what stands before their names for ``--env``."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts a server of a game; gives its id for ``--env``, and its process."""
-    running = []
-
-    def start(game: str, sessions: int = 4) -> tuple[str, "subprocess.Popen[bytes]"]:
-        port = free_port()
-        server = subprocess.Popen(
-            [sys.executable, "-m", "tests.envs.openenv_server", str(port), game, str(sessions)],
-            cwd=Path(__file__).parents[2],
-        )
-        running.append(server)
-        for _ in range(300):
+        port = int(bound.getsockname()[1])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.envs.openenv_server", str(port)], cwd=Path(__file__).parents[2]
+    )
+    try:
+        for _ in range(600):
             with socket.socket() as trial:
                 if trial.connect_ex(("127.0.0.1", port)) == 0:
-                    return f"openenv:http://127.0.0.1:{port}", server
+                    break
             assert server.poll() is None, "the server ended"
             time.sleep(0.1)
-        raise TimeoutError
-
-    yield start
-    for server in running:
+        yield f"openenv:http://127.0.0.1:{port}"
+    finally:
         server.kill()
         server.wait()
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """One for all that leaves it alive."""
+    with serving() as prefix:
+        yield prefix
+
+
 @needs_openenv
-def test_a_server_is_played(start: Start) -> None:
-    env_id, _ = start("walk", sessions=1)
+def test_a_server_is_played(server: str) -> None:
+    env_id = f"{server}/alone"
     env = make_text_env(env_id, {"max_episode_steps": 20})
     assert env.words.actions == ("left", "right", "die", "hang")
     first = [env.reset(seed=seed)[0] for seed in (3, 4, 5, 6, 3)]
@@ -92,8 +89,8 @@ def test_a_server_is_played(start: Start) -> None:
 
 
 @needs_openenv
-def test_an_action_that_is_text(start: Start) -> None:
-    env = make_text_env(start("say")[0], {})
+def test_an_action_that_is_text(server: str) -> None:
+    env = make_text_env(f"{server}/say", {})
     env.reset(seed=0)
     seen, reward, terminated, _, info = env.step(" héllo\x00 ")
     assert (seen, reward, terminated, info["text/action"]) == ("You said héllo.", 1.0, False, "héllo")
@@ -104,8 +101,8 @@ def test_an_action_that_is_text(start: Start) -> None:
 
 
 @needs_openenv
-def test_an_action_of_several_fields(start: Start) -> None:
-    env_id, _ = start("form")
+def test_an_action_of_several_fields(server: str) -> None:
+    env_id = f"{server}/form"
     env = make_text_env(env_id, {})
     assert env.words.rules.endswith('JSON object of {"x": "a number below 9", "label": "string"}.')
     env.reset(seed=0)
@@ -117,39 +114,46 @@ def test_an_action_of_several_fields(start: Start) -> None:
     assert check_text_env(env_id) == []
 
 
-@needs_openenv
-@pytest.mark.parametrize(("last_word", "places"), [("hang", 1), ("hang", 3), ("die", 2)])
-def test_a_server_that_dies_or_hangs_ends_its_own_episodes(
-    last_word: str, places: int, start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who comes to square 1 says it: that is all who do not begin on square 2."""
-    monkeypatch.setattr(openenv_session, "LONGEST_ANSWER", 1.0)
-    env_id, _ = start("walk", sessions=8)
+def played(env_id: str, places: int, last_word: str) -> dict[str, set[StopReason]]:
+    """First observation -> how six episodes ended; on square 1 the last word is said, which is on the way of
+    all that do not begin on square 2."""
     envs = vector_env(lambda: make_text_env(env_id, {}), places)
     policy = ScriptedPolicy(
         lambda prompt, _: f" {last_word if 'Square 1.' in prompt.messages[-1].content else 'right'}"
     )
     phase = Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=6))
     words = make_text_env(env_id, {}).words
-    began = time.monotonic()
-    traces = list(rollout(envs, words, policy, [phase], sampling=Sampling(), policy_id="p", env_id="e"))
-    assert time.monotonic() - began < 30
+    ends: dict[str, set[StopReason]] = {}
+    count = 0
+    for trace in rollout(envs, words, policy, [phase], sampling=Sampling(), policy_id="p", env_id="e"):
+        ends.setdefault(trace.turns[0].observation if trace.turns else "", set()).add(trace.stop_reason)
+        count += 1
     envs.close()
-    by_start: dict[str, set[StopReason]] = {}
-    for trace in traces:
-        by_start.setdefault(trace.turns[0].observation if trace.turns else "", set()).add(trace.stop_reason)
-    assert len(traces) == 6
-    if last_word == "hang":
-        assert by_start.pop("Square 2.") == {StopReason.TERMINATED}
-        assert set.union(*by_start.values()) == {StopReason.ERROR}
-    else:
-        assert by_start[""] == {StopReason.ERROR}  # there was no server any more
+    assert count == 6
+    return ends
 
 
 @needs_openenv
-def test_a_server_that_takes_no_more_sessions(start: Start) -> None:
-    env_id, _ = start("walk", sessions=1)
-    env, other = (make_text_env(env_id, {}) for _ in range(2))
+@pytest.mark.parametrize("places", [1, 3])
+def test_a_server_that_hangs_ends_its_own_episodes(
+    places: int, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openenv_session, "LONGEST_ANSWER", 0.5)
+    ends = played(f"{server}/walk", places, "hang")
+    assert ends.pop("Square 2.") == {StopReason.TERMINATED}
+    assert set.union(*ends.values()) == {StopReason.ERROR}
+
+
+@needs_openenv
+def test_a_server_that_dies_ends_all_that_it_would_play() -> None:
+    with serving() as prefix:
+        ends = played(f"{prefix}/walk", 2, "die")
+    assert ends[""] == {StopReason.ERROR}  # there was no server any more
+
+
+@needs_openenv
+def test_a_server_that_takes_no_more_sessions(server: str) -> None:
+    env, other = (make_text_env(f"{server}/alone", {}) for _ in range(2))
     env.reset(seed=0)
     with pytest.raises(RuntimeError, match="CAPACITY_REACHED"):
         other.reset(seed=0)
@@ -159,10 +163,9 @@ def test_a_server_that_takes_no_more_sessions(start: Start) -> None:
 
 
 @needs_openenv
-def test_images_are_refused(start: Start) -> None:
-    env_id, _ = start("image")
+def test_images_are_refused(server: str) -> None:
     with pytest.raises(EnvError, match="begins no episode: its observation's 'screen' is an image, or 7056"):
-        make_text_env(env_id, {})
+        make_text_env(f"{server}/film", {})
 
 
 # ----------------------------------------------------------------------------------------- no server of its
