@@ -163,7 +163,9 @@ class OPCD:
         self._average: Average = average
         self._lr, self._warmup_steps, self._decay_steps = lr, warmup_steps, decay_steps
         self._max_grad_norm = max_grad_norm
-        self._max_nodes = max_nodes or pass_tokens(student, gradient_checkpointing)
+        self._max_nodes = max_nodes or pass_tokens(
+            student, is_checkpointed=gradient_checkpointing, is_compiled=compute == "padded"
+        )
         self._window = context_window(student)
         self._pass = PASSES[compute]
         self._checkpointing = gradient_checkpointing
@@ -450,21 +452,23 @@ GPU_MOST_NODES = 32_768
 """Tokens of a pass beyond which a GPU gets no faster."""
 
 
-def pass_tokens(model: PreTrainedModel, is_checkpointed: bool) -> int:
+def pass_tokens(model: PreTrainedModel, *, is_checkpointed: bool, is_compiled: bool) -> int:
     """How many tokens one forward and backward pass takes: on a GPU by its free memory.
 
-    Counted per token and layer are the residual stream's copies, queries, keys and values, and the gated
-    MLP's three widths; with checkpointing one copy per layer, and one layer of all.
+    Counted per token and layer are copies of the residual stream, of queries, keys and values, and of the
+    gated MLP's three widths, as measured with layers that are compiled; others take twice as much. With
+    checkpointing it is one copy per layer, and one layer of all.
     """
     if model.device.type != "cuda":
         return CPU_NODES
     config = model.config.get_text_config()
     width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    layer_bytes = 2 * (14 * width + 4 * inner)
+    heads = getattr(config, "num_attention_heads", 1) * (getattr(config, "head_dim", None) or 0)
+    layer_bytes = (2 if is_compiled else 4) * (6 * width + 6 * max(width, heads) + 4 * inner)
     layers = config.num_hidden_layers
     token_bytes = 4 * width * layers + layer_bytes if is_checkpointed else layer_bytes * layers
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    free = torch.cuda.mem_get_info(model.device)[0] - 12 * parameters
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    free = torch.cuda.mem_get_info(model.device)[0] - 12 * trained - 5 * GPU_LOGITS_BYTES
     return int(min(GPU_MOST_NODES, max(CPU_NODES, GPU_SHARE * free / token_bytes)))
 
 
