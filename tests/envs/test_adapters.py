@@ -228,7 +228,7 @@ class Dark(CartPoleEnv):
         return super().reset(**settings)[0][:1], {}
 
     def step(self, action: Any) -> Any:
-        observation, *rest = super().step(action)
+        observation, *rest = super().step(action)  # type: ignore[no-untyped-call]
         return observation[:1], *rest
 
 
