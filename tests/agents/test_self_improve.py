@@ -829,5 +829,5 @@ def test_a_run_whose_episodes_all_fail_stops_and_goes_on_when_the_env_is_mended(
 
 @pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "1e9"])
 def test_time_limits_that_are_none_are_refused(seconds: str) -> None:
-    with pytest.raises(ConfigError, match="env_timeout must be (at|a finite)"):
+    with pytest.raises(ConfigError, match=r"env_timeout must be (at|a finite)"):
         SelfImproveConfig(env_timeout=float(seconds))
