@@ -11,9 +11,11 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
+
+from experience.masking import masked
+from experience.terminal import guard_standard_error
 
 GRACE_SECONDS = 60
 """What a process that was left alone may take to end in good order."""
@@ -28,6 +30,7 @@ def answer(work: Callable[[Any], Any], expected: tuple[type[Exception], ...] = (
     """
     to_asker = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    guard_standard_error()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as good as Ctrl-C
     try:
         question = json.loads(sys.stdin.buffer.readline())
@@ -37,9 +40,9 @@ def answer(work: Callable[[Any], Any], expected: tuple[type[Exception], ...] = (
         return 130
     except Exception as error:
         if not isinstance(error, expected):
-            traceback.print_exc()
+            sys.excepthook(type(error), error, error.__traceback__)
         reply = {"error": str(error), "kind": type(error).__name__}
-    print(json.dumps(reply), file=to_asker, flush=True)
+    print(json.dumps(masked(reply)), file=to_asker, flush=True)
     return 0
 
 

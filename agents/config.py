@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 import tyro
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from agents.prompts import Layout, Place, conversation
 from distill.examples import Data
@@ -33,7 +33,6 @@ AtLeastOne = Annotated[int, Field(ge=1, le=10**9)]
 AtLeastZero = Annotated[int, Field(ge=0, le=10**9)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
 """Beyond it numbers overflow, or do nothing."""
-GreedyOrAbove = Annotated[float, Field(ge=0, le=1e3), AfterValidator(lambda value: _not_tiny(value))]
 Episodes = Annotated[int, Field(ge=1, le=STRIDE)]
 """No more than there are seeds of a split."""
 
@@ -341,12 +340,6 @@ class SelfImproveConfig(
             )
         if self.off_policy_steps:
             raise ConfigError("a teacher on a server writes nothing: take off_policy_steps 0")
-
-
-def _not_tiny(temperature: float) -> float:
-    if 0 < temperature < 1e-3:
-        raise ValueError("must be 0 or at least 0.001")
-    return temperature
 
 
 def _urls(text: str) -> tuple[str, ...]:

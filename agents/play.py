@@ -61,7 +61,8 @@ class PlayConfig:
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
     trust_remote_code: bool = False
-    """Let code run that comes with the model, or that the run names as its env (module:EnvId)."""
+    """Let code run that comes with the model, or that the run names as its env (module:EnvId), also where
+    that is on another machine (openenv:URL)."""
 
     def __post_init__(self) -> None:
         if self.run is not None and (self.env is not None or self.env_kwargs):

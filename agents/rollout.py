@@ -63,7 +63,7 @@ def rollout(
     how many places there are and not on the other episodes.
 
     Args:
-        envs: Where to play; see ``make_places``.
+        envs: Where to play; see ``envs.place.vector_env``.
         words: The env's.
         policy: Who plays.
         phases: What to play.

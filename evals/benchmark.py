@@ -22,7 +22,6 @@ from typing import Any
 import pandas as pd
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from evals import agent_process
@@ -171,7 +170,7 @@ def print_table(table: dict[str, Any], console: Console) -> None:
     several = len({row["model"] for row in table["methods"]}) > 1
 
     def task(row: Row) -> str:
-        return escape(f"{row['env']}, {row['model']}" if several else row["env"])
+        return f"{row['env']}, {row['model']}" if several else str(row["env"])
 
     rates = Table("", "method", title="success on test (95% interval over episodes)", title_justify="left")
     for name in ("success", "by seed", "tokens*"):
@@ -179,7 +178,7 @@ def print_table(table: dict[str, Any], console: Console) -> None:
     for row in table["methods"]:
         by_seed = " ".join(f"{rate:.0%}" for rate in row["by_seed"].values())
         rates.add_row(
-            task(row), escape(row["method"]), rate_text(row), by_seed, f"{row['prompt_tokens_per_turn']:.0f}"
+            task(row), row["method"], rate_text(row), by_seed, f"{row['prompt_tokens_per_turn']:.0f}"
         )
     console.print(rates)
     console.print("* of the prompt, per decision\n")
@@ -189,7 +188,7 @@ def print_table(table: dict[str, Any], console: Console) -> None:
         pairs.add_column(name, justify="right", no_wrap=True)
     for row in table["pairs"]:
         difference = f"{row['difference']:+.1%} [{row['ci_low']:+.1%}, {row['ci_high']:+.1%}]"
-        methods = escape(f"{row['first']} - {row['second']}")
+        methods = f"{row['first']} - {row['second']}"
         pairs.add_row(task(row), methods, difference, f"{row['p_value']:.2g}")
     console.print(pairs)
 

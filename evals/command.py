@@ -7,7 +7,7 @@ from rich.console import Console
 
 from envs.words import EnvError
 from experience import ExperienceError
-from experience.text import printable
+from experience.terminal import Terminal, guard_standard_error
 
 
 class EvalError(ValueError):
@@ -21,7 +21,8 @@ def run_command(work: Callable[[Console], bool | None], how_to_go_on: str = "") 
         work: The work, which gets a console for its progress; what it returns is false where it has failed.
         how_to_go_on: What to advise when it was stopped.
     """
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
+    guard_standard_error()
     # A cluster's stop is as good as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -31,6 +32,6 @@ def run_command(work: Callable[[Console], bool | None], how_to_go_on: str = "") 
         if how_to_go_on:
             message += f"\n{how_to_go_on}"
     except (EvalError, EnvError, ExperienceError, OSError) as error:
-        message, code = f"error: {printable(str(error))}", 2
+        message, code = f"error: {error}", 2
     console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
     return code

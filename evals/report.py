@@ -14,7 +14,6 @@ import pandas as pd
 import tyro
 from markupsafe import Markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +36,6 @@ from experience.insight import InsightState
 from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
 from experience.terminal import Terminal, shown
-from experience.text import printable
 
 SHOWN_TRACES = 5
 """Traces named as evidence of an insight; the database has them all."""
@@ -233,8 +231,7 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
     """A run's results in ten lines."""
     console = console or Terminal()
     names = [temperature_text(t) for t in results["eval_temperature"]]
-    env = escape(printable(results["env"]))
-    table = Table(title=f"{env}: success on test episodes (95% interval)", title_justify="left")
+    table = Table(title=f"{results['env']}: success on test episodes (95% interval)", title_justify="left")
     table.add_column("", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right")
@@ -249,7 +246,7 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
         text = "; ".join(f"{label} {arm['mean_return']:.1f}" for label, arm in arms.items())
         console.print(f"mean return, {names[0]}: {text}", highlight=False, soft_wrap=True)
     if text := cut_short_text(results.get("cut_short")):
-        console.print(Text(printable(text), style="bold yellow"), soft_wrap=True)
+        console.print(Text(text, style="bold yellow"), soft_wrap=True)
     change = results["comparison"]
     console.print(
         f"after - before: {change['difference']:+.1%} [{change['ci_low']:+.1%}, {change['ci_high']:+.1%}], "

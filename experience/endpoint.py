@@ -66,6 +66,7 @@ class Endpoint:
         self.name = model
         self._url = url
         self._settings: Settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": 0}
+        self._max_tokens = max_tokens
         self._why_empty = ""
         self._client = openai.OpenAI(
             base_url=url,
@@ -115,7 +116,10 @@ class Endpoint:
             if isinstance(text := choice.message.content, str) and text:
                 return text, None
             if choice.finish_reason == "length":
-                self._why_empty = "the model used up all of --insight-tokens before it wrote any: raise it"
+                self._why_empty = (
+                    f"the model used up all of {self._max_tokens} tokens before it wrote any: take one that "
+                    "does not think"
+                )
             else:
                 refusal = getattr(choice.message, "refusal", None)
                 self._why_empty = str(refusal or f"content null, finished by {choice.finish_reason}")

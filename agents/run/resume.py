@@ -11,6 +11,7 @@ from typing import Any
 from agents.config import MACHINE, SERVED, ConfigError, SelfImproveConfig
 from agents.run.folder import RunFolderError, read_config
 from distill.parallel import is_main_process
+from envs.adapters import ADAPTERS
 from evals.report import write_report
 from experience.addresses import is_elsewhere
 from experience.masking import MASK, masked
@@ -88,15 +89,16 @@ def check_reach(config: SelfImproveConfig, path: Path, asked: Collection[str] = 
         ConfigError: A setting reaches further than this machine, or to code, and was not asked for.
     """
     for name, value in reach(config):
-        is_code = name == "env"
+        is_env, module = name == "env", value.partition(":")[0]
+        is_code = is_env and module not in ADAPTERS
         # Code that this process runs already was asked for.
-        is_known = is_code and (config.trust_remote_code or value.partition(":")[0] in sys.modules)
-        if name in asked or is_known:
+        is_known = is_code and module in sys.modules
+        if name in asked or is_known or (is_env and config.trust_remote_code):
             continue
         flag = f"--{name.replace('_', '-')} {value}"
         raise ConfigError(
             f"the run in {path} {'imports code' if is_code else 'reaches other machines'} by {flag}: if you "
-            f"trust the folder, give {'--trust-remote-code' if is_code else flag + ' again'}"
+            f"trust the folder, give {'--trust-remote-code' if is_env else flag + ' again'}"
         )
 
 
@@ -109,7 +111,8 @@ def reach(config: SelfImproveConfig) -> Iterator[tuple[str, str]]:
             yield name, getattr(config, name)
     if config.tracker in ("wandb", "trackio"):
         yield "tracker", config.tracker
-    if ":" in config.env:
+    module, in_module, where = config.env.partition(":")
+    if in_module and (module not in ADAPTERS or is_elsewhere(where)):
         yield "env", config.env
 
 

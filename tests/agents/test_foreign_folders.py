@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -77,6 +78,21 @@ def test_no_module_is_imported_because_a_folder_names_it(
     asked = ["--resume", str(path), "--env", "gift.evil:FrozenLake-v1"]
     assert parse_args(asked).env == "gift.evil:FrozenLake-v1"
     assert parse_args(["--resume", str(path), "--trust-remote-code"]).env == "gift.evil:FrozenLake-v1"
+
+
+def test_an_adapter_is_our_own_code_and_its_server_may_be_elsewhere(own: Path, tmp_path: Path) -> None:
+    game = gift(own, tmp_path / "game", env="textarena:Sokoban-v0")
+    here = gift(own, tmp_path / "here", env="openenv:http://127.0.0.1:8000")
+    for path in (game, here):
+        assert parse_args(["--resume", str(path)]).env
+    url = "openenv:http://evil.example.org"
+    path = gift(own, tmp_path / "there", env=url)
+    with patch.dict(sys.modules, {"openenv": sys}):  # the client, which says nothing about the server
+        with pytest.raises(ConfigError, match=r"reaches other machines by --env openenv:http://evil"):
+            parse_args(["--resume", str(path)])
+        assert play_main(["--run", str(path)]) == 2
+    assert parse_args(["--resume", str(path), "--env", url]).env == url
+    assert parse_args(["--resume", str(path), "--trust-remote-code"]).env == url
 
 
 def test_how_to_go_on_says_what_has_to_be_given_again(

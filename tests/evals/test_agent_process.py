@@ -39,6 +39,18 @@ def test_what_went_wrong_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
         ask("run", {"die": 0})
 
 
+def test_what_a_process_says_at_its_end_has_no_secret(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "sk-hushhush")
+    with pytest.raises(AgentError, match=r"^bad key \*\*\*$"):
+        ask("run", {"fail": "bad key sk-hushhush\x1b[2J"})
+    said = capfd.readouterr().err
+    assert "ZeroDivisionError: bad key ***" in said
+    assert "\x1b" not in said
+    assert ask("check", {"echo": "sk-hushhush"}) == {"echo": "***"}
+
+
 def wait_for(what: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 50  # the worker has 60 seconds' work
     while not what():

@@ -27,6 +27,7 @@ from evals.agent_process import Settings
 from evals.benchmark import _over_seeds, main, print_table, run_suite
 from evals.finished_run import FinishedRun
 from evals.suite import METHODS, SHIPPED, Cell, SuiteError, read_suite
+from experience.terminal import Terminal
 from tests.agents.test_self_improve import QUIET, TINY, open_gate
 
 SETTINGS = {**TINY, "rounds": 1, "steps": 2, "eval_temperature": [0.5]}
@@ -333,9 +334,11 @@ def test_one_table_that_goes_on_where_it_was_stopped(
         difference = rates[pair["first"]] - rates[pair["second"]]
         assert pair["difference"] == pytest.approx(difference)
         assert pair["seeds"] == [0, 1]
-    print_table(table, Console(width=200))
+    table["methods"][0]["method"] = "raw[bold]"  # as it is: no markup
+    print_table(table, Terminal(width=200))
     printed = capsys.readouterr().out
     assert "opcd - off-policy" in printed
+    assert " raw[bold] " in printed
     assert printed.count("dry") == 4 + 6
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from rich.console import Console
 
 from agents.config import SelfImproveConfig
 from agents.self_improve import self_improve
@@ -23,6 +22,7 @@ from evals.report import _candidates, _insights, main, print_summary, write_repo
 from experience.context import ContextScore
 from experience.insight import Insight
 from experience.store import ExperienceStore
+from experience.terminal import Terminal
 from tests.agents.test_self_improve import QUIET, TINY
 from tests.browser import needs_chromium, screenshot, visit
 
@@ -256,7 +256,7 @@ def test_bad_folders_are_clear_errors(args: list[str], says: str, lake: Path) ->
 
 def test_names_steer_no_terminal(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = json.loads((lake / "results.json").read_text()) | {"env": "L[bold]ake\x1b]0;title\x07\u202e"}
-    print_summary(results, lake, Console(width=200))
+    print_summary(results, lake, Terminal(width=200))
     printed = capsys.readouterr().out
     assert "L[bold]ake: success on test" in printed
     assert not set(printed) & {"\x1b", "\x07", "\u202e"}
