@@ -10,6 +10,7 @@ from agents.policies.policy import Message, Prompt, Sampling
 from agents.rollout import turn_seed
 from agents.run.run import CONTEXT, Run
 from evals.gate import Outcomes, Verdict, by_promise, judge
+from evals.result import judged
 from experience.context import NO_CONTEXT, Context, within_budget
 from experience.endpoint import Endpoint
 from experience.insight import Insight, InsightState
@@ -130,7 +131,7 @@ class Reflection:
                 trace_ids.setdefault(context.id, {}).update(frame.set_index("seed")["trace_id"])
             return [
                 dict(zip(frame["seed"].tolist(), frame["success"].astype(bool).tolist(), strict=True))
-                for frame in frames
+                for frame in map(judged, frames)
             ]
 
         verdict = judge(
@@ -222,13 +223,13 @@ class Reflection:
                 forbidden=run.agent.student.control_tokens,
             )
         drawn = settled(merged(known, new), run.words.actions)
-        judged = {ids[0] for ids in store.scores()["insight_ids"] if len(ids) == 1}
-        return [asdict(insight) for insight in by_promise(drawn, judged)]
+        tried = {ids[0] for ids in store.scores()["insight_ids"] if len(ids) == 1}
+        return [asdict(insight) for insight in by_promise(drawn, tried)]
 
     def _traces(self, round_number: int) -> tuple[Any, Any]:
         """The turns and the endings of the traces that insights are drawn from: the round's first."""
         run, phase = self.run, str(Phase.play(round_number, 0))
-        traces = run.store.traces(phase=phase).head(run.config.insight_traces)
+        traces = judged(run.store.traces(phase=phase)).head(run.config.insight_traces)
         return run.store.turns(phases=[phase]), traces.set_index("trace_id")["final_observation"]
 
     def _together(self, insights: Sequence[Insight], k: int) -> Context:
@@ -297,7 +298,7 @@ class Reflection:
                     insight_from(values) for values in run.store.result(str(replace(phase, kind="write")))
                 ]
                 alone = {c.insights[0].id: c.id for c in candidates if len(c.insights) == 1}
-                judged = [
+                drawn = [
                     with_outcomes(
                         insight, verdict.outcomes[context_id], verdict.outcomes["none"], trace_ids[context_id]
                     )
@@ -305,7 +306,7 @@ class Reflection:
                     else insight
                     for insight in known
                 ]
-                run.store.set_insights(settled(judged, run.words.actions), str(phase))
+                run.store.set_insights(settled(drawn, run.words.actions), str(phase))
         run.log(
             replace(phase, kind=f"{phase.kind}-verdict"),
             kind="gate",

@@ -28,6 +28,7 @@ from distill.examples import Data, DistillError, DistillExample, TokenIds
 from distill.loss import Direction
 from distill.opcd import OPCD, StepStats
 from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher
+from evals.result import success_rate
 from experience.context import Context
 from experience.phase import Phase
 
@@ -266,7 +267,7 @@ class Training:
         """
         run, step = self.run, self.opcd.step_count
         frames = self._validation_traces(step)
-        score = sum(float(frame["success"].mean()) for frame in frames) / len(frames)
+        score = sum(map(success_rate, frames)) / len(frames)
         if score > self._best_score:
             self._write(BEST, self.opcd.weights(), {"step": step, "score": score})
             self._best_score, self._best_step = score, step

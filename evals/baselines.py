@@ -21,6 +21,7 @@ from envs.actions import all_values
 from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
 from envs.place import Outcome, Vectorization, vector_env
 from envs.text_env import make_text_env
+from envs.words import EnvError
 from evals.result import EvalResult
 from experience.seeds import SeedRange
 from experience.trace import StopReason
@@ -211,15 +212,22 @@ class Baselines:
         return EvalResult.exact(success_rate=rate, mean_return=mean_return)
 
     def _play(self, actions: Callable[[int], Iterator[Any]], seeds: Iterable[int]) -> EvalResult:
-        """One episode per seed with actions that depend on nothing but the seed and the time."""
+        """One episode per seed with actions that depend on nothing but the seed and the time.
+
+        Raises:
+            EnvError: None of them could be judged.
+        """
         returns = []
         successes = 0
         endings: Counter[str] = Counter()
         for seed in seeds:
             total, success, stop = self._episode(actions(seed), seed)
-            returns.append(total)
-            successes += success
             endings[stop] += 1
+            if stop != StopReason.NOT_JUDGED:
+                returns.append(total)
+                successes += success
+        if not returns:
+            raise EnvError(f"of {endings.total()} baseline episodes none could be judged: resume")
         return EvalResult.from_episodes(
             successes=successes, n=len(returns), mean_return=float(np.mean(returns)), endings=endings
         )
@@ -240,6 +248,8 @@ class Baselines:
         if outcome.fault is not None:
             self._steps += MAX_STEPS // 10 * outcome.timed_out
             return total, False, StopReason.TIMED_OUT if outcome.timed_out else StopReason.ERROR
+        if outcome.not_judged:
+            return total, False, StopReason.NOT_JUDGED
         try:
             success = guarded(partial(self._is_success, outcome, total))
         except EnvFault:

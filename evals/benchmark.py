@@ -30,7 +30,7 @@ from evals.command import run_command
 from evals.finished_run import FinishedRun, UnfinishedRunError
 from evals.page import write_whole
 from evals.report import write_report
-from evals.result import Comparison, EvalResult, rate_text
+from evals.result import Comparison, EvalResult, judged, rate_text
 from evals.suite import Cell, Check, read_suite
 from experience import ExperienceError
 from experience.masking import masked
@@ -124,7 +124,7 @@ def _over_seeds(frames: Sequence[pd.DataFrame]) -> dict[str, list[Row]]:
     for (env, model), task in pd.concat(frames).groupby(["env", "model"], sort=False):
         of_method = dict(list(task.groupby("method", sort=False)))
         for method, traces in of_method.items():
-            rates = traces.groupby("run_seed")["success"].mean()
+            rates = judged(traces).groupby("run_seed")["success"].mean()
             methods.append(
                 {
                     **{"env": env, "model": model, "method": method},

@@ -95,7 +95,7 @@ class FinishedRun:
         for entry in self.of_kind("play"):
             phase = Phase.parse(entry["key"])
             if phase.kind == "validation" and phase.temperature is not None:
-                n = entry["episodes"]
+                n = entry.get("judged", entry["episodes"])
                 low, high = wilson_interval(round(entry["success_rate"] * n), n)
                 curves.setdefault(temperature_text(phase.temperature), []).append(
                     {

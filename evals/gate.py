@@ -22,7 +22,7 @@ FIRST_RUNG = 8
 """The first rung has one in so many of the validation episodes; all that choose have half of them at most."""
 
 Outcomes = Mapping[int, bool]
-"""Seed -> success."""
+"""Seed -> success; without the episodes that could not be judged."""
 Play = Callable[[Sequence[Context], SeedRange], Sequence[Outcomes]]
 """Plays each context on the seeds; returns the outcomes in the same order."""
 
@@ -35,7 +35,7 @@ class Verdict:
     """The best candidate."""
     admitted: bool
     success_rate: float
-    """Of the best candidate, on all validation episodes."""
+    """Of the best candidate, on all validation episodes that were judged."""
     success_rate_without: float
     wins: int
     """Of the episodes that decide: those won with the context only."""
@@ -80,6 +80,10 @@ def by_promise(insights: Iterable[Insight], judged: Collection[str] = ()) -> lis
     return old[:1] + [insight for insight in ranked if insight.id not in judged] + old[1:]
 
 
+def _rate(outcomes: Outcomes) -> float:
+    return sum(outcomes.values()) / len(outcomes) if outcomes else 0.0
+
+
 def _promise(insight: Insight) -> tuple[bool, bool, float, int]:
     retired = insight.state != InsightState.ACTIVE
     return retired, insight.is_instance_specific, -insight.score, -insight.support
@@ -111,14 +115,16 @@ def judge(
     size = len(seeds) if len(alive) == 1 or fully else max(1, len(seeds) // FIRST_RUNG)
     half = max(1, len(seeds) // 2)
     chosen_on = played = 0
+    episodes = len(seeds)
     while True:
         fresh = replace(seeds, start=seeds.start + played, size=size - played)
         for context, result in zip(alive, play(alive, fresh), strict=True):
             outcomes[context.id] |= result
         played = size
+        episodes += len(alive) * len(fresh)
         if len(alive) > 1:
             # Stable: among equals the earlier candidate.
-            ranked = sorted(alive, key=lambda context: -sum(outcomes[context.id].values()))
+            ranked = sorted(alive, key=lambda context: -_rate(outcomes[context.id]))
             alive = ranked[: 1 if played >= half else max(1, len(alive) // KEEP)]
             for context in ranked[len(alive) :]:
                 verdicts[context.id] = f"dropped after {played} episodes: others did better"
@@ -127,7 +133,8 @@ def judge(
             break
         size = len(seeds) if len(alive) == 1 else min(2 * size, half)
     [best] = alive
-    deciding = list(seeds)[chosen_on:] or list(seeds)
+    both = outcomes[best.id].keys() & without.keys()
+    deciding = [seed for seed in list(seeds)[chosen_on:] or seeds if seed in both]
     wins = sum(outcomes[best.id][seed] and not without[seed] for seed in deciding)
     losses = sum(without[seed] and not outcomes[best.id][seed] for seed in deciding)
     p_value = exact_paired_test(wins, losses)
@@ -139,13 +146,13 @@ def judge(
     return Verdict(
         context=best,
         admitted=admitted,
-        success_rate=sum(outcomes[best.id].values()) / len(seeds),
-        success_rate_without=sum(without.values()) / len(seeds),
+        success_rate=_rate(outcomes[best.id]),
+        success_rate_without=_rate(without),
         wins=wins,
         losses=losses,
         n=len(deciding),
         p_value=p_value,
-        episodes=sum(map(len, outcomes.values())) + len(seeds),
+        episodes=episodes,
         episodes_full=(len(candidates) + 1) * len(seeds),
         scores=tuple(
             _score(
@@ -172,6 +179,7 @@ def _score(
     admitted: bool,
     verdict: str,
 ) -> ContextScore:
+    outcomes = {seed: won for seed, won in outcomes.items() if seed in without}
     return ContextScore(
         phase=phase,
         context_id=context.id,

@@ -137,6 +137,7 @@ def _candidates(
     texts = {insight["insight_id"]: insight["text"] for insight in insights}
     shown = []
     for phase, scores in store.scores().groupby("phase", sort=False):
+        scores = scores[scores["seeds"].map(len) > 0]
         if len(scores) < 2:
             continue
         number = Phase.parse(str(phase)).round or 0

@@ -146,6 +146,12 @@ def judged(traces: pd.DataFrame) -> pd.DataFrame:
     return traces if "stop_reason" not in traces else traces[traces["stop_reason"] != StopReason.NOT_JUDGED]
 
 
+def success_rate(traces: pd.DataFrame) -> float:
+    """The share of successes among those that were judged; 0 if none was."""
+    known = judged(traces)
+    return float(known["success"].mean()) if len(known) else 0.0
+
+
 CUT_SHORT: Mapping[str, str] = {
     StopReason.ERROR: "by an error of the env",
     StopReason.TIMED_OUT: "since the env took too long (--env-timeout)",

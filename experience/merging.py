@@ -102,14 +102,15 @@ def with_outcomes(
     Args:
         insight: Alone in the context.
         outcomes: Seed -> success with it.
-        without: Seed -> success without it, for the same seeds at least.
+        without: Seed -> success without it; other seeds say nothing.
         trace_ids: Seed -> the trace with it.
     """
-    won = [seed for seed, success in outcomes.items() if success and not without[seed]]
-    lost = [seed for seed, success in outcomes.items() if without[seed] and not success]
+    both = [seed for seed in outcomes if seed in without]
+    won = [seed for seed in both if outcomes[seed] and not without[seed]]
+    lost = [seed for seed in both if without[seed] and not outcomes[seed]]
     return replace(
         insight,
-        score=sum(outcomes.values()) / len(outcomes),
+        score=sum(outcomes.values()) / max(len(outcomes), 1),
         evidence=insight.evidence + tuple(trace_ids[seed] for seed in won),
         against=insight.against + tuple(trace_ids[seed] for seed in lost),
     )

@@ -38,7 +38,7 @@ from envs.words import EnvError
 from evals.finished_run import check_traces
 from evals.forgetting import check_tasks
 from evals.report import write_report
-from evals.result import EvalResult
+from evals.result import EvalResult, judged, success_rate
 from experience.context import NO_CONTEXT, Context
 from experience.database import Database
 from experience.masking import masked
@@ -270,8 +270,9 @@ class Run:
             self.log(
                 phase,
                 kind="play",
-                success_rate=float(frame["success"].mean()),
+                success_rate=success_rate(frame),
                 episodes=len(frame),
+                judged=len(judged(frame)),
                 turns=int(frame["num_turns"].sum()),
             )
             if seeds.split == Split.TRAIN:

@@ -214,6 +214,8 @@ def test_outcomes_are_evidence() -> None:
     outcomes = {1: True, 2: True, 3: False, 4: False}
     without = {1: True, 2: False, 3: True, 4: False, 5: True}
     judged = with_outcomes(insight("x" * 20), outcomes, without, {seed: f"p/{seed}" for seed in outcomes})
+    alone = with_outcomes(insight("x" * 20), outcomes, {}, {})  # nothing without it was judged
+    assert (alone.score, alone.evidence, alone.against) == (0.5, (), ())
     assert judged.evidence == ("p/2",)
     assert judged.against == ("p/3",)
     assert judged.score == 0.5
@@ -327,6 +329,34 @@ def test_the_gate_at_any_size(n: int, size: int) -> None:
     assert all(score.verdict and set(score.seeds) <= set(seeds) for score in verdict.scores)
     fully = judge(candidates, seeds, play, phase="p", policy_id="base", fully=True)
     assert fully.episodes == fully.episodes_full == (n + 1) * size
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_what_could_not_be_judged_decides_nothing(n: int) -> None:
+    """On a busy machine half of the right answers with the context are not judged: it is as good as it is."""
+    candidates = contexts(n)
+    rates = {c.id: 0.3 for c in candidates} | {candidates[-1].id: 0.9, "none": 0.3}
+
+    unjudged = {"none": set(list(SEEDS)[::5])} | {c.id: set(list(SEEDS)[1::2]) for c in candidates}
+
+    def play(shown: Sequence[Context], seeds: SeedRange) -> list[Outcomes]:
+        played = zip(shown, Table(rates)(shown, seeds), strict=True)
+        return [{s: won for s, won in all_.items() if s not in unjudged[c.id]} for c, all_ in played]
+
+    verdict = judge(candidates, SEEDS, play, phase="p", policy_id="base")
+    assert verdict.context == candidates[-1]
+    assert verdict.success_rate == pytest.approx(0.9, abs=0.1)
+    assert verdict.success_rate_without == pytest.approx(0.3, abs=0.15)
+    best = verdict.outcomes[candidates[-1].id]
+    both = best.keys() & verdict.outcomes["none"].keys()
+    assert 0 < verdict.n <= len(both) < len(best)
+    assert verdict.wins + verdict.losses <= verdict.n
+    assert set(verdict.scores[-1].seeds) == both
+
+    def nobody(shown: Sequence[Context], seeds: SeedRange) -> list[Outcomes]:
+        return [{} for _ in shown]
+
+    assert not judge(candidates, SEEDS, nobody, phase="p", policy_id="base").admitted
 
 
 def test_a_harmful_context_is_refused() -> None:

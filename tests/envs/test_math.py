@@ -2,6 +2,7 @@
 
 import builtins
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from io import StringIO
@@ -393,6 +394,28 @@ def test_the_best_constant_answer(tmp_path: Path) -> None:
     assert result.n == 60
     assert 0.6 < result.success_rate < 0.9
     assert baselines.optimal() is None
+
+
+def test_a_constant_answer_that_is_not_judged_is_not_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "all.jsonl"
+    rows = [{"question": f"question {n}", "answer": "yes"} for n in range(60)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    baselines = Baselines("Math-v0", {"file": str(path)})
+    validation, test = (SeedRange(split=s, run_seed=0, start=0, size=10) for s in list(Split)[1:])
+    verdicts = itertools.cycle(
+        Verdict(is_correct=good, answer="yes", reason="", is_judged=good) for good in (True, False)
+    )
+    monkeypatch.setattr(Verifier, "verify", lambda *_: next(verdicts))
+    constant = baselines.constant(validation, test)
+    assert constant is not None
+    assert (constant[0].successes, constant[0].n) == (5, 5)
+    assert constant[0].endings == {"not_judged": 5, "terminated": 5}
+    never = Verdict(is_correct=False, answer="yes", reason="", is_judged=False)
+    monkeypatch.setattr(Verifier, "verify", lambda *_: never)
+    with pytest.raises(EnvError, match="of 10 baseline episodes none could be judged"):
+        baselines.constant(validation, test)
 
 
 def test_no_constant_answer_where_no_answer_is_told() -> None:

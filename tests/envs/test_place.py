@@ -20,7 +20,7 @@ from envs.deadline import MAX_ERROR_CHARS, EnvFault, TimeLimit, guarded
 from envs.place import MAX_RETURN, LocalPlace, ProcessPlace, Vectorization, vector_env
 from envs.words import truth
 from evals.baselines import Baselines
-from evals.result import EvalResult, cut_short, cut_short_text
+from evals.result import EvalResult, cut_short, cut_short_text, success_rate
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason, Trace
 from tests.envs.odd_env import DEADLY, ODDITIES, SLOW, Odd, swallows
@@ -258,6 +258,8 @@ def test_results_leave_out_what_was_not_judged() -> None:
     result = EvalResult.from_traces(frame)
     assert (result.successes, result.n, result.success_rate) == (2, 4, 0.5)
     assert result.endings == {"error": 1, "not_judged": 1, "terminated": 2, "timed_out": 1}
+    assert success_rate(frame) == 0.5
+    assert success_rate(frame[1:2]) == 0.0
     found = cut_short(frame)
     assert found["endings"] == {"error": 1, "timed_out": 1, "not_judged": 1}
     assert cut_short_text(found) == (
