@@ -11,8 +11,6 @@ from envs.any_text import clean
 MAX_EXPLANATION = 2000
 """Characters that the fields of an object are explained in."""
 
-_IS_WORD = re.compile(r"\w+").fullmatch
-
 
 class JsonAction:
     """Objects with one field that has to be filled in, by any text or one of a few values; or any others."""
