@@ -22,6 +22,7 @@ from envs.deadline import MAX_SECONDS
 from envs.place import Vectorization
 from envs.registry import settings_for
 from envs.text_env import ALL_TURNS
+from envs.thinking import Replies
 from experience.masking import keep_secrets_of
 from experience.seeds import STRIDE
 
@@ -113,8 +114,12 @@ class PlaySettings:
     """Parts of a round's play: the first without experience, each further one with the insights so far."""
     temperature: Temperature = 1.0
     """At which the agent plays and samples while training."""
+    replies: Replies = "act"
+    """What the agent replies: `act` is the action and no more. With `think` it thinks first, and ends with a
+    line `Action: ...`. Where the reply is text it is `act`, whatever the text is."""
     max_new_tokens: AtLeastOne | None = None
-    """Longest reply; by default what the longest action takes, or 64 where the reply is text."""
+    """Longest reply, in tokens; by default what the longest action takes, 256 where the agent is to think, or
+    64 where the reply is text."""
     max_invalid_replies: AtLeastOne = 3
     """So many unreadable replies in a row end an episode."""
     history: str = "none"
@@ -193,6 +198,8 @@ class DistilSettings:
 class ModelSettings:
     """Models and engines: who teaches, who draws, and what it runs on."""
 
+    chat_template_kwargs: JsonObject = field(default_factory=dict)
+    """What the models' chat templates are told, as JSON: '{"enable_thinking": true}'."""
     teacher: str = "base"
     """Whose weights are imitated: `base` the initial ones, `round` the student's at each round's beginning,
     `ema` a running mean of the student's, `self` the student's own of the moment. Or another model of the

@@ -79,7 +79,12 @@ class Narrated(TextEnv):
         self, env: gym.Env[Any, Any], config: SelfImproveConfig, context: Context, console: Console
     ) -> None:
         """Wrap ``env``; what ``context`` shows at an observation is told too."""
-        super().__init__(env, max_invalid_replies=config.max_invalid_replies, history=config.turns_of_history)
+        super().__init__(
+            env,
+            max_invalid_replies=config.max_invalid_replies,
+            history=config.turns_of_history,
+            replies=config.replies,
+        )
         self._context = context
         self._console = console
         self._turn = 0
@@ -220,7 +225,9 @@ def main(args: list[str] | None = None) -> int:
     def work(_: Console) -> None:
         asked = tyro.cli(PlayConfig, prog="python -m agents.play", args=args)
         config = settings(asked)
-        words = make_text_env(config.env, config.env_kwargs, history=config.turns_of_history).words
+        words = make_text_env(
+            config.env, config.env_kwargs, history=config.turns_of_history, replies=config.replies
+        ).words
         context = experience(asked, config, words)
         loaded = load_model(
             config.model,
@@ -228,7 +235,7 @@ def main(args: list[str] | None = None) -> int:
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
         )
-        policy = as_policy(loaded, config.compute_dtype)
+        policy = as_policy(loaded, config)
         sampling = Sampling(temperature=asked.temperature, max_tokens=reply_tokens(config, policy, words))
         console = Terminal()
         arms = [("without experience", NO_CONTEXT)]

@@ -14,6 +14,7 @@ from envs.any_text import AnyText, clean
 from envs.deadline import EnvFault, guarded
 from envs.observations import value_text
 from envs.registry import words_for
+from envs.thinking import Replies, thinking
 from envs.thoughts import outside_thoughts
 from envs.words import EnvError
 
@@ -42,7 +43,14 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
     text.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], *, max_invalid_replies: int = 3, history: int = 0) -> None:
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        *,
+        max_invalid_replies: int = 3,
+        history: int = 0,
+        replies: Replies = "act",
+    ) -> None:
         """Wrap ``env``.
 
         Args:
@@ -50,9 +58,11 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
             max_invalid_replies: Unreadable replies in a row that end an episode; at least 1.
             history: So many turns before the present one are told with each observation, within
                 ``MAX_HISTORY_CHARS``.
+            replies: With ``think`` the rules ask for a thought first; see ``envs.thinking``.
 
         Raises:
-            EnvError: The env cannot be put into words, or a number is out of range.
+            EnvError: The env cannot be put into words, a number is out of range, or replies that are text
+                are to ``think``.
         """
         super().__init__(env)
         if max_invalid_replies < 1:
@@ -63,8 +73,16 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         if history:
             situation = words.situation  # what was before does not make the situation another one
             words = replace(words, situation=lambda text: situation(text.rpartition(NOW)[2]))
-        self.words = words
         self._is_text = isinstance(env.action_space, Text) and not words.actions
+        self._lead = words.reply_prefix
+        if replies == "think":
+            if self._is_text:
+                name = env.spec.id if env.spec else type(env.unwrapped).__name__
+                raise EnvError(
+                    f"replies think is for envs with actions; in {name} a reply is a text: take act"
+                )
+            words = thinking(words)
+        self.words = words
         self.max_invalid_replies = max_invalid_replies
         self._now = ""
         self._past: deque[str] = deque(maxlen=history)
@@ -97,7 +115,7 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(read.value)
         info = {} if info is None else info
         self._success = {"is_success": info["is_success"]} if "is_success" in info else {}
-        self._past.append(f"{self._now} {self.words.reply_prefix} {read.text}.")
+        self._past.append(f"{self._now} {self._lead} {read.text}.")
         self._now = self._described(observation)
         text: str | None = read.text
         if self._is_text and "answer" in info:
@@ -171,12 +189,19 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
 
 
 def make_text_env(
-    env_id: str, env_kwargs: Mapping[str, Any], *, max_invalid_replies: int = 3, history: int = 0
+    env_id: str,
+    env_kwargs: Mapping[str, Any],
+    *,
+    max_invalid_replies: int = 3,
+    history: int = 0,
+    replies: Replies = "act",
 ) -> TextEnv:
     """The env as text; see ``make_env`` and ``TextEnv`` for the arguments and errors."""
     env = make_env(env_id, env_kwargs)
     try:
-        return guarded(lambda: TextEnv(env, max_invalid_replies=max_invalid_replies, history=history))
+        return guarded(
+            lambda: TextEnv(env, max_invalid_replies=max_invalid_replies, history=history, replies=replies)
+        )
     except EnvFault as fault:
         if isinstance(fault.__cause__, EnvError):
             raise fault.__cause__ from None

@@ -149,11 +149,12 @@ def _env(run: FinishedRun) -> TextEnv:
     module, is_in_module, _ = name.partition(":")
     if is_in_module and module not in sys.modules:
         raise ValueError("a folder that is only to be shown has no module imported")
-    env = make_text_env(name, kwargs, max_invalid_replies=limit)
+    make = partial(make_text_env, name, max_invalid_replies=limit, replies=config.get("replies", "act"))
+    env = make(kwargs)
     if _board(env) is None and "rgb_array" in env.unwrapped.metadata.get("render_modes", ()):
         env.close()
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame prints an error where it finds no display
-        env = make_text_env(name, kwargs | {"render_mode": "rgb_array"}, max_invalid_replies=limit)
+        env = make(kwargs | {"render_mode": "rgb_array"})
     return env
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import jinja2
+import jinja2.meta
 from transformers import PreTrainedTokenizerBase
 
 from agents.policies.policy import Message
@@ -19,6 +21,10 @@ TODAY = datetime(2024, 7, 26)
 MARKS = {"system": "SystemMark", "user": "UserMark", "assistant": "ReplyMark"}
 OPENED = re.compile(r"<(think|thinking|thought|reasoning)>(?!.*</\1>)", re.DOTALL)
 """A thought that has not ended."""
+_GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
+"""What transformers adds to Jinja: it marks replies, and shows nothing."""
+OURS = frozenset(["messages", "add_generation_prompt", "raise_exception", "strftime_now"])
+"""What a template is given anyway."""
 
 
 class ChatTemplate:
@@ -29,13 +35,14 @@ class ChatTemplate:
 
         Args:
             tokenizer: Has a chat template.
-            settings: What the template is told beside the chat.
+            settings: What the template is told beside the chat; what it does not know is left out.
 
         Raises:
             ModelError: It cannot show a user's message, or a beginning of the reply cannot follow it.
         """
         self._tokenizer = tokenizer
-        self._settings = dict(settings or {})
+        known = known_settings(tokenizer)
+        self._settings = {name: value for name, value in (settings or {}).items() if name in known}
         self._template = _undated(tokenizer.get_chat_template())
         self._has_parts = False
         """Whether a message's content is a list of parts."""
@@ -50,6 +57,9 @@ class ChatTemplate:
         shown = self._tried(["system", "user"])
         self._has_system = MARKS["system"] in shown and MARKS["user"] in shown
         self._find_beginnings()
+        opened = OPENED.search(self._tried(["user"]) + self._before_free)
+        self.opened_thought = opened.string[opened.start() :] if opened else ""
+        """The beginning of a thought with which the text before a free reply ends, if it does."""
 
     def text(self, messages: Sequence[Message], reply_prefix: str) -> str:
         """The chat as text, up to where the model goes on: behind the reply's beginning, if there is one."""
@@ -127,6 +137,23 @@ class ChatTemplate:
         )
         assert isinstance(text, str)
         return text
+
+
+def known_settings(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """What the chat template may be told beside the chat."""
+    source = _GENERATION.sub("", tokenizer.get_chat_template())
+    try:
+        parsed = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+    except jinja2.TemplateSyntaxError:  # using it will say so
+        return frozenset()
+    return frozenset(jinja2.meta.find_undeclared_variables(parsed)) - OURS
+
+
+def unknown_settings(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> list[str]:
+    """A line for the user about the settings that the template does not know, if there are any."""
+    known = known_settings(tokenizer) if settings else frozenset()
+    unknown = ", ".join(name for name in settings if name not in known)
+    return [f"the model's chat template does not know {unknown}: left out"] if unknown else []
 
 
 def _undated(template: str) -> str:

@@ -58,7 +58,8 @@ class Completion:
     """What the model said to one prompt."""
 
     text: str
-    """The decoded tokens, special ones left out, without the reply prefix."""
+    """The decoded tokens, special ones left out, without the reply prefix. If the chat template has begun a
+    thought, its beginning stands before them."""
     token_ids: tuple[int, ...]
     """The tokens that were drawn, exactly."""
     logprobs: tuple[float, ...]

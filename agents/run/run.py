@@ -89,6 +89,7 @@ class Run:
             config.env_kwargs,
             max_invalid_replies=config.max_invalid_replies,
             history=config.turns_of_history,
+            replies=config.replies,
         )
         env = make()
         self.words = env.words
