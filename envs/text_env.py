@@ -79,7 +79,7 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
             if self._is_text:
                 name = env.spec.id if env.spec else type(env.unwrapped).__name__
                 raise EnvError(
-                    f"replies think is for envs with actions; in {name} a reply is a text: take act"
+                    f"replies think is for envs with actions to read; in {name} a reply is text: take act"
                 )
             words = thinking(words)
         self.words = words

@@ -38,7 +38,7 @@ def thinking(words: EnvWords) -> EnvWords:
 
 
 def action_line(grammar: Grammar, lead: str) -> Grammar:
-    r"""Reads an action where ``parted`` finds it, but before that, without an ``Action:``, in the whole reply.
+    r"""Reads the action where ``parted`` finds it; without an ``Action:`` in the whole reply before that.
 
     ``grammar`` has to read it there as it stands, in a ``\boxed{}``, or behind words that only lead up to it.
 
@@ -61,8 +61,9 @@ def action_line(grammar: Grammar, lead: str) -> Grammar:
 
 
 def parted(reply: str) -> tuple[str, str]:
-    """What leads up to an action, and what names it: the last ``Action:`` that says something, or else the
-    last line.
+    """What leads up to the action, and what names it.
+
+    That is the last ``Action:`` that says something, or else the last line.
 
     Args:
         reply: What is said outside of thoughts.
