@@ -86,7 +86,7 @@ class Memory:
         following: list[str] = []
         for _, rows in turns.groupby("trace_id", sort=False):
             episode: list[Any] = list(rows.itertuples())
-            acts = [(turn.observation, turn.action) for turn in episode]
+            acts = [(turn.observation, None if pd.isna(turn.action) else turn.action) for turn in episode]
             seen = [
                 self.seen(words, self.of(acts[:number], turn.left_out), turn.observation)
                 for number, turn in enumerate(episode)

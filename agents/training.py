@@ -365,21 +365,26 @@ class Training:
         ]
 
     def _remembered(self) -> list[tuple[Moment, str]]:
-        """Each turn behind what its agent remembered, and what it had seen."""
+        """Each turn behind what its agent remembered, and what it had seen; equal ones once."""
         run = self.run
         turns = run.store.turns(phases=run.played, tokens=True)
         turns["seen"] = run.memory.situations(turns, run.words)["observation"]
-        found = []
+        numbers: dict[tuple[str, TokenIds], int] = {}  # of distinct turns
+        found: dict[tuple[tuple[int, ...], str], tuple[Moment, str]] = {}
         for _, rows in turns.groupby("trace_id", sort=False):
             episode: list[Any] = list(rows.itertuples())
             said = [message for turn in episode for message in exchange(run.words, turn)]
+            alike = tuple(
+                numbers.setdefault((turn.observation, tuple(turn.token_ids)), len(numbers))
+                for turn in episode
+            )
             for number, turn in enumerate(episode):
                 first = run.memory.reach(number) + turn.left_out
                 moment = Moment(
                     observation=turn.observation, advice=(), episode=said, remembered=range(first, number)
                 )
-                found.append((moment, turn.seen))
-        return found
+                found.setdefault((alike[first:number], turn.observation), (moment, turn.seen))
+        return list(found.values())
 
     def _prompts(self, moment: Moment) -> Pair:
         """Of what is remembered there, what fits beside the context too."""

@@ -317,6 +317,7 @@ def test_a_model_that_never_acts_is_measured_all_the_same(tmp_path: Path) -> Non
     [
         ("Blackjack-v1", {}),
         ("CartPole-v1", {"env_kwargs": {"max_episode_steps": 9}, "memory": "last-2"}),
+        ("OPCD/Cue-v0", {"memory": "full"}),
         ("Pendulum-v1", {"env_kwargs": {"max_episode_steps": 5}, "max_new_tokens": 4}),
         ("CliffWalking-v1", {"env_kwargs": {"max_episode_steps": 20}, "vectorization": "async"}),
     ],

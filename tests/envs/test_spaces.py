@@ -43,6 +43,7 @@ BUILT_IN = [
     "FrozenLake-v1",
     "FrozenLake8x8-v1",
     "OPCD/RandomFrozenLake-v0",
+    "OPCD/Cue-v0",
     "Taxi-v4",
     "CliffWalking-v1",
     "CliffWalkingSlippery-v1",
