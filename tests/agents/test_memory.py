@@ -4,20 +4,26 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import gymnasium as gym
 import pytest
 import torch
+from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from agents.config import SelfImproveConfig
 from agents.memory import ALL_TURNS, Memory
 from agents.policies.chat_template import ChatTemplate
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Policy, Prompt, Sampling
 from agents.policies.scripted import ScriptedPolicy
-from agents.prompts import build_prompt, exchange
+from agents.prompts import Layout, build_prompt, exchange
 from agents.rollout import Phase, rollout
+from agents.self_improve import self_improve
+from agents.training import Moment, Training, sample_examples
 from distill.examples import DistillExample, scored
 from distill.lm.padded_lm import PaddedPass
 from distill.lm.prefix_lm import PrefixLM, TreePass
@@ -34,6 +40,7 @@ from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
 from experience.trace import StopReason, Trace
 from tests.agents.test_chat_template import FOLDER, TEMPLATES
+from tests.agents.test_self_improve import TINY, open_gate
 from tests.conftest import byte_tokenizer, tiny_llama
 
 FULL, NONE = Memory(ALL_TURNS), Memory()
@@ -134,7 +141,7 @@ def test_the_very_tokens_stand_there_and_a_turn_ends_once(
         ids = policy.encode(then)
         expected = policy.encode(first) + spelled
         assert ids[: len(expected)] == expected
-        assert tokenizer.decode(ids) == (
+        assert tokenizer.decode(list(ids)) == (
             "<s>user\na</s><s>assistant\nI move right</s><s>user\nb</s><s>assistant\nI move"
         )
 
@@ -245,7 +252,7 @@ def test_an_episode_is_one_sequence_and_equal_to_turn_by_turn(way: Literal["tree
     ]
     assert len(examples) == 4
     spans = scored(examples).student
-    forward = {"tree": TreePass, "padded": PaddedPass}[way].of(student, spans)
+    forward = TreePass.of(student, spans) if way == "tree" else PaddedPass.of(student, spans)
     assert forward.tokens == max(len(span.tokens) for span in spans)
 
     def trainer(model: PreTrainedModel) -> OPCD:
@@ -341,3 +348,56 @@ def test_the_cue_env() -> None:
         assert views[-1][1:] == (float(seed % 3 == 0), True)
     with pytest.raises(Exception, match="corridor must be from 0 to 50, not 51"):
         make_text_env("OPCD/Cue-v0", {"corridor": 51})
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def test_the_student_trains_behind_the_conversations_that_were(walker_folder: Path, tmp_path: Path) -> None:
+    asked: list[tuple[Prompt, Prompt]] = []
+
+    def noted(policy: Any, encode: Any, pairs: Any, *rest: Any, **more: Any) -> list[DistillExample]:
+        asked.extend(pairs)
+        return sample_examples(policy, encode, pairs, *rest, **more)
+
+    config = SelfImproveConfig(
+        env="OPCD/Cue-v0",
+        model=str(walker_folder),
+        output=tmp_path / "run",
+        **(TINY | {"env_kwargs": {}, "rounds": 1, "memory": "full", "max_new_tokens": 1}),
+    )
+    with open_gate(), patch("agents.training.sample_examples", noted):
+        self_improve(config, Console(quiet=True))
+    assert len(asked) == TINY["steps"] * TINY["batch_size"]
+    with ExperienceStore(tmp_path / "run" / "experience.db") as store:
+        drawn = {tuple(ids) for ids in store.turns(tokens=True)["token_ids"]}
+    for bare, informed in asked:
+        assert bare.messages[:-1] == informed.messages[:-1]
+        said = [message for message in bare.messages if message.role == "assistant"]
+        assert all(message.token_ids in drawn for message in said)
+        assert not any("Experience" in message.content for message in bare.messages)
+        is_later = "cue" not in bare.messages[-1].content
+        assert ('Experience: After "You see the cue' in informed.messages[-1].content) == is_later
+    assert max(len(bare.messages) for bare, _ in asked) >= 6
+
+
+def test_what_the_teacher_cannot_read_the_student_does_not_either(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    words, policy = words_of("FrozenLake-v1"), HFPolicy(model, tokenizer)
+    said = [
+        Message(role="user", content="x" * 50),
+        Message(role="assistant", content="I move up", token_ids=(9, 9)),
+    ] * 4
+    moment = Moment(observation="Now.", advice=("Go. " * 20,), episode=said, remembered=range(4))
+    here = SimpleNamespace(
+        run=SimpleNamespace(words=words, config=SimpleNamespace(layout=None)),
+        agent=SimpleNamespace(student=policy, teacher=policy, max_tokens=4),
+    )
+    bare, informed = Training._prompts(here, moment)  # type: ignore[arg-type]
+    assert len(policy.encode(informed)) + 4 <= policy.window
+    assert 2 < len(bare.messages) == len(informed.messages) < 10
+    _, more = Moment(observation="Now.", advice=moment.advice, episode=said, remembered=range(4)).prompts(
+        words, Layout()
+    )
+    assert len(policy.encode(more)) + 4 > policy.window
