@@ -25,9 +25,10 @@ from distill.examples import (
     repetition,
     scored,
 )
+from distill.lm.compiled import compile_layers
 from distill.lm.head import LMHead
 from distill.lm.language_model import Way, context_window
-from distill.lm.padded_lm import PaddedPass, compile_layers
+from distill.lm.padded_lm import PaddedPass
 from distill.lm.prefix_lm import TreePass
 from distill.lm.span import Span
 from distill.loss import Direction, Mode, check_top_k
@@ -162,7 +163,9 @@ class OPCD:
         self._average: Average = average
         self._lr, self._warmup_steps, self._decay_steps = lr, warmup_steps, decay_steps
         self._max_grad_norm = max_grad_norm
-        self._max_nodes = max_nodes or pass_tokens(student, gradient_checkpointing)
+        self._max_nodes = max_nodes or pass_tokens(
+            student, is_checkpointed=gradient_checkpointing, is_compiled=compute == "padded"
+        )
         self._window = context_window(student)
         self._pass = PASSES[compute]
         self._checkpointing = gradient_checkpointing
@@ -197,7 +200,7 @@ class OPCD:
             raise DistillError("there is nothing to train on: every completion was empty")
         self._check_windows(examples)
         batches = self._batches(examples)
-        sums = torch.zeros(5, dtype=torch.float64)
+        passes: list[torch.Tensor] = []
         nodes = 0
         self._optimizer.zero_grad(set_to_none=True)
         # Every process makes as many passes, since they exchange shards and gradients.
@@ -206,9 +209,11 @@ class OPCD:
             places, is_last = scored(batch or NOTHING, self._average, total), index == len(batches)
             with self._forward.no_sync() if self._waits_to_sync and not is_last else nullcontext():
                 pass_sums, tokens = self._forward_backward(places, direction, counts=bool(batch))
-            sums += pass_sums
+            passes.append(pass_sums)
             nodes += tokens
         self.student.eval()
+        # Fetched once, at the end: a GPU computes one pass while the next is made ready.
+        sums = sum(torch.stack(passes).cpu().double(), torch.zeros(5, dtype=torch.float64))
         parameters = self.parameters.values()
         norm = float(whole(torch.nn.utils.clip_grad_norm_(list(parameters), self._max_grad_norm)))
         of_completions = [
@@ -301,7 +306,7 @@ class OPCD:
             _compute_again(self.student)
         sums = self._forward(forward_pass, score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
-        return sums.detach().cpu().double(), forward_pass.tokens if counts else 0
+        return sums.detach(), forward_pass.tokens if counts else 0
 
     def _narrowed(self, hidden_TD: torch.Tensor, head: LMHead) -> tuple[torch.Tensor, LMHead]:
         return hidden_TD.to(self._narrow or hidden_TD.dtype), head.narrowed(self._narrow)
@@ -447,21 +452,23 @@ GPU_MOST_NODES = 32_768
 """Tokens of a pass beyond which a GPU gets no faster."""
 
 
-def pass_tokens(model: PreTrainedModel, is_checkpointed: bool) -> int:
+def pass_tokens(model: PreTrainedModel, *, is_checkpointed: bool, is_compiled: bool) -> int:
     """How many tokens one forward and backward pass takes: on a GPU by its free memory.
 
-    Counted per token and layer are the residual stream's copies, queries, keys and values, and the gated
-    MLP's three widths; with checkpointing one copy per layer, and one layer of all.
+    Counted per token and layer are copies of the residual stream, of queries, keys and values, and of the
+    gated MLP's three widths, as measured with layers that are compiled; others take twice as much. With
+    checkpointing it is one copy per layer, and one layer of all.
     """
     if model.device.type != "cuda":
         return CPU_NODES
     config = model.config.get_text_config()
     width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    layer_bytes = 4 * (14 * width + 4 * inner)
+    heads = getattr(config, "num_attention_heads", 1) * (getattr(config, "head_dim", None) or 0)
+    layer_bytes = (2 if is_compiled else 4) * (6 * width + 6 * max(width, heads) + 4 * inner)
     layers = config.num_hidden_layers
     token_bytes = 4 * width * layers + layer_bytes if is_checkpointed else layer_bytes * layers
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    free = torch.cuda.mem_get_info(model.device)[0] - 12 * parameters
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    free = torch.cuda.mem_get_info(model.device)[0] - 12 * trained - 5 * GPU_LOGITS_BYTES
     return int(min(GPU_MOST_NODES, max(CPU_NODES, GPU_SHARE * free / token_bytes)))
 
 

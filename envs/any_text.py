@@ -17,6 +17,12 @@ def clean(text: str) -> str:
     return _UNPRINTABLE.sub(" ", text)
 
 
+def first_line(error: BaseException, max_length: int = 300) -> str:
+    """What an error of somebody else's code says, in one line; at least what it is called."""
+    text = clean(str(error)).strip() or type(error).__name__
+    return text.splitlines()[0][:max_length]
+
+
 class AnyText(Text):
     """Every text of bounded length, in any script, that ``clean`` leaves as it is; samples are ASCII.
 

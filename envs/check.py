@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from envs.deadline import CLEANUP, EnvFault, guarded
 from envs.text_env import TextEnv, make_text_env
-from envs.words import truth
+from envs.words import EnvWords, truth
 
 EPISODES = 3
 MAX_STEPS = 50
@@ -15,7 +17,7 @@ MAX_STEPS = 50
 def check_text_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> list[str]:
     """Play a few random episodes and say what an agent would stumble over.
 
-    Run Gymnasium's ``check_env`` for the env itself; this one looks at its words.
+    Run Gymnasium's ``check_env`` for the env itself; this one looks at its words, and at what spoils a run.
 
     Args:
         env_id: As for ``--env``.
@@ -42,7 +44,15 @@ def check_text_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> 
 
 
 def _complaints(env: TextEnv, again: TextEnv) -> Iterator[str]:
-    words, actions = env.words, env.env.action_space
+    yield from _of_words(env.words, env.env.action_space)
+    old = list(_of_old_gym(env))
+    yield from old
+    if not old:
+        yield from _of_episodes(env, again)
+
+
+def _of_words(words: EnvWords, actions: Any) -> Iterator[str]:
+    """What is wrong with the action's texts."""
     for text in words.actions:
         read = words.parse(f"{words.reply_prefix} {text}")
         if read is None or read.text != text:
@@ -51,26 +61,83 @@ def _complaints(env: TextEnv, again: TextEnv) -> Iterator[str]:
             yield f"the action {text!r} becomes {read.value!r}, which is not in {actions}"
     if words.actions and words.parse("") is not None:
         yield "an empty reply is taken for an action"
+
+
+def _of_old_gym(env: TextEnv) -> Iterator[str]:
+    """Whether ``reset`` and ``step`` return what they did before Gymnasium."""
+    bare: Any = env.unwrapped
+    begun = bare.reset(seed=0)
+    if not isinstance(begun, tuple) or len(begun) != 2 or not isinstance(begun[1], dict):
+        yield "reset() has to return (observation, info), and to take seed= and options="
+        return
+    env.env.action_space.seed(0)
+    stepped = bare.step(env.env.action_space.sample())
+    if not isinstance(stepped, tuple) or len(stepped) != 5:
+        yield "step() has to return (observation, reward, terminated, truncated, info)"
+
+
+def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
+    """What goes wrong when both envs play the same."""
+    words, actions = env.words, env.env.action_space
     actions.seed(0)
+    first_of_all = ""
+    wrong: list[str] = []
     seen = set()
     for seed in range(EPISODES):
         first, _ = env.reset(seed=seed)
-        if again.reset(seed=seed)[0] != first:
+        first_of_all = first_of_all or first
+        is_same = again.reset(seed=seed)[0] == first
+        if not is_same:
             yield f"two episodes of seed {seed} begin differently: draw from self.np_random only"
         for _ in range(MAX_STEPS):
-            observation, reward, terminated, truncated, info = env.env.step(actions.sample())
-            if not math.isfinite(reward):
-                yield f"a reward is {reward}"
-            if (info or {}).get("is_success") is not None:
-                truth(info["is_success"], 'info["is_success"]')
+            action = actions.sample()
+            observation, reward, terminated, truncated, info = env.env.step(action)
             sentence = words.describe(observation)
-            if not env.observation_space.contains(sentence):
+            if not wrong:
+                wrong = list(_of_step(env, observation, reward, (terminated, truncated), info))
+                yield from wrong
+            if not isinstance(sentence, str) or not env.observation_space.contains(sentence):
                 yield f"describe() gives {sentence!r:.80}: a text without control characters is needed"
                 return
             seen.add(sentence)
-            if words.advise is not None and words.actions:
-                words.advise(words.situation(sentence), words.actions[0])
+            if is_same and words.describe(again.env.step(action)[0]) != sentence:
+                is_same = False
+                yield f"episodes of seed {seed} with the same actions part: draw from self.np_random only"
+            yield from _of_advice(words, sentence)
             if terminated or truncated:
                 break
+    if env.reset(seed=0)[0] != first_of_all:
+        yield "seed 0 begins differently after other episodes: reset() has to set all that they change"
     if len(seen) == 1:
         yield "every observation reads the same: describe() leaves out what changes"
+
+
+def _of_step(env: TextEnv, observation: Any, reward: Any, ends: tuple[Any, Any], info: Any) -> Iterator[str]:
+    """What is wrong with what ``step`` returns."""
+    space = env.env.observation_space
+    if not space.contains(observation):
+        kind = f"{observation.dtype} " if isinstance(observation, np.ndarray) else ""
+        yield f"an observation is not in {space}: {kind}{_short(observation)}"
+    if not isinstance(reward, int | float | np.number) or not math.isfinite(reward):
+        yield f"a reward is {_short(reward)}: a finite number is needed"
+    if not all(isinstance(end, bool | np.bool_) for end in ends):
+        yield f"terminated and truncated are {ends!r:.80}: True or False is needed"
+    try:
+        said = (info or {}).get("is_success")
+        if said is not None:
+            truth(said, 'info["is_success"]')
+    except (ValueError, AttributeError) as error:
+        yield f"info has to be a dictionary, and its is_success a truth value: {error}"
+
+
+def _of_advice(words: EnvWords, sentence: str) -> Iterator[str]:
+    """Whether advice can be told apart."""
+    if words.advise is None:
+        return
+    situation = words.situation(sentence)
+    if any(words.advised(situation, words.advise(situation, action)) != action for action in words.actions):
+        yield "advise() words two actions alike: the action's word has to stand in it"
+
+
+def _short(value: Any) -> str:
+    return " ".join(f"{value!r:.200}".split())[:80]

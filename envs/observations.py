@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium import Space
 from gymnasium.spaces import Box
 
 from envs.any_text import clean
@@ -21,6 +22,16 @@ BUCKETS = 7
 """Of each component of an observation, between its bounds; odd, so that one lies around the middle."""
 WIDE = 3.0
 """Where a component has no bounds, the buckets lie between minus and plus this."""
+
+
+def is_image(space: Space[Any]) -> bool:
+    """Whether its values are pictures, or views coded as such: bytes in rows, with channels or many."""
+    return (
+        isinstance(space, Box)
+        and space.dtype == np.uint8
+        and bool((space.high == 255).all())
+        and (len(space.shape) > 2 or (len(space.shape) == 2 and math.prod(space.shape) > MAX_NUMBERS))
+    )
 
 
 def value_text(value: Any) -> str:

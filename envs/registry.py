@@ -17,6 +17,7 @@ from gymnasium.envs.toy_text.taxi import TaxiEnv
 from gymnasium.spaces import Discrete
 
 from envs.actions import Action, Grammar, action_text, word_grammar
+from envs.adapters import openenv, textarena
 from envs.games.classic_control import acrobot_words, cart_pole_words, mountain_car_words
 from envs.games.cue import CUE_SETTINGS, CueEnv, cue_words
 from envs.games.frozen_lake import frozen_lake_words
@@ -41,6 +42,8 @@ OURS: dict[type[gym.Env[Any, Any]], WordsOf] = {
     AcrobotEnv: acrobot_words,
     MathEnv: math_words,
     ChoiceEnv: choice_words,
+    openenv.OpenEnvEnv: openenv.words,
+    textarena.TextArenaEnv: textarena.words,
 }
 """Env class -> its words."""
 
@@ -64,8 +67,11 @@ def words_for(env: gym.Env[Any, Any]) -> EnvWords:
         EnvError: Its actions cannot be written as text.
     """
     registered = _REGISTERED.get(env.spec.id) if env.spec else None
-    ours = (make for cls, make in OURS.items() if isinstance(env.unwrapped, cls))
-    return (registered or next(ours, any_words))(env)
+    bare = env.unwrapped
+    ours = OURS.get(
+        type(bare), any_words
+    )  # what is derived from it may show something else, and so may a wrapper
+    return (registered or (ours if env.observation_space == bare.observation_space else any_words))(env)
 
 
 def settings_for(env_id: str) -> Mapping[str, Any]:
@@ -138,7 +144,9 @@ def register_text(
     def words(env: gym.Env[Any, Any]) -> EnvWords:
         grammar = _grammar(env, env_id, actions, parse)
         given = {name: value for name, value in changes.items() if value is not None}
-        return dataclasses.replace(any_words(env, actions=actions, grammar=grammar), **given)
+        return dataclasses.replace(
+            any_words(env, actions=actions, grammar=grammar, describe=describe), **given
+        )
 
     _REGISTERED[env_id] = words
     if settings is not None:

@@ -1,18 +1,22 @@
 """Words for an environment that nobody has written any for, from its spaces."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import gymnasium as gym
-from gymnasium.spaces import Box, Discrete, Text
+from gymnasium.spaces import Box, Dict, Discrete, Text
 
 from envs.actions import Grammar, all_actions, explain, is_supported, json_grammar, text_grammar
-from envs.observations import MAX_COMPONENTS, Components, value_text
+from envs.observations import MAX_COMPONENTS, Components, is_image, value_text
 from envs.words import POSITIVE_RETURN, EnvError, EnvWords, Success
 
 
 def any_words(
-    env: gym.Env[Any, Any], *, actions: Sequence[str] | None = None, grammar: Grammar | None = None
+    env: gym.Env[Any, Any],
+    *,
+    actions: Sequence[str] | None = None,
+    grammar: Grammar | None = None,
+    describe: Callable[[Any], str] | None = None,
 ) -> EnvWords:
     """What the spaces say; the rules of the game have to be learned.
 
@@ -20,13 +24,14 @@ def any_words(
         env: The env.
         actions: A word for each action, where these are known.
         grammar: What a reply means, where that is known.
+        describe: An observation as a sentence, where that is known.
 
     Raises:
-        EnvError: The actions cannot be written as text.
+        EnvError: The actions cannot be written as text, or all that is seen are images.
     """
     space, name = env.action_space, env.spec.id if env.spec else type(env.unwrapped).__name__
     rules = f"You are playing {name}."
-    describe, situation = _observations(env)
+    describe, situation = _observations(env, name) if describe is None else (describe, str)
     success = threshold(env)
     if isinstance(space, Text) and grammar is None:
         return EnvWords(
@@ -78,9 +83,20 @@ def threshold(env: gym.Env[Any, Any]) -> Success:
     return Success(means=f"its return is at least {least:g}", reached=lambda total, _: total >= least)
 
 
-def _observations(env: gym.Env[Any, Any]) -> tuple[Any, Any]:
-    """How an observation is described, and what like ones have in common."""
+def _observations(env: gym.Env[Any, Any], name: str) -> tuple[Any, Any]:
+    """How an observation is described, and what like ones have in common; images beside text are left out."""
     space = env.observation_space
+    parts = dict(space.spaces) if isinstance(space, Dict) else {"": space}
+    images = [part for part, inner in parts.items() if is_image(inner)]
+    if len(images) == len(parts) > 0:
+        raise EnvError(
+            f"{name} is observed in images ({space}), which are no text: say what they show with "
+            "envs.register_text(describe=...) (docs/environments.md)"
+        )
+    if images:
+        return (
+            lambda value: f"{value_text({p: item for p, item in value.items() if p not in images})}."
+        ), str
     if isinstance(space, Box) and len(space.shape) == 1 and space.shape[0] <= MAX_COMPONENTS:
         names = [f"x{number}" for number in range(1, space.shape[0] + 1)]
         components = Components(space, names)

@@ -1,12 +1,14 @@
 """``TextEnv``: any supported Gymnasium environment with text in and text out."""
 
 import difflib
+import importlib
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 from gymnasium.spaces import Text
 
+from envs.adapters import ADAPTERS
 from envs.any_text import AnyText, clean
 from envs.deadline import EnvFault, guarded
 from envs.observations import value_text
@@ -102,15 +104,20 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     """``gymnasium.make`` with errors that say what to do, and a step limit where there is none.
 
     Args:
-        env_id: A registered id, or ``module:EnvId`` to import ``module`` first.
+        env_id: A registered id, ``module:EnvId`` to import ``module`` first, or ``textarena:Game`` or
+            ``openenv:URL`` (``envs.adapters``).
         env_kwargs: Passed to the env's constructor.
 
     Raises:
         EnvError: No such id (with the nearest ones), the env refuses the arguments, or its episodes
             would have no step limit: ``max_episode_steps`` in ``env_kwargs`` is -1.
     """
+    scheme, _, name = env_id.partition(":")
 
     def make() -> gym.Env[Any, Any]:
+        if scheme in ADAPTERS:
+            made: gym.Env[Any, Any] = importlib.import_module(ADAPTERS[scheme]).make(name, env_kwargs)
+            return made
         env = gym.make(env_id, disable_env_checker=True, **env_kwargs)
         if env.spec is None or env.spec.max_episode_steps is not None or "max_episode_steps" in env_kwargs:
             return env

@@ -38,7 +38,7 @@ class EvalResult:
         Raises:
             ValueError: None of them was judged.
         """
-        endings = Counter(map(str, traces["stop_reason"]))
+        endings = Counter(map(str, traces["stop_reason"])) if "stop_reason" in traces else None
         traces = judged(traces)
         if traces.empty:
             raise ValueError("there is no episode that was judged")
@@ -139,8 +139,11 @@ class Comparison:
 
 
 def judged(traces: pd.DataFrame) -> pd.DataFrame:
-    """Those of ``ExperienceStore.traces()`` of which it is known whether they are a success."""
-    return traces[traces["stop_reason"] != StopReason.NOT_JUDGED]
+    """Those of ``ExperienceStore.traces()`` of which it is known whether they are a success.
+
+    Answers to an exam are no episodes and have no ``stop_reason``: all of them are judged.
+    """
+    return traces if "stop_reason" not in traces else traces[traces["stop_reason"] != StopReason.NOT_JUDGED]
 
 
 CUT_SHORT: Mapping[str, str] = {

@@ -56,12 +56,16 @@ class Phase:
         found = _TEXT.fullmatch(text)
         if found is None:
             raise ValueError(f"{text!r} is no phase of a run")
+        try:
+            temperature = None if found["temperature"] is None else float(found["temperature"])
+        except ValueError:
+            raise ValueError(f"{text!r} is no phase of a run") from None
         index = found["name"] if found["number"] is None else int(found["number"])
         return cls(
             kind=found["kind"],
             round=None if found["round"] is None else int(found["round"]),
             index=index,
-            temperature=None if found["temperature"] is None else float(found["temperature"]),
+            temperature=temperature,
         )
 
     def __str__(self) -> str:

@@ -23,7 +23,9 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config
 
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
@@ -31,6 +33,7 @@ from distill import opcd as opcd_module
 from distill.chunked_loss import chunked_topk_reverse_kl
 from distill.examples import DistillExample
 from distill.lm import padded_lm, tree_attention
+from distill.lm.compiled import as_they_are
 from distill.lm.language_model import Way
 from distill.lm.support import language_model
 from distill.loss import topk_reverse_kl
@@ -221,7 +224,6 @@ def _step(sizes: Sizes, shape: Shape, device: torch.device, way: Way) -> Row:
         FrozenTeacher(language_model(teacher, way, max_nodes=TEACHER_TOKENS, **within)),
         lr=1e-6,
         compute_dtype=compute,
-        gradient_checkpointing=shape.width >= 4096,
         compute=way,
     )
     generator = torch.Generator().manual_seed(0)
@@ -273,7 +275,7 @@ def decoding(sizes: Sizes, device: torch.device) -> Iterator[Row]:
     generator = torch.Generator().manual_seed(0)
     size = (sizes.completions, sizes.student_prompt)
     ids_BT = torch.randint(shape.vocabulary, size, generator=generator)
-    policy = HFPolicy(model, _NoWords(), compute="padded")  # type: ignore[arg-type]
+    policy = HFPolicy(model, _tokenizer(), compute="padded")
     prompts = [tuple(row) for row in ids_BT.tolist()]
 
     def ours(new: int) -> None:
@@ -281,7 +283,8 @@ def decoding(sizes: Sizes, device: torch.device) -> Iterator[Row]:
 
     def plain(new: int) -> None:
         ids = ids_BT.to(device)
-        model.generate(ids, do_sample=True, top_k=0, max_new_tokens=new, pad_token_id=0)
+        with as_they_are(model):
+            model.generate(ids, do_sample=True, top_k=0, max_new_tokens=new, pad_token_id=0)
 
     for name, work in (("policy", ours), ("generate", plain)):
         work(MIN_NEW)
@@ -294,13 +297,11 @@ def decoding(sizes: Sizes, device: torch.device) -> Iterator[Row]:
         yield {"what": f"{shape.name}, {name}", "seconds": seconds, "tokens/s": drawn / seconds}
 
 
-class _NoWords:
-    """A tokenizer of which nothing is asked."""
-
-    eos_token_id = None
-
-    def decode(self, *_: Any, **__: Any) -> str:
-        return ""
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """A policy wants one; nothing is asked of it here."""
+    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"x": 0}, unk_token="x")))
+    fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    return fast
 
 
 def scored_operations(sizes: Sizes, shape: Shape) -> float:

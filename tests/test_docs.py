@@ -30,7 +30,7 @@ def blocks(page: str | Path, language: str = r"\w*") -> list[str]:
 def test_distilling_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script, *_ = blocks("docs/distill.md", "python")
     exec(compile(script, "docs/distill.md", "exec"), {"STEPS": 8, "FOLDER": tmp_path / "model"})
-    losses = [float(loss) for loss in re.findall(r"StepStats\(loss=([\d.]+)", capsys.readouterr().out)]
+    losses = [float(loss) for loss in re.findall(r"StepStats\(kl=([\d.]+)", capsys.readouterr().out)]
     assert len(losses) == 8
     assert losses[-1] < 0.8 * losses[0]
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")

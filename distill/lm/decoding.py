@@ -9,16 +9,19 @@ Shape letters: N sequences, T tokens, D hidden size.
 import copy
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
+from distill.lm.compiled import as_they_are
 from distill.lm.language_model import cache_argument, decoder_of
 from distill.lm.span import Prefix
 
+STEADY = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention that is not planned anew for each length: cuDNN's is, and doubles a token's time on an H100."""
 Growth = Literal["joined", "alike", "none"]
 """Which sequences of a model can grow side by side: all, those of one length, or none, so that all is
 computed anew for each token. Some tell positions by the number of tokens, or have states of their own."""
@@ -57,6 +60,7 @@ class Decoding:
         self._decoder = decoder_of(model)
         self._device = model.device
         self._compute_dtype = compute_dtype
+        self._cache_name = cache_argument(self._decoder)
         self._arguments = inspect.signature(type(self._decoder).forward).parameters
         self.lengths = [len(prompt) for prompt in prompts]
         """Of the sequences, in tokens."""
@@ -114,7 +118,7 @@ class Decoding:
     def _forward(self, tokens: Sequence[Sequence[int]], cache: Any) -> tuple[Any, torch.Tensor]:
         extra: dict[str, Any] = {}
         if cache is not None:
-            extra[cache_argument(self._decoder)] = cache
+            extra[self._cache_name] = cache
             lengths = torch.tensor(self.lengths, device=self._device)
             if "position_ids" in self._arguments:
                 extra["position_ids"] = lengths[:, None]
@@ -127,15 +131,13 @@ class Decoding:
         autocast = torch.autocast(
             self._device.type, dtype=self._compute_dtype, enabled=self._compute_dtype is not None
         )
-        # Compiled layers are for whole sequences: here each token would bring another shape.
-        as_it_is = torch.compiler.set_stance("force_eager") if self._device.type == "cuda" else nullcontext()
-        with autocast, as_it_is:
+        with autocast, as_they_are(self._decoder), sdpa_kernel(STEADY):
             output = self._decoder(
                 input_ids=torch.tensor([list(row) for row in tokens], device=self._device),
                 use_cache=True,
                 **extra,
             )
-        return output[cache_argument(self._decoder)], output.last_hidden_state[:, -1]
+        return output[self._cache_name], output.last_hidden_state[:, -1]
 
 
 def _joined(name: str, values: Sequence[Any]) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
+from distill.lm.compiled import compile_layers
 from distill.lm.decoding import Decoding, growth_of
 from distill.lm.language_model import LanguageModel, decoder_of, rope_switch
 from distill.lm.prefix_tree import chains
@@ -167,19 +168,6 @@ class PaddedLM(LanguageModel):
         for prefix in rows.values():
             del self._rows[prefix]
         return [rows[row] for row in sorted(rows)]
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """On a GPU compile each layer for whole sequences: it nearly halves a pass's time (docs/results.md).
-
-    What cannot be compiled runs as it is.
-    """
-    if model.device.type != "cuda":
-        return
-    torch._dynamo.config.suppress_errors = True
-    for layer in model.modules():
-        if type(layer).__name__ in (model._no_split_modules or ()) and layer._compiled_call_impl is None:
-            layer.compile()
 
 
 def padded_hidden(

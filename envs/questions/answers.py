@@ -35,6 +35,8 @@ _SYMBOLS = str.maketrans(
     }
 )  # fmt: skip
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""What turns the letters that follow: with them 42 may be seen as 24, so they stay."""
 _RAISED_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 
@@ -219,7 +221,7 @@ def written(text: str) -> str:
 
     Many spaces are one, so that no pattern has to look at them again and again.
     """
-    text = "".join(c for c in clean(text) if unicodedata.category(c) != "Cf")
+    text = "".join(c for c in clean(text) if unicodedata.category(c) != "Cf" or c in _TURNING)
     text = _RAISED_FRACTION.sub(lambda m: " " + unicodedata.normalize("NFKC", f"{m[1]}/{m[2]}"), text)
     text = _RAISED.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m[0]) + "}", text)
     text = _LOWERED.sub(lambda m: "_{" + unicodedata.normalize("NFKC", m[0]) + "}", text)

@@ -64,4 +64,4 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     settings = KEPT | SMALL | {"steps": 0, "model": str(folder), "output": tmp_path / "run"}
     self_improve(SelfImproveConfig(**settings), Console(file=said, width=1000))
     assert "6 of 6 episodes ended early, since a prompt and" in said.getvalue()
-    assert "do not fit the model's window of 9" in said.getvalue()
+    assert "do not fit the window of 9" in said.getvalue()

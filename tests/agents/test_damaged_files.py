@@ -21,7 +21,7 @@ from distill.lm.sealed import DamagedFileError, load_sealed, save_sealed
 from evals.finished_run import UnfinishedRunError
 from evals.report import write_report
 from experience import ExperienceError
-from tests.agents.test_self_improve import QUIET, TINY, contents, open_gate
+from tests.agents.test_self_improve import KEPT, QUIET, contents, open_gate
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,20 @@ def whole(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A run that nothing damaged."""
     path = tmp_path_factory.mktemp("whole") / "run"
     with open_gate():
-        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **KEPT), QUIET)
     return path
 
 
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> Path:
     return shutil.copytree(whole, tmp_path / "run")
+
+
+@pytest.fixture
+def unended(run: Path) -> Path:
+    """The same, stopped just before its end."""
+    (run / "results.json").unlink()
+    return run
 
 
 def go_on(path: Path) -> None:
@@ -98,31 +105,31 @@ def test_a_damaged_file_is_said_to_be_so(damage: Callable[[Path], object], run: 
 
 
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "best.safetensors"])
-def test_the_advice_for_a_damaged_file_gives_the_same_model(name: str, run: Path, whole: Path) -> None:
-    flip(run / name, -20)
+def test_the_advice_for_a_damaged_file_gives_the_same_model(name: str, unended: Path, whole: Path) -> None:
+    flip(unended / name, -20)
     with pytest.raises(RunFolderError, match=f"{name}.*remove checkpoint"):
-        go_on(run)
+        go_on(unended)
     for file in ("checkpoint.safetensors", "best.safetensors"):
-        (run / file).unlink()
-    go_on(run)
-    assert contents(run) == contents(whole)
+        (unended / file).unlink()
+    go_on(unended)
+    assert contents(unended) == contents(whole)
 
 
-def test_the_best_weights_alone_are_missed(run: Path) -> None:
-    (run / "best.safetensors").unlink()
+def test_the_best_weights_alone_are_missed(unended: Path) -> None:
+    (unended / "best.safetensors").unlink()
     with pytest.raises(
         RunFolderError, match=r"best\.safetensors is not the one of step .* remove checkpoint"
     ):
-        go_on(run)
+        go_on(unended)
 
 
-def test_the_best_weights_of_another_run(run: Path) -> None:
-    with safe_open(run / "best.safetensors", framework="pt") as file:
+def test_the_best_weights_of_another_run(unended: Path) -> None:
+    with safe_open(unended / "best.safetensors", framework="pt") as file:
         about = json.loads(file.metadata()["about"])
-    with RunFolder.open(run) as folder:
+    with RunFolder.open(unended) as folder:
         folder.save_tensors("best.safetensors", {"x": torch.ones(1)}, about | {"step": about["step"] + 1})
     with pytest.raises(RunFolderError, match=r"best\.safetensors is not the one of step"):
-        go_on(run)
+        go_on(unended)
 
 
 def test_a_model_with_a_flipped_bit(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,10 +96,10 @@ STORE = "postgresql+psycopg://somebody@db.example.org/x"
     ("settings", "given"),
     [
         (
-            {"policy": "vllm", "vllm_url": ["http://evil.example.org"]},
-            ["--vllm-url", "http://evil.example.org"],
+            {"policy": "http://evil.example.org"},
+            ["--policy", "http://evil.example.org"],
         ),
-        ({"teacher_url": ["http://evil.example.org"]}, ["--teacher-url", "http://evil.example.org"]),
+        ({"teacher": "http://evil.example.org"}, ["--teacher", "http://evil.example.org"]),
         (
             {"insight_url": "http://evil.example.org/v1", "insight_model": "m"},
             ["--insight-url", "http://evil.example.org/v1"],

@@ -595,7 +595,7 @@ def test_a_full_disk_is_said_and_loses_nothing(
 def test_a_loss_that_is_not_finite_is_said(walker_folder: Path, tmp_path: Path) -> None:
     with open_gate(), pytest.raises(DistillError, match="at step"):
         self_improve(
-            SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "lr": 1e30}),
+            SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "lr": 10.0}),
             QUIET,
         )
 
@@ -674,6 +674,8 @@ def test_another_model_teaches(walker_folder: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(walker_folder)
     tokenizer.add_tokens([" upwards"])
     tokenizer.save_pretrained(teacher)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(teacher)
     with pytest.raises(DistillError, match="another tokenizer"):
         self_improve(
             SelfImproveConfig(
@@ -828,5 +830,5 @@ def test_a_run_whose_episodes_all_fail_stops_and_goes_on_when_the_env_is_mended(
 
 @pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "1e9"])
 def test_time_limits_that_are_none_are_refused(seconds: str) -> None:
-    with pytest.raises(ConfigError, match="env_timeout must be at"):
+    with pytest.raises(ConfigError, match=r"env_timeout must be (at|a finite)"):
         SelfImproveConfig(env_timeout=float(seconds))

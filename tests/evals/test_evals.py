@@ -107,7 +107,7 @@ def test_blind_takes_candidates_into_account() -> None:
     baselines = Baselines("FrozenLake-v1", {"desc": desc, "is_slippery": False})
     assert baselines.blind([], FEW, TEST)[0].success_rate == 0.0
     assert baselines.blind([path], FEW, TEST) == (
-        EvalResult.from_episodes(successes=200, n=200, mean_return=1.0),
+        EvalResult.from_episodes(successes=200, n=200, mean_return=1.0, endings={"terminated": 200}),
         path,
     )
 

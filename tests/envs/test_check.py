@@ -1,0 +1,100 @@
+"""The commonest mistakes of custom envs, and what the checker says of each."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+
+from envs import check_text_env, register_text
+
+
+class Walk(gym.Env[Any, Any]):
+    """Nothing is wrong with it, but for ``mistake``."""
+
+    observation_space = Box(0, 20, (1,), np.int64)
+    action_space = Discrete(2)
+    place = 0
+
+    def __init__(self, mistake: str = "") -> None:
+        self.mistake = mistake
+        self.unseeded = np.random.default_rng()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        draws = self.unseeded if self.mistake == "reset draws" else self.np_random
+        if self.mistake != "left over" or self.place == 0:
+            self.place = 3 + int(draws.integers(10))
+        return self.seen() if self.mistake == "old reset" else (self.seen(), {})
+
+    def step(self, action: Any) -> Any:
+        draws = self.unseeded if self.mistake == "step draws" else self.np_random
+        self.place = min(max(self.place + (1 if action else -1) + int(draws.integers(2)), 1), 20)
+        end: Any = self.place == 20
+        reward: Any = {"no number": None, "nan": float("nan"), "rewards": np.array([0.0, 1.0])}.get(
+            self.mistake, float(end)
+        )
+        info = {"is_success": "no"} if self.mistake == "success" else {}
+        if self.mistake == "old step":
+            return self.seen(), reward, end, info
+        return self.seen(), reward, int(end) if self.mistake == "end" else end, False, info
+
+    def seen(self) -> Any:
+        return np.array([self.place], np.float64 if self.mistake == "type" else np.int64)
+
+
+gym.register("tests/Walk-v0", entry_point=f"{__name__}:Walk", max_episode_steps=30)
+
+
+@pytest.fixture
+def say() -> Iterator[Callable[..., None]]:
+    yield lambda **words: register_text("tests/Walk-v0", **words)
+    register_text("tests/Walk-v0")
+
+
+def test_no_mistake() -> None:
+    assert check_text_env("tests/Walk-v0") == []
+
+
+@pytest.mark.parametrize(
+    ("mistake", "complaint"),
+    [
+        ("old reset", r"reset\(\) has to return \(observation, info\)"),
+        ("old step", r"step\(\) has to return \(observation, reward, terminated, truncated, info\)"),
+        ("reset draws", "two episodes of seed 0 begin differently: draw from self.np_random only"),
+        ("step draws", r"episodes of seed \d with the same actions part: draw from self.np_random only"),
+        ("left over", "seed 0 begins differently after other episodes"),
+        ("no number", "a reward is None: a finite number is needed"),
+        ("nan", "a reward is nan: a finite number"),
+        ("rewards", r"a reward is array\(\[0., 1.\]\)"),
+        ("type", r"an observation is not in Box\(.*int64\): float64 array"),
+        ("end", r"terminated and truncated are \(0, False\): True or False is needed"),
+        ("success", "info has to be a dictionary, and its is_success a truth value"),
+    ],
+)
+def test_mistakes_of_envs(mistake: str, complaint: str) -> None:
+    found = check_text_env("tests/Walk-v0", {"mistake": mistake})
+    assert any(re.match(complaint, said) or said.endswith(complaint) for said in found), found
+    assert all("\n" not in said for said in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ({"describe": lambda _: "Here."}, "every observation reads the same"),
+        ({"describe": lambda seen: f"{seen}\x00"}, "describe() gives"),
+        ({"describe": lambda seen: int(seen[0])}, "it raises TypeError: describe() has to give a text"),
+        ({"describe": lambda seen: seen["place"]}, "it raises IndexError"),
+        ({"actions": ["a", "b"], "parse": lambda _: 0}, "the action 'b' is not read back from its own text"),
+        ({"parse": lambda reply: 7}, "the action '0' is not read back"),
+        ({"actions": ["a", "b"], "parse": lambda _: 0}, "an empty reply is taken for an action"),
+        ({"advise": lambda where, _: f"{where} Go on."}, "advise() words two actions alike"),
+    ],
+)
+def test_mistakes_of_words(words: dict[str, Any], complaint: str, say: Callable[..., None]) -> None:
+    say(**words)
+    found = check_text_env("tests/Walk-v0")
+    assert any(said.startswith(complaint) for said in found), found
