@@ -21,9 +21,9 @@ CUE_SETTINGS: Mapping[str, Any] = {
     "episodes": 384,
     "waves": 8,
     "steps": 40,
-    "eval_every": 20,
-    "lr": 5e-5,
-    "batch_size": 27,
+    "off_policy_steps": 10,
+    "eval_every": 10,
+    "batch_size": 32,
     "validation_episodes": 64,
     "test_episodes": 256,
 }

@@ -1,5 +1,6 @@
 """Conversations: what an agent remembers, what it costs, and what is learned from it."""
 
+import io
 import re
 import warnings
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ from evals.baselines import Baselines
 from experience.context import NO_CONTEXT, Context
 from experience.outcomes import outcome_insights
 from experience.seeds import SeedRange, Split
+from experience.show import show_trace
 from experience.store import ExperienceStore
 from experience.trace import StopReason, Trace
 from tests.agents.test_chat_template import FOLDER, TEMPLATES
@@ -220,6 +222,9 @@ def test_what_does_not_fit_the_window_is_left_out_oldest_first(
     with ExperienceStore(tmp_path / "experience.db") as store:
         store.add_traces(traces)
         assert store.turns(trace_id=trace.id)["left_out"].tolist() == left_out
+        console = Console(record=True, width=200, file=io.StringIO())
+        show_trace(store, console, trace.id)
+        assert f"up to {left_out[-1]} turns were left out of a prompt" in console.export_text()
 
 
 def test_what_does_not_fit_alone_ends_the_episode(tokenizer: PreTrainedTokenizerFast) -> None:
