@@ -46,6 +46,17 @@ from tests.agents.test_self_improve import TINY, open_gate
 from tests.conftest import byte_tokenizer, tiny_llama
 
 FULL, NONE = Memory(ALL_TURNS), Memory()
+OTHERWISE = {
+    "deepseek_r1_distill",
+    "deepseek_r1_distill_training",
+    "deepseekv3",
+    "deepseekv3_training",
+    "qwen3",
+    "qwen3_5_nothink",
+    "qwen3_5_think",
+    "qwen3_6",
+}
+"""Templates that show later without its empty thought what they began with one."""
 LAKE: dict[str, Any] = {"is_slippery": False}
 
 
@@ -166,6 +177,7 @@ def test_templates_keep_what_was_said(name: str) -> None:
     pieces = found.pieces(chat("I move right"), "I move")
     assert len(pieces) == 2
     assert " right".join(pieces) == found.text(chat("I move right"), "I move")
+    assert (pieces[0] == found.text(chat("")[:1], "I move")) == (name not in OTHERWISE)
 
 
 def test_a_template_that_drops_thoughts_is_followed_and_says_so_once() -> None:
