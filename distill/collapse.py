@@ -1,4 +1,4 @@
-"""When training has gone wrong although every number is finite."""
+"""When training has gone wrong although every number is finite: training then ends, with the best weights."""
 
 from distill.opcd import StepStats
 

@@ -1,4 +1,4 @@
-"""Somebody else's code: how long a call of it may take, and whatever comes out of it."""
+"""Somebody else's code: how long a call of it may take (``--env-timeout``), and whatever comes out of it."""
 
 import math
 import random

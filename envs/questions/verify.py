@@ -1,7 +1,8 @@
 """Whether a reply gives the right answer. Replies are hostile until shown otherwise.
 
-Plain numbers are compared here, exactly. Everything else is judged by math-verify, or by a task's own scorer,
-in worker processes that have a deadline, a memory limit and few rights (``envs/questions/verify_worker.py``).
+Numbers, letters, words and lists are compared exactly, by ``envs/questions/equality.py``. Everything else is
+judged by math-verify, or by a task's own scorer, in worker processes that have a deadline, a memory limit and
+few rights (``envs/questions/verify_worker.py``).
 """
 
 import atexit
