@@ -20,7 +20,7 @@ from PIL import Image
 from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
 from envs.games.frozen_lake import lake_map
 from envs.games.random_lake import RandomFrozenLakeEnv
-from envs.text_env import NOW, TextEnv, make_text_env
+from envs.text_env import TextEnv, make_text_env
 from envs.thinking import Replies, parted
 from envs.thoughts import thought_and_said
 from evals.finished_run import FinishedRun
@@ -99,8 +99,7 @@ def replay_pairs(run: FinishedRun, store: ExperienceStore) -> list[tuple[str, li
 
 def _replay(title: str, trace: Any, seed: int, run: FinishedRun, store: ExperienceStore) -> Replay:
     turns = store.turns(trace_id=str(trace["trace_id"]))
-    # Without the turns before, which the frames before show.
-    observations = [text.rpartition(NOW)[2] for text in (*turns["observation"], trace["final_observation"])]
+    observations = [*turns["observation"], trace["final_observation"]]
     board, looks = _looks(run, seed, observations, list(turns["reply"]))
     told = [_told(str(reply), thinks=_replies(run) == "think") for reply in turns["reply"]]
     frames = [

@@ -5,7 +5,9 @@ content to be, what it writes before a reply, and with what it ends one.
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -44,6 +46,7 @@ class ChatTemplate:
         known = known_settings(tokenizer)
         self._settings = {name: value for name, value in (settings or {}).items() if name in known}
         self._template = _undated(tokenizer.get_chat_template())
+        self._has_warned = False
         self._has_parts = False
         """Whether a message's content is a list of parts."""
         self._has_system = True
@@ -68,6 +71,32 @@ class ChatTemplate:
             settings = {"enable_thinking": False} | settings
         text = self._rendered([(m.role, m.content) for m in messages], settings, begins_reply=True)
         return text + (self._before_begun if reply_prefix else self._before_free) + reply_prefix
+
+    def pieces(self, messages: Sequence[Message], reply_prefix: str) -> list[str]:
+        """``text``, cut at the replies whose tokens are known: each piece ends where one was drawn.
+
+        It is one piece where the template shows such a reply otherwise than it was said, but for white
+        space: such as without its thoughts.
+        """
+        whole = self.text(messages, reply_prefix)
+        drawn = [m.content.removeprefix(reply_prefix) for m in messages if m.token_ids is not None]
+        if not drawn:
+            return [whole]
+        mark = MARKS["assistant"]
+        marked = [m if m.token_ids is None else replace(m, content=reply_prefix + mark) for m in messages]
+        pieces = self.text(marked, reply_prefix).split(mark)
+        if len(pieces) == len(drawn) + 1:
+            filled = "".join(part for pair in zip(pieces, [*drawn, ""], strict=True) for part in pair)
+            if filled.split() == whole.split():
+                return pieces
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                "the model's chat template shows earlier replies otherwise than they were said, such as "
+                "without thoughts: what is remembered is what it shows",
+                stacklevel=2,
+            )
+        return [whole]
 
     def end_tokens(self) -> frozenset[int]:
         """The tokens with which the template ends a reply, of those that are none of its text."""

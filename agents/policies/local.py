@@ -91,6 +91,7 @@ class HFPolicy:
         """Special tokens by which a thought is known in a reply's text."""
         self._unsaid = special.keys() - self._marks
         self._encoded: dict[Prompt, Prefix] = {}
+        self._pieces: dict[str, Prefix] = {}
         self._decoded: dict[Prefix, str] = {}
         self._version = self.lm.weights_version
         eos = model.generation_config.eos_token_id if model.generation_config else None
@@ -107,21 +108,36 @@ class HFPolicy:
         """Forget everything, as when the weights have changed."""
         self._version = self.lm.weights_version
         self.lm.clear()
-        for memo in (self._tables, self._encoded, self._decoded):
+        for memo in (self._tables, self._encoded, self._pieces, self._decoded):
             memo.clear()
 
     def encode(self, prompt: Prompt) -> Prefix:
         """The prompt's token ids: the chat template's, then the reply prefix.
 
         A control token that stands in a message is spelled out: nobody who writes there may act in the
-        template's name.
+        template's name. Of the model's own earlier replies the very tokens stand there, if the template shows
+        them as they were said. What ends one is the template's, and is not there twice.
         """
-        known = self._encoded.get(prompt)
-        if known is None:
-            messages = [replace(m, content=self._spelled_out(m.content)) for m in prompt.messages]
-            text = self._template.text(messages, prompt.reply_prefix)
-            known = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if (known := self._encoded.get(prompt)) is not None:
+            return known
+        messages = [replace(m, content=self._spelled_out(m.content)) for m in prompt.messages]
+        replies = [m.token_ids for m in messages if m.token_ids is not None]
+        first, *others = self._template.pieces(messages, prompt.reply_prefix)
+        if not others:
+            known = tuple(self.tokenizer(first, add_special_tokens=False)["input_ids"])
             self._encoded[prompt] = known
+            return known
+        token_ids = list(self._tokenized(first))
+        for reply, text in zip(replies, others, strict=True):
+            token_ids += reply[:-1] if reply and reply[-1] in self._eos_ids else reply
+            token_ids += self._tokenized(text)
+        return tuple(token_ids)
+
+    def _tokenized(self, text: str) -> Prefix:
+        """Of a piece of a conversation, whose next turn asks for it again."""
+        known = self._pieces.get(text)
+        if known is None:
+            known = self._pieces[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return known
 
     def _spelled_out(self, text: str) -> str:

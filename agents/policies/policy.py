@@ -12,6 +12,8 @@ class Message:
 
     role: Literal["system", "user", "assistant"]
     content: str
+    token_ids: tuple[int, ...] | None = None
+    """Of a reply of the model itself, the tokens that it drew behind the reply prefix, exactly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The first version that is kept (two were never released): the tables as ``experience.tables`` has them.
 
-Who changes those states here first what they were, and adds the step from them as the next version.
+A new database is made by it as the tables are today, so a later version adds only what is not there yet.
 """
 
 from alembic import op
