@@ -302,19 +302,7 @@ def test_migrations_lead_to_the_tables(location: str) -> None:
     engine.dispose()
 
 
-def test_an_older_store_is_brought_up_to_date(location: str) -> None:
-    with ExperienceStore(location) as store:
-        store.add_traces(two_traces())
-    engine = sa.create_engine(url_of(location))
-    with engine.begin() as connection:
-        connection.exec_driver_sql("ALTER TABLE turns DROP COLUMN left_out")
-        connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '0003'")
-    engine.dispose()
-    with ExperienceStore(location) as store:
-        assert store.turns()["left_out"].tolist() == [0, 0, 0, 0]
-
-
-@pytest.mark.parametrize("version", ["0002", "0099"])
+@pytest.mark.parametrize("version", ["0003", "0099"])
 def test_databases_of_other_versions_are_refused(version: str, location: str) -> None:
     ExperienceStore(location).close()
     engine = sa.create_engine(url_of(location))

@@ -1,4 +1,4 @@
-"""The first version that is kept (two were never released): the tables as ``experience.tables`` has them.
+"""The first version that is kept (three were never released): the tables as ``experience.tables`` has them.
 
 A new database is made by it as the tables are today, so a later version adds only what is not there yet.
 """
@@ -7,7 +7,7 @@ from alembic import op
 
 from experience.tables import metadata
 
-revision = "0003"
+revision = "0004"
 down_revision = None
 
 
