@@ -15,6 +15,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from agents.config import ConfigError, SelfImproveConfig
+from agents.policies.chat_template import unknown_settings
 from agents.policies.local import HFPolicy
 from agents.policies.vllm.engine import LocalEngine
 from agents.policies.vllm.policy import Engine, VLLMPolicy
@@ -31,6 +32,8 @@ from envs.words import EnvWords
 
 FREE_TEXT_TOKENS = 64
 """The longest reply where it is text, unless the config says otherwise."""
+THINKING_TOKENS = 256
+"""The same where it thinks before it acts."""
 VLLM_WINDOW = 8192
 """The longest prompt and reply together, in tokens, unless replies are long: vLLM's cache has to hold it."""
 LORA_ALPHA = 16
@@ -140,7 +143,8 @@ class Agent:
             trust_remote_code=config.trust_remote_code,
             compute=config.compute,
         )
-        for note in (*loaded.notes, f"computed {loaded.support}"):
+        unknown = unknown_settings(loaded.tokenizer, config.chat_template_kwargs)
+        for note in (*loaded.notes, f"computed {loaded.support}", *unknown):
             self._console.print(note, markup=False)
         return loaded
 
@@ -149,7 +153,8 @@ class Agent:
         if self.config.policy != "auto":
             return self.config.policy
         has_vllm = importlib.util.find_spec("vllm") is not None
-        suits = model.device.type == "cuda" and not words.actions and self._ranks.size == 1
+        is_short = bool(words.actions) and self.config.replies == "act"
+        suits = model.device.type == "cuda" and not is_short and self._ranks.size == 1
         return "vllm" if has_vllm and suits else "hf"
 
     def _make_engine(self, loaded: LoadedModel, path: Path) -> Engine:
@@ -177,11 +182,12 @@ class Agent:
             compute_dtype=autocast(loaded.model, self.config.compute_dtype),
             within=nullcontext if lora is None else lora.off,
             compute=loaded.support.way,
+            template_settings=self.config.chat_template_kwargs,
         )
 
     def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
         """The model as a policy; with ``lora`` its adapters are off."""
-        return as_policy(loaded, self.config.compute_dtype, within=nullcontext if lora is None else lora.off)
+        return as_policy(loaded, self.config, within=nullcontext if lora is None else lora.off)
 
     def _make_teacher(self, loaded: LoadedModel) -> HFPolicy:
         config = self.config
@@ -198,7 +204,7 @@ class Agent:
 
 def as_policy(
     loaded: LoadedModel,
-    dtype: Dtype,
+    config: SelfImproveConfig,
     *,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> HFPolicy:
@@ -206,15 +212,16 @@ def as_policy(
 
     Args:
         loaded: The model.
-        dtype: What its matrix products are narrowed to, if its weights are wider; see ``compute_dtype``.
+        config: How it computes, and what its chat template is told.
         within: See ``LanguageModel``.
     """
     return HFPolicy(
         loaded.model,
         loaded.tokenizer,
-        compute_dtype=autocast(loaded.model, dtype),
+        compute_dtype=autocast(loaded.model, config.compute_dtype),
         within=within,
         compute=loaded.support.way,
+        template_settings=config.chat_template_kwargs,
     )
 
 
@@ -225,9 +232,11 @@ def autocast(model: PreTrainedModel, dtype: Dtype) -> torch.dtype | None:
 
 
 def reply_tokens(config: SelfImproveConfig, policy: HFPolicy, words: EnvWords) -> int:
-    """The longest reply, in tokens: as configured, or what the longest action takes."""
+    """The longest reply, in tokens: as configured, or as long as its kind asks for."""
     if config.max_new_tokens is not None:
         return config.max_new_tokens
+    if config.replies == "think":
+        return THINKING_TOKENS
     if not words.actions:
         return FREE_TEXT_TOKENS
     return policy.longest_action(words.reply_prefix, words.actions)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 import tyro
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from agents.memory import ALL_TURNS, Memory
 from agents.prompts import Layout, Place, conversation
 from distill.examples import Data
 from distill.lm.load import Dtype
@@ -21,7 +22,7 @@ from distill.teacher import TeacherKind
 from envs.deadline import MAX_SECONDS
 from envs.place import Vectorization
 from envs.registry import settings_for
-from envs.text_env import ALL_TURNS
+from envs.thinking import Replies
 from experience.masking import keep_secrets_of
 from experience.seeds import STRIDE
 
@@ -112,13 +113,17 @@ class PlaySettings:
     """Parts of a round's play: the first without experience, each further one with the insights so far."""
     temperature: Temperature = 1.0
     """At which the agent plays and samples while training."""
+    replies: Replies = "act"
+    """What the agent replies: `act` is the action and no more. With `think` it thinks first, and ends with a
+    line `Action: ...`. Where the reply is text it is `act`, whatever the text is."""
     max_new_tokens: AtLeastOne | None = None
-    """Longest reply; by default what the longest action takes, or 64 where the reply is text."""
+    """Longest reply, in tokens; by default what the longest action takes, 256 where the agent is to think, or
+    64 where the reply is text."""
     max_invalid_replies: AtLeastOne = 3
     """So many unreadable replies in a row end an episode."""
-    history: str = "none"
-    """What the agent is told of the turns before the present one: `none`, `last-N`, or `full`. What is older
-    than 4,000 characters is left out."""
+    memory: str = "none"
+    """What the agent remembers of the turns before the present one, as a conversation: `none`, `last-N`, or
+    `full`. What does not fit the context window is left out, the oldest turns first."""
     num_envs: AtLeastOne = 64
     """Episodes played at once."""
     vectorization: Vectorization = "sync"
@@ -192,6 +197,8 @@ class DistilSettings:
 class ModelSettings:
     """Models and engines: who teaches, who draws, and what it runs on."""
 
+    chat_template_kwargs: JsonObject = field(default_factory=dict)
+    """What the models' chat templates are told, as JSON: '{"enable_thinking": true}'."""
     teacher: str = "base"
     """Whose weights are imitated: `base` the initial ones, `round` the student's at each round's beginning,
     `ema` a running mean of the student's, `self` the student's own of the moment. Or another model of the
@@ -290,13 +297,13 @@ class SelfImproveConfig(
         return _urls(self.policy)
 
     @property
-    def turns_of_history(self) -> int:
-        """How many turns before the present one the agent is told."""
-        if self.history in ("none", "full"):
-            return 0 if self.history == "none" else ALL_TURNS
-        if (last := re.fullmatch(r"last-([1-9]\d{0,8})", self.history)) is None:
-            raise ConfigError(f"history must be none, full, or last-N such as last-3, not {self.history!r}")
-        return int(last[1])
+    def remembered(self) -> Memory:
+        """Which turns before the present one the agent remembers."""
+        if self.memory in ("none", "full"):
+            return Memory(0 if self.memory == "none" else ALL_TURNS)
+        if (last := re.fullmatch(r"last-([1-9]\d{0,8})", self.memory)) is None:
+            raise ConfigError(f"memory must be none, full, or last-N such as last-3, not {self.memory!r}")
+        return Memory(int(last[1]))
 
     @property
     def layout(self) -> Layout:
@@ -312,7 +319,7 @@ class SelfImproveConfig(
                 object.__setattr__(self, name, check.validate_python(getattr(self, name)))
             except ValidationError as error:
                 raise ConfigError(f"{name} {_problem(error)}") from error
-        _ = self.turns_of_history
+        _ = self.remembered
         has_waves = self.insights in ("auto", "outcomes") and self.context_file is None
         if has_waves and self.episodes % self.waves:
             raise ConfigError(f"episodes ({self.episodes}) must be a multiple of waves ({self.waves})")

@@ -27,7 +27,7 @@ from agents.rollout import Phase, rollout
 from agents.run.resume import check_reach, saved_config
 from distill.lm.load import load_model
 from envs.place import vector_env
-from envs.text_env import NOW, TextEnv, make_env, make_text_env
+from envs.text_env import TextEnv, make_env, make_text_env
 from envs.words import EnvWords
 from experience.context import NO_CONTEXT, Context
 from experience.insight import InsightState
@@ -80,36 +80,40 @@ class Narrated(TextEnv):
         self, env: gym.Env[Any, Any], config: SelfImproveConfig, context: Context, console: Console
     ) -> None:
         """Wrap ``env``; what ``context`` shows at an observation is told too."""
-        super().__init__(env, max_invalid_replies=config.max_invalid_replies, history=config.turns_of_history)
+        super().__init__(env, max_invalid_replies=config.max_invalid_replies, replies=config.replies)
+        self._memory = config.remembered
+        self._past: list[tuple[str, str | None]] = []
         self._context = context
         self._console = console
-        self._turn = 0
+        self._observation = ""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         """See ``TextEnv``."""
         observation, info = super().reset(seed=seed, options=options)
-        self._turn = 0
+        self._past = []
         self._tell_turn(observation)
         return observation, info
 
     def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
         """See ``TextEnv``."""
         observation, reward, terminated, truncated, info = super().step(action)
+        self._past.append((self._observation, info.get("text/action")))
         self._tell(action if info.get("text/action") is not None else f"{action} (not an action)", "bold")
         if reward:
             self._tell(f"reward {reward:g}", "green" if float(reward) > 0 else "red")
         if terminated or truncated:
-            self._tell(observation.rpartition(NOW)[2])
+            self._tell(observation)
         else:
             self._tell_turn(observation)
         return observation, reward, terminated, truncated, info
 
     def _tell_turn(self, observation: str) -> None:
-        self._turn += 1
-        self._tell(observation.rpartition(NOW)[2], number=self._turn)
-        for insight in self._context.show(observation):
+        self._observation = observation
+        self._tell(observation, number=len(self._past) + 1)
+        seen = self._memory.seen(self.words, self._memory.of(self._past), observation)
+        for insight in self._context.show(observation, situation=seen):
             self._tell(f"experience: {insight.text}", "cyan")
 
     def _tell(self, text: str, style: str = "", number: int | None = None) -> None:
@@ -154,6 +158,7 @@ def play(
             policy_id=config.model,
             env_id=config.env,
             layout=config.layout,
+            memory=config.remembered,
         )
     finally:
         envs.close()
@@ -221,7 +226,7 @@ def main(args: list[str] | None = None) -> int:
     def work(_: Console) -> None:
         asked = tyro.cli(PlayConfig, prog="python -m agents.play", args=args)
         config = settings(asked)
-        words = make_text_env(config.env, config.env_kwargs, history=config.turns_of_history).words
+        words = make_text_env(config.env, config.env_kwargs, replies=config.replies).words
         context = experience(asked, config, words)
         loaded = load_model(
             config.model,
@@ -229,7 +234,7 @@ def main(args: list[str] | None = None) -> int:
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
         )
-        policy = as_policy(loaded, config.compute_dtype)
+        policy = as_policy(loaded, config)
         sampling = Sampling(temperature=asked.temperature, max_tokens=reply_tokens(config, policy, words))
         console = Terminal()
         arms = [("without experience", NO_CONTEXT)]

@@ -11,6 +11,7 @@ from typing import Literal
 
 from agents.policies.policy import Message, Prompt
 from envs.words import EnvWords
+from experience.trace import Turn
 
 Place = Literal["after", "before", "system", "chat"]
 
@@ -40,7 +41,11 @@ class Layout:
 
 
 def build_prompt(
-    words: EnvWords, observation: str, experience: Sequence[str] = (), layout: Layout | None = None
+    words: EnvWords,
+    observation: str,
+    experience: Sequence[str] = (),
+    layout: Layout | None = None,
+    past: Sequence[Message] = (),
 ) -> Prompt:
     """The prompt for one decision.
 
@@ -49,9 +54,10 @@ def build_prompt(
         observation: What the agent sees now.
         experience: Texts of the insights to show, the most relevant first; none for the bare prompt.
         layout: Where they stand.
+        past: The turns that the agent remembers; see ``exchange``.
     """
     layout = layout or Layout()
-    system, user = [words.rules], [f"{observation} {words.question}".strip()]
+    system, user = [words.rules], [_asked(words, observation)]
     turns: tuple[Message, ...] = ()
     if experience:
         wrapped = layout.wrap(experience)
@@ -62,10 +68,22 @@ def build_prompt(
             system.append(first)
         else:
             (user if layout.place == "after" else system).append(wrapped)
-    messages = (*turns, Message(role="user", content="\n".join(user)))
+    messages = (*turns, *past, Message(role="user", content="\n".join(user)))
     if rules := "\n".join(filter(None, system)):  # without any, the chat template may have some of its own
         messages = (Message(role="system", content=rules), *messages)
     return Prompt(messages=messages, reply_prefix=words.reply_prefix)
+
+
+def exchange(words: EnvWords, turn: Turn) -> tuple[Message, Message]:
+    """A turn as it is remembered: what was asked, without any experience, and the very reply."""
+    return (
+        Message(role="user", content=_asked(words, turn.observation)),
+        Message(role="assistant", content=turn.reply, token_ids=tuple(turn.token_ids)),
+    )
+
+
+def _asked(words: EnvWords, observation: str) -> str:
+    return f"{observation} {words.question}".strip()
 
 
 def conversation(text: str) -> tuple[str, tuple[Message, ...]]:

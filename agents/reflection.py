@@ -157,10 +157,8 @@ class Reflection:
         assert advise is not None
 
         def draw() -> list[Insight]:
-            turns = run.store.turns(phases=run.played)
-            insights = outcome_insights(
-                turns, words.actions, advise, explore=explore, situation=words.situation
-            )
+            turns = run.memory.situations(run.store.turns(phases=run.played), words)
+            insights = outcome_insights(turns, words.actions, advise, explore=explore)
             run.store.set_insights(insights, str(phase))
             return insights
 

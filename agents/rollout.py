@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
-from agents.policies.policy import FinishReason, Policy, Prompt, Sampling
-from agents.prompts import Layout, build_prompt
+from agents.memory import Memory
+from agents.policies.policy import Completion, FinishReason, Message, Policy, Prompt, Sampling
+from agents.prompts import Layout, build_prompt, exchange
 from envs.deadline import EnvFault, guarded
 from envs.place import Outcome, Place, Places
 from envs.words import EnvError, EnvWords
@@ -32,18 +33,41 @@ class _Episode:
     """An episode on its way."""
 
     phase: Phase
-    show: Callable[[str, int], tuple[Insight, ...]]
+    show: Callable[[str, int, str | None], tuple[Insight, ...]]
     """See ``Context.show``."""
+    memory: Memory
     seed: int
     observation: str = ""
     turns: list[Turn] = field(default_factory=list)
+    said: list[Message] = field(default_factory=list)
+    """The turns as they are remembered, two messages each."""
+    forgotten: int = 0
+    """So many of the first turns do not fit the context window."""
+    seen: str = ""
+    """The observation, behind what it remembers if that is anything; see ``Memory.seen``."""
     acted: Counter[str] = field(default_factory=Counter)
-    """How often at each observation; unreadable replies are no acts."""
+    """How often after each that was seen; unreadable replies are no acts."""
 
     @property
     def times(self) -> int:
         """How often it has acted here, where that makes a difference: what is shown is looked up by it."""
-        return self.acted[self.observation] if self.phase.context.is_exploring else 0
+        return self.acted[self.seen] if self.phase.context.is_exploring else 0
+
+    @property
+    def left_out(self) -> int:
+        """See ``Turn.left_out``."""
+        return max(0, self.forgotten - self.memory.reach(len(self.turns)))
+
+    @property
+    def past(self) -> Sequence[Turn]:
+        """What it remembers."""
+        return self.memory.of(self.turns, self.left_out)
+
+    def forget(self) -> bool:
+        """Leave out the oldest turn that is remembered, if there is one."""
+        first = len(self.turns) - len(self.past)
+        self.forgotten = min(first + 1, len(self.turns))
+        return first < len(self.turns)
 
 
 def rollout(
@@ -56,6 +80,7 @@ def rollout(
     policy_id: str,
     env_id: str,
     layout: Layout | None = None,
+    memory: Memory | None = None,
 ) -> Iterator[Trace]:
     """Play the episodes, as many at once as ``envs`` has places, and yield each when it ends.
 
@@ -71,8 +96,11 @@ def rollout(
         policy_id: Which weights play, for the record.
         env_id: The env, for the record.
         layout: Where the context stands in the prompt.
+        memory: Which turns before the present one stand in the prompt; by default none. Those that do not
+            fit the context window are left out, the oldest first.
     """
-    queue = _episodes(phases)
+    memory = memory or Memory()
+    queue = _episodes(phases, memory)
     free = list(envs.places)
     playing: list[tuple[Place, _Episode]] = []
 
@@ -115,8 +143,42 @@ def rollout(
         return trace(episode, stop, success=success)
 
     @lru_cache(maxsize=4096)
-    def prompt(observation: str, experience: tuple[str, ...]) -> Prompt:
+    def alone(observation: str, experience: tuple[str, ...]) -> Prompt:
         return build_prompt(words, observation, experience, layout)
+
+    def prompt(episode: _Episode, insights: Sequence[Insight]) -> Prompt:
+        texts = tuple(insight.text for insight in insights)
+        if not (past := episode.past):
+            return alone(episode.observation, texts)
+        return build_prompt(words, episode.observation, texts, layout, episode.said[-2 * len(past) :])
+
+    def show(episode: _Episode) -> tuple[Insight, ...]:
+        situation = None
+        if past := [(turn.observation, turn.action) for turn in episode.past]:
+            situation = memory.seen(words, past, episode.observation)
+        episode.seen = situation or episode.observation
+        most = len(words.actions)  # nobody has more advice than that
+        return episode.show(episode.observation, min(episode.times, most), situation)
+
+    def ask(episodes: Sequence[_Episode]) -> list[tuple[tuple[Insight, ...], Completion]]:
+        """What each is shown, and what it says, having forgotten what does not fit the window."""
+        answers: dict[int, tuple[tuple[Insight, ...], Completion]] = {}
+        waiting = list(range(len(episodes)))
+        while waiting:
+            asked = [episodes[index] for index in waiting]
+            shown = [show(episode) for episode in asked]
+            completions = policy.generate(
+                [prompt(episode, insights) for episode, insights in zip(asked, shown, strict=True)],
+                sampling,
+                [turn_seed(e.phase.seeds.run_seed, e.phase.name, e.seed, len(e.turns)) for e in asked],
+            )
+            answers |= zip(waiting, zip(shown, completions, strict=True), strict=True)
+            waiting = [
+                index
+                for index, completion in zip(waiting, completions, strict=True)
+                if completion.finish_reason == FinishReason.OVERFLOW and episodes[index].forget()
+            ]
+        return [answers[index] for index in range(len(episodes))]
 
     while True:
         starting = list(zip(free, queue, strict=False))
@@ -136,25 +198,13 @@ def rollout(
         if not playing:
             return
 
-        most = len(words.actions)  # nobody has more advice than that
-        shown = [episode.show(episode.observation, min(episode.times, most)) for _, episode in playing]
-        completions = policy.generate(
-            [
-                prompt(episode.observation, tuple(insight.text for insight in insights))
-                for (_, episode), insights in zip(playing, shown, strict=True)
-            ],
-            sampling,
-            [
-                turn_seed(episode.phase.seeds.run_seed, episode.phase.name, episode.seed, len(episode.turns))
-                for _, episode in playing
-            ],
-        )
-        turns = list(zip(playing, shown, completions, strict=True))
+        answers = ask([episode for _, episode in playing])
+        turns = [(*one, *answer) for one, answer in zip(playing, answers, strict=True)]
         playing = []
-        for (place, _), _, completion in turns:
+        for place, _, _, completion in turns:
             if completion.finish_reason != FinishReason.OVERFLOW:
                 place.act(words.reply_prefix + completion.text)
-        for (place, episode), insights, completion in turns:
+        for place, episode, insights, completion in turns:
             if completion.finish_reason == FinishReason.OVERFLOW:
                 yield trace(episode, StopReason.OUT_OF_TOKENS)
                 free.append(place)
@@ -164,19 +214,21 @@ def rollout(
                 yield failed(episode, outcome)
                 free.append(place)
                 continue
-            episode.turns.append(
-                Turn(
-                    observation=episode.observation,
-                    insight_ids=tuple(insight.id for insight in insights),
-                    prompt_tokens=completion.prompt_tokens,
-                    reply=words.reply_prefix + completion.text,
-                    token_ids=completion.token_ids,
-                    logprobs=completion.logprobs,
-                    action=outcome.action,
-                    reward=outcome.reward,
-                )
+            turn = Turn(
+                observation=episode.observation,
+                insight_ids=tuple(insight.id for insight in insights),
+                prompt_tokens=completion.prompt_tokens,
+                reply=words.reply_prefix + completion.text,
+                token_ids=completion.token_ids,
+                logprobs=completion.logprobs,
+                action=outcome.action,
+                reward=outcome.reward,
+                left_out=episode.left_out,
             )
-            episode.acted[episode.observation] += outcome.action is not None
+            episode.turns.append(turn)
+            if memory.turns:
+                episode.said += exchange(words, turn)
+            episode.acted[episode.seen] += outcome.action is not None
             episode.observation = outcome.observation
             if outcome.terminated or outcome.truncated:
                 yield ended(episode, outcome)
@@ -185,10 +237,10 @@ def rollout(
                 playing.append((place, episode))
 
 
-def _episodes(phases: Sequence[Phase]) -> Iterator[_Episode]:
+def _episodes(phases: Sequence[Phase], memory: Memory) -> Iterator[_Episode]:
     for phase in phases:
         show = lru_cache(maxsize=4096)(phase.context.show)
-        yield from map(partial(_Episode, phase, show), phase.seeds)
+        yield from map(partial(_Episode, phase, show, memory), phase.seeds)
 
 
 def turn_seed(run_seed: int, phase: str, seed: int, turn: int) -> int:

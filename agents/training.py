@@ -8,7 +8,7 @@ import copy
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Self, TypeVar
 
@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 
 from agents.policies.local import HFPolicy
-from agents.policies.policy import FinishReason, Policy, Prompt, Sampling
+from agents.policies.policy import FinishReason, Message, Policy, Prompt, Sampling
 from agents.policies.vllm.policy import VLLMPolicy
-from agents.prompts import build_prompt
+from agents.prompts import Layout, build_prompt, exchange
 from agents.rollout import turn_seed
 from agents.run.folder import TRAIN_AGAIN, RunFolderError
 from agents.run.interrupt import deferred_interrupt
@@ -28,11 +28,14 @@ from distill.examples import Data, DistillError, DistillExample, TokenIds
 from distill.loss import Direction
 from distill.opcd import OPCD, StepStats
 from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher
+from envs.words import EnvWords
 from evals.result import success_rate
 from experience.context import Context
 from experience.phase import Phase
 
 Item = TypeVar("Item")
+Moments = Mapping[str, Sequence["Moment"]]
+"""By the action that the context advises."""
 Pair = tuple[Prompt, Prompt]
 """The bare prompt x, and the same with its context, c + x."""
 
@@ -51,6 +54,26 @@ class Question:
     prompts: Pair
     seed: int
     """Of the answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Where an agent stood in a train episode, and what the context says there."""
+
+    observation: str
+    advice: tuple[str, ...]
+    episode: Sequence[Message] = ()
+    """All its turns as they are remembered, two messages each."""
+    remembered: range = range(0)
+    """Which of the turns stand in the prompt."""
+
+    def prompts(self, words: EnvWords, layout: Layout) -> Pair:
+        """Bare, and with the context."""
+        past = self.episode[2 * self.remembered.start : 2 * self.remembered.stop]
+        return (
+            build_prompt(words, self.observation, past=past),
+            build_prompt(words, self.observation, self.advice, layout, past),
+        )
 
 
 class Training:
@@ -104,8 +127,8 @@ class Training:
         self._first: StepStats | None = None
         """The figures by which a collapse is known: those of the first step on the present kind of data."""
         self._last: StepStats | None = None
-        self._pairs: Mapping[str, Sequence[Pair]] = {}
-        """By the action that the context advises, of the round's train observations."""
+        self._moments: Moments = {}
+        """Of the train episodes so far."""
         self._is_saved = True
         """Whether the checkpoint is of now."""
         self._training = self._writing = self._last_writing = 0.0
@@ -136,7 +159,7 @@ class Training:
             return  # done before the run was resumed
         if number > self._round:
             self._begin_round(number)
-        self._pairs = self._prompt_pairs(context)
+        self._moments = self._find_moments(context)
         with run.progress(f"round{number}/distil", config.steps) as bar:
             if self._goes_on:
                 self._let_teacher_remember()
@@ -181,18 +204,21 @@ class Training:
         Args:
             step: The optimiser step's number.
         """
-        config, pairs = self.run.config, self._pairs
+        config, moments = self.run.config, self._moments
         order = random.Random(turn_seed(config.seed, "order", step, 0))
-        weights = [len(group) ** config.action_power for group in pairs.values()]
+        weights = [len(group) ** config.action_power for group in moments.values()]
         batch = [
             (action, index)
-            for action, share in zip(pairs, shares(weights, config.batch_size, order), strict=True)
-            for index in spread_evenly(range(len(pairs[action])), share, order)
+            for action, share in zip(moments, shares(weights, config.batch_size, order), strict=True)
+            for index in spread_evenly(range(len(moments[action])), share, order)
         ]
         seeds = [turn_seed(config.seed, "distil", step, i) for i in range(config.batch_size)]
         # Equal prompts side by side, so that one process computes them.
         mine = self.run.ranks.share(sorted(zip(batch, seeds, strict=True)))
-        return [Question(prompts=pairs[action][index], seed=seed) for (action, index), seed in mine]
+        return [
+            Question(prompts=self._prompts(moments[action][index]), seed=seed)
+            for (action, index), seed in mine
+        ]
 
     def answer(self, questions: Sequence[Question]) -> list[DistillExample]:
         """Let the student answer the bare prompts, or off-policy the teacher those with the context.
@@ -317,21 +343,61 @@ class Training:
             ):
                 self.teacher.follow(self.opcd.trained())
 
-    def _prompt_pairs(self, context: Context) -> dict[str, list[Pair]]:
-        """Bare and with experience, for every train observation that the context speaks to.
+    def _find_moments(self, context: Context) -> Moments:
+        """Every train observation that the context speaks to; where the agent remembers, every turn.
 
         By the action that is advised there, or under "" where advice is no action.
         """
-        run, layout = self.run, self.run.config.layout
-        observations: list[str] = run.ranks.from_main(lambda: run.store.observations(phases=run.played))
-        pairs: dict[str, list[Pair]] = {}
-        for observation in observations:
-            if shown := context.show(observation):
-                texts = [insight.text for insight in shown]
-                informed = build_prompt(run.words, observation, texts, layout)
-                action = run.words.advised(run.words.situation(observation), texts[0])
-                pairs.setdefault(action or "", []).append((build_prompt(run.words, observation), informed))
-        return pairs
+        run = self.run
+        found: dict[str, list[Moment]] = {}
+        for moment, seen in run.ranks.from_main(self._remembered if run.memory.turns else self._observed):
+            if shown := context.show(moment.observation, situation=seen):
+                advice = tuple(insight.text for insight in shown)
+                action = run.words.advised(seen, advice[0])
+                found.setdefault(action or "", []).append(replace(moment, advice=advice))
+        return found
+
+    def _observed(self) -> list[tuple[Moment, str]]:
+        """Each observation once, and its situation."""
+        run = self.run
+        return [
+            (Moment(observation=observation, advice=()), run.words.situation(observation))
+            for observation in run.store.observations(phases=run.played)
+        ]
+
+    def _remembered(self) -> list[tuple[Moment, str]]:
+        """Each turn behind what its agent remembered, and what it had seen; equal ones once."""
+        run = self.run
+        turns = run.store.turns(phases=run.played, tokens=True)
+        turns["seen"] = run.memory.situations(turns, run.words)["observation"]
+        numbers: dict[tuple[str, TokenIds], int] = {}  # of distinct turns
+        found: dict[tuple[tuple[int, ...], str], tuple[Moment, str]] = {}
+        for _, rows in turns.groupby("trace_id", sort=False):
+            episode: list[Any] = list(rows.itertuples())
+            said = [message for turn in episode for message in exchange(run.words, turn)]
+            alike = tuple(
+                numbers.setdefault((turn.observation, tuple(turn.token_ids)), len(numbers))
+                for turn in episode
+            )
+            for number, turn in enumerate(episode):
+                first = run.memory.reach(number) + turn.left_out
+                moment = Moment(
+                    observation=turn.observation, advice=(), episode=said, remembered=range(first, number)
+                )
+                found.setdefault((alike[first:number], turn.observation), (moment, turn.seen))
+        return list(found.values())
+
+    def _prompts(self, moment: Moment) -> Pair:
+        """Of what is remembered there, what fits beside the context too."""
+        run, agent = self.run, self.agent
+        while True:
+            bare, informed = pair = moment.prompts(run.words, run.config.layout)
+            if not moment.remembered or (
+                len(agent.student.encode(bare)) + agent.max_tokens <= agent.student.window
+                and len(agent.teacher.encode(informed)) + agent.max_tokens <= agent.teacher.window
+            ):
+                return pair
+            moment = replace(moment, remembered=moment.remembered[1:])
 
     def _let_teacher_remember(self) -> None:
         """Where replies have one token, a teacher that stays is asked after the same few prompts only.
@@ -339,14 +405,14 @@ class Training:
         Whether it is worth it must not depend on the steps done: a resumed run is to compute the same.
         """
         config = self.run.config
-        prompts = [with_context for group in self._pairs.values() for _, with_context in group]
+        moments = [moment for group in self._moments.values() for moment in group]
         if (
             self.agent.max_tokens == 1
-            and len(prompts) <= config.steps * config.batch_size
+            and len(moments) <= config.steps * config.batch_size
             and config.teacher_kind != "ema"
             and isinstance(self.teacher, FrozenTeacher)
         ):
-            self.teacher.remember([self.agent.teacher.encode(prompt) for prompt in prompts])
+            self.teacher.remember([self.agent.teacher.encode(self._prompts(m)[1]) for m in moments])
 
     def _rollout_gap(self, examples: Sequence[DistillExample]) -> dict[str, float]:
         """How far what drew the completions is from the weights that are trained, for the log."""

@@ -3,6 +3,7 @@
 import gymnasium as gym
 
 from envs.check import check_text_env
+from envs.games.cue import MAX_CORRIDOR
 from envs.games.random_lake import MAX_MOVES
 from envs.questions.math_env import MAX_ATTEMPTS
 from envs.registry import register_text
@@ -27,4 +28,5 @@ gym.register(
     entry_point="envs.games.random_lake:RandomFrozenLakeEnv",
     max_episode_steps=MAX_MOVES,
 )
+gym.register("OPCD/Cue-v0", entry_point="envs.games.cue:CueEnv", max_episode_steps=MAX_CORRIDOR + 2)
 gym.register("Choice-v0", entry_point="envs.questions.choice_env:ChoiceEnv", max_episode_steps=2)

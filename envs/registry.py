@@ -19,6 +19,7 @@ from gymnasium.spaces import Discrete
 from envs.actions import Action, Grammar, action_text, word_grammar
 from envs.adapters import openenv, textarena
 from envs.games.classic_control import acrobot_words, cart_pole_words, mountain_car_words
+from envs.games.cue import CUE_SETTINGS, CueEnv, cue_words
 from envs.games.frozen_lake import frozen_lake_words
 from envs.games.random_lake import RANDOM_LAKE_SETTINGS, RandomFrozenLakeEnv, random_lake_words
 from envs.games.toy_text import TAXI_SETTINGS, blackjack_words, cliff_words, taxi_words
@@ -32,6 +33,7 @@ WordsOf = Callable[[gym.Env[Any, Any]], EnvWords]
 OURS: dict[type[gym.Env[Any, Any]], WordsOf] = {
     FrozenLakeEnv: frozen_lake_words,
     RandomFrozenLakeEnv: random_lake_words,
+    CueEnv: cue_words,
     TaxiEnv: taxi_words,
     CliffWalkingEnv: cliff_words,
     BlackjackEnv: blackjack_words,
@@ -53,6 +55,7 @@ _SETTINGS: dict[str, Mapping[str, Any]] = {
     "Taxi-v4": TAXI_SETTINGS,
     "OPCD/RandomFrozenLake-v0": RANDOM_LAKE_SETTINGS,
     "Choice-v0": CHOICE_SETTINGS,
+    "OPCD/Cue-v0": CUE_SETTINGS,
 }
 """Env id -> what its author recommends, where that is not what suits most."""
 

@@ -2,10 +2,7 @@
 
 import difflib
 import importlib
-import sys
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -16,15 +13,12 @@ from envs.any_text import AnyText, clean
 from envs.deadline import EnvFault, guarded
 from envs.observations import value_text
 from envs.registry import words_for
+from envs.thinking import Replies, thinking
 from envs.thoughts import outside_thoughts
 from envs.words import EnvError
 
 STEP_LIMIT = 200
 """Steps of an episode, where neither the env nor the user has set a limit."""
-ALL_TURNS = sys.maxsize
-MAX_HISTORY_CHARS = 4000
-"""Of the turns before the present one; the oldest are left out."""
-NOW = "Now: "
 
 
 class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -44,32 +38,35 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
     text.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], *, max_invalid_replies: int = 3, history: int = 0) -> None:
+    def __init__(
+        self, env: gym.Env[Any, Any], *, max_invalid_replies: int = 3, replies: Replies = "act"
+    ) -> None:
         """Wrap ``env``.
 
         Args:
             env: Any env whose actions can be written as text.
             max_invalid_replies: Unreadable replies in a row that end an episode; at least 1.
-            history: So many turns before the present one are told with each observation, within
-                ``MAX_HISTORY_CHARS``.
+            replies: With ``think`` the rules ask for a thought first; see ``envs.thinking``.
 
         Raises:
-            EnvError: The env cannot be put into words, or a number is out of range.
+            EnvError: The env cannot be put into words, a number is out of range, or replies that are text
+                are to ``think``.
         """
         super().__init__(env)
         if max_invalid_replies < 1:
             raise EnvError(f"max_invalid_replies must be at least 1, not {max_invalid_replies}")
-        if history < 0:
-            raise EnvError(f"history must be at least 0, not {history}")
         words = words_for(env)
-        if history:
-            situation = words.situation  # what was before does not make the situation another one
-            words = replace(words, situation=lambda text: situation(text.rpartition(NOW)[2]))
-        self.words = words
         self._is_text = isinstance(env.action_space, Text) and not words.actions
+        if replies == "think":
+            if self._is_text:
+                name = env.spec.id if env.spec else type(env.unwrapped).__name__
+                raise EnvError(
+                    f"replies think is for envs with actions to read; in {name} a reply is text: take act"
+                )
+            words = thinking(words)
+        self.words = words
         self.max_invalid_replies = max_invalid_replies
         self._now = ""
-        self._past: deque[str] = deque(maxlen=history)
         self._invalid_in_a_row = 0
         self._success: dict[str, Any] = {}
         self.observation_space = AnyText()
@@ -81,7 +78,6 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         """Start an episode; returns the first observation as a sentence."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._invalid_in_a_row = 0
-        self._past.clear()
         self._success = {}
         self._now = self._described(observation)
         return self._now, {} if info is None else info
@@ -94,17 +90,16 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
             self._invalid_in_a_row += 1
             too_many = self._invalid_in_a_row >= self.max_invalid_replies
             info = {"text/too_many_invalid": too_many, **cut_off, **self._success}
-            return self._observation(), 0.0, False, too_many, info
+            return self._now, 0.0, False, too_many, info
         self._invalid_in_a_row = 0
         observation, reward, terminated, truncated, info = self.env.step(read.value)
         info = {} if info is None else info
         self._success = {"is_success": info["is_success"]} if "is_success" in info else {}
-        self._past.append(f"{self._now} {self.words.reply_prefix} {read.text}.")
         self._now = self._described(observation)
         text: str | None = read.text
         if self._is_text and "answer" in info:
             text = None if info["answer"] is None else value_text(info["answer"])
-        return self._observation(), reward, terminated, truncated, {**info, **cut_off, "text/action": text}
+        return self._now, reward, terminated, truncated, {**info, **cut_off, "text/action": text}
 
     def _described(self, observation: Any) -> str:
         """The observation as a sentence.
@@ -116,19 +111,6 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         if not isinstance(text, str):
             raise TypeError(f"describe() has to give a text, not {text!r:.80}")
         return clean(text)
-
-    def _observation(self) -> str:
-        """What is seen now, behind what was seen and done before."""
-        if not self._past:
-            return self._now
-        kept: deque[str] = deque()
-        length = 0
-        for turn in reversed(self._past):
-            length += len(turn) + 1
-            if length > MAX_HISTORY_CHARS:
-                break
-            kept.appendleft(turn)
-        return "\n".join([*kept, f"{NOW}{self._now}"])
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
@@ -178,12 +160,16 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
 
 
 def make_text_env(
-    env_id: str, env_kwargs: Mapping[str, Any], *, max_invalid_replies: int = 3, history: int = 0
+    env_id: str,
+    env_kwargs: Mapping[str, Any],
+    *,
+    max_invalid_replies: int = 3,
+    replies: Replies = "act",
 ) -> TextEnv:
     """The env as text; see ``make_env`` and ``TextEnv`` for the arguments and errors."""
     env = make_env(env_id, env_kwargs)
     try:
-        return guarded(lambda: TextEnv(env, max_invalid_replies=max_invalid_replies, history=history))
+        return guarded(lambda: TextEnv(env, max_invalid_replies=max_invalid_replies, replies=replies))
     except EnvFault as fault:
         if isinstance(fault.__cause__, EnvError):
             raise fault.__cause__ from None

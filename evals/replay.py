@@ -20,7 +20,9 @@ from PIL import Image
 from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
 from envs.games.frozen_lake import lake_map
 from envs.games.random_lake import RandomFrozenLakeEnv
-from envs.text_env import NOW, TextEnv, make_text_env
+from envs.text_env import TextEnv, make_text_env
+from envs.thinking import Replies, parted
+from envs.thoughts import thought_and_said
 from evals.finished_run import FinishedRun
 from experience.phase import Phase
 from experience.store import ExperienceStore
@@ -52,12 +54,14 @@ class Frame:
     turn: int
     observation: str
     reply: str | None
-    """``None`` at the end."""
+    """What is said; ``None`` at the end."""
     reward: float | None
     place: int | None = None
     """The number of the square on the board where the agent stands."""
     image: str | None = None
     """A PNG as a data URI."""
+    thought: str = ""
+    """What is thought before that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +99,15 @@ def replay_pairs(run: FinishedRun, store: ExperienceStore) -> list[tuple[str, li
 
 def _replay(title: str, trace: Any, seed: int, run: FinishedRun, store: ExperienceStore) -> Replay:
     turns = store.turns(trace_id=str(trace["trace_id"]))
-    # Without the turns before, which the frames before show.
-    observations = [text.rpartition(NOW)[2] for text in (*turns["observation"], trace["final_observation"])]
+    observations = [*turns["observation"], trace["final_observation"]]
     board, looks = _looks(run, seed, observations, list(turns["reply"]))
+    told = [_told(str(reply), thinks=_replies(run) == "think") for reply in turns["reply"]]
     frames = [
         Frame(
             turn=i + 1,
             observation=observation[:MAX_CHARS],
-            reply=None if i == len(turns) else str(turns["reply"].iloc[i])[:MAX_CHARS],
+            reply=None if i == len(turns) else told[i][1][:MAX_CHARS],
+            thought="" if i == len(turns) else told[i][0][:MAX_CHARS],
             reward=None if i == len(turns) else float(turns["reward"].iloc[i]),
             place=look if isinstance(look, int) else None,
             image=look if isinstance(look, str) else None,
@@ -118,6 +123,19 @@ def _replay(title: str, trace: Any, seed: int, run: FinishedRun, store: Experien
         board=board,
         frames=_thinned(frames),
     )
+
+
+def _replies(run: FinishedRun) -> Replies:
+    return "think" if run.config.get("replies") == "think" else "act"  # a run of before has no word of it
+
+
+def _told(reply: str, *, thinks: bool) -> tuple[str, str]:
+    """What is thought in a reply, and what is said; where an agent ``thinks``, it says its action alone."""
+    thought, said = thought_and_said(reply)
+    if said is None:
+        return thought, "(the thought does not end)"
+    before, said = parted(said) if thinks else ("", said)
+    return "\n".join(filter(None, [thought.strip(), before.strip()])), said.strip() if thought else said
 
 
 def _looks(
@@ -149,11 +167,12 @@ def _env(run: FinishedRun) -> TextEnv:
     module, is_in_module, _ = name.partition(":")
     if is_in_module and module not in sys.modules:
         raise ValueError("a folder that is only to be shown has no module imported")
-    env = make_text_env(name, kwargs, max_invalid_replies=limit)
+    make = partial(make_text_env, name, max_invalid_replies=limit, replies=_replies(run))
+    env = make(kwargs)
     if _board(env) is None and "rgb_array" in env.unwrapped.metadata.get("render_modes", ()):
         env.close()
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame prints an error where it finds no display
-        env = make_text_env(name, kwargs | {"render_mode": "rgb_array"}, max_invalid_replies=limit)
+        env = make(kwargs | {"render_mode": "rgb_array"})
     return env
 
 

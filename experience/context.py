@@ -37,7 +37,7 @@ class Context:
         ids = " ".join(sorted(insight.id for insight in self.insights))
         return hashlib.sha256(f"{self.k} {ids}".encode()).hexdigest()[:12]
 
-    def show(self, observation: str, times: int = 0) -> tuple[Insight, ...]:
+    def show(self, observation: str, times: int = 0, situation: str | None = None) -> tuple[Insight, ...]:
         """The insights for this observation, the most relevant first.
 
         Those about this very situation come first, the most valuable before the others. Then those about none
@@ -47,8 +47,9 @@ class Context:
         Args:
             observation: What the agent sees.
             times: How often it has acted there in this episode.
+            situation: What it is compared as; by default what ``situation`` makes of the observation.
         """
-        situation = self.situation(observation)
+        situation = self.situation(observation) if situation is None else situation
         about = [i for i in self.insights if i.observation == situation]
         others = [i for i in self.insights if i.observation not in (None, situation)]
         general = sorted((i for i in self.insights if i.observation is None), key=_value)

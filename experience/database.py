@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from experience import ExperienceError
 from experience.masking import masked
 
-VERSION = "0003"
+VERSION = "0004"
 """Of the schema; here so that Alembic, which is slow to import, is not needed to see that it is the present
 one."""
 VERSION_TABLE = "opcd_gym_version"

@@ -117,25 +117,20 @@ def outcome_insights(
     advise: Callable[[str, str], str],
     *,
     explore: bool,
-    situation: Callable[[str], str] = str,
 ) -> list[Insight]:
     """The best action in every situation that was acted in, as an insight.
 
     Args:
-        turns: As for ``outcome_model``.
+        turns: As for ``outcome_model``; what is to be counted as one has one observation, such as a bucket.
         actions: The env's action words.
         advise: (observation, action) -> the insight's text.
         explore: Advise what is worth finding out, see ``action_values``: all that is untried, then the best
             of the rest, an insight each. Otherwise what is known to be best.
-        situation: Observation -> what it is counted as, such as its bucket.
 
     Returns:
         Insights linked to every trace in which the advised action was taken there: for it where the episode
         succeeded, against it where it did not.
     """
-    turns = turns.assign(
-        **{column: turns[column].map(situation) for column in ("observation", "next_observation")}
-    )
     model = outcome_model(turns, actions)
     values_SA = action_values(model, explore=explore)
     won, lost = (

@@ -76,7 +76,8 @@ def show_trace(store: ExperienceStore, console: Console, trace_id: str) -> None:
     about = f"{trace['env_id']}, weights {trace['policy_id']}, context {trace['context_id']}"
     console.print(_plain(f"{trace_id}: {about}"), style="bold")
     table = _table("turn", "observation", "insights", "reply", "action", "reward")
-    for row in store.turns(trace_id=trace_id, tokens=True).to_dict("records"):
+    turns = store.turns(trace_id=trace_id, tokens=True)
+    for row in turns.to_dict("records"):
         action = "none" if pd.isna(row["action"]) else row["action"]
         shown = " ".join(row["insight_ids"])
         _add(table, row["turn"], row["observation"], shown, row["reply"], action, f"{row['reward']:g}")
@@ -85,6 +86,8 @@ def show_trace(store: ExperienceStore, console: Console, trace_id: str) -> None:
     outcome = "success" if trace["success"] else "no success"
     error = "" if pd.isna(trace["error"]) else f": {trace['error']}"
     console.print(_plain(f"{trace['stop_reason']}, {outcome}, return {trace['total_reward']:g}{error}"))
+    if left_out := max(turns["left_out"], default=0):
+        console.print(f"up to {left_out} turns were left out of a prompt: they did not fit the window")
 
 
 def _plain(value: Any) -> Text:

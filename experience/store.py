@@ -202,8 +202,8 @@ class ExperienceStore:
             tokens: Add the columns insight_ids, prompt_tokens, token_ids and logprobs (slow to read).
 
         Returns:
-            The columns trace_id, turn, split, success, observation, reply, action, reward, next_observation,
-            terminated (whether the episode terminated with this turn).
+            The columns trace_id, turn, split, success, observation, reply, action, reward, left_out,
+            next_observation, terminated (whether the episode terminated with this turn).
         """
         traces, turns = tables.traces.c, tables.turns.c
         query = (
@@ -216,6 +216,7 @@ class ExperienceStore:
                 turns.reply,
                 turns.action,
                 turns.reward,
+                turns.left_out,
                 traces.final_observation,
                 traces.stop_reason,
             )

@@ -112,6 +112,7 @@ turns = _table(
     sa.Column("logprobs", Json(list[float]), nullable=False),
     sa.Column("action", Text),
     sa.Column("reward", sa.Float, nullable=False),
+    sa.Column("left_out", sa.Integer, nullable=False, server_default="0"),
     sa.ForeignKeyConstraint(["run", "trace_id"], ["traces.run", "traces.trace_id"]),
 )
 insights = _table(

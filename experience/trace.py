@@ -45,6 +45,9 @@ class Turn:
     action: str | None
     """The action's word; ``None`` if the reply was no action."""
     reward: float
+    left_out: int = 0
+    """Turns that the agent was to remember, and that were left out of its prompt, the oldest first, since
+    they did not fit the model's context window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

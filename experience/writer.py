@@ -193,7 +193,7 @@ def _check_template(template: nodes.Template) -> None:
 def transcript(turns: pd.DataFrame, final_observation: str) -> str:
     """One trace as text, the rules left out; never longer than ``MAX_TRANSCRIPT_CHARS`` by much."""
     lines = [
-        f"{plain(str(turn.observation))}\nReply: {plain(str(turn.reply))}"
+        f"{plain(str(turn.observation))}\nReply: {plain(without_thoughts(str(turn.reply)))}"
         + ("" if isinstance(turn.action, str) else " (not readable)")
         for turn in turns.itertuples()
     ]

@@ -5,10 +5,14 @@ content to be, what it writes before a reply, and with what it ends one.
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+import jinja2
+import jinja2.meta
 from transformers import PreTrainedTokenizerBase
 
 from agents.policies.policy import Message
@@ -19,6 +23,10 @@ TODAY = datetime(2024, 7, 26)
 MARKS = {"system": "SystemMark", "user": "UserMark", "assistant": "ReplyMark"}
 OPENED = re.compile(r"<(think|thinking|thought|reasoning)>(?!.*</\1>)", re.DOTALL)
 """A thought that has not ended."""
+_GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
+"""What transformers adds to Jinja: it marks replies, and shows nothing."""
+OURS = frozenset(["messages", "add_generation_prompt", "raise_exception", "strftime_now"])
+"""What a template is given anyway."""
 
 
 class ChatTemplate:
@@ -29,14 +37,16 @@ class ChatTemplate:
 
         Args:
             tokenizer: Has a chat template.
-            settings: What the template is told beside the chat.
+            settings: What the template is told beside the chat; what it does not know is left out.
 
         Raises:
             ModelError: It cannot show a user's message, or a beginning of the reply cannot follow it.
         """
         self._tokenizer = tokenizer
-        self._settings = dict(settings or {})
+        known = known_settings(tokenizer)
+        self._settings = {name: value for name, value in (settings or {}).items() if name in known}
         self._template = _undated(tokenizer.get_chat_template())
+        self._has_warned = False
         self._has_parts = False
         """Whether a message's content is a list of parts."""
         self._has_system = True
@@ -50,6 +60,9 @@ class ChatTemplate:
         shown = self._tried(["system", "user"])
         self._has_system = MARKS["system"] in shown and MARKS["user"] in shown
         self._find_beginnings()
+        opened = OPENED.search(self._tried(["user"]) + self._before_free)
+        self.opened_thought = opened.string[opened.start() :] if opened else ""
+        """The beginning of a thought with which the text before a free reply ends, if it does."""
 
     def text(self, messages: Sequence[Message], reply_prefix: str) -> str:
         """The chat as text, up to where the model goes on: behind the reply's beginning, if there is one."""
@@ -58,6 +71,32 @@ class ChatTemplate:
             settings = {"enable_thinking": False} | settings
         text = self._rendered([(m.role, m.content) for m in messages], settings, begins_reply=True)
         return text + (self._before_begun if reply_prefix else self._before_free) + reply_prefix
+
+    def pieces(self, messages: Sequence[Message], reply_prefix: str) -> list[str]:
+        """``text``, cut at the replies whose tokens are known: each piece ends where one was drawn.
+
+        It is one piece where the template shows such a reply otherwise than it was said, but for white
+        space: such as without its thoughts.
+        """
+        whole = self.text(messages, reply_prefix)
+        drawn = [m.content.removeprefix(reply_prefix) for m in messages if m.token_ids is not None]
+        if not drawn:
+            return [whole]
+        mark = MARKS["assistant"]
+        marked = [m if m.token_ids is None else replace(m, content=reply_prefix + mark) for m in messages]
+        pieces = self.text(marked, reply_prefix).split(mark)
+        if len(pieces) == len(drawn) + 1:
+            filled = "".join(part for pair in zip(pieces, [*drawn, ""], strict=True) for part in pair)
+            if filled.split() == whole.split():
+                return pieces
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                "the model's chat template shows earlier replies otherwise than they were said, such as "
+                "without thoughts: what is remembered is what it shows",
+                stacklevel=2,
+            )
+        return [whole]
 
     def end_tokens(self) -> frozenset[int]:
         """The tokens with which the template ends a reply, of those that are none of its text."""
@@ -127,6 +166,23 @@ class ChatTemplate:
         )
         assert isinstance(text, str)
         return text
+
+
+def known_settings(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """What the chat template may be told beside the chat."""
+    source = _GENERATION.sub("", tokenizer.get_chat_template())
+    try:
+        parsed = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+    except jinja2.TemplateSyntaxError:  # using it will say so
+        return frozenset()
+    return frozenset(jinja2.meta.find_undeclared_variables(parsed)) - OURS
+
+
+def unknown_settings(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> list[str]:
+    """A line for the user about the settings that the template does not know, if there are any."""
+    known = known_settings(tokenizer) if settings else frozenset()
+    unknown = ", ".join(name for name in settings if name not in known)
+    return [f"the model's chat template does not know {unknown}: left out"] if unknown else []
 
 
 def _undated(template: str) -> str:

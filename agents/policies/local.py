@@ -4,7 +4,7 @@ import os
 import random
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +20,7 @@ from distill.lm.language_model import Way, bytes_per_token, rope_switch
 from distill.lm.prefix_tree import PrefixTree
 from distill.lm.span import Prefix
 from distill.lm.support import language_model
+from envs.thoughts import is_mark
 
 MAX_DISTINCT = 256
 """Distinct prefixes decoded at once: bounds the logits held, [256, V]."""
@@ -60,6 +61,7 @@ class HFPolicy:
         compute_dtype: torch.dtype | None = None,
         within: Callable[[], AbstractContextManager[Any]] = nullcontext,
         compute: Way = "tree",
+        template_settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Wrap a model.
 
@@ -71,6 +73,7 @@ class HFPolicy:
             compute_dtype: See ``LanguageModel``.
             within: See ``LanguageModel``.
             compute: As a prefix tree or in padded batches; see ``find_support``.
+            template_settings: What the chat template is told beside the chat.
         """
         self.tokenizer = tokenizer
         self.lm = language_model(
@@ -81,12 +84,19 @@ class HFPolicy:
         self.control_tokens = control_tokens(tokenizer)
         """What only the chat template may put into a prompt."""
         self._control = re.compile("|".join(map(re.escape, self.control_tokens)) or "(?!)")
+        special = {
+            token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special
+        }
+        self._marks = frozenset(token for token, text in special.items() if is_mark(text))
+        """Special tokens by which a thought is known in a reply's text."""
+        self._unsaid = special.keys() - self._marks
         self._encoded: dict[Prompt, Prefix] = {}
+        self._pieces: dict[str, Prefix] = {}
         self._decoded: dict[Prefix, str] = {}
         self._version = self.lm.weights_version
         eos = model.generation_config.eos_token_id if model.generation_config else None
         ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
-        self._template = ChatTemplate(tokenizer)
+        self._template = ChatTemplate(tokenizer, template_settings)
         self._eos_ids = self._template.end_tokens().union(end for end in ends if end is not None)
 
     @property
@@ -98,21 +108,36 @@ class HFPolicy:
         """Forget everything, as when the weights have changed."""
         self._version = self.lm.weights_version
         self.lm.clear()
-        for memo in (self._tables, self._encoded, self._decoded):
+        for memo in (self._tables, self._encoded, self._pieces, self._decoded):
             memo.clear()
 
     def encode(self, prompt: Prompt) -> Prefix:
         """The prompt's token ids: the chat template's, then the reply prefix.
 
         A control token that stands in a message is spelled out: nobody who writes there may act in the
-        template's name.
+        template's name. Of the model's own earlier replies the very tokens stand there, if the template shows
+        them as they were said. What ends one is the template's, and is not there twice.
         """
-        known = self._encoded.get(prompt)
-        if known is None:
-            messages = [replace(m, content=self._spelled_out(m.content)) for m in prompt.messages]
-            text = self._template.text(messages, prompt.reply_prefix)
-            known = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if (known := self._encoded.get(prompt)) is not None:
+            return known
+        messages = [replace(m, content=self._spelled_out(m.content)) for m in prompt.messages]
+        replies = [m.token_ids for m in messages if m.token_ids is not None]
+        first, *others = self._template.pieces(messages, prompt.reply_prefix)
+        if not others:
+            known = tuple(self.tokenizer(first, add_special_tokens=False)["input_ids"])
             self._encoded[prompt] = known
+            return known
+        token_ids = list(self._tokenized(first))
+        for reply, text in zip(replies, others, strict=True):
+            token_ids += reply[:-1] if reply and reply[-1] in self._eos_ids else reply
+            token_ids += self._tokenized(text)
+        return tuple(token_ids)
+
+    def _tokenized(self, text: str) -> Prefix:
+        """Of a piece of a conversation, whose next turn asks for it again."""
+        known = self._pieces.get(text)
+        if known is None:
+            known = self._pieces[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return known
 
     def _spelled_out(self, text: str) -> str:
@@ -136,7 +161,13 @@ class HFPolicy:
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:
         """One completion per prompt; see ``Policy``."""
-        return self.complete([self.encode(prompt) for prompt in prompts], sampling, seeds)
+        completions = self.complete([self.encode(prompt) for prompt in prompts], sampling, seeds)
+        if opened := self._template.opened_thought:
+            return [
+                completion if prompt.reply_prefix else replace(completion, text=opened + completion.text)
+                for prompt, completion in zip(prompts, completions, strict=True)
+            ]
+        return completions
 
     def complete(
         self, prompts: Sequence[Prefix], sampling: Sampling, seeds: Sequence[int]
@@ -276,7 +307,10 @@ class HFPolicy:
         token_ids = tuple(request.token_ids)
         text = self._decoded.get(token_ids)
         if text is None:
-            decoded = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+            if self._marks.isdisjoint(token_ids):
+                decoded = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+            else:
+                decoded = self.tokenizer.decode([token for token in token_ids if token not in self._unsaid])
             assert isinstance(decoded, str)
             text = self._decoded[token_ids] = decoded
         return Completion(

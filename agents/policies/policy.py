@@ -12,6 +12,8 @@ class Message:
 
     role: Literal["system", "user", "assistant"]
     content: str
+    token_ids: tuple[int, ...] | None = None
+    """Of a reply of the model itself, the tokens that it drew behind the reply prefix, exactly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,8 @@ class Completion:
     """What the model said to one prompt."""
 
     text: str
-    """The decoded tokens, special ones left out, without the reply prefix."""
+    """The decoded tokens, special ones left out, without the reply prefix. If the chat template has begun a
+    thought, its beginning stands before them."""
     token_ids: tuple[int, ...]
     """The tokens that were drawn, exactly."""
     logprobs: tuple[float, ...]

@@ -88,10 +88,11 @@ class Run:
             config.env,
             config.env_kwargs,
             max_invalid_replies=config.max_invalid_replies,
-            history=config.turns_of_history,
+            replies=config.replies,
         )
         env = make()
-        self.words = env.words
+        self.memory = config.remembered
+        self.words = self.memory.words(env.words)
         self._problems = _problems(env)
         self._check_splits(env, config)
         self.envs = vector_env(
@@ -302,6 +303,7 @@ class Run:
             policy_id=self.agent.weights_of(policy),
             env_id=self.config.env,
             layout=self.config.layout,
+            memory=self.memory,
         )
         total = len(seeds) * len(phases)
         successes = turns = done = unfit = 0

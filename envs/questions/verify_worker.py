@@ -9,6 +9,7 @@ outside has not judged.
 """
 
 import base64
+import contextlib
 import json
 import logging
 import os
@@ -206,4 +207,5 @@ def _write(target: int, message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(BrokenPipeError):  # who asked has ended
+        main()

@@ -447,6 +447,8 @@ def test_a_transcript_is_bounded() -> None:
     [raw] = raw_insights(turns(), pd.Series({"t/1": "the end"}))
     assert raw.source == "raw"
     assert "Reply: It is 2." in raw.text
+    thinking = turns().assign(reply="<think>Is it 3?</think>It is 2.")
+    assert "Reply: It is 2." in transcript(thinking, "the end")
 
 
 @pytest.mark.parametrize(

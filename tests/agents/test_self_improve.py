@@ -316,7 +316,8 @@ def test_a_model_that_never_acts_is_measured_all_the_same(tmp_path: Path) -> Non
     ("env", "settings"),
     [
         ("Blackjack-v1", {}),
-        ("CartPole-v1", {"env_kwargs": {"max_episode_steps": 9}, "history": "last-2"}),
+        ("CartPole-v1", {"env_kwargs": {"max_episode_steps": 9}, "memory": "last-2"}),
+        ("OPCD/Cue-v0", {"memory": "full"}),
         ("Pendulum-v1", {"env_kwargs": {"max_episode_steps": 5}, "max_new_tokens": 4}),
         ("CliffWalking-v1", {"env_kwargs": {"max_episode_steps": 20}, "vectorization": "async"}),
     ],
@@ -416,7 +417,7 @@ command = partial(run_main, main)
     [
         (["--env", "FrozenLak-v1"], "did you mean FrozenLake-v1"),
         (["--env", "tests.envs.test_spaces:tests/Graphs-v0"], "say how with envs.register_text"),
-        (["--history", "some"], "history must be none, full, or last-N"),
+        (["--memory", "some"], "memory must be none, full, or last-N"),
         (["--store", "sqlite:////no/such/folder/x.db"], "its folder must exist"),
         (["--tracker", "wandb"], "tracker wandb needs its package: pip install wandb"),
         (["--env-kwargs", '{"slip": 1}'], "cannot be made with {'slip': 1}"),

@@ -60,7 +60,14 @@ def test_temperatures_elsewhere(value: float) -> None:
 
 
 def test_the_defaults_are_within_measure() -> None:
-    for env in ("FrozenLake-v1", "Taxi-v4", "Math-v0", "Choice-v0", "OPCD/RandomFrozenLake-v0"):
+    for env in (
+        "FrozenLake-v1",
+        "Taxi-v4",
+        "Math-v0",
+        "Choice-v0",
+        "OPCD/RandomFrozenLake-v0",
+        "OPCD/Cue-v0",
+    ):
         SelfImproveConfig.for_env(env)
 
 

@@ -35,7 +35,6 @@ from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.games.random_lake import boards
 from envs.observations import MAX_CHARS, Components, value_text
 from envs.place import vector_env
-from envs.text_env import MAX_HISTORY_CHARS
 from evals.baselines import Baselines
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason
@@ -44,6 +43,7 @@ BUILT_IN = [
     "FrozenLake-v1",
     "FrozenLake8x8-v1",
     "OPCD/RandomFrozenLake-v0",
+    "OPCD/Cue-v0",
     "Taxi-v4",
     "CliffWalking-v1",
     "CliffWalkingSlippery-v1",
@@ -521,27 +521,6 @@ def test_words_that_do_not_fit_are_clear_errors(corridor: Callable[..., TextEnv]
         corridor(actions=["Left", "right"])
     with pytest.raises(EnvError, match="3 action words do not fit"):
         corridor(actions=["a", "b", "c"])
-
-
-def test_history_tells_what_was_before() -> None:
-    env = TextEnv(gym.make("FrozenLake-v1", is_slippery=False), history=2)
-    assert env.reset(seed=0)[0] == "You are at row 1, column 1."
-    env.step("right")
-    env.step("right")
-    assert env.step("left")[0] == (
-        "You are at row 1, column 2. I move right.\nYou are at row 1, column 3. I move left.\n"
-        "Now: You are at row 1, column 2."
-    )
-    assert env.words.situation(env.step("left")[0]) == "You are at row 1, column 1."
-    assert "\n" not in env.reset(seed=0)[0]
-
-
-def test_a_long_history_is_bounded() -> None:
-    env = make_text_env("FrozenLake8x8-v1", {"is_slippery": False}, history=10**9)
-    env.reset(seed=0)
-    texts = [env.step("left")[0] for _ in range(150)]
-    assert max(map(len, texts)) <= MAX_HISTORY_CHARS + 100
-    assert texts[-1].count("\n") > 50
 
 
 # ------------------------------------------------------------------------------------- slow and broken envs

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.thoughts import outside_thoughts
+from envs.thoughts import outside_thoughts, thought_and_said
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,22 @@ def test_what_is_said(text: str, said: str | None) -> None:
     assert outside_thoughts(text) == said
 
 
+@pytest.mark.parametrize(
+    ("text", "thought"),
+    [
+        ("42", ""),
+        ("<think>41?</think>42", "41?"),
+        ("41? No.</think>42", "41? No."),
+        ("<think>a</think>b<think>c</think>d", "a c"),
+        ("<think>41</think>41.5</think>42", "41 41.5"),
+        ("<think>is <think> a tag?</think>42", "is <think> a tag?"),
+        ("a<think>Try 42", "Try 42"),
+    ],
+)
+def test_what_is_thought(text: str, thought: str) -> None:
+    assert thought_and_said(text)[0] == thought
+
+
 @given(st.lists(st.sampled_from(["<think>", "</think>", "<thinking a='", ">", "<", "x", " "]), max_size=12))
 def test_what_is_said_holds_no_thought(pieces: list[str]) -> None:
     text = "".join(pieces)
@@ -64,7 +80,7 @@ def test_what_is_said_holds_no_thought(pieces: list[str]) -> None:
         assert said == text
     if said is not None:
         assert "</think>" not in said
-        assert text.endswith(said[-1:])
+        assert text.endswith((said[-1:], "</think>"))
 
 
 def test_hostile_texts_take_no_time() -> None:

@@ -149,7 +149,7 @@ def test_the_papers_lake_has_the_board_of_its_episode(walker_folder: Path, tmp_p
         env="OPCD/RandomFrozenLake-v0",
         model=str(walker_folder),
         output=path,
-        **(TINY | {"env_kwargs": {}, "rounds": 1, "history": "last-2"}),
+        **(TINY | {"env_kwargs": {}, "rounds": 1, "memory": "last-2"}),
     )
     self_improve(config, QUIET)
     with ExperienceStore(path / "experience.db") as store:

@@ -128,7 +128,8 @@ def test_like_observations_are_counted_together() -> None:
     def bucket(text: str) -> str:
         return text.split(".")[0]
 
-    insights = outcome_insights(turns, ACTIONS, lambda o, a: f"{o}: {a}", explore=False, situation=bucket)
+    counted = turns.assign(**{name: turns[name].map(bucket) for name in ("observation", "next_observation")})
+    insights = outcome_insights(counted, ACTIONS, lambda o, a: f"{o}: {a}", explore=False)
     assert {i.text for i in insights} == {"speed 1: right", "speed 9: left"}
     [shown] = Context(insights=tuple(insights), k=1, situation=bucket).show("speed 1.7")
     assert shown.text == "speed 1: right"

@@ -302,7 +302,7 @@ def test_migrations_lead_to_the_tables(location: str) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("version", ["0002", "0099"])
+@pytest.mark.parametrize("version", ["0003", "0099"])
 def test_databases_of_other_versions_are_refused(version: str, location: str) -> None:
     ExperienceStore(location).close()
     engine = sa.create_engine(url_of(location))

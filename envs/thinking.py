@@ -1,0 +1,92 @@
+"""Agents that think aloud before they act: what they are told, and where in a reply their action stands."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Literal
+
+from envs.actions import Action, Grammar
+from envs.words import EnvWords
+
+Replies = Literal["act", "think"]
+"""A reply is an action; or it thinks first, and ends with a line that names one."""
+
+RULES = "Think in a few sentences. Then end with a line of this form:\nAction: ..."
+
+_MARK = re.compile(r"\baction[\s*_`]{0,4}[:\uff1a]", re.IGNORECASE)
+_BOX = re.compile(r"\\boxed\s{0,3}\{(?:\s{0,3}\\[a-z]{1,8}\s{0,3}\{)?([^{}]{0,200})\}")
+_AROUND = " \t\r\n*_`$"
+"""What may stand around an action: blanks, and what makes it bold, code or a formula."""
+_FIRST_WORD = re.compile(r"(\w{1,40})[\s,:]{1,9}")
+_LEADING = frozenset(
+    ["i", "we", "will", "should", "would", "choose", "take", "move", "go", "step", "turn", "to", "towards",
+     "toward", "the", "is", "action", "json"]
+)  # fmt: skip
+"""Words that may stand before an action, and say nothing against it."""
+MAX_LEADING = 8
+
+
+def thinking(words: EnvWords) -> EnvWords:
+    """The words for an agent that thinks before it acts: its replies are not begun."""
+    return replace(
+        words,
+        rules="\n".join(filter(None, [words.rules, RULES])),
+        reply_prefix="",
+        grammar=action_line(words.grammar, words.reply_prefix),
+    )
+
+
+def action_line(grammar: Grammar, lead: str) -> Grammar:
+    r"""Reads the action where ``parted`` finds it; without an ``Action:`` in the whole reply before that.
+
+    ``grammar`` has to read it there as it stands, in a ``\boxed{}``, or behind words that only lead up to it.
+
+    Args:
+        grammar: The env's own.
+        lead: The beginning of replies that only act, such as ``I move``.
+    """
+    leading = _LEADING.union(lead.lower().split())
+
+    def read(reply: str) -> Action | None:
+        _, named = parted(reply)
+        texts = [reply, named]
+        if mark := _MARK.match(named):
+            named = named[mark.end() :].strip(_AROUND)
+            texts = [named, named.partition("\n")[0]]
+        readings = (reading for text in texts for reading in _readings(text, leading))
+        return next((action for reading in readings if (action := grammar(reading)) is not None), None)
+
+    return read
+
+
+def parted(reply: str) -> tuple[str, str]:
+    """What leads up to the action, and what names it.
+
+    That is the last ``Action:`` that says something, or else the last line.
+
+    Args:
+        reply: What is said outside of thoughts.
+    """
+    starts = [mark.start() for mark in _MARK.finditer(reply)]
+    for start, end in reversed(list(pairwise([*starts, len(reply)]))):
+        if re.search(r"\w", _MARK.sub("", reply[start:end])):
+            return reply[:start], reply[start:end]
+    reply = reply.rstrip()
+    start = reply.rfind("\n") + 1
+    return reply[:start], reply[start:]
+
+
+def _readings(text: str, leading: frozenset[str]) -> Iterator[str]:
+    """The text, what is boxed in it, and what is left of that behind its leading words."""
+    text = text.strip(_AROUND)
+    yield text
+    if boxes := _BOX.findall(text):
+        text = boxes[-1].strip(_AROUND)
+        yield text
+    for _ in range(MAX_LEADING):
+        first = _FIRST_WORD.match(text)
+        if first is None or first[1].lower() not in leading:
+            return
+        text = text[first.end() :]
+        yield text
