@@ -506,8 +506,10 @@ class Training:
 
     def _load_best(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
         """The best weights, those of ``best_step``, and what is said of them; none if none were kept."""
+        if self._best_step < 0:  # what is there was left by a kill before any checkpoint knew of it
+            return {}, None
         tensors, about = self._load(BEST)
-        if self._best_step != (-1 if about is None else about["step"]):
+        if about is None or self._best_step != about["step"]:
             raise RunFolderError(
                 f"{BEST} is not the one of step {self._best_step}, which was the best. {TRAIN_AGAIN}"
             )
