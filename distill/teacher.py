@@ -109,7 +109,7 @@ class FrozenTeacher:
     def along(self, spans: Sequence[Span]) -> torch.Tensor:
         """See ``Teacher``."""
         batch = tuple(sorted(set(spans) - self._remembered.keys()))
-        rows = {span: hidden_D[None] for span, hidden_D in self._remembered.items()}
+        rows = {span: self._remembered[span][None] for span in spans if span in self._remembered}
         if batch:
             rows |= zip(batch, self._batch(batch).split([span.size for span in batch]), strict=True)
         return torch.cat([rows[span] for span in spans])

@@ -33,7 +33,7 @@ from distill import opcd as opcd_module
 from distill.chunked_loss import chunked_topk_reverse_kl
 from distill.examples import DistillExample
 from distill.lm import padded_lm, tree_attention
-from distill.lm.compiled import as_they_are
+from distill.lm.compiled import as_they_are, compiled_layers
 from distill.lm.language_model import Way
 from distill.lm.support import language_model
 from distill.loss import topk_reverse_kl
@@ -283,7 +283,7 @@ def decoding(sizes: Sizes, device: torch.device) -> Iterator[Row]:
 
     def plain(new: int) -> None:
         ids = ids_BT.to(device)
-        with as_they_are(model):
+        with as_they_are(compiled_layers(model)):
             model.generate(ids, do_sample=True, top_k=0, max_new_tokens=new, pad_token_id=0)
 
     for name, work in (("policy", ours), ("generate", plain)):

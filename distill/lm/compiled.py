@@ -1,6 +1,6 @@
 """A model's layers, compiled for whole sequences on a GPU, where that nearly halves a pass's time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -21,18 +21,19 @@ def compile_layers(model: PreTrainedModel) -> None:
             layer.compile()
 
 
+def compiled_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Those that are."""
+    return [layer for layer in model.modules() if layer._compiled_call_impl is not None]
+
+
 @contextmanager
-def as_they_are(model: torch.nn.Module) -> Iterator[None]:
-    """Within it the layers are not compiled: for single tokens, each of which would bring another shape."""
-    compiled = [
-        (layer, layer._compiled_call_impl)
-        for layer in model.modules()
-        if layer._compiled_call_impl is not None
-    ]
-    for layer, _ in compiled:
+def as_they_are(layers: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Within it these compiled layers are not: for single tokens, each of which would bring another shape."""
+    calls = [layer._compiled_call_impl for layer in layers]
+    for layer in layers:
         layer._compiled_call_impl = None
     try:
         yield
     finally:
-        for layer, call in compiled:
+        for layer, call in zip(layers, calls, strict=True):
             layer._compiled_call_impl = call

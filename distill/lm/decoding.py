@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
-from distill.lm.compiled import as_they_are
+from distill.lm.compiled import as_they_are, compiled_layers
 from distill.lm.language_model import cache_argument, decoder_of
 from distill.lm.span import Prefix
 
@@ -58,6 +58,7 @@ class Decoding:
             compute_dtype: See ``LanguageModel``.
         """
         self._decoder = decoder_of(model)
+        self._compiled = compiled_layers(self._decoder)
         self._device = model.device
         self._compute_dtype = compute_dtype
         self._cache_name = cache_argument(self._decoder)
@@ -131,7 +132,7 @@ class Decoding:
         autocast = torch.autocast(
             self._device.type, dtype=self._compute_dtype, enabled=self._compute_dtype is not None
         )
-        with autocast, as_they_are(self._decoder), sdpa_kernel(STEADY):
+        with autocast, as_they_are(self._compiled), sdpa_kernel(STEADY):
             output = self._decoder(
                 input_ids=torch.tensor([list(row) for row in tokens], device=self._device),
                 use_cache=True,
