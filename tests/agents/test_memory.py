@@ -279,7 +279,7 @@ def test_an_episode_is_one_sequence_and_equal_to_turn_by_turn(way: Literal["tree
 
     together, alone = trainer(student), trainer(apart)
     sums = [alone._forward_backward(scored([one], total=len(examples)))[0][0] for one in examples]
-    loss, _ = together._forward_backward(scored(examples))
+    loss, *_ = together._forward_backward(scored(examples))
     assert float(loss[0]) == pytest.approx(sum(map(float, sums)), rel=1e-9)
     for one, other in zip(student.parameters(), apart.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-7)  # a head's loss is fp32
