@@ -30,6 +30,8 @@ class DistillExample:
     """Whether the length limit ended it."""
     logprobs: tuple[float, ...] = ()
     """Of its tokens at temperature 1, as who sampled it says; may be unknown."""
+    source: str = ""
+    """What it is about, in the caller's words."""
 
     @property
     def spans(self) -> tuple[Span, Span]:

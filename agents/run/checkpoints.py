@@ -3,11 +3,12 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from agents.dealing import Distances
 from agents.run.folder import BEST, CHECKPOINT, TRAIN_AGAIN, RunFolderError
 from agents.run.run import Run
 from distill.opcd import StepStats
@@ -34,6 +35,8 @@ class Progress:
     """The optimiser step after which they were saved; below 0 there are none."""
     first: StepStats | None = None
     """The figures by which a collapse is known: those of the first step on the present kind of data."""
+    distances: Distances = field(default_factory=dict)
+    """What is known of this round's moments."""
 
 
 class Checkpoints:

@@ -21,7 +21,6 @@ CUE_SETTINGS: Mapping[str, Any] = {
     "episodes": 384,
     "waves": 8,
     "steps": 40,
-    "off_policy_steps": 10,
     "eval_every": 10,
     "batch_size": 32,
     "validation_episodes": 64,

@@ -29,6 +29,7 @@ CHOICE_SETTINGS: Mapping[str, Any] = {
     "off_policy_steps": 6,
     "eval_every": 5,
     "batch_size": 8,
+    "lr": 2e-5,
     "validation_episodes": 64,
     "test_episodes": 300,
     "teacher_temperature": 1.0,

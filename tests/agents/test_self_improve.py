@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -23,8 +22,6 @@ import gymnasium as gym
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
 from sqlalchemy.exc import OperationalError
@@ -32,8 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
-from agents.dealing import shares
-from agents.examples import sample_examples
+from agents.dealing import deal
 from agents.reflection import Reflection
 from agents.run.folder import RunFolder, RunFolderError
 from agents.run.resume import begun, finish, saved_config
@@ -354,58 +350,35 @@ def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> 
     assert [event.step for event in events.Scalars("validation/success_rate")] == [0, 2, 3]
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5])
-def test_how_often_each_advised_action_is_trained_on(
-    power: float, walker_folder: Path, tmp_path: Path
-) -> None:
-    drawn: list[list[str]] = []
+def test_what_a_step_asks_is_dealt_by_what_the_last_steps_saw(walker_folder: Path, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+    seen: list[dict[str, float]] = []
 
-    def spy(policy: Any, encode: Any, pairs: Any, *rest: Any, **settings: Any) -> Any:
-        drawn.append([prompt.messages[-1].content for _, prompt in pairs])
-        return sample_examples(policy, encode, pairs, *rest, **settings)
+    def spy(moments: Any, distances: Any, step: int, **settings: Any) -> Any:
+        dealt = deal(moments, distances, step, **settings)
+        seen.append(dict(distances))
+        asked.append([d.name for d in dealt])
+        return dealt
 
-    config = SelfImproveConfig(
-        model=str(walker_folder), output=tmp_path / "run", action_power=power, **{**TINY, "rounds": 1}
-    )
-    with open_gate(), patch("agents.training.sample_examples", spy):
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "rounds": 1})
+    with open_gate(), patch("agents.training.deal", spy):
         self_improve(config, QUIET)
-    assert len(drawn) == TINY["steps"]
-    prompts = {prompt for batch in drawn for prompt in batch}
-    observations = Counter(prompt.rsplit(" ", 1)[1] for prompt in prompts)
-    assert len(set(observations.values())) > 1
-    weights = {action: n**power for action, n in observations.items()}
-    for batch in drawn:
-        actions = Counter(prompt.rsplit(" ", 1)[1] for prompt in batch)
+    assert len(asked) == TINY["steps"]
+    assert seen[0] == {}
+    for names, before, after in zip(asked, seen, seen[1:], strict=False):
+        assert after.keys() == before.keys() | set(names)
+        assert all(kl >= 0 for kl in after.values())
+    for names in asked:
+        actions = Counter(name.split("/")[0] for name in names)
+        assert len(names) == TINY["batch_size"]
         assert len(actions) > 1
-        assert sum(actions.values()) == TINY["batch_size"]
-        for action, weight in weights.items():
-            assert abs(actions[action] - len(batch) * weight / sum(weights.values())) < 1
-        if power == 0:
-            assert max(actions.values()) - min(actions.values()) <= 1
+        assert max(actions.values()) - min(actions.values()) <= 1
 
 
-def test_by_default_each_advised_action_is_trained_on_as_often() -> None:
-    assert SelfImproveConfig().action_power == 0
-
-
-@given(
-    st.lists(st.floats(min_value=1, max_value=100), min_size=1, max_size=20),
-    st.integers(min_value=1, max_value=200),
-    st.integers(),
-)
-def test_shares_are_exact_but_for_rounding(weights: list[float], size: int, seed: int) -> None:
-    parts = shares(weights, size, random.Random(seed))
-    assert sum(parts) == size
-    for part, weight in zip(parts, weights, strict=True):
-        assert abs(part - size * weight / sum(weights)) < 1 + 1e-9
-
-
-def test_shares_are_exact_on_average() -> None:
-    generator = random.Random(0)
-    totals = [
-        sum(column) for column in zip(*(shares([1, 2, 4], 3, generator) for _ in range(7000)), strict=True)
-    ]
-    assert totals == pytest.approx([3000, 6000, 12000], rel=0.05)
+def test_replies_of_one_token_are_not_drawn(walker_folder: Path, tmp_path: Path) -> None:
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "rounds": 1})
+    with open_gate(), patch("agents.training.sample_examples", side_effect=AssertionError):
+        self_improve(config, QUIET)
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -626,7 +599,7 @@ def test_metrics_survive_a_torn_line(tmp_path: Path) -> None:
         {"lora_rank": 2, "lr": 1e-2},
         {"teacher": "ema", "data": "teacher"},
         {"teacher": "self", "compute_dtype": "bfloat16", "gradient_checkpointing": True},
-        {"lr_schedule": "linear", "action_power": 0.5},
+        {"direction": "reverse", "max_new_tokens": 2},
         {"data": "teacher", "direction": "forward"},
     ],
     ids=lambda change: ",".join(map(str, change.values())),

@@ -264,7 +264,7 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
             system_prompt(config, QUIET)
         table = system_prompt(config, QUIET)
     assert sampled[:3] == ["teacher", "student", "student"]
-    assert directions[:3] == ["forward", "reverse", "reverse"]
+    assert directions[:3] == ["forward", "gated", "gated"]
     assert set(sampled[3:]) == {"teacher"}
     assert set(directions[3:]) == {"forward"}
     assert table["arms"].keys() == {"base", "with_prompt", "off_policy", "opcd"}
