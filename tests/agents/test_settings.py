@@ -21,7 +21,7 @@ NAN, INF = math.nan, math.inf
 @pytest.mark.parametrize(
     "name",
     [
-        "temperature", "teacher_temperature", "eval_temperature", "action_power", "lr", "env_timeout",
+        "temperature", "teacher_temperature", "eval_temperature", "lr", "env_timeout",
         "rounds", "episodes", "waves", "steps", "eval_every", "off_policy_steps", "batch_size", "top_k",
         "max_nodes", "lora_rank", "max_new_tokens", "insight_traces", "insights_per_prompt",
         "max_invalid_replies", "num_envs",
@@ -39,7 +39,6 @@ def test_no_number_beyond_all_measure(name: str, value: Any) -> None:
         ("eval_temperature", (0.0, NAN)),
         ("eval_temperature", (1e-9,)),
         ("eval_temperature", ()),
-        ("action_power", 1e6),
         ("temperature", 1e-300),
         ("teacher_temperature", 0.0),
         ("seed", -1),
