@@ -288,6 +288,11 @@ class Run:
     ) -> None:
         policy.clear()
         ranks = self.ranks
+        if self.agent.max_tokens == 1 and not self.memory.turns:
+            seen = ranks.from_main(lambda: self.store.observations(phases=self.played))
+            policy.prepare(
+                rollout.expected_prompts(self.words, seen, list(phases.values()), self.config.layout)
+            )
         mine = seeds.part(ranks.rank, ranks.size)
         traces = rollout.rollout(
             self.envs,
