@@ -143,21 +143,27 @@ def test_replies_that_are_cut_off_are_counted_apart(tags: tuple[str, str]) -> No
     assert endings == {20: ("cut_off", None), 200: ("truncated", "right")}
 
 
-def test_only_who_thinks_is_cut_off() -> None:
+@pytest.mark.parametrize(
+    ("replies", "said", "ending"),
+    [
+        ("act", "banana bread", "invalid_replies"),
+        ("think", "banana bread", "cut_off"),
+        ("think", "banana", "invalid_replies"),
+    ],
+)
+def test_only_who_thinks_is_cut_off(replies: Replies, said: str, ending: str) -> None:
     """A reply that only acts and is longer than all actions is none, however long it might have become."""
-    endings = {}
-    for replies, said in (("act", "banana bread"), ("think", "banana bread"), ("think", "banana")):
-        [trace] = rollout(
-            vector_env(partial(make_text_env, "FrozenLake-v1", {}, replies=replies), 1),
-            make_text_env("FrozenLake-v1", {}, replies=replies).words,
-            ScriptedPolicy(lambda prompt, seed, said=said: said),
-            [Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=1))],
-            sampling=Sampling(max_tokens=6),
-            policy_id="scripted",
-            env_id="FrozenLake-v1",
-        )
-        endings[replies, said] = trace.stop_reason
-    assert list(endings.values()) == ["invalid_replies", "cut_off", "invalid_replies"]
+    make = partial(make_text_env, "FrozenLake-v1", {}, replies=replies)
+    [trace] = rollout(
+        vector_env(make, 1),
+        make().words,
+        ScriptedPolicy(lambda prompt, seed: said),
+        [Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=1))],
+        sampling=Sampling(max_tokens=6),
+        policy_id="scripted",
+        env_id="FrozenLake-v1",
+    )
+    assert trace.stop_reason == ending
 
 
 @pytest.mark.parametrize("advice", [(), ("At row 1, column 1, move up.",)])
