@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 from agents.memory import Memory
@@ -217,6 +217,9 @@ def rollout(
                 yield failed(episode, outcome)
                 free.append(place)
                 continue
+            is_cut = completion.finish_reason == FinishReason.LENGTH and outcome.action is None
+            if words.thinks and is_cut:  # it was still thinking, in whatever way
+                outcome = replace(outcome, cut_off=True)
             turn = Turn(
                 observation=episode.observation,
                 insight_ids=tuple(insight.id for insight in insights),

@@ -8,11 +8,12 @@ from envs.games.random_lake import MAX_MOVES
 from envs.questions.math_env import MAX_ATTEMPTS
 from envs.registry import register_text
 from envs.text_env import TextEnv, make_env, make_text_env
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords, Example, Success
 
 __all__ = [
     "EnvError",
     "EnvWords",
+    "Example",
     "Success",
     "TextEnv",
     "check_text_env",

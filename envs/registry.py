@@ -26,7 +26,7 @@ from envs.games.toy_text import TAXI_SETTINGS, blackjack_words, cliff_words, tax
 from envs.questions.choice_env import CHOICE_SETTINGS, ChoiceEnv, choice_words
 from envs.questions.math_env import MATH_SETTINGS, MathEnv, math_words
 from envs.spaces import any_words
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords, Example, Success
 
 WordsOf = Callable[[gym.Env[Any, Any]], EnvWords]
 
@@ -99,6 +99,7 @@ def register_text(
     situation: Callable[[str], str] | None = None,
     advise: Callable[[str, str], str] | None = None,
     success: Success | None = None,
+    examples: Sequence[Example] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Put an env into better words than its spaces give; what is left out, they still give.
@@ -119,6 +120,8 @@ def register_text(
         advise: (situation, action's word) -> the advice to do that there.
         success: What an episode has to reach; by default the spec's reward threshold or a positive return. An
             env's own ``info["is_success"]`` goes before it.
+        examples: Replies of an agent that thinks before it acts, one for each action, at places that it never
+            sees: with ``--replies think`` they are shown as earlier turns. Small models need them.
         settings: What a run in this env does best with, by the names of agents/config.py, such as
             ``{"episodes": 256, "lr": 1e-4}``. What the user asks for goes before it.
 
@@ -139,6 +142,7 @@ def register_text(
         "situation": situation or (None if describe is None else str),
         "advise": advise,
         "success": success,
+        "examples": None if examples is None else tuple(examples),
     }
 
     def words(env: gym.Env[Any, Any]) -> EnvWords:

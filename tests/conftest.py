@@ -39,7 +39,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_llama(
-    seed: int = 0, dtype: torch.dtype = torch.float32, *, tie: bool = True, head_dim: int = 8
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    *,
+    tie: bool = True,
+    head_dim: int = 8,
+    window: int = 512,
 ) -> PreTrainedModel:
     """A random Llama with grouped-query attention and the byte tokenizer's vocabulary."""
     torch.manual_seed(seed)
@@ -50,7 +55,7 @@ def tiny_llama(
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=window,
         tie_word_embeddings=tie,
         bos_token_id=0,
         eos_token_id=1,
@@ -77,15 +82,16 @@ def walker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_walker(tmp_path_factory.mktemp("walker"))
 
 
-def save_walker(folder: Path, *, head_dim: int = 8, says: str = " {}") -> Path:
+def save_walker(folder: Path, *, head_dim: int = 8, says: str = " {}", window: int = 512) -> Path:
     """A tiny model that knows four words, the lake's actions, as a Hugging Face folder for ``--model``.
 
     Args:
         folder: Where to.
         head_dim: Of its attention.
         says: What it writes for an action, as one token.
+        window: The most that it reads, in bytes.
     """
-    tokenizer, model = byte_tokenizer(), tiny_llama(tie=False, head_dim=head_dim)
+    tokenizer, model = byte_tokenizer(), tiny_llama(tie=False, head_dim=head_dim, window=window)
     tokenizer.add_tokens([says.format(action) for action in ACTIONS])
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
