@@ -597,6 +597,10 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (folder / "turns-00000.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(ExperienceError, match=r"turns-00000.parquet cannot be read"):
         import_run(folder, target)
+    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow.parquet.write_table(pyarrow.table({"reply": [b"bytes"]}), folder / "turns-00000.parquet")
+    with pytest.raises(ExperienceError, match=r"turns-00000.parquet cannot be read: .* bytes"):
+        import_run(folder, target)
     (folder / "turns-00000.parquet").unlink()
     with pytest.raises(ExperienceError, match=r"has 0 rows of turns and should have 4"):
         import_run(folder, target)
