@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -42,6 +41,7 @@ from distill.opcd import OPCD, DistillError, StepStats
 from experience.context import Context
 from experience.store import ExperienceStore
 from experience.text import printable
+from tests import processes
 from tests.conftest import run_main, tiny_llama
 
 QUIET = Console(quiet=True)
@@ -253,34 +253,39 @@ def test_an_interrupted_run_ends_the_same(
     assert contents(path) == contents(whole)
 
 
+def slowly(*arguments: str) -> int:
+    """The command, whose optimiser steps take their time."""
+    step = OPCD.step
+
+    def slow(*args: Any) -> StepStats:
+        time.sleep(0.2)
+        return step(*args)
+
+    with open_gate(), patch.object(OPCD, "step", slow):
+        return processes.command(main, *arguments)
+
+
 def test_kill_dash_nine(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
     """Real kills of a real process, at moments that nobody chose."""
     path = tmp_path / "run"
-    script = (
-        "import sys, time; from tests.agents.test_self_improve import *\n"
-        "slow = OPCD.step\n"
-        "def step(*args):\n    time.sleep(0.2); return slow(*args)\n"
-        "OPCD.step = step\n"
-        "with open_gate(): sys.exit(main())"
-    )
     first = flags(path, walker_folder)
     kills = 0
     while not (path / "report.html").exists():
         arguments = ["--resume", str(path)] if (path / "config.json").exists() else first
-        process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE)
+        process = processes.begin(slowly, *arguments, said=tmp_path / "said")
         try:
             # Wait for work to begin, so that some gets done each time.
             progress = progress_of(path)
             deadline = time.monotonic() + 120
-            while process.poll() is None and progress_of(path) == progress and time.monotonic() < deadline:
+            while process.is_alive() and progress_of(path) == progress and time.monotonic() < deadline:
                 time.sleep(0.02)
             time.sleep(0.45)
-            if kills < 4 and process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+            if kills < 4 and process.is_alive():
+                process.kill()
                 kills += 1
         finally:
-            _, error = process.communicate(timeout=300)
-        assert process.returncode in (0, -signal.SIGKILL), error.decode()
+            process.join(processes.SECONDS)
+        assert process.exitcode in (0, -signal.SIGKILL), (tmp_path / "said").read_text()
     assert kills >= 2
     assert contents(path) == contents(whole)
 
