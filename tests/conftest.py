@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import pytest
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from envs.games.frozen_lake import ACTIONS
+from evals.baselines import Baselines
 from tests import postgres
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores
@@ -62,6 +63,12 @@ def tiny_llama(
     return result
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the longest tests come first, so that at the end no process waits long for another."""
+    long = {item.path for item in items if item.get_closest_marker("model")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return byte_tokenizer()
@@ -70,6 +77,35 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def model() -> PreTrainedModel:
     return tiny_llama()
+
+
+class RememberingBaselines(Baselines):
+    """Seeks the best blind policy once for the same env, seeds and traces: it plays hundreds of policies."""
+
+    found: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.made_of = (args, kwargs)
+
+    def blind(self, candidates: Any, *seeds: Any) -> Any:
+        key = repr((self.made_of, candidates, seeds))
+        if key not in self.found:
+            self.found[key] = super().blind(candidates, *seeds)
+        return self.found[key]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blind_policies_are_sought_once() -> Iterator[None]:
+    """Which takes a third of a tiny run."""
+    with patch("agents.measurement.Baselines", RememberingBaselines):
+        yield
+
+
+@pytest.fixture
+def plain_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end with an empty page, which takes no time: for tests that do not look at it."""
+    monkeypatch.setattr("agents.run.run.write_report", lambda path, _: (path / "report.html").touch())
 
 
 @pytest.fixture(scope="session")

@@ -174,6 +174,7 @@ def test_a_run_that_ended_well_keeps_what_is_of_use(whole: Path, tmp_path: Path)
         assert left == before - {"best.safetensors", "checkpoint.safetensors"}
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_checkpoints_take_little_of_the_time_of_training(
     whole: Path, walker_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +207,7 @@ def test_splits_are_used_for_what_they_are_for(whole: Path) -> None:
     assert by_phase.nunique() == 1
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_the_same_command_gives_the_same_run(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
     with open_gate():
         self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **KEPT), QUIET)
@@ -226,6 +228,7 @@ def fail_at(owner: type, name: str, call: int) -> Callable[[], Any]:
     return lambda: patch.object(owner, name, interrupted)
 
 
+@pytest.mark.usefixtures("plain_reports")
 @pytest.mark.parametrize(
     "interrupt",
     [
@@ -304,6 +307,7 @@ def test_the_gate_refuses_what_does_not_help(walker_folder: Path, tmp_path: Path
     assert "Nothing was trained" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_a_model_that_never_acts_is_measured_all_the_same(tmp_path: Path) -> None:
     from tests.conftest import byte_tokenizer
 
@@ -338,6 +342,7 @@ def test_any_env_runs_to_its_report(
     assert results["success_means"] in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -357,6 +362,7 @@ def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> 
     assert [event.step for event in events.Scalars("validation/success_rate")] == [0, 2, 3]
 
 
+@pytest.mark.usefixtures("plain_reports")
 @pytest.mark.parametrize("power", [0.0, 0.5])
 def test_how_often_each_advised_action_is_trained_on(
     power: float, walker_folder: Path, tmp_path: Path
@@ -543,6 +549,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert f"python -m agents.self_improve --resume {path}" in output
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_ctrl_c_waits_for_the_optimiser_step(walker_folder: Path, tmp_path: Path, whole: Path) -> None:
     """A signal inside a step lets it end, is saved at once, and costs no step."""
     original = OPCD.step
@@ -622,6 +629,7 @@ def test_metrics_survive_a_torn_line(tmp_path: Path) -> None:
 # --- every way to distil --------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("plain_reports")
 @pytest.mark.parametrize(
     "change",
     [
@@ -660,6 +668,7 @@ def test_every_way_to_distil_runs_resumes_and_ends_the_same(
         assert teacher
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_another_model_teaches(walker_folder: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
     model = AutoModelForCausalLM.from_pretrained(walker_folder)
@@ -693,6 +702,7 @@ def test_another_model_teaches(walker_folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_training_that_goes_wrong_ends_early_with_the_best_weights(
     walker_folder: Path, tmp_path: Path
 ) -> None:
@@ -717,6 +727,7 @@ def test_training_that_goes_wrong_ends_early_with_the_best_weights(
         assert torch.equal(one, two)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_a_collapse_is_judged_by_data_of_the_same_kind(walker_folder: Path, tmp_path: Path) -> None:
     judged: list[tuple[StepStats, StepStats]] = []
 
