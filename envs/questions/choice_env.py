@@ -12,6 +12,7 @@ from envs.questions.problems import Problem, RowProblems, Source
 from envs.questions.question_env import QuestionEnv
 from envs.questions.tables import Table
 from envs.questions.verify import Verdict
+from envs.registry import recommend, words_of
 from envs.thoughts import outside_thoughts
 from envs.words import EnvError, EnvWords, Success
 
@@ -19,21 +20,6 @@ Match = Literal["tag", "exact", "letter"]
 
 MAX_LABELS = 64
 """More different answers than these are no labels."""
-CHOICE_SETTINGS: Mapping[str, Any] = {
-    "rounds": 1,
-    "episodes": 128,
-    "waves": 1,
-    "steps": 20,
-    "off_policy_steps": 6,
-    "eval_every": 5,
-    "batch_size": 8,
-    "validation_episodes": 64,
-    "test_episodes": 300,
-    "teacher_temperature": 1.0,
-    "eval_temperature": (0.0,),
-    "max_new_tokens": 12,
-}
-"""What an agent does best with here; the names are those of agents/config.py."""
 
 _TAG = re.compile(r"<answer>\s*([^<>]*?)\s*</answer>", re.IGNORECASE)
 _LETTER = re.compile(r"\W*([A-Za-z])(?![A-Za-z'’])")  # noqa: RUF001
@@ -136,6 +122,7 @@ class ChoiceEnv(QuestionEnv):
         return f"<answer>{label}</answer>" if self.match == "tag" else label
 
 
+@words_of(ChoiceEnv)
 def choice_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for ``Choice-v0``: the question alone, since all else is the system prompt's to say."""
     return EnvWords(
@@ -199,3 +186,23 @@ def _labels(
     if bad := [name for name in names.values() if not name.strip() or set(name) & set("<>\n")]:
         raise EnvError(f"{', '.join(map(repr, bad))} cannot be a label: it must be a line without < and >")
     return names
+
+
+gym.register("Choice-v0", entry_point=f"{__name__}:ChoiceEnv", max_episode_steps=2)
+recommend(
+    "Choice-v0",
+    {
+        "rounds": 1,
+        "episodes": 128,
+        "waves": 1,
+        "steps": 20,
+        "off_policy_steps": 6,
+        "eval_every": 5,
+        "batch_size": 8,
+        "validation_episodes": 64,
+        "test_episodes": 300,
+        "teacher_temperature": 1.0,
+        "eval_temperature": (0.0,),
+        "max_new_tokens": 12,
+    },
+)

@@ -1,6 +1,5 @@
 """``Math-v0``: one problem per episode, answered in text."""
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, cast
 
@@ -10,26 +9,10 @@ from envs.actions import text_grammar
 from envs.questions.problems import Problem, Problems, Source, solution_problems, task_problems
 from envs.questions.question_env import QuestionEnv
 from envs.questions.verify import Verdict, shared_verifier
+from envs.registry import recommend, words_of
 from envs.words import EnvError, EnvWords, Success
 
 MAX_ATTEMPTS = 32
-MATH_SETTINGS: Mapping[str, Any] = {
-    "rounds": 1,
-    "episodes": 240,
-    "waves": 1,
-    "steps": 15,
-    "eval_every": 5,
-    "batch_size": 16,
-    "lr": 1e-5,
-    "teacher_temperature": 1.0,
-    "test_episodes": 512,
-    "eval_temperature": (0.0,),
-    "insight_traces": 64,
-    "context_place": "before",
-    "validation_episodes": 128,
-    "max_new_tokens": 32,
-}
-"""What an agent does best with here; the names are those of agents/config.py."""
 
 
 class MathEnv(QuestionEnv):
@@ -76,6 +59,7 @@ class MathEnv(QuestionEnv):
         return verdict, is_right
 
 
+@words_of(MathEnv)
 def math_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for ``Math-v0``, for short answers from small models."""
     return EnvWords(
@@ -88,3 +72,26 @@ def math_words(env: gym.Env[Any, Any]) -> EnvWords:
         advise=None,
         success=Success(means="the answer is right", reached=lambda total, _: total > 0),
     )
+
+
+# One step more than there can be attempts: the env ends its episodes itself.
+gym.register("Math-v0", entry_point=f"{__name__}:MathEnv", max_episode_steps=MAX_ATTEMPTS + 1)
+recommend(
+    "Math-v0",
+    {
+        "rounds": 1,
+        "episodes": 240,
+        "waves": 1,
+        "steps": 15,
+        "eval_every": 5,
+        "batch_size": 16,
+        "lr": 1e-5,
+        "teacher_temperature": 1.0,
+        "test_episodes": 512,
+        "eval_temperature": (0.0,),
+        "insight_traces": 64,
+        "context_place": "before",
+        "validation_episodes": 128,
+        "max_new_tokens": 32,
+    },
+)
