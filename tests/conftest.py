@@ -113,15 +113,15 @@ def walker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_walker(tmp_path_factory.mktemp("walker"))
 
 
-def save_walker(folder: Path, *, head_dim: int = 8, says: str = " {}") -> Path:
+def save_walker(folder: Path, model: PreTrainedModel | None = None, *, says: str = " {}") -> Path:
     """A tiny model that knows four words, the lake's actions, as a Hugging Face folder for ``--model``.
 
     Args:
         folder: Where to.
-        head_dim: Of its attention.
+        model: With a head of its own, of which nothing is kept; by default a Llama.
         says: What it writes for an action, as one token.
     """
-    tokenizer, model = byte_tokenizer(), tiny_llama(tie=False, head_dim=head_dim)
+    tokenizer, model = byte_tokenizer(), model or tiny_llama(tie=False)
     tokenizer.add_tokens([says.format(action) for action in ACTIONS])
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():

@@ -111,15 +111,6 @@ def contents(path: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def whole(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
-    path = tmp_path_factory.mktemp("whole") / "run"
-    with open_gate():
-        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **KEPT), QUIET)
-    return path
-
-
 def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
     results = json.loads((whole / "results.json").read_text())
     assert results["schema_version"] == 1
@@ -807,13 +798,7 @@ def failing(every: int) -> list[str]:
 def test_errors_of_the_env_are_counted_and_shown(
     walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = [
-        *flags(tmp_path / "run", walker_folder),
-        "--env",
-        "tests/Failing-v0",
-        "--env-kwargs",
-        '{"every": 4}',
-    ]
+    args = [*flags(tmp_path / "run", walker_folder), *failing(4)]
     code, output = run_main(main, capsys, *args)
     assert code == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -831,13 +816,7 @@ def test_errors_of_the_env_are_counted_and_shown(
 def test_a_run_whose_episodes_all_fail_stops_and_goes_on_when_the_env_is_mended(
     walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = [
-        *flags(tmp_path / "run", walker_folder),
-        "--env",
-        "tests/Failing-v0",
-        "--env-kwargs",
-        '{"every": 1}',
-    ]
+    args = [*flags(tmp_path / "run", walker_folder), *failing(1)]
     code, output = run_main(main, capsys, *args)
     assert code == 2
     assert "tests/Failing-v0 failed in each of 6 episodes of round1/play0, the first" in output
