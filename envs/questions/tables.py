@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from envs.any_text import MAX_CHARS, clean
 from envs.words import EnvError
+
+if TYPE_CHECKING:
+    import pandas as pd  # most processes that play have no use for it, and there may be many
 
 ANSWER_KEYS = ("ground_truth", "answer", "content", "text", "value")
 """Where answers stand in cells that are objects."""
@@ -31,10 +33,10 @@ class Table:
 
     source: str
     """What it is, for messages."""
-    frame: pd.DataFrame
+    frame: "pd.DataFrame"
     """At least one row."""
 
-    def select(self, columns: Mapping[str, str]) -> pd.DataFrame:
+    def select(self, columns: Mapping[str, str]) -> "pd.DataFrame":
         """Some of the columns, as they are.
 
         Args:
@@ -112,6 +114,8 @@ def file_table(path: str) -> Table:
 # The places of a vector env share what they read.
 @lru_cache(maxsize=8)
 def _file_table(path: str, changed: int) -> Table:
+    import pandas as pd
+
     readers: dict[str, Callable[[str], pd.DataFrame]] = {
         ".jsonl": _read_jsonl,
         ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"),
@@ -154,13 +158,13 @@ def dataset_table(name: str, config: str | None, split: str) -> Table:
     return _table(f"the data set {name}", rows.with_format("arrow")[:].to_pandas(integer_object_nulls=True))
 
 
-def _table(source: str, frame: pd.DataFrame) -> Table:
+def _table(source: str, frame: "pd.DataFrame") -> Table:
     if frame.empty:
         raise EnvError(f"{source} is empty")
     return Table(source=source, frame=frame)
 
 
-def _read_parquet(path: str) -> pd.DataFrame:
+def _read_parquet(path: str) -> "pd.DataFrame":
     """With whole numbers as they are: beside a missing one pandas would make floats of them."""
     from pyarrow import parquet
 
@@ -168,8 +172,10 @@ def _read_parquet(path: str) -> pd.DataFrame:
     return frame
 
 
-def _read_jsonl(path: str) -> pd.DataFrame:
+def _read_jsonl(path: str) -> "pd.DataFrame":
     """Line by line: pandas would make dates and floats of what looks like them."""
+    import pandas as pd
+
     rows = []
     with open(path, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
@@ -243,6 +249,8 @@ def is_missing(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """In Python's own types; of JSON in a text, what it holds."""
+    import pandas as pd
+
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if value is pd.NA or value is pd.NaT:
