@@ -42,11 +42,12 @@ def test_the_agent_learns_to_cross_the_lake(tmp_path: Path) -> None:
             waves=8,
             steps=20,
             validation_episodes=64,
-            test_episodes=200,
+            test_episodes=64,
+            eval_temperature=(0.7,),
         )
     )
-    assert results["sampled_arms"]["before"]["success_rate"] < 0.1
-    assert results["sampled_arms"]["after"]["success_rate"] > 0.9
+    assert results["arms"]["before"]["success_rate"] < 0.1
+    assert results["arms"]["after"]["success_rate"] > 0.9
     assert results["comparison"]["p_value"] < 1e-6
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert model.num_parameters() > 1e8

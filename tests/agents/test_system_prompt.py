@@ -392,8 +392,8 @@ def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -
             steps=8,
             off_policy_steps=5,
             eval_every=8,
-            validation_episodes=24,
-            test_episodes=24,
+            validation_episodes=16,
+            test_episodes=16,
         ),
         QUIET,
     )
