@@ -29,7 +29,8 @@ def begin(
         environment: Variables beside this process's.
     """
     threads = torch.get_num_threads()  # as many as here, so that sums are added up in the same order
-    process = _CONTEXT.Process(target=_work, args=(call, args, said, dict(environment or {}), threads))
+    work = (call, args, said, dict(environment or {}), threads)
+    process = _CONTEXT.Process(target=_work, args=work, daemon=True)  # it ends with this one
     process.start()
     return process
 
@@ -50,6 +51,7 @@ def launch(size: int, call: Callable[..., Any], *args: Any, said: Path) -> str:
     processes = [begin(call, *args, said=said, environment=together | rank) for rank in ranks]
     for process in processes:
         process.join(SECONDS)
+        process.kill()
     text = said.read_text(encoding="utf-8")
     assert [process.exitcode for process in processes] == [0] * size, text[-3000:]
     return text
