@@ -99,7 +99,7 @@ class Reflection:
         verdict = self.judge(round_number, candidates)
         return verdict.context if verdict.admitted else None
 
-    def judge(self, round_number: int, candidates: Sequence[Context], *, fully: bool = False) -> Verdict:
+    def judge(self, round_number: int, candidates: Sequence[Context]) -> Verdict:
         """How the candidates, at least one, do on validation; the scores go to the store.
 
         The teacher plays the same seeds with and without them, at its temperature.
@@ -107,14 +107,13 @@ class Reflection:
         Args:
             round_number: For the record.
             candidates: What to compare.
-            fully: Play each on all seeds, to see what halving costs.
         """
         run, config = self.run, self.run.config
         # As it will teach; greedily where replies are text, in which one slip of the dice is a wrong answer.
         temperature = config.teacher_temperature if run.words.actions else 0.0
         # ``round`` is about to become what the student is now.
         teacher = run.agent.student if config.teacher_kind == "round" else run.agent.teacher
-        phase = Phase(kind="gate-fully" if fully else "gate", round=round_number)
+        phase = Phase(kind="gate", round=round_number)
         trace_ids: dict[str, dict[int, str]] = {}
 
         def play(contexts: Sequence[Context], seeds: SeedRange) -> Sequence[Outcomes]:
@@ -140,7 +139,6 @@ class Reflection:
             play,
             phase=str(phase),
             policy_id=run.agent.weights_of(teacher),
-            fully=fully,
         )
         self._keep(phase, candidates, verdict, trace_ids)
         return verdict

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
 from envs.actions import word_grammar
+from envs.registry import words_of
 from envs.words import EnvError, EnvWords, Example, Success
 
 ACTIONS = ("left", "down", "right", "up")
@@ -34,6 +35,7 @@ def examples_at(first: int) -> tuple[Example, ...]:
     return tuple(examples)
 
 
+@words_of(FrozenLakeEnv)
 def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for any Frozen Lake: 4x4, 8x8, or a map of the user's own.
 

@@ -1,34 +1,25 @@
 """Words for Gymnasium's toy-text environments; Frozen Lake has a file of its own."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
+from gymnasium.envs.toy_text.blackjack import BlackjackEnv
+from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
 from gymnasium.envs.toy_text.taxi import TaxiEnv
 
 from envs.actions import word_grammar
 from envs.games.frozen_lake import advise_move, describe_place
+from envs.registry import recommend, words_of
 from envs.words import EnvWords, Success
 
 STOPS = ("red", "green", "yellow", "blue")
 """Taxi's stops, in the order of its state numbers; the next one is the taxi itself."""
 COLUMNS = 12
 """Of the cliff's grid."""
-TAXI_SETTINGS: Mapping[str, Any] = {
-    "rounds": 1,
-    "episodes": 256,
-    "waves": 8,
-    "steps": 120,
-    "eval_every": 30,
-    "batch_size": 32,
-    "validation_episodes": 64,
-    "test_episodes": 500,
-    "max_invalid_replies": 20,
-}
-"""What an agent does best with here; the names are those of agents/config.py."""
 
 
+@words_of(TaxiEnv)
 def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for Taxi."""
     taxi = cast("TaxiEnv", env.unwrapped)
@@ -58,6 +49,7 @@ def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
     )
 
 
+@words_of(CliffWalkingEnv)
 def cliff_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for Cliff Walking, slippery or not. As on the lake, the agent is not shown the map."""
     actions = ("up", "right", "down", "left")
@@ -77,6 +69,7 @@ def cliff_words(env: gym.Env[Any, Any]) -> EnvWords:
     )
 
 
+@words_of(BlackjackEnv)
 def blackjack_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for Blackjack."""
     actions = ("stick", "hit")
@@ -100,3 +93,19 @@ def blackjack_words(env: gym.Env[Any, Any]) -> EnvWords:
         advise=advise,
         success=Success(means="the hand is won", reached=lambda total, _: total > 0),
     )
+
+
+recommend(
+    "Taxi-v4",
+    {
+        "rounds": 1,
+        "episodes": 256,
+        "waves": 8,
+        "steps": 120,
+        "eval_every": 30,
+        "batch_size": 32,
+        "validation_episodes": 64,
+        "test_episodes": 500,
+        "max_invalid_replies": 20,
+    },
+)

@@ -19,7 +19,6 @@ from agents.config import SelfImproveConfig
 from agents.examples import sample_examples
 from agents.memory import ALL_TURNS, Memory
 from agents.moments import Moment
-from agents.policies.chat_template import ChatTemplate
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Policy, Prompt, Sampling
 from agents.policies.scripted import ScriptedPolicy
@@ -42,7 +41,7 @@ from experience.seeds import SeedRange, Split
 from experience.show import show_trace
 from experience.store import ExperienceStore
 from experience.trace import StopReason, Trace
-from tests.agents.test_chat_template import FOLDER, TEMPLATES
+from tests.agents.test_chat_template import FOLDER, TEMPLATES, template
 from tests.agents.test_self_improve import TINY, open_gate
 from tests.conftest import byte_tokenizer, tiny_llama
 
@@ -163,13 +162,6 @@ def test_the_very_tokens_stand_there_and_a_turn_ends_once(
 def chat(reply: str) -> tuple[Message, ...]:
     user = Message(role="user", content="Where to?")
     return (user, Message(role="assistant", content=reply, token_ids=(5,)), user)
-
-
-def template(text: str) -> ChatTemplate:
-    tokenizer = byte_tokenizer()
-    tokenizer.add_tokens(sorted(set(re.findall(r"<[^<> ]+>", text))), special_tokens=True)
-    tokenizer.chat_template = text
-    return ChatTemplate(tokenizer)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

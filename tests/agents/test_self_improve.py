@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -40,6 +39,7 @@ from distill.opcd import OPCD, DistillError, StepStats
 from experience.context import Context
 from experience.store import ExperienceStore
 from experience.text import printable
+from tests import processes
 from tests.conftest import run_main, tiny_llama
 
 QUIET = Console(quiet=True)
@@ -107,15 +107,6 @@ def contents(path: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def whole(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
-    path = tmp_path_factory.mktemp("whole") / "run"
-    with open_gate():
-        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **KEPT), QUIET)
-    return path
-
-
 def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
     results = json.loads((whole / "results.json").read_text())
     assert results["schema_version"] == 1
@@ -172,6 +163,7 @@ def test_a_run_that_ended_well_keeps_what_is_of_use(whole: Path, tmp_path: Path)
         assert left == before - {"best.safetensors", "checkpoint.safetensors"}
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_checkpoints_take_little_of_the_time_of_training(
     whole: Path, walker_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +196,7 @@ def test_splits_are_used_for_what_they_are_for(whole: Path) -> None:
     assert by_phase.nunique() == 1
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_the_same_command_gives_the_same_run(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
     with open_gate():
         self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **KEPT), QUIET)
@@ -224,6 +217,7 @@ def fail_at(owner: type, name: str, call: int) -> Callable[[], Any]:
     return lambda: patch.object(owner, name, interrupted)
 
 
+@pytest.mark.usefixtures("plain_reports")
 @pytest.mark.parametrize(
     "interrupt",
     [
@@ -251,34 +245,39 @@ def test_an_interrupted_run_ends_the_same(
     assert contents(path) == contents(whole)
 
 
+def slowly(*arguments: str) -> int:
+    """The command, whose optimiser steps take their time."""
+    step = OPCD.step
+
+    def slow(*args: Any) -> StepStats:
+        time.sleep(0.2)
+        return step(*args)
+
+    with open_gate(), patch.object(OPCD, "step", slow):
+        return processes.command(main, *arguments)
+
+
 def test_kill_dash_nine(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
     """Real kills of a real process, at moments that nobody chose."""
     path = tmp_path / "run"
-    script = (
-        "import sys, time; from tests.agents.test_self_improve import *\n"
-        "slow = OPCD.step\n"
-        "def step(*args):\n    time.sleep(0.2); return slow(*args)\n"
-        "OPCD.step = step\n"
-        "with open_gate(): sys.exit(main())"
-    )
     first = flags(path, walker_folder)
     kills = 0
     while not (path / "report.html").exists():
         arguments = ["--resume", str(path)] if (path / "config.json").exists() else first
-        process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE)
+        process = processes.begin(slowly, *arguments, said=tmp_path / "said")
         try:
             # Wait for work to begin, so that some gets done each time.
             progress = progress_of(path)
             deadline = time.monotonic() + 120
-            while process.poll() is None and progress_of(path) == progress and time.monotonic() < deadline:
+            while process.is_alive() and progress_of(path) == progress and time.monotonic() < deadline:
                 time.sleep(0.02)
             time.sleep(0.45)
-            if kills < 4 and process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+            if kills < 4 and process.is_alive():
+                process.kill()
                 kills += 1
         finally:
-            _, error = process.communicate(timeout=300)
-        assert process.returncode in (0, -signal.SIGKILL), error.decode()
+            process.join(processes.SECONDS)
+        assert process.exitcode in (0, -signal.SIGKILL), (tmp_path / "said").read_text()
     assert kills >= 2
     assert contents(path) == contents(whole)
 
@@ -297,6 +296,7 @@ def test_the_gate_refuses_what_does_not_help(walker_folder: Path, tmp_path: Path
     assert "Nothing was trained" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_a_model_that_never_acts_is_measured_all_the_same(tmp_path: Path) -> None:
     from tests.conftest import byte_tokenizer
 
@@ -331,6 +331,7 @@ def test_any_env_runs_to_its_report(
     assert results["success_means"] in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -350,6 +351,7 @@ def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> 
     assert [event.step for event in events.Scalars("validation/success_rate")] == [0, 2, 3]
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_what_a_step_asks_is_dealt_by_what_the_last_steps_saw(walker_folder: Path, tmp_path: Path) -> None:
     asked: list[list[str]] = []
     seen: list[dict[str, float]] = []
@@ -513,6 +515,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert f"python -m agents.self_improve --resume {path}" in output
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_ctrl_c_waits_for_the_optimiser_step(walker_folder: Path, tmp_path: Path, whole: Path) -> None:
     """A signal inside a step lets it end, is saved at once, and costs no step."""
     original = OPCD.step
@@ -592,6 +595,7 @@ def test_metrics_survive_a_torn_line(tmp_path: Path) -> None:
 # --- every way to distil --------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("plain_reports")
 @pytest.mark.parametrize(
     "change",
     [
@@ -630,6 +634,7 @@ def test_every_way_to_distil_runs_resumes_and_ends_the_same(
         assert teacher
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_another_model_teaches(walker_folder: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
     model = AutoModelForCausalLM.from_pretrained(walker_folder)
@@ -663,6 +668,7 @@ def test_another_model_teaches(walker_folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_training_that_goes_wrong_ends_early_with_the_best_weights(
     walker_folder: Path, tmp_path: Path
 ) -> None:
@@ -687,6 +693,7 @@ def test_training_that_goes_wrong_ends_early_with_the_best_weights(
         assert torch.equal(one, two)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_a_collapse_is_judged_by_data_of_the_same_kind(walker_folder: Path, tmp_path: Path) -> None:
     judged: list[tuple[StepStats, StepStats]] = []
 
@@ -764,13 +771,7 @@ def failing(every: int) -> list[str]:
 def test_errors_of_the_env_are_counted_and_shown(
     walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = [
-        *flags(tmp_path / "run", walker_folder),
-        "--env",
-        "tests/Failing-v0",
-        "--env-kwargs",
-        '{"every": 4}',
-    ]
+    args = [*flags(tmp_path / "run", walker_folder), *failing(4)]
     code, output = run_main(main, capsys, *args)
     assert code == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -788,13 +789,7 @@ def test_errors_of_the_env_are_counted_and_shown(
 def test_a_run_whose_episodes_all_fail_stops_and_goes_on_when_the_env_is_mended(
     walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = [
-        *flags(tmp_path / "run", walker_folder),
-        "--env",
-        "tests/Failing-v0",
-        "--env-kwargs",
-        '{"every": 1}',
-    ]
+    args = [*flags(tmp_path / "run", walker_folder), *failing(1)]
     code, output = run_main(main, capsys, *args)
     assert code == 2
     assert "tests/Failing-v0 failed in each of 6 episodes of round1/play0, the first" in output

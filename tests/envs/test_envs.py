@@ -1,3 +1,6 @@
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -5,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs import EnvError, TextEnv, make_text_env
+from envs import EnvError, TextEnv, games, make_text_env
 from envs.games.frozen_lake import ACTIONS, lake_map
 from envs.text_env import make_env
 
@@ -165,3 +168,15 @@ def test_bad_envs_are_clear_errors(env_id: str, kwargs: dict[str, object], match
     with pytest.raises(EnvError, match=match) as error:
         make_text_env(env_id, kwargs)
     assert "\n" not in str(error.value)
+
+
+def test_a_process_that_plays_loads_no_heavy_library() -> None:
+    """There is one for each place, and it takes as long to begin as its imports."""
+    code = "import sys, envs; print({'pandas', 'torch', 'pyarrow', 'scipy', 'sympy'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_a_game_is_found_by_itself() -> None:
+    names = {f"envs.games.{path.stem}" for path in Path(games.__path__[0]).glob("[!_]*.py")}
+    assert "envs.games.cue" in names
+    assert names <= sys.modules.keys()

@@ -57,7 +57,7 @@ def write_suite(path: Path, **parts: Any) -> str:
     """Write a suite of the walker on the dry lake with some parts replaced; returns its path."""
     suite = {
         "settings": SETTINGS,
-        "envs": [{"env": "FrozenLake-v1", "name": "dry", "env_kwargs": {"is_slippery": False}}],
+        "envs": [{"env": "FrozenLake-v1", "name": "dry", "env_kwargs": TINY["env_kwargs"]}],
         "models": ["smollm2"],
         "methods": ["none", "in-context", "off-policy", "opcd"],
         "seeds": [0, 1],
