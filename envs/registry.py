@@ -99,6 +99,7 @@ def register_text(
     situation: Callable[[str], str] | None = None,
     advise: Callable[[str, str], str] | None = None,
     success: Success | None = None,
+    max_invalid_replies: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Put an env into better words than its spaces give; what is left out, they still give.
@@ -119,6 +120,7 @@ def register_text(
         advise: (situation, action's word) -> the advice to do that there.
         success: What an episode has to reach; by default the spec's reward threshold or a positive return. An
             env's own ``info["is_success"]`` goes before it.
+        max_invalid_replies: So many unreadable replies in a row end an episode; by default 3.
         settings: What a run in this env does best with, by the names of agents/config.py, such as
             ``{"episodes": 256, "lr": 1e-4}``. What the user asks for goes before it.
 
@@ -139,6 +141,7 @@ def register_text(
         "situation": situation or (None if describe is None else str),
         "advise": advise,
         "success": success,
+        "max_invalid_replies": max_invalid_replies,
     }
 
     def words(env: gym.Env[Any, Any]) -> EnvWords:

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.config import MACHINE, SERVED, ConfigError, SelfImproveConfig
+from agents.config import ARGUMENTS, MACHINE, SERVED, ConfigError, SelfImproveConfig
 from agents.run.folder import RunFolderError, read_config
 from distill.parallel import is_main_process
 from envs.adapters import ADAPTERS
@@ -120,7 +120,7 @@ def differences(saved: SelfImproveConfig, asked: SelfImproveConfig) -> Iterator[
     """Name, saved and asked value of every setting that differs, but for the folder."""
     for field in dataclasses.fields(SelfImproveConfig):
         was, now = getattr(saved, field.name), getattr(asked, field.name)
-        if was != now and field.name not in ("output", "resume"):
+        if was != now and field.name not in ARGUMENTS:
             yield field.name, was, now
 
 
@@ -134,7 +134,7 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     if not (path / "config.json").exists():
         return config
     saved = saved_config(path)
-    asked = ("compute_dtype", "policy")
+    asked = ("precision", "policy")
     settled = {name: getattr(saved, name) for name in asked if getattr(config, name) == "auto"}
     config = dataclasses.replace(config, **settled)
     for name, was, now in differences(saved, config):

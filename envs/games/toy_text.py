@@ -28,7 +28,6 @@ TAXI_SETTINGS: Mapping[str, Any] = {
     "action_power": 0.5,
     "validation_episodes": 64,
     "test_episodes": 500,
-    "max_invalid_replies": 20,
 }
 """What an agent does best with here; the names are those of agents/config.py."""
 
@@ -59,6 +58,7 @@ def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
         describe=describe,
         advise=advise,
         success=Success(means="the passenger is let out at the destination", reached=lambda _, end: end),
+        max_invalid_replies=20,
     )
 
 
