@@ -47,7 +47,7 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
         config: What was asked for now. The machine's settings are taken from it.
         path: The run's folder.
         explicit: Whether every value of ``config`` is meant but for ``REACHING``'s defaults; otherwise no
-            default is.
+            default is: in Python nobody can tell what was given.
 
     Raises:
         ConfigError: It contradicts the run.
@@ -140,7 +140,7 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     for name, was, now in differences(saved, config):
         if not may_differ(name, was, now):
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
-    return resumed(config, path)
+    return resumed(config, path, explicit=True)
 
 
 def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConfig], object]) -> None:
@@ -149,7 +149,7 @@ def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConf
     Args:
         config: What to run.
         path: Its folder.
-        run: How, such as ``self_improve``.
+        run: How: ``self_improve`` with a config that is settled.
 
     Raises:
         ConfigError: See ``begun``, or what ``run`` raises.

@@ -106,12 +106,16 @@ class Run:
             Database(config.store).close()  # last, since it makes one that is not there
 
     @classmethod
-    def open(cls, config: SelfImproveConfig, console: Console | None = None) -> Self:
+    def open(
+        cls, config: SelfImproveConfig, console: Console | None = None, *, is_settled: bool = False
+    ) -> Self:
         """A new run, or with ``config.resume`` the rest of that one, among all of its processes.
 
         Args:
             config: What to do.
             console: Where to report progress; by default standard error.
+            is_settled: Whether a begun run's config is all that is to be, as ``resumed`` gives it; otherwise
+                its defaults mean nothing.
 
         Raises:
             RunFolderError: The folder cannot be used.
@@ -120,7 +124,7 @@ class Run:
         ranks = Ranks.connect(config.device)
         path = config.resume or config.output or default_output(config.env)
         if config.resume is not None:
-            config = resumed(config, path)
+            config = config if is_settled else resumed(config, path)
         elif ranks.is_main:
             check_free(path)
         console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)

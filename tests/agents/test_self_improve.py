@@ -504,6 +504,27 @@ def test_resume_with_another_configuration(whole: Path) -> None:
         parse_args(["--resume", str(whole), "--teacher", "http://x:1"])
 
 
+def test_a_flag_that_is_given_counts_if_it_is_the_default_too(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(whole, tmp_path / "run")
+    about = json.loads((path / "config.json").read_text())
+    about["config"] |= {"device": "cpu", "env_timeout": 7.0}
+    (path / "config.json").write_text(json.dumps(about))
+    used: list[SelfImproveConfig] = []
+    opened = Run.__enter__
+
+    def noted(self: Run) -> Run:
+        used.append(self.config)
+        return opened(self)
+
+    with patch.object(Run, "__enter__", noted), patch("agents.run.run.write_report"):
+        assert command(capsys, "--resume", str(path), "--device", "auto")[0] == 0
+        self_improve(SelfImproveConfig(resume=path), QUIET)  # where nothing tells what was given
+    assert [(config.device, config.env_timeout) for config in used] == [("auto", 7), ("cpu", 7)]
+    assert begun(dataclasses.replace(saved_config(path), device="auto"), path).device == "auto"
+
+
 def test_an_experiment_goes_on_with_the_machine_of_now(whole: Path) -> None:
     saved = saved_config(whole)
     asked = dataclasses.replace(saved, resume=None, output=whole, max_nodes=64)

@@ -108,7 +108,7 @@ def test_one_precision_for_weights_and_products() -> None:
     pairs = {
         precision: (config.weights_dtype, config.products_dtype)
         for precision in ("auto", "float32", "mixed", "bfloat16")
-        if (config := SelfImproveConfig(precision=precision))  # type: ignore[arg-type]
+        if (config := SelfImproveConfig(precision=precision))
     }
     assert pairs == {
         "auto": ("float32", "auto"),
