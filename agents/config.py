@@ -15,7 +15,6 @@ from agents.memory import ALL_TURNS, Memory
 from agents.prompts import Layout, Place, conversation
 from distill.examples import Data
 from distill.lm.load import Dtype
-from distill.lm.support import Compute
 from distill.loss import Direction, Mode
 from distill.parallel import Engine
 from distill.teacher import TeacherKind
@@ -27,7 +26,8 @@ from experience.masking import keep_secrets_of
 from experience.seeds import STRIDE
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
-InsightKind = Literal["auto", "outcomes", "llm", "raw"]
+INSIGHT_KINDS = ("auto", "outcomes", "llm", "raw")
+Precision = Literal["auto", "float32", "mixed", "bfloat16"]
 PolicyKind = Literal["auto", "hf", "vllm"]
 AtLeastOne = Annotated[int, Field(ge=1, le=10**9)]
 AtLeastZero = Annotated[int, Field(ge=0, le=10**9)]
@@ -45,11 +45,12 @@ MACHINE = (
     "vectorization",
     "env_timeout",
     "tracker",
-    "forgetting",
     "keep_checkpoints",
     "trust_remote_code",
 )
 """Settings that do not change what is computed: a resumed run may have others."""
+ARGUMENTS = ("output", "resume")
+"""Where a run is: no settings of it, and not written down in its folder, which may be moved."""
 SERVED = ("policy", "teacher")
 """Settings that may be servers' URLs: a resumed run may have other servers."""
 
@@ -118,8 +119,6 @@ class PlaySettings:
     max_new_tokens: AtLeastOne | None = None
     """Longest reply, in tokens; by default what the longest action takes, 256 where the agent is to think, or
     64 where the reply is text."""
-    max_invalid_replies: AtLeastOne = 3
-    """So many unreadable replies in a row end an episode."""
     memory: str = "none"
     """What the agent remembers of the turns before the present one, as a conversation: `none`, `last-N`, or
     `full`. What does not fit the context window is left out, the oldest turns first."""
@@ -136,19 +135,16 @@ class PlaySettings:
 class ExperienceSettings:
     """What is learned from the traces, and how it is shown."""
 
-    insights: InsightKind = "auto"
+    insights: str = "auto"
     """What draws insights: `outcomes` counts what followed each action; with `llm` a model reads traces and
-    writes; `raw` shows whole transcripts, for the ablation. `auto` is outcomes where actions are words."""
+    writes, and with a .toml file it does so with your prompts in place of experience/prompts.toml; `raw`
+    shows whole transcripts, for the ablation. `auto` is outcomes where actions are words."""
     insights_per_prompt: AtLeastZero = 1
     """How many insights a prompt shows; 0 for all. Small models follow one, large ones can take all."""
-    insight_traces: AtLeastOne = 16
-    """With llm and raw: of so many traces of each round."""
     insight_model: str | None = None
     """With llm: the model that writes, or its name at insight_url; by default the agent itself."""
     insight_url: str | None = None
     """With llm: an OpenAI-compatible endpoint that writes. Its key is read from OPENAI_API_KEY."""
-    insight_prompts: Path | None = None
-    """With llm: a file of prompts in place of experience/prompts.toml."""
     context_file: Path | None = None
     """A text to train in, such as a system prompt, in place of insights."""
     context_place: Place = "after"
@@ -207,13 +203,9 @@ class ModelSettings:
     replies are text."""
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
-    dtype: Dtype = "auto"
-    """Of the weights; auto is float32."""
-    compute_dtype: Dtype = "auto"
-    """What matrix products run in (autocast); auto is bfloat16 where the machine is faster with it."""
-    compute: Compute = "auto"
-    """How a model's forward passes are made: as a prefix `tree`, which computes once what prompts share, or
-    as `padded` batches, which every causal model can do. `auto` is the tree where it is exact."""
+    precision: Precision = "auto"
+    """Of the weights and of matrix products: `float32` or `bfloat16` is both, `mixed` is weights in float32
+    and products in bfloat16 (autocast). `auto` is mixed where the machine is faster with it, else float32."""
     max_nodes: AtLeastOne | None = None
     """Tokens of one forward and backward pass; by default 768 on a CPU, and on a GPU what fits its memory.
     Lower it when memory is short."""
@@ -238,9 +230,6 @@ class MeasuringSettings:
         0.7,
     )
     """One or two temperatures to measure at; 0 is greedy. The first gives the headline figures."""
-    forgetting: bool = False
-    """Measure at the end what else the agent can do, before and after, for the report: held-out text, sums, a
-    lake, and instructions (evals/forgetting.py). Takes a minute on two cores; sums need opcd-gym[math]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +282,26 @@ class SelfImproveConfig(
         return _urls(self.policy)
 
     @property
+    def insight_prompts(self) -> Path | None:
+        """The file of the user's own prompts, if there is one."""
+        return Path(self.insights) if self.insights.endswith(".toml") else None
+
+    @property
+    def insight_kind(self) -> str:
+        """Who draws insights: one of ``INSIGHT_KINDS``."""
+        return "llm" if self.insight_prompts else self.insights
+
+    @property
+    def weights_dtype(self) -> Dtype:
+        """What the weights are in: updates of 1e-5 vanish in 16 bits, so it is float32 unless asked for."""
+        return "bfloat16" if self.precision == "bfloat16" else "float32"
+
+    @property
+    def products_dtype(self) -> Dtype:
+        """What matrix products run in."""
+        return "bfloat16" if self.precision == "mixed" else self.precision
+
+    @property
     def remembered(self) -> Memory:
         """Which turns before the present one the agent remembers."""
         if self.memory in ("none", "full"):
@@ -325,6 +334,11 @@ class SelfImproveConfig(
             )
         if self.policy_kind == "auto" and self.policy != "auto":
             raise ConfigError(f"policy must be auto, hf, vllm, or servers' URLs, not {self.policy!r}")
+        if self.insight_kind not in INSIGHT_KINDS:
+            raise ConfigError(
+                f"insights must be {', '.join(INSIGHT_KINDS)}, or a .toml file of prompts, "
+                f"not {self.insights!r}"
+            )
         if self.teacher_urls:
             self._check_served_teacher()
         if self.insight_url is not None and self.insight_model is None and self.resume is None:

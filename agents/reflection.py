@@ -27,6 +27,8 @@ from experience.writer import (
     write_insights,
 )
 
+TRACES_READ = 64
+"""Of so many traces of each round a writer is asked, which is as many as there can be candidates."""
 INSIGHT_TOKENS = 64
 """The longest reply of a writer, which is asked for one short lesson after the other."""
 INSIGHT_TEMPERATURE = 0.7
@@ -51,7 +53,7 @@ class Reflection:
         """
         self.run = run
         config, words = run.config, run.words
-        kind: str = "fixed" if config.context_file is not None else config.insights
+        kind: str = "fixed" if config.context_file is not None else config.insight_kind
         if kind == "auto":
             kind = "llm" if words.advise is None else "outcomes"
         if kind == "outcomes" and words.advise is None:
@@ -225,7 +227,7 @@ class Reflection:
     def _traces(self, round_number: int) -> tuple[Any, Any]:
         """The turns and the endings of the traces that insights are drawn from: the round's first."""
         run, phase = self.run, str(Phase.play(round_number, 0))
-        traces = judged(run.store.traces(phase=phase)).head(run.config.insight_traces)
+        traces = judged(run.store.traces(phase=phase)).head(TRACES_READ)
         return run.store.turns(phases=[phase]), traces.set_index("trace_id")["final_observation"]
 
     def _together(self, insights: Sequence[Insight], k: int) -> Context:

@@ -113,6 +113,8 @@ class Training:
             while self._goes_on:
                 with self._checkpoints.training():
                     yield self.opcd.step_count + 1
+                if self._checkpoints.is_due:
+                    self._save_checkpoint()
                 speed = bar.tasks[0].speed or 0.0  # of the last half minute
                 kl = 0.0 if self._last is None else self._last.kl
                 bar.update(bar.task_ids[0], completed=self._done, note=f"KL {kl:.4f}, {speed:.2f} steps/s")
@@ -251,8 +253,6 @@ class Training:
             success_rate=score,
             best=self._progress.best_step == step,
         )
-        if self._checkpoints.is_worth_it:
-            self._save_checkpoint()
 
     def load_best(self) -> None:
         """Put the best weights into the student; without any, it is as it was at first."""

@@ -80,6 +80,7 @@ def register_text(
     advise: Callable[[str, str], str] | None = None,
     success: Success | None = None,
     examples: Sequence[Example] | None = None,
+    max_invalid_replies: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Put an env into better words than its spaces give; what is left out, they still give.
@@ -102,6 +103,7 @@ def register_text(
             env's own ``info["is_success"]`` goes before it.
         examples: Replies of an agent that thinks before it acts, one for each action, at places that it never
             sees: with ``--replies think`` they are shown as earlier turns. Small models need them.
+        max_invalid_replies: So many unreadable replies in a row end an episode; by default 3.
         settings: What a run in this env does best with, by the names of agents/config.py, such as
             ``{"episodes": 256, "lr": 1e-4}``. What the user asks for goes before it.
 
@@ -123,6 +125,7 @@ def register_text(
         "advise": advise,
         "success": success,
         "examples": None if examples is None else tuple(examples),
+        "max_invalid_replies": max_invalid_replies,
     }
 
     def words(env: gym.Env[Any, Any]) -> EnvWords:

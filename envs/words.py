@@ -95,6 +95,8 @@ class EnvWords:
 
     ``None`` where there is nothing to advise from outcomes, as with text for an action."""
     success: Success = POSITIVE_RETURN
+    max_invalid_replies: int = 3
+    """So many unreadable replies in a row end an episode; at least 1."""
 
     situation: Callable[[str], str] = str
     """What an observation sentence has in common with those that are to be treated alike, such as the bucket

@@ -46,6 +46,7 @@ def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
         describe=describe,
         advise=advise,
         success=Success(means="the passenger is let out at the destination", reached=lambda _, end: end),
+        max_invalid_replies=20,
     )
 
 
@@ -106,6 +107,5 @@ recommend(
         "batch_size": 32,
         "validation_episodes": 64,
         "test_episodes": 500,
-        "max_invalid_replies": 20,
     },
 )

@@ -89,7 +89,6 @@ recommend(
         "teacher_temperature": 1.0,
         "test_episodes": 512,
         "eval_temperature": (0.0,),
-        "insight_traces": 64,
         "context_place": "before",
         "validation_episodes": 128,
         "max_new_tokens": 32,

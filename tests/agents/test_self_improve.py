@@ -128,6 +128,7 @@ def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
 
     about = json.loads((whole / "config.json").read_text())
     assert about["config"]["env_kwargs"] == TINY["env_kwargs"]
+    assert not about["config"].keys() & {"output", "resume"}  # a folder may be moved
     assert about["packages"]["gymnasium"]
     assert "git_revision" in about
 
@@ -403,7 +404,7 @@ command = partial(run_main, main)
         (["--model", "nowhere"], "neither 'smollm2', nor a folder, nor a .gguf file, nor a hub id"),
         (["--model", "/no/such/model.gguf"], "no GGUF file /no/such/model.gguf"),
         (["--device", "quantum"], "quantum"),
-        (["--insights", "llm", "--insight-prompts", "/no/such.toml"], "/no/such.toml"),
+        (["--insights", "/no/such.toml"], "/no/such.toml"),
         (["--insights", "llm", "--insight-model", "x", "--insight-url", "nowhere"], "nowhere is no endpoint"),
         (["--rounds", "0"], "rounds must be at least 1"),
         (["--episodes", "10", "--waves", "4"], "multiple of waves"),
@@ -476,6 +477,27 @@ def test_resume_with_another_configuration(whole: Path) -> None:
     assert parse_args(["--resume", str(whole), "--seed", "0"]).steps == 3
     with pytest.raises(ConfigError, match=r"--teacher http://x:1 differs .* which has base"):
         parse_args(["--resume", str(whole), "--teacher", "http://x:1"])
+
+
+def test_a_flag_that_is_given_counts_if_it_is_the_default_too(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(whole, tmp_path / "run")
+    about = json.loads((path / "config.json").read_text())
+    about["config"] |= {"device": "cpu", "env_timeout": 7.0}
+    (path / "config.json").write_text(json.dumps(about))
+    used: list[SelfImproveConfig] = []
+    opened = Run.__enter__
+
+    def noted(self: Run) -> Run:
+        used.append(self.config)
+        return opened(self)
+
+    with patch.object(Run, "__enter__", noted), patch("agents.run.run.write_report"):
+        assert command(capsys, "--resume", str(path), "--device", "auto")[0] == 0
+        self_improve(SelfImproveConfig(resume=path), QUIET)  # where nothing tells what was given
+    assert [(config.device, config.env_timeout) for config in used] == [("auto", 7), ("cpu", 7)]
+    assert begun(dataclasses.replace(saved_config(path), device="auto"), path).device == "auto"
 
 
 def test_an_experiment_goes_on_with_the_machine_of_now(whole: Path) -> None:
@@ -602,7 +624,7 @@ def test_metrics_survive_a_torn_line(tmp_path: Path) -> None:
         {"teacher": "round", "lora_rank": 2},
         {"lora_rank": 2, "lr": 1e-2},
         {"teacher": "ema", "data": "teacher"},
-        {"teacher": "self", "compute_dtype": "bfloat16", "gradient_checkpointing": True},
+        {"teacher": "self", "precision": "mixed", "gradient_checkpointing": True},
         {"direction": "reverse", "max_new_tokens": 2},
         {"data": "teacher", "direction": "forward"},
     ],

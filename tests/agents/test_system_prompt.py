@@ -224,7 +224,7 @@ TINY: dict[str, Any] = {
     "test_episodes": 6,
     "num_envs": 4,
     "max_new_tokens": 3,
-    "compute_dtype": "float32",
+    "precision": "float32",
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs import EnvError, TextEnv, games, make_text_env
+from envs import EnvError, TextEnv, games, make_text_env, register_text
 from envs.games.frozen_lake import ACTIONS, lake_map
 from envs.text_env import make_env
 
@@ -80,6 +80,20 @@ def test_what_the_env_says_of_success_stays_when_replies_are_unreadable() -> Non
     assert info["is_success"] is False
     env.reset(seed=0)
     assert "is_success" not in env.step("hm")[4]
+
+
+def test_an_env_may_have_more_patience() -> None:
+    assert make_text_env("Taxi-v4", {}).words.max_invalid_replies == 20
+    gym.register(
+        "tests/Impatient-v0", "gymnasium.envs.toy_text.frozen_lake:FrozenLakeEnv", max_episode_steps=9
+    )
+    register_text("tests/Impatient-v0", actions=["left", "down", "right", "up"], max_invalid_replies=2)
+    env = make_text_env("tests/Impatient-v0", {})
+    env.reset(seed=0)
+    assert [env.step("hm")[3] for _ in range(2)] == [False, True]
+    register_text("tests/Impatient-v0", max_invalid_replies=0)
+    with pytest.raises(EnvError, match="max_invalid_replies must be at least 1, not 0"):
+        make_text_env("tests/Impatient-v0", {})
 
 
 def test_a_readable_reply_ends_the_row_of_invalid_ones() -> None:

@@ -435,7 +435,7 @@ def test_a_whole_run(walker_folder: Path, tmp_path: Path) -> None:
         env_kwargs=SUMS,
         model=str(walker_folder),
         output=tmp_path / "run",
-        compute_dtype="float32",
+        precision="float32",
         rounds=1,
         episodes=2,
         waves=1,
@@ -465,7 +465,7 @@ def test_no_problem_is_tested_twice(walker_folder: Path, tmp_path: Path) -> None
     path = tmp_path / "few.jsonl"
     path.write_text("".join(json.dumps({"question": f"q {n}", "answer": n}) + "\n" for n in range(30)))
     config = SelfImproveConfig.for_env(
-        "Math-v0", env_kwargs={"file": str(path)}, model=str(walker_folder), compute_dtype="float32"
+        "Math-v0", env_kwargs={"file": str(path)}, model=str(walker_folder), precision="float32"
     )
     said = StringIO()
     run = Run(config, tmp_path / "run", console=Console(file=said), ranks=Ranks.connect("cpu"))
