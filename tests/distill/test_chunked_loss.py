@@ -127,7 +127,7 @@ def test_gradcheck(direction: Direction, mode: Mode, softcap: float | None) -> N
             chunk=2,
             student_map=map,
         )
-        return result.loss  # type: ignore[no-any-return]
+        return result.loss
 
     leaves = [normal(*shape, seed=i).requires_grad_() for i, shape in enumerate([(3, 4), (11, 4), (11,)])]
     apply: Any = Again.apply
@@ -207,7 +207,7 @@ def test_a_teacher_known_at_the_top_k_only(mode: Mode, temperature: float) -> No
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_masked_positions_may_hold_anything(direction: str, mode: Mode) -> None:
+def test_masked_positions_may_hold_anything(direction: Direction, mode: Mode) -> None:
     hidden, head, teacher_hidden, teacher_head = inputs()
     weights = torch.ones(T)
     weights[[1, 6]] = 0
@@ -247,7 +247,7 @@ def test_ties_cost_the_same_whichever_side_they_fall(mode: Mode) -> None:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("k", [2, 3])
-def test_impossible_tokens(direction: str, mode: Mode, k: int) -> None:
+def test_impossible_tokens(direction: Direction, mode: Mode, k: int) -> None:
     """Logits of minus infinity on both sides: finite values and gradients."""
     bias = torch.tensor([0.0, 1.0, -torch.inf, 0.5, 0.2])
     hidden, head = torch.zeros(2, 3, requires_grad=True), torch.zeros(5, 3, requires_grad=True)
