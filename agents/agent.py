@@ -20,7 +20,7 @@ from agents.policies.local import HFPolicy
 from agents.policies.vllm.engine import LocalEngine
 from agents.policies.vllm.policy import Engine, VLLMPolicy
 from agents.policies.vllm.servers import Servers
-from agents.policies.vllm.teacher import ServedTeacher
+from agents.policies.vllm.teacher import ServedPolicy, ServedTeacher
 from agents.run.folder import clear_errors
 from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
 from distill.lm.sealed import seal_folder
@@ -86,9 +86,13 @@ class Agent:
         self.scorer: ServedTeacher | None = None
         """What is imitated, where it is on a server; ``teacher`` then plays in its place."""
         if config.teacher_urls:
-            self.scorer = ServedTeacher(config.teacher_urls, loaded.tokenizer, config.teacher_temperature)
+            self.scorer = ServedTeacher(
+                config.teacher_urls, loaded.tokenizer, config.teacher_temperature, config.top_k
+            )
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Training`` lets it follow the student where it has to."""
+        self.writer = self.teacher if self.scorer is None else self._served(loaded, self.scorer)
+        """Who answers off-policy: what is imitated, wherever it is."""
         self.max_tokens = reply_tokens(config, self.base, words)
         """Of a reply."""
         self._step = 0
@@ -181,6 +185,15 @@ class Agent:
             weights=None if self.lora is None else partial(self.lora.weights, merged=lora is None),
             compute_dtype=autocast(loaded.model, self.config.compute_dtype),
             within=nullcontext if lora is None else lora.off,
+            compute=loaded.support.way,
+            template_settings=self.config.chat_template_kwargs,
+        )
+
+    def _served(self, loaded: LoadedModel, teacher: ServedTeacher) -> HFPolicy:
+        return ServedPolicy(
+            loaded.model,
+            loaded.tokenizer,
+            engine=teacher.servers,
             compute=loaded.support.way,
             template_settings=self.config.chat_template_kwargs,
         )

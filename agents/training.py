@@ -18,6 +18,7 @@ import torch
 from agents.policies.local import HFPolicy
 from agents.policies.policy import FinishReason, Message, Policy, Prompt, Sampling
 from agents.policies.vllm.policy import VLLMPolicy
+from agents.policies.vllm.teacher import ServedPolicy
 from agents.prompts import Layout, build_prompt, exchange
 from agents.rollout import turn_seed
 from agents.run.folder import TRAIN_AGAIN, RunFolderError
@@ -321,7 +322,7 @@ class Training:
 
     @property
     def _answering(self) -> HFPolicy:
-        return self.agent.student if self._data == "student" else self.agent.teacher
+        return self.agent.student if self._data == "student" else self.agent.writer
 
     def _make_teacher(self) -> Teacher | ScoringTeacher:
         agent, kind = self.agent, self.run.config.teacher_kind
@@ -417,7 +418,7 @@ class Training:
     def _rollout_gap(self, examples: Sequence[DistillExample]) -> dict[str, float]:
         """How far what drew the completions is from the weights that are trained, for the log."""
         policy = self._answering
-        if not isinstance(policy, VLLMPolicy):
+        if not isinstance(policy, VLLMPolicy) or isinstance(policy, ServedPolicy):
             return {}
         gap = policy.gap(
             (

@@ -55,7 +55,7 @@ class ScoredTopK(NamedTuple):
     """A teacher that is known only at chosen tokens, as one that is served elsewhere."""
 
     index_TK: torch.Tensor
-    """The student's top-k token ids, as of ``topk_ids``."""
+    """The student's top-k token ids, as of ``topk_ids``; forward the teacher's own."""
     logprobs_TK: torch.Tensor
     """The teacher's log-probabilities of these tokens, its temperature already in them."""
 
@@ -114,8 +114,8 @@ def chunked_topk_reverse_kl(
 def chunked_forward_kl(
     student_hidden_TD: torch.Tensor,
     student_head_VD: torch.Tensor,
-    teacher_hidden_TD: torch.Tensor,
-    teacher_head_VD: torch.Tensor,
+    teacher_hidden_TD: torch.Tensor | None = None,
+    teacher_head_VD: torch.Tensor | None = None,
     *,
     k: int = 256,
     mode: Mode = "tail",
@@ -123,18 +123,21 @@ def chunked_forward_kl(
     weights_T: torch.Tensor | None = None,
     student_map: LogitMap | None = None,
     teacher_map: LogitMap | None = None,
+    scored: ScoredTopK | None = None,
 ) -> KLResult:
     """KL(teacher || student) on the teacher's top-k tokens; see ``distill.loss.forward_kl``.
 
-    Arguments, result and errors are those of ``chunked_topk_reverse_kl``.
+    Arguments, result and errors are those of ``chunked_topk_reverse_kl``; ``scored`` are the teacher's own.
     """
+    if scored is not None and (mode == "full" or k >= student_head_VD.shape[0]):
+        raise ValueError("mode full needs the teacher's whole distribution, not its top-k scores")
     return _chunked_kl(
         "forward",
         (student_hidden_TD, student_head_VD, student_map or LogitMap()),
         (teacher_hidden_TD, teacher_head_VD, teacher_map or LogitMap()),
         (k, mode, chunk),
         weights_T,
-        None,
+        scored,
     )
 
 

@@ -134,10 +134,10 @@ class OPCD:
         sizes = [LMHead.of(student).weight_VD.shape[0]]
         if not isinstance(teacher, ScoringTeacher):
             sizes.append(teacher.head.weight_VD.shape[0])
-        elif direction != "reverse" or mode == "full" or k >= (vocabulary or sizes[0]):
+        elif mode == "full" or k >= (vocabulary or sizes[0]):
             raise DistillError(
-                "a teacher on a server is known at the student's top-k only: take the reverse direction, a "
-                f"loss other than full, and a top-k below the {vocabulary or sizes[0]} tokens"
+                "a teacher on a server is known at a top-k only: take a loss other than full, and a top-k "
+                f"below the {vocabulary or sizes[0]} tokens"
             )
         narrow = {p.dtype for p in student.parameters() if p.requires_grad and p.dtype.itemsize < 4}
         if narrow:
@@ -292,12 +292,12 @@ class OPCD:
             head = head.cut(self._vocabulary).at(self._temperature)
             student = self._narrowed(hidden_TD[rows], head)
             if isinstance(self.teacher, ScoringTeacher):
-                result = self._remotely_scored(student, self.teacher, places, weight_T)
+                result = self._remotely_scored(direction, student, self.teacher, places, weight_T)
             else:
                 assert teacher_ND is not None
                 head = self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature)
                 teacher = self._narrowed(teacher_ND, head)
-                form = chunked_topk_reverse_kl if direction == "reverse" else chunked_forward_kl
+                form = FORMS[direction]
                 result = self._scored(form, self._mode, student, teacher, weight_T)
             logged = [(weight_T * stat_T).sum() for stat_T in result[2:]]
             return torch.stack([result.loss, *logged])
@@ -334,6 +334,7 @@ class OPCD:
 
     def _remotely_scored(
         self,
+        direction: Direction,
         student: tuple[torch.Tensor, LMHead],
         teacher: ScoringTeacher,
         places: Scored,
@@ -341,9 +342,20 @@ class OPCD:
     ) -> KLResult:
         hidden_TD, head = student
         head_VD = head.weight_VD
-        ids_TK = topk_ids(hidden_TD.detach(), head_VD.detach(), k=self._k, chunk=self._chunk, map=head.map)
-        scores_TK = teacher.score(places.teacher, places.rows, ids_TK, self._teacher_temperature)
-        return chunked_topk_reverse_kl(
+        spans, rows, temperature = places.teacher, places.rows, self._teacher_temperature
+        if direction == "reverse":
+            ids_TK = topk_ids(
+                hidden_TD.detach(), head_VD.detach(), k=self._k, chunk=self._chunk, map=head.map
+            )
+            scores_TK = teacher.score(spans, rows, ids_TK, temperature)
+        else:
+            ids_TK, scores_TK = teacher.top(spans, rows, self._k, temperature)
+            if (strange := int(ids_TK.max())) >= self._vocabulary:
+                raise DistillError(
+                    f"token {strange} is among the teacher's likeliest, and the student knows "
+                    f"{self._vocabulary}: lower --top-k, or take the reverse direction"
+                )
+        return FORMS[direction](
             hidden_TD,
             head_VD,
             k=self._k,
@@ -351,7 +363,7 @@ class OPCD:
             chunk=self._chunk,
             weights_T=weight_T,
             student_map=head.map,
-            scored=ScoredTopK(index_TK=ids_TK, logprobs_TK=scores_TK.to(hidden_TD.device)),
+            scored=ScoredTopK(*(tensor.to(hidden_TD.device) for tensor in (ids_TK, scores_TK))),
         )
 
     @property
@@ -438,6 +450,10 @@ class OPCD:
         self.step_count = int(self.ranks.entry(tensors, "step_count"))
 
 
+FORMS: Mapping[Direction, Callable[..., KLResult]] = {
+    "reverse": chunked_topk_reverse_kl,
+    "forward": chunked_forward_kl,
+}
 PASSES: Mapping[Way, type[TreePass] | type[PaddedPass]] = {"tree": TreePass, "padded": PaddedPass}
 """How a student's forward pass is made."""
 
