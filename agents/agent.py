@@ -18,16 +18,16 @@ from agents.config import ConfigError, SelfImproveConfig
 from agents.policies.chat_template import unknown_settings
 from agents.policies.local import HFPolicy
 from agents.policies.vllm.engine import LocalEngine
-from agents.policies.vllm.policy import Engine, VLLMPolicy
+from agents.policies.vllm.policy import Engine, EnginePolicy, VLLMPolicy
 from agents.policies.vllm.servers import Servers
-from agents.policies.vllm.teacher import ServedPolicy, ServedTeacher
+from agents.policies.vllm.teacher import ServedTeacher
 from agents.run.folder import clear_errors
 from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
 from distill.lm.sealed import seal_folder
 from distill.lora import LoRA
 from distill.opcd import OPCD
 from distill.parallel import Ranks
-from distill.teacher import check_same_tokens
+from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher, check_same_tokens
 from envs.words import EnvWords
 
 FREE_TEXT_TOKENS = 64
@@ -118,6 +118,16 @@ class Agent:
         """Another model, to be used as it is."""
         return self._policy(self._load(name))
 
+    def imitated(self) -> Teacher | ScoringTeacher:
+        """The teacher as what scores completions, with a memo of its own where it stays as it is."""
+        if self.scorer is not None:
+            return self.scorer
+        if self.config.teacher_kind in ("round", "ema"):
+            return FollowingTeacher(self.teacher.lm)
+        if self.config.teacher_kind == "self":
+            return self.student.lm
+        return FrozenTeacher(self.teacher.lm.fresh())
+
     def save(self, target: Path) -> None:
         """Write the student and its tokenizer as a plain Hugging Face folder, adapters merged in.
 
@@ -190,7 +200,7 @@ class Agent:
         )
 
     def _served(self, loaded: LoadedModel, teacher: ServedTeacher) -> HFPolicy:
-        return ServedPolicy(
+        return EnginePolicy(
             loaded.model,
             loaded.tokenizer,
             engine=teacher.servers,

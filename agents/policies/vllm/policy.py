@@ -105,17 +105,11 @@ class Engine(Drawer, Protocol):
         ...
 
 
-class VLLMPolicy(HFPolicy):
-    """A ``Policy`` over a transformers causal LM whose tokens an engine draws."""
+class EnginePolicy(HFPolicy):
+    """A ``Policy`` whose tokens an engine draws, with what weights it has: a model lends it the rest."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        engine: Engine,
-        weights: Callable[[], Weights] | None = None,
-        **options: Any,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, engine: Engine, **options: Any
     ) -> None:
         """Wrap a model.
 
@@ -123,14 +117,10 @@ class VLLMPolicy(HFPolicy):
             model: See ``HFPolicy``.
             tokenizer: See ``HFPolicy``.
             engine: Who draws; policies may share one.
-            weights: What the engine is handed; by default the model's own weights.
             **options: See ``HFPolicy``.
         """
         super().__init__(model, tokenizer, **options)
         self.engine = engine
-        self._weights = weights or (lambda: model.state_dict().items())
-        dtype = self.lm.compute_dtype or model.dtype
-        self._tolerance = TOLERANCE if dtype.itemsize >= 4 else TOLERANCE_16
 
     @property
     def window(self) -> int:
@@ -141,6 +131,60 @@ class VLLMPolicy(HFPolicy):
         """Forget everything, and give back the engine's memory."""
         super().clear()
         self.engine.release()
+
+    def _answer(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        if not requests:
+            return
+        low, high = TEMPERATURES
+        if sampling.temperature > 0 and not low <= sampling.temperature <= high:
+            raise VLLMError(
+                f"vLLM draws at temperatures from {low:g} to {high:g}, or greedily at 0, "
+                f"not at {sampling.temperature:g}: take --policy hf"
+            )
+        self._sync()
+        # Equal prompts have equal answers where nothing is drawn.
+        keys = [(r.prompt_ids, r.seed if sampling.temperature > 0 else 0) for r in requests]
+        distinct = list(dict.fromkeys(keys))
+        prompts, seeds = zip(*distinct, strict=True)
+        drawn = self.engine.draw(prompts, seeds, sampling, sorted(self._eos_ids))
+        embeddings: Any = self.lm.model.get_input_embeddings()
+        size = embeddings.weight.shape[0]
+        if strange := [token for answer in drawn for token in answer.token_ids if token >= size]:
+            raise VLLMError(f"{self.engine.name} drew token {strange[0]}, and the model has {size}")
+        answers = dict(zip(distinct, drawn, strict=True))
+        for request, key in zip(requests, keys, strict=True):
+            answer = answers[key]
+            request.token_ids, request.logprobs = list(answer.token_ids), list(answer.logprobs)
+            ended = bool(answer.token_ids) and answer.token_ids[-1] in self._eos_ids
+            request.finish_reason = FinishReason.STOP if ended else FinishReason.LENGTH
+
+    def _sync(self) -> None:
+        """Make sure that the engine has the weights that it is to draw with."""
+
+
+class VLLMPolicy(EnginePolicy):
+    """One whose engine draws with the model's own weights, whatever becomes of them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        weights: Callable[[], Weights] | None = None,
+        **options: Any,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: See ``HFPolicy``.
+            tokenizer: See ``HFPolicy``.
+            weights: What the engine is handed; by default the model's own weights.
+            **options: See ``EnginePolicy``.
+        """
+        super().__init__(model, tokenizer, **options)
+        self._weights = weights or (lambda: model.state_dict().items())
+        dtype = self.lm.compute_dtype or model.dtype
+        self._tolerance = TOLERANCE if dtype.itemsize >= 4 else TOLERANCE_16
 
     def adopt(self) -> None:
         """Take the engine as it is, if it shows that it has this model's weights already.
@@ -184,32 +228,6 @@ class VLLMPolicy(HFPolicy):
     def gap(self, scored: Iterable[Scored]) -> Gap:
         """How far the engine's log-probabilities are from the model's own."""
         return logprob_gap(self.lm.fresh(), scored)
-
-    def _answer(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        if not requests:
-            return
-        low, high = TEMPERATURES
-        if sampling.temperature > 0 and not low <= sampling.temperature <= high:
-            raise VLLMError(
-                f"vLLM draws at temperatures from {low:g} to {high:g}, or greedily at 0, "
-                f"not at {sampling.temperature:g}: take --policy hf"
-            )
-        self._sync()
-        # Equal prompts have equal answers where nothing is drawn.
-        keys = [(r.prompt_ids, r.seed if sampling.temperature > 0 else 0) for r in requests]
-        distinct = list(dict.fromkeys(keys))
-        prompts, seeds = zip(*distinct, strict=True)
-        drawn = self.engine.draw(prompts, seeds, sampling, sorted(self._eos_ids))
-        embeddings: Any = self.lm.model.get_input_embeddings()
-        size = embeddings.weight.shape[0]
-        if strange := [token for answer in drawn for token in answer.token_ids if token >= size]:
-            raise VLLMError(f"{self.engine.name} drew token {strange[0]}, and the model has {size}")
-        answers = dict(zip(distinct, drawn, strict=True))
-        for request, key in zip(requests, keys, strict=True):
-            answer = answers[key]
-            request.token_ids, request.logprobs = list(answer.token_ids), list(answer.logprobs)
-            ended = bool(answer.token_ids) and answer.token_ids[-1] in self._eos_ids
-            request.finish_reason = FinishReason.STOP if ended else FinishReason.LENGTH
 
     def _sync(self) -> None:
         """Make sure that the engine has this model's weights as they are now."""

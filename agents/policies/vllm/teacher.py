@@ -19,7 +19,7 @@ from itertools import accumulate
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from agents.policies.vllm.policy import VLLMError, VLLMPolicy
+from agents.policies.vllm.policy import VLLMError
 from agents.policies.vllm.servers import MAX_IDS, Server, ServerDownError, Servers
 from distill.lm.span import Prefix, Span
 from experience.terminal import shown
@@ -185,13 +185,6 @@ class ServedTeacher:
         cost = {"teacher_seconds": round(self._seconds, 3), "teacher_requests": self._requests}
         self._seconds, self._requests = 0.0, 0
         return cost
-
-
-class ServedPolicy(VLLMPolicy):
-    """A policy whose replies only servers can give: the model at hand lends tokenizer and template."""
-
-    def _sync(self) -> None:
-        """The weights are the servers' own."""
 
 
 def normalisers(
