@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from agents.config import ConfigError, SelfImproveConfig
+from agents.config import SelfImproveConfig
 from agents.policies.chat_template import unknown_settings
 from agents.policies.local import HFPolicy
 from agents.policies.vllm.engine import LocalEngine
@@ -57,7 +57,6 @@ class Agent:
             ranks: This process among those of the run.
 
         Raises:
-            ConfigError: vLLM and several processes do not go together.
             DistillError: Teacher or adapters do not fit the model.
             ModelError: The model cannot be had.
             VLLMError: vLLM cannot be used.
@@ -87,7 +86,7 @@ class Agent:
         """What is imitated, where it is on a server; ``teacher`` then plays in its place."""
         if config.teacher_urls:
             self.scorer = ServedTeacher(
-                config.teacher_urls, loaded.tokenizer, config.teacher_temperature, config.top_k
+                config.teacher_urls, loaded.tokenizer, config.teacher_temperature, config.top_k, ranks
             )
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Training`` lets it follow the student where it has to."""
@@ -168,15 +167,13 @@ class Agent:
             return self.config.policy
         has_vllm = importlib.util.find_spec("vllm") is not None
         is_short = bool(words.actions) and self.config.replies == "act"
-        suits = model.device.type == "cuda" and not is_short and self._ranks.size == 1
+        suits = model.device.type == "cuda" and not is_short
         return "vllm" if has_vllm and suits else "hf"
 
     def _make_engine(self, loaded: LoadedModel, path: Path) -> Engine:
         config, model = self.config, loaded.model
-        if self._ranks.size > 1:
-            raise ConfigError("policy vllm is for a run in one process: take policy hf")
         if config.policy_urls:
-            return Servers(config.policy_urls, loaded.tokenizer, weights=path)
+            return Servers(config.policy_urls, loaded.tokenizer, weights=path, ranks=self._ranks)
         self._console.print("starting vLLM")
         return LocalEngine(
             model,
@@ -192,6 +189,7 @@ class Agent:
             loaded.model,
             loaded.tokenizer,
             engine=self.engine,
+            ranks=self._ranks,
             weights=None if self.lora is None else partial(self.lora.weights, merged=lora is None),
             compute_dtype=autocast(loaded.model, self.config.compute_dtype),
             within=nullcontext if lora is None else lora.off,

@@ -160,6 +160,7 @@ class Training:
         """
         config, data, policy = self.run.config, self._data, self._answering
         policy.clear()
+        policy.prepare()
         return sample_examples(
             policy,
             self.agent.student.encode,

@@ -105,6 +105,10 @@ class Ranks:
         return cast("list[float]", tensor.tolist())
 
 
+ALONE = Ranks()
+"""One process, whatever others there are."""
+
+
 def is_main_process() -> bool:
     """Whether this process is the main one, as its launcher says."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -57,7 +57,8 @@ class FakeVLLM:
         if path == "/collective_rpc":
             self.loads += 1
             if self.loads_weights:
-                weights = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
+                files = Path(body["kwargs"]["weights_path"]).glob("*.safetensors")
+                weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
                 self.policy.lm.model.load_state_dict(weights)
             return {"results": [None]}
         if path == "/reset_prefix_cache":

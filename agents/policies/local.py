@@ -111,6 +111,9 @@ class HFPolicy:
         for memo in (self._tables, self._encoded, self._pieces, self._decoded):
             memo.clear()
 
+    def prepare(self) -> None:
+        """Make ready to answer; where several processes share a run, each has to take part."""
+
     def encode(self, prompt: Prompt) -> Prefix:
         """The prompt's token ids: the chat template's, then the reply prefix.
 

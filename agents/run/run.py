@@ -287,6 +287,7 @@ class Run:
         temperature: float,
     ) -> None:
         policy.clear()
+        policy.prepare()
         ranks = self.ranks
         mine = seeds.part(ranks.rank, ranks.size)
         traces = rollout.rollout(

@@ -17,6 +17,7 @@ from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
 from distill.lm.language_model import LanguageModel
 from distill.lm.span import Prefix
+from distill.parallel import ALONE, Ranks
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 """Names as in a checkpoint of the model."""
@@ -88,8 +89,12 @@ class Engine(Drawer, Protocol):
         """The longest prompt and completion together, in tokens."""
         ...
 
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: Weights, ranks: Ranks = ALONE) -> None:
         """Take over these weights, and forget all that was computed with others.
+
+        Args:
+            weights: Which every process has, and every one goes through to the end.
+            ranks: The processes that take part.
 
         Raises:
             VLLMError: It cannot.
@@ -171,6 +176,7 @@ class VLLMPolicy(EnginePolicy):
         tokenizer: PreTrainedTokenizerBase,
         *,
         weights: Callable[[], Weights] | None = None,
+        ranks: Ranks = ALONE,
         **options: Any,
     ) -> None:
         """Wrap a model.
@@ -179,9 +185,11 @@ class VLLMPolicy(EnginePolicy):
             model: See ``HFPolicy``.
             tokenizer: See ``HFPolicy``.
             weights: What the engine is handed; by default the model's own weights.
+            ranks: The processes that have such a policy each.
             **options: See ``EnginePolicy``.
         """
         super().__init__(model, tokenizer, **options)
+        self._ranks = ranks
         self._weights = weights or (lambda: model.state_dict().items())
         dtype = self.lm.compute_dtype or model.dtype
         self._tolerance = TOLERANCE if dtype.itemsize >= 4 else TOLERANCE_16
@@ -193,7 +201,7 @@ class VLLMPolicy(EnginePolicy):
             VLLMError: It has not.
         """
         self.prove()
-        self.engine.holds = (self, self.lm.weights_version)
+        self.engine.holds = self._own
 
     def prove(self) -> Gap:
         """Let the engine show that it computes what the model computes.
@@ -229,15 +237,25 @@ class VLLMPolicy(EnginePolicy):
         """How far the engine's log-probabilities are from the model's own."""
         return logprob_gap(self.lm.fresh(), scored)
 
+    def prepare(self) -> None:
+        """See ``HFPolicy``: every engine is handed the weights, if one needs them, and proves it."""
+        if self._ranks.maximum(self.engine.holds != self._own):
+            self._hand_over(self._ranks)
+
     def _sync(self) -> None:
-        """Make sure that the engine has this model's weights as they are now."""
-        mine = (self, self.lm.weights_version)
-        if self.engine.holds == mine:
-            return
+        """Make sure that the engine has this model's weights as they are now, whatever others do."""
+        if self.engine.holds != self._own:
+            self._hand_over(ALONE)
+
+    @property
+    def _own(self) -> object:
+        return self, self.lm.weights_version
+
+    def _hand_over(self, ranks: Ranks) -> None:
         self.engine.holds = None  # whatever interrupts this: half a load is taken for nobody's weights
-        self.engine.load(self._weights())
+        self.engine.load(self._weights(), ranks)
         self.prove()
-        self.engine.holds = mine
+        self.engine.holds = self._own
 
 
 def logprob_gap(lm: LanguageModel, scored: Iterable[Scored]) -> Gap:

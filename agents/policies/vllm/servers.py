@@ -13,7 +13,7 @@ import secrets
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import PROBES, Drawer, Drawn, Gap, VLLMError, Weights
 from distill.lm.span import Prefix, Span
+from distill.parallel import ALONE, Ranks
 from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, leads_to
 from experience.masking import masked
 from experience.terminal import shown
@@ -38,6 +40,8 @@ OLDEST = (0, 32)
 """The first vLLM whose endpoints take and give all that is needed."""
 PARALLEL = 64
 """Requests at a time, per server."""
+FILE_BYTES = 1 << 30
+"""Of weights on their way that are in memory at a time, and in one file."""
 TIMEOUT = 600.0
 """Seconds for one request."""
 MAX_PAUSE = 10.0
@@ -352,6 +356,7 @@ class Servers:
         tokenizer: PreTrainedTokenizerBase,
         *,
         weights: Path | None,
+        ranks: Ranks = ALONE,
         timeout: float = TIMEOUT,
     ) -> None:
         """Make sure that all of them can be used.
@@ -361,6 +366,8 @@ class Servers:
             tokenizer: The agent's.
             weights: A folder that the servers see too, for new weights on their way; made when needed.
                 Without one they keep the weights that they have.
+            ranks: The processes that do this. Each asks its share of the servers, as long as one of it is
+                left, or one of them where there are fewer servers than processes.
             timeout: Seconds for one request.
 
         Raises:
@@ -369,25 +376,42 @@ class Servers:
         self.name = "vLLM"
         self.holds: object = None
         self._servers = [Server(url, timeout=timeout) for url in dict.fromkeys(urls)]
+        self._mine = self._servers[ranks.rank :: ranks.size] or [
+            self._servers[ranks.rank % len(self._servers)]
+        ]
         for server in self._servers:
             server.check_tokenizer(tokenizer)
-            if weights is not None:
-                server.reset()
+        if weights is not None:
+            ranks.from_main(self._reset)
         self.window = min(server.window for server in self._servers)
         self._weights = weights
         self._lock = threading.Lock()
         self._at_work = dict.fromkeys(self._servers, 0)
 
-    def load(self, weights: Weights) -> None:
-        """See ``Engine``. A server that fails to take them is not asked any more."""
+    def load(self, weights: Weights, ranks: Ranks = ALONE) -> None:
+        """See ``Engine``: one process hands them over. Who fails to take them is not asked any more."""
         if self._weights is None:
             raise VLLMError("these servers are not to be given weights")
+        if ranks.is_main:
+            self._hand_over(weights, self._weights)
+        else:
+            for _ in weights:  # it may take all to put each of them together
+                pass
+        reasons = ranks.from_main(lambda: [server.down for server in self._servers])
+        for server, reason in zip(self._servers, reasons, strict=True):
+            server.down = server.down or reason  # of which the main process has told already
+
+    def _reset(self) -> None:
+        for server in self._servers:
+            server.reset()
+
+    def _hand_over(self, weights: Weights, into: Path) -> None:
         # Of its own, as it is removed again: who else has what in theirs is not known.
-        folder = self._weights.absolute() / f"served-weights-{secrets.token_hex(8)}"
+        folder = into.absolute() / f"served-weights-{secrets.token_hex(8)}"
         try:
             folder.mkdir(parents=True)
-            tensors = {name: tensor.detach().cpu().clone() for name, tensor in weights}  # tied ones are two
-            save_file(tensors, folder / "model.safetensors")
+            for number, tensors in enumerate(_files(weights)):
+                save_file(tensors, folder / f"model-{number:05}.safetensors")
             for server in self._alive():
                 try:
                     server.reload(folder)
@@ -415,19 +439,18 @@ class Servers:
         return self.all(test)
 
     def all(self, work: Callable[[Server], Result]) -> list[Result]:
-        """Let each server do the same; one that fails is dropped.
+        """Let each of this process's servers do the same; one that fails is dropped.
 
         Raises:
             VLLMError: No server is left, or one refuses.
         """
         results = []
-        for server in self._alive():
+        for server in self._near():
             try:
                 results.append(work(server))
             except ServerDownError as error:
                 self._drop(server, str(error))
-        self._alive()
-        return results
+        return results or self.all(work)  # until there is no server left
 
     def release(self) -> None:
         """See ``Engine``: their memory is their own."""
@@ -449,7 +472,7 @@ class Servers:
             VLLMError: No server is left, or one refuses.
         """
         near = near or [None] * len(jobs)
-        with ThreadPoolExecutor(PARALLEL * len(self._alive())) as pool:
+        with ThreadPoolExecutor(PARALLEL * len(self._near())) as pool:
             futures = [
                 pool.submit(self._anywhere, job, work, first) for job, first in zip(jobs, near, strict=True)
             ]
@@ -462,7 +485,7 @@ class Servers:
     def _anywhere(self, job: Job, work: Callable[[Server, Job], Result], first: Server | None) -> Result:
         while True:
             with self._lock:
-                alive = self._alive()
+                alive = self._near()
                 server = first if first in alive else min(alive, key=lambda server: self._at_work[server])
                 self._at_work[server] += 1
             try:
@@ -480,12 +503,28 @@ class Servers:
             raise VLLMError(f"no server is left ({reasons}). Start them again and resume the run")
         return alive
 
+    def _near(self) -> list[Server]:
+        """Those that this process asks."""
+        alive = self._alive()
+        return [server for server in self._mine if server in alive] or alive
+
     def _drop(self, server: Server, reason: str) -> None:
         """It would miss new weights, so it stays out for good."""
         with self._lock:
             is_news, server.down = server.down is None, reason
         if is_news:
             warnings.warn(shown(f"not asked any more: {reason}"), stacklevel=2)
+
+
+def _files(weights: Weights) -> Iterator[dict[str, torch.Tensor]]:
+    """Weights in host memory, as many at a time as go into one file."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in weights:
+        tensors[name] = tensor.detach().cpu().clone()  # tied ones are two
+        if sum(tensor.nbytes for tensor in tensors.values()) >= FILE_BYTES:
+            yield tensors
+            tensors = {}
+    yield tensors
 
 
 def logprob(value: Any) -> float:

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from agents.policies.vllm.policy import VLLMError
 from agents.policies.vllm.servers import MAX_IDS, Server, ServerDownError, Servers
 from distill.lm.span import Prefix, Span
+from distill.parallel import ALONE, Ranks
 from experience.terminal import shown
 
 PROBE = "Which way is the lake?"
@@ -39,7 +40,12 @@ class ServedTeacher:
     """A ``ScoringTeacher``."""
 
     def __init__(
-        self, urls: Sequence[str], tokenizer: PreTrainedTokenizerBase, temperature: float, k: int = 8
+        self,
+        urls: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        temperature: float,
+        k: int = 8,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Make sure that the servers can be used.
 
@@ -48,11 +54,12 @@ class ServedTeacher:
             tokenizer: The student's.
             temperature: At which it will be asked to score.
             k: How many tokens it will be asked about at each position.
+            ranks: See ``Servers``.
 
         Raises:
             VLLMError: One cannot be used, or does not apply the temperature.
         """
-        self.servers = Servers(urls, tokenizer, weights=None)
+        self.servers = Servers(urls, tokenizer, weights=None, ranks=ranks)
         self.window = self.servers.window - 1  # a completion is scored as a prompt of one token more
         self._seconds = 0.0
         self._requests = 0
