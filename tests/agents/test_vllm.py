@@ -33,6 +33,7 @@ from distill.lm.span import Span
 from distill.lora import LoRA
 from experience.store import ExperienceStore
 from tests.agents.test_self_improve import QUIET, TINY, open_gate
+from tests.agents.test_vllm_servers import launch
 from tests.benchmarks.rollout import bench
 from tests.conftest import byte_tokenizer, save_walker, tiny_llama
 
@@ -257,39 +258,14 @@ def test_a_run_with_vllm(tmp_path: Path) -> None:
     assert (run / "results.json").exists()
 
 
-OPEN_GATE = """
-import sys
-from agents.self_improve import main
-from experience.store import ExperienceStore
-from tests.agents.test_self_improve import open_gate
-with open_gate():
-    sys.exit(main())
-"""
-
-
 def test_two_processes_with_an_engine_each_do_what_one_does(tmp_path: Path) -> None:
     """The same episodes and losses, up to rounding, from the same seeds."""
     model = save_walker(tmp_path, head_dim=HEAD_DIM)
-    (tmp_path / "script.py").write_text(OPEN_GATE)
     settings = TINY | {"rounds": 1, "model": str(model), "policy": "vllm"}
-    flags = [
-        text
-        for name, value in settings.items()
-        for text in (f"--{name.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value))
-    ]
     for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={processes}", str(tmp_path / "script.py"), *flags]
-        done = subprocess.run(
-            [*command, "--output", str(tmp_path / str(processes))],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-            check=False,
-            timeout=400,
+        assert "Traceback" not in launch(
+            processes, tmp_path / "script.py", tmp_path / str(processes), **settings
         )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "Traceback" not in done.stderr
     columns = ["phase", "seed", "num_turns", "success", "stop_reason"]
     tables, losses = [], []
     for processes in (1, 2):

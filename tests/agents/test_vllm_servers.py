@@ -4,7 +4,10 @@ import base64
 import copy
 import io
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +34,7 @@ from distill.lm.span import Span
 from distill.loss import Direction
 from distill.opcd import OPCD, DistillError
 from distill.teacher import FrozenTeacher, ScoringTeacher, Teacher
+from experience.store import ExperienceStore
 from tests.agents.test_self_improve import QUIET, TINY, open_gate
 from tests.conftest import byte_tokenizer, tiny_llama
 from tests.fake_vllm import FakeVLLM
@@ -42,6 +46,13 @@ def prompt(text: str) -> Prompt:
 
 PROMPTS = [prompt(str(i)) for i in range(24)]
 SHORT = {**TINY, "rounds": 1, "episodes": 4, "steps": 2, "validation_episodes": 2, "test_episodes": 2}
+OPEN_GATE = """
+import sys
+from agents.self_improve import main
+from tests.agents.test_self_improve import open_gate
+with open_gate():
+    sys.exit(main())
+"""
 SAMPLING = Sampling(temperature=0.8, max_tokens=4)
 
 
@@ -389,6 +400,54 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
     resume = ["--resume", str(tmp_path / "run")]
     assert parse_args(resume).policy_urls == tuple(urls[:2])
     assert parse_args([*resume, "--policy", "http://other:1"]).policy_urls == ("http://other:1",)
+
+
+def launch(processes: int, script: Path, output: Path, **settings: Any) -> str:
+    """What a run on several processes says, which has to end well."""
+    script.write_text(OPEN_GATE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", str(script), "--output", str(output)]
+    for name, value in settings.items():
+        command += [f"--{name.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def test_two_processes_share_the_servers(walker_folder: Path, tmp_path: Path) -> None:
+    """Each has its own, which one of them gives the weights; one that dies is named, and the others go on."""
+    walker = load_model(str(walker_folder))
+    settings = SHORT | {"model": str(walker_folder), "eval_temperature": (0.0,)}
+    one, two = tmp_path / "one", tmp_path / "two"
+    with ExitStack() as stack:
+        alone, *fakes = (
+            stack.enter_context(FakeVLLM(copy.deepcopy(walker.model), walker.tokenizer).serve())
+            for _ in range(3)
+        )
+        with open_gate():
+            self_improve(SelfImproveConfig(output=one, policy=alone.url, **settings), QUIET)
+        fakes[1].lives = 40
+        urls = ",".join(fake.url for fake in fakes)
+        said = launch(2, tmp_path / "script.py", two, **settings | {"policy": urls, "eval_temperature": 0.0})
+    columns = ["phase", "seed", "num_turns", "success"]
+    traces, losses = [], []
+    for output in (one, two):
+        with ExperienceStore(output / "experience.db") as store:
+            traces.append(store.traces()[columns].sort_values(columns).reset_index(drop=True))
+        lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+        losses.append([entry["kl"] for entry in lines if entry["kind"] == "train"])
+    assert traces[0].equals(traces[1])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert alone.loads == fakes[0].loads > fakes[1].loads >= 1
+    assert min(fake.completions for fake in fakes) >= 30
+    assert f"not asked any more: {fakes[1].url}" in "".join(said.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -329,9 +329,8 @@ class Server:
         except (RecursionError, ValueError) as error:
             raise VLLMError(f"the answer of {self.url} to {path} is no JSON ({str(error)[:200]})") from None
         except self._errors.APIConnectionError as error:
-            raise ServerDownError(
-                f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}"
-            ) from None
+            cause = error.__cause__ or error
+            raise ServerDownError(f"{self.url}: {type(cause).__name__}: {cause}") from None
         except self._errors.APIStatusError as error:
             reason = f"{self.url}{path} says {error.status_code}: {_message(error)}{leads_to(error)}"
             if error.status_code >= 500:
