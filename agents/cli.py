@@ -26,7 +26,7 @@ from agents.run.folder import RunFolderError, is_disk_full
 from agents.run.resume import REACHING, resumed, saved_config
 from distill.lm.load import ModelError
 from distill.opcd import DistillError
-from distill.parallel import is_lost_connection
+from distill.parallel import is_lost_connection, lost_ranks
 from envs.words import EnvError
 from experience import ExperienceError
 from experience.terminal import Terminal, guard_standard_error
@@ -72,7 +72,9 @@ def run_command(
         message, code = f"error: out of memory (training takes less with a lower --max-nodes)\n{reason}", 2
     except Exception as error:
         if is_lost_connection(error):
-            message, code = "error: another process of this run has died", 3
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which a launcher ends those that are left
+            which = ", ".join(map(str, lost_ranks())) or "unknown, as it was on another machine"
+            message, code = f"error: another process of this run has died (rank {which})", 3
         elif is_disk_full(error):
             message, code = "error: the disk is full", 2
         else:

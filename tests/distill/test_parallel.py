@@ -141,7 +141,7 @@ def test_a_dead_process_ends_the_run_with_a_message(walker_folder: Path, tmp_pat
         timeout=300,
     )
     assert done.returncode != 0
-    assert "another process of this run has died" in done.stderr
+    assert "another process of this run has died (rank 1)" in done.stderr
     assert f"--resume {path}" in done.stderr
     assert launch(2, "agents.self_improve", "--resume", str(path)).returncode == 0
     assert (path / "results.json").exists()
