@@ -55,15 +55,16 @@ def run_command(
     """
     console = Terminal(stderr=True)
     guard_standard_error()
-    # A cluster's stop is as good as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _end)
     transformers.utils.logging.disable_progress_bar()
     can_go_on = True
     try:
         work(console)
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         message, code = "\ninterrupted", 130
+        if interrupt.args:
+            message, code = _lost(interrupt.args), 3
     except USER_ERRORS as error:
         message, code = f"error: {error}", 2
         can_go_on = is_disk_full(error)  # others would end it in the same way
@@ -73,8 +74,7 @@ def run_command(
     except Exception as error:
         if is_lost_connection(error):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which a launcher ends those that are left
-            which = ", ".join(map(str, lost_ranks())) or "unknown, as it was on another machine"
-            message, code = f"error: another process of this run has died (rank {which})", 3
+            message, code = _lost(lost_ranks()), 3
         elif is_disk_full(error):
             message, code = "error: the disk is full", 2
         else:
@@ -85,6 +85,16 @@ def run_command(
     if can_go_on and (advice := how_to_go_on()):
         console.print(advice, markup=False, highlight=False, soft_wrap=True)
     return code
+
+
+def _end(*_: object) -> None:
+    """A cluster's stop is as good as Ctrl-C; a launcher's comes where another process is gone already."""
+    raise KeyboardInterrupt(*lost_ranks(0))
+
+
+def _lost(ranks: Sequence[int]) -> str:
+    which = ", ".join(map(str, ranks)) or "unknown, as it was on another machine"
+    return f"error: another process of this run has died (rank {which})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

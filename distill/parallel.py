@@ -132,6 +132,8 @@ def is_lost_connection(error: BaseException) -> bool:
 
 def lost_ranks(seconds: float = 1.0) -> list[int]:
     """The ranks on this machine whose processes are gone, or go within ``seconds``."""
+    if not _PROCESSES:
+        return []
     import psutil  # accelerate brings it
 
     def is_gone(process: int) -> bool:

@@ -25,15 +25,17 @@ from agents.config import SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
 from agents.policies.vllm.engine import LocalEngine
-from agents.policies.vllm.policy import VLLMError, VLLMPolicy
+from agents.policies.vllm.policy import EnginePolicy, VLLMError, VLLMPolicy
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.self_improve import self_improve
 from distill.lm.span import Span
 from distill.lora import LoRA
+from experience.endpoint import Endpoint
 from experience.store import ExperienceStore
+from experience.writer import WritingTask
 from tests.agents.test_self_improve import QUIET, TINY, open_gate
-from tests.agents.test_vllm_servers import launch
+from tests.agents.test_vllm_servers import OPEN_GATE, launch
 from tests.benchmarks.rollout import bench
 from tests.conftest import byte_tokenizer, save_walker, tiny_llama
 
@@ -281,6 +283,27 @@ def test_two_processes_with_an_engine_each_do_what_one_does(tmp_path: Path) -> N
         assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-3)
 
 
+DYING = """
+import os
+from distill.opcd import OPCD
+step = OPCD.step
+def dies(self, *args):
+    if self.step_count == 2 and os.environ["RANK"] == "1":
+        os._exit(9)
+    return step(self, *args)
+OPCD.step = dies
+"""
+
+
+def test_a_run_goes_on_with_one_engine_when_the_other_is_gone(tmp_path: Path) -> None:
+    model, script, run = save_walker(tmp_path, head_dim=HEAD_DIM), tmp_path / "script.py", tmp_path / "run"
+    settings = TINY | {"rounds": 1, "model": str(model), "policy": "vllm"}
+    said = launch(2, script, run, DYING + OPEN_GATE, ends_well=False, **settings)
+    assert "another process of this run has died (rank 1)" in said
+    launch(1, script, run, f"import sys; sys.argv = ['', '--resume', {str(run)!r}]" + OPEN_GATE)
+    assert json.loads((run / "results.json").read_text())["processes"] == 1
+
+
 def test_a_real_server_draws_and_takes_new_weights(tmp_path: Path) -> None:
     model, tokenizer = tiny_llama(head_dim=HEAD_DIM, tie=False), byte_tokenizer()
     model.save_pretrained(tmp_path / "served")
@@ -324,6 +347,13 @@ def test_a_real_served_teacher_scores_as_a_local_one(tmp_path: Path, runner: str
     }
     with serve(tmp_path / "served", *flags, **(interpreted if runner == "new" else {})) as url:
         teacher = ServedTeacher([url], tokenizer, 0.4, 200)
+        greedy = [prompt(text) for text in ("a", "bb")], Sampling(temperature=0, max_tokens=6), (0, 0)
+        drawn = EnginePolicy(tiny_llama(seed=7, head_dim=HEAD_DIM), tokenizer, engine=teacher.servers)
+        assert [c.token_ids for c in drawn.generate(*greedy)] == [
+            c.token_ids for c in policy.generate(*greedy)
+        ]
+        writer = Endpoint(f"{url}/v1", str(tmp_path / "served"), max_tokens=8, temperature=1.0)
+        assert len(writer([WritingTask(system="Write.", user="A lesson?")], [0])) == 1
         for temperature in (1.0, 0.4, 1.5):
             logprobs_NV = (logits_NV / temperature).log_softmax(-1)
             # A span each, and one for all positions where that tells too little.

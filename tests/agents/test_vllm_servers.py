@@ -402,9 +402,17 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
     assert parse_args([*resume, "--policy", "http://other:1"]).policy_urls == ("http://other:1",)
 
 
-def launch(processes: int, script: Path, output: Path, **settings: Any) -> str:
-    """What a run on several processes says, which has to end well."""
-    script.write_text(OPEN_GATE)
+def launch(
+    processes: int,
+    script: Path,
+    output: Path,
+    text: str = OPEN_GATE,
+    *,
+    ends_well: bool = True,
+    **settings: Any,
+) -> str:
+    """What a run on several processes says, and that it ends as it has to."""
+    script.write_text(text)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", str(script), "--output", str(output)]
     for name, value in settings.items():
@@ -417,7 +425,7 @@ def launch(processes: int, script: Path, output: Path, **settings: Any) -> str:
         check=False,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode == 0) == ends_well, done.stderr[-3000:]
     return done.stderr
 
 

@@ -60,7 +60,8 @@ class ServedTeacher:
             VLLMError: One cannot be used, or does not apply the temperature.
         """
         self.servers = Servers(urls, tokenizer, weights=None, ranks=ranks)
-        self.window = self.servers.window - 1  # a completion is scored as a prompt of one token more
+        self.servers.window -= 1  # a completion is scored as a prompt of one token more
+        self.window = self.servers.window
         self._seconds = 0.0
         self._requests = 0
         self._at_once = False
