@@ -14,11 +14,11 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from agents.config import ConfigError, Precision, SelfImproveConfig
+from agents.config import Precision, SelfImproveConfig
 from agents.policies.chat_template import unknown_settings
 from agents.policies.local import HFPolicy
 from agents.policies.vllm.engine import LocalEngine
-from agents.policies.vllm.policy import Engine, VLLMPolicy
+from agents.policies.vllm.policy import Engine, EnginePolicy, VLLMPolicy
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.run.folder import clear_errors
@@ -57,7 +57,6 @@ class Agent:
             ranks: This process among those of the run.
 
         Raises:
-            ConfigError: vLLM and several processes do not go together.
             DistillError: Teacher or adapters do not fit the model.
             ModelError: The model cannot be had.
             VLLMError: vLLM cannot be used.
@@ -86,9 +85,13 @@ class Agent:
         self.scorer: ServedTeacher | None = None
         """What is imitated, where it is on a server; ``teacher`` then plays in its place."""
         if config.teacher_urls:
-            self.scorer = ServedTeacher(config.teacher_urls, loaded.tokenizer, config.teacher_temperature)
+            self.scorer = ServedTeacher(
+                config.teacher_urls, loaded.tokenizer, config.teacher_temperature, config.top_k, ranks
+            )
         self.teacher = self._make_teacher(loaded)
         """What is imitated, as a policy; ``Training`` lets it follow the student where it has to."""
+        self.writer = self.teacher if self.scorer is None else self._served(loaded, self.scorer)
+        """Who answers off-policy: what is imitated, wherever it is."""
         self.max_tokens = reply_tokens(config, self.base, words)
         """Of a reply."""
         self._step = 0
@@ -169,15 +172,13 @@ class Agent:
             return self.config.policy
         has_vllm = importlib.util.find_spec("vllm") is not None
         is_short = bool(words.actions) and self.config.replies == "act"
-        suits = model.device.type == "cuda" and not is_short and self._ranks.size == 1
+        suits = model.device.type == "cuda" and not is_short
         return "vllm" if has_vllm and suits else "hf"
 
     def _make_engine(self, loaded: LoadedModel, path: Path) -> Engine:
         config, model = self.config, loaded.model
-        if self._ranks.size > 1:
-            raise ConfigError("policy vllm is for a run in one process: take policy hf")
         if config.policy_urls:
-            return Servers(config.policy_urls, loaded.tokenizer, weights=path)
+            return Servers(config.policy_urls, loaded.tokenizer, weights=path, ranks=self._ranks)
         self._console.print("starting vLLM")
         return LocalEngine(
             model,
@@ -193,9 +194,19 @@ class Agent:
             loaded.model,
             loaded.tokenizer,
             engine=self.engine,
+            ranks=self._ranks,
             weights=None if self.lora is None else partial(self.lora.weights, merged=lora is None),
             compute_dtype=autocast(loaded.model, self.config.products_dtype),
             within=nullcontext if lora is None else lora.off,
+            compute=loaded.support.way,
+            template_settings=self.config.chat_template_kwargs,
+        )
+
+    def _served(self, loaded: LoadedModel, teacher: ServedTeacher) -> HFPolicy:
+        return EnginePolicy(
+            loaded.model,
+            loaded.tokenizer,
+            engine=teacher.servers,
             compute=loaded.support.way,
             template_settings=self.config.chat_template_kwargs,
         )

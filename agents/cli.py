@@ -26,7 +26,7 @@ from agents.run.folder import RunFolderError, is_disk_full
 from agents.run.resume import REACHING, resumed, saved_config
 from distill.lm.load import ModelError
 from distill.opcd import DistillError
-from distill.parallel import is_lost_connection
+from distill.parallel import is_lost_connection, lost_ranks
 from envs.words import EnvError
 from experience import ExperienceError
 from experience.terminal import Terminal, guard_standard_error
@@ -55,15 +55,16 @@ def run_command(
     """
     console = Terminal(stderr=True)
     guard_standard_error()
-    # A cluster's stop is as good as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _end)
     transformers.utils.logging.disable_progress_bar()
     can_go_on = True
     try:
         work(console)
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         message, code = "\ninterrupted", 130
+        if interrupt.args:
+            message, code = _lost(interrupt.args), 3
     except USER_ERRORS as error:
         message, code = f"error: {error}", 2
         can_go_on = is_disk_full(error)  # others would end it in the same way
@@ -72,7 +73,8 @@ def run_command(
         message, code = f"error: out of memory (training takes less with a lower --max-nodes)\n{reason}", 2
     except Exception as error:
         if is_lost_connection(error):
-            message, code = "error: another process of this run has died", 3
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which a launcher ends those that are left
+            message, code = _lost(lost_ranks()), 3
         elif is_disk_full(error):
             message, code = "error: the disk is full", 2
         else:
@@ -83,6 +85,16 @@ def run_command(
     if can_go_on and (advice := how_to_go_on()):
         console.print(advice, markup=False, highlight=False, soft_wrap=True)
     return code
+
+
+def _end(*_: object) -> None:
+    """A cluster's stop is as good as Ctrl-C; a launcher's comes where another process is gone already."""
+    raise KeyboardInterrupt(*lost_ranks(0))
+
+
+def _lost(ranks: Sequence[int]) -> str:
+    which = ", ".join(map(str, ranks)) or "unknown, as it was on another machine"
+    return f"error: another process of this run has died (rank {which})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -195,7 +195,8 @@ class ModelSettings:
     """Whose weights are imitated: `base` the initial ones, `round` the student's at each round's beginning,
     `ema` a running mean of the student's, `self` the student's own of the moment. Or another model of the
     same tokenizer: its name or folder. Or a server of one (`vllm serve`), by its URL, several separated by
-    commas: it scores the student's top-k tokens, and the gate is played by the initial weights."""
+    commas: it scores the student's top-k tokens and answers off-policy, and the gate is played by the initial
+    weights."""
     policy: str = "auto"
     """Who draws replies: `hf` is transformers, which remembers what it computed; `vllm` is vLLM in this
     process, and a URL such as http://localhost:8000 a server of it (`vllm serve`). Several are separated by
@@ -339,8 +340,8 @@ class SelfImproveConfig(
                 f"insights must be {', '.join(INSIGHT_KINDS)}, or a .toml file of prompts, "
                 f"not {self.insights!r}"
             )
-        if self.teacher_urls:
-            self._check_served_teacher()
+        if self.teacher_urls and self.loss == "full":
+            raise ConfigError("a teacher on a server is known at a top-k only: take a loss other than full")
         if self.insight_url is not None and self.insight_model is None and self.resume is None:
             raise ConfigError("insight_url needs insight_model: the model's name there")
         if self.resume is None:  # a begun run has its text
@@ -348,15 +349,6 @@ class SelfImproveConfig(
                 _check_text(self.context_file, self.context_place)
             elif self.context_place == "chat":
                 raise ConfigError("context_place chat needs a context_file: nobody else may write turns")
-
-    def _check_served_teacher(self) -> None:
-        if self.data != "student" or self.direction == "forward" or self.loss == "full":
-            raise ConfigError(
-                "a teacher on a server only scores the student's top-k tokens: take data student, "
-                "a direction other than forward, and a loss other than full"
-            )
-        if self.off_policy_steps:
-            raise ConfigError("a teacher on a server writes nothing: take off_policy_steps 0")
 
 
 def _urls(text: str) -> tuple[str, ...]:

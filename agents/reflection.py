@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from agents.config import ConfigError
@@ -187,7 +188,7 @@ class Reflection:
         """Each insight alone, and where prompts show several, all that fit together."""
         run, config = self.run, self.run.config
         phase = Phase(kind="write", round=round_number)
-        drawn = run.once(phase, lambda: run.ranks.from_main(lambda: self._write(phase)))
+        drawn = run.once(phase, partial(self._write_together, phase))
         insights = [insight_from(values) for values in drawn]
         if run.ranks.is_main:
             run.store.set_insights(insights, str(phase))
@@ -200,6 +201,16 @@ class Reflection:
         if len(ranked) > 1:
             alone.append(self._together(ranked, config.insights_per_prompt))
         return alone
+
+    def _write_together(self, phase: Phase) -> list[dict[str, Any]]:
+        """What the main process writes, as all of them may be needed to let the agent do so."""
+        student, config = self.run.agent.student, self.run.config
+        student.clear()
+        if config.insight_url is None and config.insight_model is None:
+            student.prepare()
+        written = self.run.ranks.from_main(lambda: self._write(phase))
+        student.clear()
+        return written
 
     def _write(self, phase: Phase) -> list[dict[str, Any]]:
         """What is known and what the writer says of the round's traces, by promise."""
@@ -361,7 +372,6 @@ class PolicyWriter:
 
     def __call__(self, tasks: Sequence[WritingTask], seeds: Sequence[int]) -> list[str]:
         """One reply per task; see ``Writer``. A task that does not fit the window gets an empty one."""
-        self._policy.clear()
         prompts = [
             Prompt(
                 messages=(
@@ -374,7 +384,8 @@ class PolicyWriter:
         ]
         sampling = Sampling(temperature=INSIGHT_TEMPERATURE, max_tokens=INSIGHT_TOKENS)
         completions = self._policy.generate(prompts, sampling, seeds)
-        self._policy.clear()
+        if self._model is not None:
+            self._policy.clear()
         return [MARKER + completion.text for completion in completions]
 
 

@@ -171,6 +171,7 @@ class Training:
             bare, informed = ([encode(b) for b, _ in pairs], [teacher_encode(i) for _, i in pairs])
             return unanswered(bare, informed, names)
         policy.clear()
+        policy.prepare()
         return sample_examples(
             policy,
             encode,
@@ -264,7 +265,7 @@ class Training:
 
     @property
     def _answering(self) -> HFPolicy:
-        return self.agent.student if self._data == "student" else self.agent.teacher
+        return self.agent.student if self._data == "student" else self.agent.writer
 
     def _seen(self, examples: Sequence[DistillExample], stats: StepStats) -> dict[str, float]:
         """How far the student was from its teacher, by moment; the last of a moment's completions counts."""

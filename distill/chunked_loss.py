@@ -57,7 +57,7 @@ class ScoredTopK(NamedTuple):
     """A teacher that is known only at chosen tokens, as one that is served elsewhere."""
 
     index_TK: torch.Tensor
-    """The student's top-k token ids, as of ``topk_ids``."""
+    """The student's top-k token ids, as of ``topk_ids``; forward the teacher's own."""
     logprobs_TK: torch.Tensor
     """The teacher's log-probabilities of these tokens, its temperature already in them."""
 
@@ -93,21 +93,19 @@ def chunked_kl(
             its hidden state holds.
         student_map: Bias, scale, soft-cap and temperature of the student's logits. A bias gets its gradient.
         teacher_map: The same for the teacher.
-        scored: The teacher, where only its log-probabilities at the student's top-k ids are known, in place
-            of ``teacher_hidden_TD`` and ``teacher_head_VD``. They are the support then, in ``gated`` too.
+        scored: The teacher, where only its log-probabilities at k ids are known, in place of
+            ``teacher_hidden_TD`` and ``teacher_head_VD``. These ids are the support: the student's top-k,
+            or, going ``forward``, the teacher's own.
 
     Returns:
         The weighted sum, and what is worth logging, in fp32 (fp64 for fp64 inputs).
 
     Raises:
         ValueError: Shapes or vocabularies that do not fit, k or chunk below 1, an unknown mode, no teacher or
-            two, or ``full`` or ``forward`` for a teacher that is known at the student's top-k only.
+            two, or ``full`` for a teacher that is known at a top-k only.
     """
-    if scored is not None and (direction == "forward" or mode == "full" or k >= student_head_VD.shape[0]):
-        raise ValueError(
-            "mode full and the forward KL need the teacher's whole distribution, not its scores of the "
-            "student's top-k"
-        )
+    if scored is not None and (mode == "full" or k >= student_head_VD.shape[0]):
+        raise ValueError("mode full needs the teacher's whole distribution, not its scores of a top-k")
     return _chunked_kl(
         direction,
         (student_hidden_TD, student_head_VD, student_map or LogitMap()),

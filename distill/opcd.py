@@ -137,10 +137,10 @@ class OPCD:
         sizes = [LMHead.of(student).weight_VD.shape[0]]
         if not isinstance(teacher, ScoringTeacher):
             sizes.append(teacher.head.weight_VD.shape[0])
-        elif direction == "forward" or mode == "full" or k >= (vocabulary or sizes[0]):
+        elif mode == "full" or k >= (vocabulary or sizes[0]):
             raise DistillError(
-                "a teacher on a server is known at the student's top-k only: take another direction than "
-                f"forward, a loss other than full, and a top-k below the {vocabulary or sizes[0]} tokens"
+                "a teacher on a server is known at a top-k only: take a loss other than full, and a top-k "
+                f"below the {vocabulary or sizes[0]} tokens"
             )
         narrow = {p.dtype for p in student.parameters() if p.requires_grad and p.dtype.itemsize < 4}
         if narrow:
@@ -350,8 +350,19 @@ class OPCD:
     ) -> KLResult:
         hidden_TD, head = student
         head_VD = head.weight_VD
-        ids_TK = topk_ids(hidden_TD.detach(), head_VD.detach(), k=self._k, chunk=self._chunk, map=head.map)
-        scores_TK = teacher.score(places.teacher, places.rows, ids_TK, self._teacher_temperature)
+        spans, rows, temperature = places.teacher, places.rows, self._teacher_temperature
+        if direction != "forward":
+            ids_TK = topk_ids(
+                hidden_TD.detach(), head_VD.detach(), k=self._k, chunk=self._chunk, map=head.map
+            )
+            scores_TK = teacher.score(spans, rows, ids_TK, temperature)
+        else:
+            ids_TK, scores_TK = teacher.top(spans, rows, self._k, temperature)
+            if (strange := int(ids_TK.max())) >= self._vocabulary:
+                raise DistillError(
+                    f"token {strange} is among the teacher's likeliest, and the student knows "
+                    f"{self._vocabulary}: lower --top-k, or take another direction than forward"
+                )
         return chunked_kl(
             direction,
             hidden_TD,
@@ -361,7 +372,7 @@ class OPCD:
             chunk=self._chunk,
             weights_T=weight_T,
             student_map=head.map,
-            scored=ScoredTopK(index_TK=ids_TK, logprobs_TK=scores_TK.to(hidden_TD.device)),
+            scored=ScoredTopK(*(tensor.to(hidden_TD.device) for tensor in (ids_TK, scores_TK))),
         )
 
     @property

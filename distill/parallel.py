@@ -7,6 +7,8 @@ weights, gradients and optimizer moments.
 
 import atexit
 import os
+import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -54,7 +56,9 @@ class Ranks:
         # The others wait while one measures baselines or lets an endpoint write.
         state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(hours=2))
         atexit.register(state.destroy_process_group)  # else its threads may outlive what they need
-        return cls(rank=state.process_index, size=state.num_processes, device=state.device)
+        ranks = cls(rank=state.process_index, size=state.num_processes, device=state.device)
+        _PROCESSES[:] = ranks.gather([(socket.gethostname(), os.getpid())])
+        return ranks
 
     @property
     def is_main(self) -> bool:
@@ -105,6 +109,12 @@ class Ranks:
         return cast("list[float]", tensor.tolist())
 
 
+_PROCESSES: list[tuple[str, int]] = []
+"""Machine and process id of each rank, where there are several."""
+ALONE = Ranks()
+"""One process, whatever others there are."""
+
+
 def is_main_process() -> bool:
     """Whether this process is the main one, as its launcher says."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -118,6 +128,26 @@ def is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or any(
         sign in text for sign in ("connection closed by peer", "connection reset by peer", "broken pipe")
     )
+
+
+def lost_ranks(seconds: float = 1.0) -> list[int]:
+    """The ranks on this machine whose processes are gone, or go within ``seconds``."""
+    if not _PROCESSES:
+        return []
+    import psutil  # accelerate brings it
+
+    def is_gone(process: int) -> bool:
+        try:
+            return bool(psutil.Process(process).status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+
+    here, end = socket.gethostname(), time.monotonic() + seconds
+    while True:  # a process closes its connections before it is gone
+        lost = [rank for rank, (host, process) in enumerate(_PROCESSES) if host == here and is_gone(process)]
+        if lost or time.monotonic() > end:
+            return lost
+        time.sleep(0.01)
 
 
 def shared(module: torch.nn.Module, layers: Sequence[torch.nn.Module], ranks: Ranks, engine: Engine) -> Any:

@@ -71,6 +71,16 @@ class ScoringTeacher(Protocol):
         """
         ...
 
+    def top(
+        self, spans: Sequence[Span], rows: Sequence[int], k: int, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k tokens that it gives the highest probability, and their log-probabilities; see ``score``.
+
+        Returns:
+            [T, K], token ids and log-probabilities.
+        """
+        ...
+
 
 class FrozenTeacher:
     """Weights that stay; a batch that comes again is not computed again.

@@ -1,5 +1,7 @@
 """A server that answers as ``vllm serve`` does, with a transformers model, and can be told to misbehave."""
 
+import base64
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +10,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,12 +31,17 @@ class FakeVLLM:
         self.truncates = False
         self.processed = False
         """Whether log-probabilities are those of the temperature."""
+        self.scores_prompts = True
+        """Whether it has the newer of the two model runners."""
+        self.max_logprobs = 256
         self.lives: int | None = None
         """So many completions until it hangs up on everybody."""
         self.loads_weights = True
         self.answers: list[Any] = []
         """What it says to completions in place of what is true."""
         self.completions = 0
+        self.requests = 0
+        """For completions, and for a prompt's scores."""
         self.loads = 0
         self._lock = Lock()
 
@@ -49,15 +57,41 @@ class FakeVLLM:
         if path == "/collective_rpc":
             self.loads += 1
             if self.loads_weights:
-                weights = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
+                files = Path(body["kwargs"]["weights_path"]).glob("*.safetensors")
+                weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
                 self.policy.lm.model.load_state_dict(weights)
             return {"results": [None]}
         if path == "/reset_prefix_cache":
             return {"success": True}
-        assert path == "/v1/completions"
+        self.requests += 1
         if self.answers:
             return self.answers.pop(0)
-        return {"choices": [self.complete(body)]}
+        if path == "/inference/v1/generate":
+            return self.score(body) if self.scores_prompts else None
+        assert path == "/v1/completions"
+        prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+        assert body.get("prompt_logprobs", 0) <= self.max_logprobs
+        return {
+            "choices": [
+                {"index": index, **self.complete({**body, "prompt": prompt})}
+                for index, prompt in enumerate(prompts)
+            ]
+        }
+
+    def score(self, body: dict[str, Any]) -> dict[str, Any]:
+        prompt, settings = body["token_ids"], body["sampling_params"]
+        ids_TK, start = settings["prompt_logprob_token_ids"], settings["prompt_logprob_start"]
+        assert len(ids_TK) == len(prompt) - 1 - start
+        assert len(ids_TK[0]) <= self.max_logprobs
+        with self._lock:
+            logits_TV = self.policy.lm.logits([tuple(prompt[:end]) for end in range(start + 1, len(prompt))])
+        scores_TK = logits_TV.log_softmax(-1).gather(-1, torch.tensor(ids_TK))
+        file = io.BytesIO()
+        np.save(file, scores_TK.float().numpy())
+        return {
+            "prompt_token_ids": prompt[-8:] if self.truncates else prompt,
+            "prompt_token_id_logprobs": base64.b64encode(file.getvalue()).decode(),
+        }
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         prompt = body["prompt"][-8:] if self.truncates else body["prompt"]
@@ -70,10 +104,12 @@ class FakeVLLM:
         with self._lock:
             self.completions += 1
             self.policy._answer([request], sampling)
-            logits_TV = lm.logits([tuple(prompt[: end + 1]) for end in range(len(prompt))])
+            first = 0 if "prompt_logprobs" in body else len(prompt) - 1
+            logits_TV = lm.logits([tuple(prompt[: end + 1]) for end in range(first, len(prompt))])
         logprobs_TV = logits_TV.log_softmax(-1)
         scale = temperature if self.processed and temperature > 0 else 1.0
         last_V = (logits_TV[-1] / scale).log_softmax(-1)
+        asked = body.get("logprob_token_ids") or [*request.token_ids[:1], int(last_V.argmax())]
         token_logprobs = request.logprobs
         if self.processed:
             token_logprobs = [float(last_V[request.token_ids[0]]), *request.logprobs[1:]]
@@ -82,14 +118,15 @@ class FakeVLLM:
             "token_ids": request.token_ids,
             "logprobs": {
                 "token_logprobs": token_logprobs,
-                "top_logprobs": [
-                    {f"token_id:{i}": float(last_V[i]) for i in body.get("logprob_token_ids", [])}
-                ],
+                "top_logprobs": [{f"token_id:{i}": float(last_V[i]) for i in asked}],
             },
             "prompt_logprobs": [
                 None,
                 *(
-                    {str(token): {"logprob": float(logprobs_V[token])}}
+                    {
+                        str(i): {"logprob": float(logprobs_V[i])}
+                        for i in (token, *logprobs_V.topk(body.get("prompt_logprobs", 0)).indices.tolist())
+                    }
                     for token, logprobs_V in zip(prompt[1:], logprobs_TV, strict=False)
                 ),
             ],
@@ -106,7 +143,7 @@ class FakeVLLM:
                     if fake.lives <= 0:
                         self.connection.close()
                         return
-                    fake.lives -= self.path == "/v1/completions"
+                    fake.lives -= self.path in ("/v1/completions", "/inference/v1/generate")
                 with torch.no_grad():
                     answer = fake.answer(self.path, body)
                 data = json.dumps({"detail": "Not Found"} if answer is None else answer).encode()

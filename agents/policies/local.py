@@ -111,6 +111,9 @@ class HFPolicy:
         for memo in (self._tables, self._encoded, self._pieces, self._decoded):
             memo.clear()
 
+    def prepare(self) -> None:
+        """Make ready to answer; where several processes share a run, each has to take part."""
+
     def encode(self, prompt: Prompt) -> Prefix:
         """The prompt's token ids: the chat template's, then the reply prefix.
 
@@ -169,7 +172,7 @@ class HFPolicy:
             ]
         return completions
 
-    def prepare(self, prompts: Sequence[Prompt]) -> None:
+    def expect(self, prompts: Sequence[Prompt]) -> None:
         """Compute prompts together that are going to be asked: one by one each costs a pass of its own."""
         if prompts:
             self.lm.hidden([self.encode(prompt) for prompt in prompts])

@@ -287,10 +287,11 @@ class Run:
         temperature: float,
     ) -> None:
         policy.clear()
+        policy.prepare()
         ranks = self.ranks
         if self.agent.max_tokens == 1 and not self.memory.turns:
             seen = ranks.from_main(lambda: self.store.observations(phases=self.played))
-            policy.prepare(
+            policy.expect(
                 rollout.expected_prompts(self.words, seen, list(phases.values()), self.config.layout)
             )
         mine = seeds.part(ranks.rank, ranks.size)

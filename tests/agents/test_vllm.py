@@ -25,13 +25,17 @@ from agents.config import SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
 from agents.policies.vllm.engine import LocalEngine
-from agents.policies.vllm.policy import VLLMError, VLLMPolicy
+from agents.policies.vllm.policy import EnginePolicy, VLLMError, VLLMPolicy
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.self_improve import self_improve
 from distill.lm.span import Span
 from distill.lora import LoRA
+from experience.endpoint import Endpoint
+from experience.store import ExperienceStore
+from experience.writer import WritingTask
 from tests.agents.test_self_improve import QUIET, TINY, open_gate
+from tests.agents.test_vllm_servers import OPEN_GATE, launch
 from tests.benchmarks.rollout import bench
 from tests.conftest import byte_tokenizer, save_walker, tiny_llama
 
@@ -41,6 +45,8 @@ pytestmark = [
 ]
 HEAD_DIM = 32
 """The smallest that vLLM's attention takes on a CPU."""
+INTERPRETED = Path(__file__).parents[1] / "interpreted_triton"
+"""What lets it run its newer model runner there."""
 
 
 def prompt(text: str, prefix: str = "I move") -> Prompt:
@@ -211,14 +217,14 @@ def test_the_benchmark_compares_policies(tmp_path: Path) -> None:
 
 
 @contextmanager
-def serve(folder: Path, *flags: str) -> Iterator[str]:
+def serve(folder: Path, *flags: str, **environment: str) -> Iterator[str]:
     """The URL of a real server."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "512"]
     command += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096", *flags]
-    environment = {
+    environment |= {
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -254,6 +260,50 @@ def test_a_run_with_vllm(tmp_path: Path) -> None:
     assert (run / "results.json").exists()
 
 
+def test_two_processes_with_an_engine_each_do_what_one_does(tmp_path: Path) -> None:
+    """The same episodes and losses, up to rounding, from the same seeds."""
+    model = save_walker(tmp_path, head_dim=HEAD_DIM)
+    settings = TINY | {"rounds": 1, "model": str(model), "policy": "vllm"}
+    for processes in (1, 2):
+        assert "Traceback" not in launch(
+            processes, tmp_path / "script.py", tmp_path / str(processes), **settings
+        )
+    columns = ["phase", "seed", "num_turns", "success", "stop_reason"]
+    tables, losses = [], []
+    for processes in (1, 2):
+        with ExperienceStore(tmp_path / str(processes) / "experience.db") as store:
+            tables.append(store.traces()[columns].sort_values(columns).reset_index(drop=True))
+        lines = (tmp_path / str(processes) / "metrics.jsonl").read_text().splitlines()
+        losses.append([entry for entry in map(json.loads, lines) if entry["kind"] == "train"])
+    assert tables[0].equals(tables[1])
+    assert len(losses[0]) == 3
+    for one, two in zip(*losses, strict=True):
+        assert max(one["rollout_gap_max"], two["rollout_gap_max"]) < 1e-3
+        names = ("kl", "entropy", "grad_norm", "completion_tokens")
+        assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-3)
+
+
+DYING = """
+import os
+from distill.opcd import OPCD
+step = OPCD.step
+def dies(self, *args):
+    if self.step_count == 2 and os.environ["RANK"] == "1":
+        os._exit(9)
+    return step(self, *args)
+OPCD.step = dies
+"""
+
+
+def test_a_run_goes_on_with_one_engine_when_the_other_is_gone(tmp_path: Path) -> None:
+    model, script, run = save_walker(tmp_path, head_dim=HEAD_DIM), tmp_path / "script.py", tmp_path / "run"
+    settings = TINY | {"rounds": 1, "model": str(model), "policy": "vllm"}
+    said = launch(2, script, run, DYING + OPEN_GATE, ends_well=False, **settings)
+    assert "another process of this run has died (rank 1)" in said
+    launch(1, script, run, f"import sys; sys.argv = ['', '--resume', {str(run)!r}]" + OPEN_GATE)
+    assert json.loads((run / "results.json").read_text())["processes"] == 1
+
+
 def test_a_real_server_draws_and_takes_new_weights(tmp_path: Path) -> None:
     model, tokenizer = tiny_llama(head_dim=HEAD_DIM, tie=False), byte_tokenizer()
     model.save_pretrained(tmp_path / "served")
@@ -275,19 +325,45 @@ def test_a_real_server_draws_and_takes_new_weights(tmp_path: Path) -> None:
             ServedTeacher([url], tokenizer, 0.4)
 
 
-def test_a_real_served_teacher_scores_as_a_local_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runner", ["old", "new"])
+@pytest.mark.filterwarnings("ignore:the teacher is asked once per token")
+def test_a_real_served_teacher_scores_as_a_local_one(tmp_path: Path, runner: str) -> None:
     model, tokenizer = tiny_llama(head_dim=HEAD_DIM, tie=False), byte_tokenizer()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)  # so that some distributions are sharp
     model.save_pretrained(tmp_path / "served")
     tokenizer.save_pretrained(tmp_path / "served")
     policy = HFPolicy(model, tokenizer)
-    prefixes = [policy.encode(prompt(text)) for text in ("a", "bb", "a long one")]
+    asked = [Span(policy.encode(prompt(text)), 2) for text in ("a", "bb", "a long one")]
+    prefixes = [span.tokens[:end] for span in asked for end in range(2, len(span.tokens) + 1)]
+    rows, n = range(len(prefixes)), len(prefixes)
     logits_NV = policy.lm.logits(prefixes)
-    ids_NK = logits_NV.topk(200).indices
-    with serve(tmp_path / "served", "--logprobs-mode", "processed_logprobs") as url:
-        teacher = ServedTeacher([url], tokenizer, 0.4)
-        asked = [Span.of(prefix) for prefix in prefixes]
-        for temperature in (1.0, 0.4):
-            expected_NK = (logits_NV / temperature).log_softmax(-1).gather(-1, ids_NK)
+    ids_NK = (logits_NV + torch.randn(logits_NV.shape)).topk(200).indices
+    flags = ("--logprobs-mode", "processed_logprobs", "--enable-scale-out", "--max-logprobs", "200")
+    interpreted = {
+        "VLLM_USE_V2_MODEL_RUNNER": "1",
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": f"{INTERPRETED}:{os.environ.get('PYTHONPATH', '')}",
+    }
+    with serve(tmp_path / "served", *flags, **(interpreted if runner == "new" else {})) as url:
+        teacher = ServedTeacher([url], tokenizer, 0.4, 200)
+        greedy = [prompt(text) for text in ("a", "bb")], Sampling(temperature=0, max_tokens=6), (0, 0)
+        drawn = EnginePolicy(tiny_llama(seed=7, head_dim=HEAD_DIM), tokenizer, engine=teacher.servers)
+        assert [c.token_ids for c in drawn.generate(*greedy)] == [
+            c.token_ids for c in policy.generate(*greedy)
+        ]
+        writer = Endpoint(f"{url}/v1", str(tmp_path / "served"), max_tokens=8, temperature=1.0)
+        assert len(writer([WritingTask(system="Write.", user="A lesson?")], [0])) == 1
+        for temperature in (1.0, 0.4, 1.5):
+            logprobs_NV = (logits_NV / temperature).log_softmax(-1)
+            # A span each, and one for all positions where that tells too little.
+            at_once = (3,) if temperature == 1 else (4,) if temperature > 1 else (3, 4)
+            scores_NK = teacher.score(asked, rows, ids_NK, temperature)
+            torch.testing.assert_close(scores_NK, logprobs_NV.gather(-1, ids_NK), atol=1e-4, rtol=0)
+            assert teacher.cost()["teacher_requests"] in (at_once if runner == "new" else (2 * n,))
+            best_NK, scores_NK = teacher.top(asked, rows, 200, temperature)
+            torch.testing.assert_close(scores_NK, logprobs_NV.gather(-1, best_NK), atol=1e-4, rtol=0)
             torch.testing.assert_close(
-                teacher.score(asked, range(3), ids_NK, temperature), expected_NK, atol=1e-3, rtol=1e-3
+                scores_NK.sort(descending=True).values, logprobs_NV.topk(200).values, atol=1e-4, rtol=0
             )
+            assert teacher.cost()["teacher_requests"] in at_once

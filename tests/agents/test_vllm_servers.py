@@ -1,13 +1,19 @@
 """Servers that draw, and what can be wrong with them; the real ones are in test_vllm.py."""
 
+import base64
 import copy
+import io
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -17,15 +23,18 @@ from agents.config import ConfigError, SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Completion, Message, Prompt, Sampling
 from agents.policies.vllm.policy import VLLMError, VLLMPolicy
-from agents.policies.vllm.servers import Server, Servers
-from agents.policies.vllm.teacher import ServedTeacher
+from agents.policies.vllm.servers import Server, Servers, scores_in
+from agents.policies.vllm.teacher import EXACT, ServedTeacher, normalisers
 from agents.run.resume import saved_config
 from agents.self_improve import self_improve
 from distill.examples import DistillExample
 from distill.lm.load import load_model
 from distill.lm.prefix_lm import PrefixLM
+from distill.lm.span import Span
+from distill.loss import Direction
 from distill.opcd import OPCD, DistillError
 from distill.teacher import FrozenTeacher, ScoringTeacher, Teacher
+from experience.store import ExperienceStore
 from tests.agents.test_self_improve import QUIET, TINY, open_gate
 from tests.conftest import byte_tokenizer, tiny_llama
 from tests.fake_vllm import FakeVLLM
@@ -37,6 +46,13 @@ def prompt(text: str) -> Prompt:
 
 PROMPTS = [prompt(str(i)) for i in range(24)]
 SHORT = {**TINY, "rounds": 1, "episodes": 4, "steps": 2, "validation_episodes": 2, "test_episodes": 2}
+OPEN_GATE = """
+import sys
+from agents.self_improve import main
+from tests.agents.test_self_improve import open_gate
+with open_gate():
+    sys.exit(main())
+"""
 SAMPLING = Sampling(temperature=0.8, max_tokens=4)
 
 
@@ -223,27 +239,113 @@ def test_a_server_that_never_answers() -> None:
             Server(url, timeout=0.2)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.4])
+COMPLETIONS = [
+    DistillExample(student_prompt_ids=(9, i), teacher_prompt_ids=(7, 8, i), completion_ids=(i, 30, 31))
+    for i in range(40, 44)
+]
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.4, 1.5])
+@pytest.mark.filterwarnings("ignore:the teacher is asked once per token")
 def test_a_served_teacher_teaches_what_a_local_one_does(
-    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast, temperature: float
+    fakes: list[FakeVLLM],
+    tokenizer: PreTrainedTokenizerFast,
+    temperature: float,
+    at_once: bool,
+    direction: Direction,
 ) -> None:
     for fake in fakes:
-        fake.processed = True
+        fake.processed, fake.scores_prompts = True, at_once
         fake.policy.lm.model.load_state_dict(tiny_llama(seed=5).state_dict())
-    served = ServedTeacher([fake.url for fake in fakes], tokenizer, temperature)
+    served = ServedTeacher([fake.url for fake in fakes], tokenizer, temperature, 200)
     teachers: list[Teacher | ScoringTeacher] = [FrozenTeacher(PrefixLM(tiny_llama(seed=5))), served]
-    examples = [
-        DistillExample(student_prompt_ids=(9, i), teacher_prompt_ids=(7, 8, i), completion_ids=(i, 30, 31))
-        for i in range(40, 44)
-    ]
     students, losses = [tiny_llama(), tiny_llama()], []
     for student, teacher in zip(students, teachers, strict=True):
-        trainer = OPCD(student, teacher, lr=1e-2, teacher_temperature=temperature, k=200)
-        losses.append([trainer.step(examples).kl for _ in range(2)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+        trainer = OPCD(student, teacher, lr=1e-2, teacher_temperature=temperature, k=200, direction=direction)
+        losses.append([trainer.step(COMPLETIONS).kl for _ in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     for mine, theirs in zip(*(student.parameters() for student in students), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-2)
-    assert served.cost()["teacher_requests"] == 2 * 2 * 12  # two parts of 200 ids, twice 12 prefixes
+    if at_once or direction == "forward":
+        # A completion each; and beside temperature 1 up to one more for each server.
+        most = 4 if temperature == 1 else 4 + len(fakes)
+        assert 2 * 4 <= served.cost()["teacher_requests"] <= 2 * most
+    else:
+        assert served.cost()["teacher_requests"] == 2 * 2 * 12  # two parts of 200 ids, twice 12 prefixes
+
+
+@pytest.mark.parametrize(("temperature", "requests"), [(1.0, 16), (0.4, 17)])
+def test_a_completion_is_scored_in_one_request(
+    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast, temperature: float, requests: int
+) -> None:
+    fake, local = fakes[0], PrefixLM(tiny_llama())
+    fake.processed = True
+    teacher = ServedTeacher([fake.url], tokenizer, temperature, 64)
+    torch.manual_seed(0)
+    spans = [Span((7, i, *torch.randint(3, 250, (127,)).tolist()), 2) for i in range(16)]
+    logits_TV = torch.cat(
+        [local.logits([span.tokens[:end] for end in range(2, len(span.tokens) + 1)]) for span in spans]
+    )
+    rows = [row for row in range(16 * 128) if row % 128 != 5]  # one of each is not asked about
+    ids_TK = (logits_TV + torch.randn(logits_TV.shape)).topk(64).indices[rows]
+    expected_TK = (logits_TV[rows] / temperature).log_softmax(-1).gather(-1, ids_TK)
+    before = fake.requests
+    scores_TK = teacher.score(spans, rows, ids_TK, temperature)
+    torch.testing.assert_close(scores_TK, expected_TK, atol=1e-4, rtol=0)
+    gaps = 16  # what is asked about is in two parts
+    assert fake.requests - before == teacher.cost()["teacher_requests"] == requests + gaps
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.4, 0.9])
+@pytest.mark.parametrize("are_likeliest", [True, False])
+def test_a_normaliser_is_no_further_off_than_it_says(temperature: float, are_likeliest: bool) -> None:
+    torch.manual_seed(0)
+    scales_T1 = torch.logspace(-1, 2, 500, dtype=torch.float64)[:, None]
+    logprobs_TV = (scales_T1 * torch.randn(500, 300, dtype=torch.float64)).log_softmax(-1)
+    ids_TK = logprobs_TV.topk(40).indices
+    if not are_likeliest:
+        ids_TK = ids_TK[:, torch.arange(40) != 3]
+    known_TK = logprobs_TV.gather(-1, ids_TK)
+    log_z_T, error_T = normalisers(known_TK, temperature, are_likeliest=are_likeliest)
+    off_T = (log_z_T - (logprobs_TV / temperature).logsumexp(-1)).abs()
+    assert (off_T <= error_T + 1e-9).all()
+    assert error_T.min() < EXACT < error_T.max()
+
+
+def test_a_teacher_whose_servers_score_no_prompts_is_asked_once_per_token(
+    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    fakes[1].missing = {"/inference/v1/generate"}
+    with pytest.warns(UserWarning, match=r"no endpoint /inference/v1/generate.* --max-logprobs 64"):
+        teacher = ServedTeacher([fake.url for fake in fakes], tokenizer, 1.0, 64)
+    teacher.score([Span((5, 6, 7), 1)], range(3), torch.arange(64).repeat(3, 1), 1.0)
+    assert teacher.cost()["teacher_requests"] == 3
+
+
+@pytest.mark.parametrize("scores", ["", "AAAA", 5, None, "\x00", "k05VTVBZAQAQAHsnZGVzY3InOiAnPGY0J30K"])
+def test_scores_that_are_none(fakes: list[FakeVLLM], scores: Any) -> None:
+    fakes[0].answers = [{"prompt_token_ids": [5, 6, 6], "prompt_token_id_logprobs": scores}]
+    with pytest.raises(VLLMError, match=fakes[0].url):
+        Server(fakes[0].url).prompt_scores(Span((5, 6), 1), [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.zeros((2, 3), np.float32), "not of float32"),
+        (np.zeros((2, 2), np.float64), "not of float32"),
+        (np.ones((2, 2), np.float32), "a log-probability is none"),
+        (np.full((2, 2), np.nan, np.float32), "a log-probability is none"),
+        (np.full((2, 2), -np.inf, np.float32), "a log-probability is none"),
+    ],
+)
+def test_arrays_that_are_no_scores(array: Any, says: str) -> None:
+    file = io.BytesIO()
+    np.save(file, array)
+    with pytest.raises(ValueError, match=says):
+        scores_in(base64.b64encode(file.getvalue()).decode(), (2, 2))
 
 
 def test_a_served_teacher_has_to_apply_the_temperature(
@@ -254,9 +356,7 @@ def test_a_served_teacher_has_to_apply_the_temperature(
     ServedTeacher([fakes[0].url], tokenizer, 1.0)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"direction": "forward"}, {"mode": "full"}, {"k": 258}], ids=["forward", "full", "all"]
-)
+@pytest.mark.parametrize("settings", [{"mode": "full"}, {"k": 258}], ids=["full", "all"])
 def test_what_a_served_teacher_cannot_do(
     fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any]
 ) -> None:
@@ -279,6 +379,7 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
                     policy=",".join(urls[:2]),
                     teacher=urls[2],
                     top_k=16,
+                    off_policy_steps=1,
                     eval_temperature=(0.0,),
                     **SHORT,
                 ),
@@ -287,7 +388,8 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     steps = [entry for entry in map(json.loads, lines) if entry["kind"] == "train"]
     assert len(steps) == 2
-    assert max(step["rollout_gap_max"] for step in steps) < 1e-3
+    assert "rollout_gap" not in steps[0]  # the teacher's servers wrote what it is trained on
+    assert steps[1]["rollout_gap_max"] < 1e-3
     assert all(step["teacher_requests"] > 0 for step in steps)
     assert fakes[0].loads == fakes[1].loads >= 2
     assert fakes[2].loads == 0
@@ -300,12 +402,67 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
     assert parse_args([*resume, "--policy", "http://other:1"]).policy_urls == ("http://other:1",)
 
 
+def launch(
+    processes: int,
+    script: Path,
+    output: Path,
+    text: str = OPEN_GATE,
+    *,
+    ends_well: bool = True,
+    **settings: Any,
+) -> str:
+    """What a run on several processes says, and that it ends as it has to."""
+    script.write_text(text)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", str(script), "--output", str(output)]
+    for name, value in settings.items():
+        command += [f"--{name.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+        timeout=300,
+    )
+    assert (done.returncode == 0) == ends_well, done.stderr[-3000:]
+    return done.stderr
+
+
+def test_two_processes_share_the_servers(walker_folder: Path, tmp_path: Path) -> None:
+    """Each has its own, which one of them gives the weights; one that dies is named, and the others go on."""
+    walker = load_model(str(walker_folder))
+    settings = SHORT | {"model": str(walker_folder), "eval_temperature": (0.0,)}
+    one, two = tmp_path / "one", tmp_path / "two"
+    with ExitStack() as stack:
+        alone, *fakes = (
+            stack.enter_context(FakeVLLM(copy.deepcopy(walker.model), walker.tokenizer).serve())
+            for _ in range(3)
+        )
+        with open_gate():
+            self_improve(SelfImproveConfig(output=one, policy=alone.url, **settings), QUIET)
+        fakes[1].lives = 40
+        urls = ",".join(fake.url for fake in fakes)
+        said = launch(2, tmp_path / "script.py", two, **settings | {"policy": urls, "eval_temperature": 0.0})
+    columns = ["phase", "seed", "num_turns", "success"]
+    traces, losses = [], []
+    for output in (one, two):
+        with ExperienceStore(output / "experience.db") as store:
+            traces.append(store.traces()[columns].sort_values(columns).reset_index(drop=True))
+        lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+        losses.append([entry["kl"] for entry in lines if entry["kind"] == "train"])
+    assert traces[0].equals(traces[1])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert alone.loads == fakes[0].loads > fakes[1].loads >= 1
+    assert min(fake.completions for fake in fakes) >= 30
+    assert f"not asked any more: {fakes[1].url}" in "".join(said.splitlines())
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"policy": "llvm"}, "policy must be auto, hf, vllm, or servers' URLs, not 'llvm'"),
-        ({"teacher": "http://x:1", "direction": "forward"}, "only scores"),
-        ({"teacher": "http://x:1", "off_policy_steps": 5}, "off_policy_steps 0"),
+        ({"teacher": "http://x:1", "loss": "full"}, "a loss other than full"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:

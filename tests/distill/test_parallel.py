@@ -137,7 +137,7 @@ def test_a_dead_process_ends_the_run_with_a_message(walker_folder: Path, tmp_pat
     )
     done = torchrun(script, *flags(walker_folder, output=path))
     assert done.returncode != 0
-    assert "another process of this run has died" in done.stderr
+    assert "another process of this run has died (rank 1)" in done.stderr
     assert f"--resume {path}" in done.stderr
     launch(2, command, main, "--resume", str(path), said=tmp_path / "said")
     assert (path / "results.json").exists()

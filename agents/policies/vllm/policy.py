@@ -17,6 +17,7 @@ from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
 from distill.lm.language_model import LanguageModel
 from distill.lm.span import Prefix
+from distill.parallel import ALONE, Ranks
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 """Names as in a checkpoint of the model."""
@@ -88,8 +89,12 @@ class Engine(Drawer, Protocol):
         """The longest prompt and completion together, in tokens."""
         ...
 
-    def load(self, weights: Weights) -> None:
+    def load(self, weights: Weights, ranks: Ranks = ALONE) -> None:
         """Take over these weights, and forget all that was computed with others.
+
+        Args:
+            weights: Which every process has, and every one goes through to the end.
+            ranks: The processes that take part.
 
         Raises:
             VLLMError: It cannot.
@@ -105,17 +110,11 @@ class Engine(Drawer, Protocol):
         ...
 
 
-class VLLMPolicy(HFPolicy):
-    """A ``Policy`` over a transformers causal LM whose tokens an engine draws."""
+class EnginePolicy(HFPolicy):
+    """A ``Policy`` whose tokens an engine draws, with what weights it has: a model lends it the rest."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        engine: Engine,
-        weights: Callable[[], Weights] | None = None,
-        **options: Any,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, engine: Engine, **options: Any
     ) -> None:
         """Wrap a model.
 
@@ -123,27 +122,80 @@ class VLLMPolicy(HFPolicy):
             model: See ``HFPolicy``.
             tokenizer: See ``HFPolicy``.
             engine: Who draws; policies may share one.
-            weights: What the engine is handed; by default the model's own weights.
             **options: See ``HFPolicy``.
         """
         super().__init__(model, tokenizer, **options)
         self.engine = engine
-        self._weights = weights or (lambda: model.state_dict().items())
-        dtype = self.lm.compute_dtype or model.dtype
-        self._tolerance = TOLERANCE if dtype.itemsize >= 4 else TOLERANCE_16
 
     @property
     def window(self) -> int:
         """See ``HFPolicy``."""
         return min(self.lm.window, self.engine.window)
 
-    def prepare(self, prompts: Sequence[Prompt]) -> None:
+    def expect(self, prompts: Sequence[Prompt]) -> None:
         """Nothing: the engine takes what comes together."""
 
     def clear(self) -> None:
         """Forget everything, and give back the engine's memory."""
         super().clear()
         self.engine.release()
+
+    def _answer(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        if not requests:
+            return
+        low, high = TEMPERATURES
+        if sampling.temperature > 0 and not low <= sampling.temperature <= high:
+            raise VLLMError(
+                f"vLLM draws at temperatures from {low:g} to {high:g}, or greedily at 0, "
+                f"not at {sampling.temperature:g}: take --policy hf"
+            )
+        self._sync()
+        # Equal prompts have equal answers where nothing is drawn.
+        keys = [(r.prompt_ids, r.seed if sampling.temperature > 0 else 0) for r in requests]
+        distinct = list(dict.fromkeys(keys))
+        prompts, seeds = zip(*distinct, strict=True)
+        drawn = self.engine.draw(prompts, seeds, sampling, sorted(self._eos_ids))
+        embeddings: Any = self.lm.model.get_input_embeddings()
+        size = embeddings.weight.shape[0]
+        if strange := [token for answer in drawn for token in answer.token_ids if token >= size]:
+            raise VLLMError(f"{self.engine.name} drew token {strange[0]}, and the model has {size}")
+        answers = dict(zip(distinct, drawn, strict=True))
+        for request, key in zip(requests, keys, strict=True):
+            answer = answers[key]
+            request.token_ids, request.logprobs = list(answer.token_ids), list(answer.logprobs)
+            ended = bool(answer.token_ids) and answer.token_ids[-1] in self._eos_ids
+            request.finish_reason = FinishReason.STOP if ended else FinishReason.LENGTH
+
+    def _sync(self) -> None:
+        """Make sure that the engine has the weights that it is to draw with."""
+
+
+class VLLMPolicy(EnginePolicy):
+    """One whose engine draws with the model's own weights, whatever becomes of them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        weights: Callable[[], Weights] | None = None,
+        ranks: Ranks = ALONE,
+        **options: Any,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: See ``HFPolicy``.
+            tokenizer: See ``HFPolicy``.
+            weights: What the engine is handed; by default the model's own weights.
+            ranks: The processes that have such a policy each.
+            **options: See ``EnginePolicy``.
+        """
+        super().__init__(model, tokenizer, **options)
+        self._ranks = ranks
+        self._weights = weights or (lambda: model.state_dict().items())
+        dtype = self.lm.compute_dtype or model.dtype
+        self._tolerance = TOLERANCE if dtype.itemsize >= 4 else TOLERANCE_16
 
     def adopt(self) -> None:
         """Take the engine as it is, if it shows that it has this model's weights already.
@@ -152,7 +204,7 @@ class VLLMPolicy(HFPolicy):
             VLLMError: It has not.
         """
         self.prove()
-        self.engine.holds = (self, self.lm.weights_version)
+        self.engine.holds = self._own
 
     def prove(self) -> Gap:
         """Let the engine show that it computes what the model computes.
@@ -188,41 +240,25 @@ class VLLMPolicy(HFPolicy):
         """How far the engine's log-probabilities are from the model's own."""
         return logprob_gap(self.lm.fresh(), scored)
 
-    def _answer(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        if not requests:
-            return
-        low, high = TEMPERATURES
-        if sampling.temperature > 0 and not low <= sampling.temperature <= high:
-            raise VLLMError(
-                f"vLLM draws at temperatures from {low:g} to {high:g}, or greedily at 0, "
-                f"not at {sampling.temperature:g}: take --policy hf"
-            )
-        self._sync()
-        # Equal prompts have equal answers where nothing is drawn.
-        keys = [(r.prompt_ids, r.seed if sampling.temperature > 0 else 0) for r in requests]
-        distinct = list(dict.fromkeys(keys))
-        prompts, seeds = zip(*distinct, strict=True)
-        drawn = self.engine.draw(prompts, seeds, sampling, sorted(self._eos_ids))
-        embeddings: Any = self.lm.model.get_input_embeddings()
-        size = embeddings.weight.shape[0]
-        if strange := [token for answer in drawn for token in answer.token_ids if token >= size]:
-            raise VLLMError(f"{self.engine.name} drew token {strange[0]}, and the model has {size}")
-        answers = dict(zip(distinct, drawn, strict=True))
-        for request, key in zip(requests, keys, strict=True):
-            answer = answers[key]
-            request.token_ids, request.logprobs = list(answer.token_ids), list(answer.logprobs)
-            ended = bool(answer.token_ids) and answer.token_ids[-1] in self._eos_ids
-            request.finish_reason = FinishReason.STOP if ended else FinishReason.LENGTH
+    def prepare(self) -> None:
+        """See ``HFPolicy``: every engine is handed the weights, if one needs them, and proves it."""
+        if self._ranks.maximum(self.engine.holds != self._own):
+            self._hand_over(self._ranks)
 
     def _sync(self) -> None:
-        """Make sure that the engine has this model's weights as they are now."""
-        mine = (self, self.lm.weights_version)
-        if self.engine.holds == mine:
-            return
+        """Make sure that the engine has this model's weights as they are now, whatever others do."""
+        if self.engine.holds != self._own:
+            self._hand_over(ALONE)
+
+    @property
+    def _own(self) -> object:
+        return self, self.lm.weights_version
+
+    def _hand_over(self, ranks: Ranks) -> None:
         self.engine.holds = None  # whatever interrupts this: half a load is taken for nobody's weights
-        self.engine.load(self._weights())
+        self.engine.load(self._weights(), ranks)
         self.prove()
-        self.engine.holds = mine
+        self.engine.holds = self._own
 
 
 def logprob_gap(lm: LanguageModel, scored: Iterable[Scored]) -> Gap:

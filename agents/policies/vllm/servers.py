@@ -4,6 +4,8 @@ Prompts and completions travel as token ids, through the OpenAI-compatible ``/v1
 through a folder that the servers see too. A key comes from the environment (``VLLM_API_KEY``).
 """
 
+import base64
+import io
 import math
 import os
 import re
@@ -11,20 +13,24 @@ import secrets
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import PROBES, Drawer, Drawn, Gap, VLLMError, Weights
-from distill.lm.span import Prefix
+from distill.lm.span import Prefix, Span
+from distill.parallel import ALONE, Ranks
 from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, leads_to
 from experience.masking import masked
 from experience.terminal import shown
@@ -34,6 +40,8 @@ OLDEST = (0, 32)
 """The first vLLM whose endpoints take and give all that is needed."""
 PARALLEL = 64
 """Requests at a time, per server."""
+FILE_BYTES = 1 << 30
+"""Of weights on their way that are in memory at a time, and in one file."""
 TIMEOUT = 600.0
 """Seconds for one request."""
 MAX_PAUSE = 10.0
@@ -202,6 +210,67 @@ class Server:
         [given] = self._field(self._field(choice, "logprobs"), "top_logprobs")
         return [logprob(self._field(given, f"token_id:{token}")) for token in ids]
 
+    def prompt_scores(self, span: Span, ids_TK: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """The log-probabilities, at temperature 1, of T times K tokens: T after each prefix of ``span``."""
+        return self._parsed(partial(self._prompt_scores, span, ids_TK))
+
+    def _prompt_scores(self, span: Span, ids_TK: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        # One token more: after the last of a prompt it scores nothing.
+        prompt = [*span.tokens, span.tokens[-1]]
+        settings = {
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "detokenize": False,
+            "prompt_logprob_token_ids": ids_TK,
+            "prompt_logprob_start": span.start - 1,  # counted from the prefix of one token
+        }
+        body = {"model": self.model, "token_ids": prompt, "return_token_ids": True}
+        answer = self._post("/inference/v1/generate", {**body, "sampling_params": settings})
+        self._check_prompt(answer, prompt)
+        return scores_in(self._field(answer, "prompt_token_id_logprobs"), (len(ids_TK), len(ids_TK[0])))
+
+    def prompt_top(self, span: Span, k: int) -> list[dict[int, float]]:
+        """The k most probable tokens after each prefix of ``span``, and their log-probabilities at 1."""
+        return self._parsed(partial(self._prompt_top, span, k))
+
+    def _prompt_top(self, span: Span, k: int) -> list[dict[int, float]]:
+        prompt = (*span.tokens, span.tokens[-1])
+        choice = self._complete(prompt, max_tokens=1, temperature=0.0, prompt_logprobs=k)
+        rows = self._field(choice, "prompt_logprobs")[span.start :]
+        if len(rows) != span.size:
+            raise ValueError(f"there are {len(rows)} positions and not {span.size}")
+        found = []
+        for row in rows:
+            scores = {int(token): logprob(self._field(score, "logprob")) for token, score in row.items()}
+            # The prompt's own token is there as well.
+            best = sorted(scores, key=lambda token: (-scores[token], token))[:k]
+            if len(best) < k or min(best) < 0:
+                raise ValueError(f"there are {len(best)} tokens and not {k}")
+            found.append({token: scores[token] for token in best})
+        return found
+
+    def next_best(self, prefixes: Sequence[Prefix], temperature: float) -> list[dict[int, float]]:
+        """A token or two after each prefix, the most probable one among them, scored as by ``score``."""
+        return self._parsed(partial(self._next_best, prefixes, temperature))
+
+    def _next_best(self, prefixes: Sequence[Prefix], temperature: float) -> list[dict[int, float]]:
+        choices = self._choices(
+            list(map(list, prefixes)),
+            max_tokens=1,
+            temperature=temperature,
+            logprobs=1,
+            return_tokens_as_token_ids=True,
+        )
+        answers: dict[int, dict[int, float]] = {}
+        for choice in choices:
+            index = self._field(choice, "index")
+            self._check_prompt(choice, list(prefixes[index]))
+            [given] = self._field(self._field(choice, "logprobs"), "top_logprobs")
+            answers[index] = {
+                int(name.removeprefix("token_id:")): logprob(value) for name, value in given.items()
+            }
+        return [answers[index] for index in range(len(prefixes))]
+
     def _parsed(self, ask: Callable[[], Result]) -> Result:
         """What ``ask`` makes of an answer, which may be anything."""
         try:
@@ -213,21 +282,28 @@ class Server:
 
     def _complete(self, prompt: Prefix, **settings: Any) -> Any:
         """The only choice of one completion."""
+        [choice] = self._choices(list(prompt), **settings)
+        self._check_prompt(choice, list(prompt))
+        return choice
+
+    def _check_prompt(self, answer: Any, prompt: list[int]) -> None:
+        if self._field(answer, "prompt_token_ids") != prompt:
+            raise VLLMError(
+                f"{self.url} truncates or changes prompts: one of {len(prompt)} tokens, for instance"
+            )
+
+    def _choices(self, prompt: list[int] | list[list[int]], **settings: Any) -> Any:
+        """Of a completion of one prompt, or of one of each."""
         body = {
             "model": self.model,
-            "prompt": list(prompt),
+            "prompt": prompt,
             "return_token_ids": True,
             # The server's defaults may come from the model's folder.
             **{"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
             **{"presence_penalty": 0.0, "frequency_penalty": 0.0},
             **settings,
         }
-        [choice] = self._field(self._post("/v1/completions", body), "choices")
-        if self._field(choice, "prompt_token_ids") != body["prompt"]:
-            raise VLLMError(
-                f"{self.url} truncates or changes prompts: one of {len(prompt)} tokens, for instance"
-            )
-        return choice
+        return self._field(self._post("/v1/completions", body), "choices")
 
     def _field(self, value: Any, name: str) -> Any:
         """A field of an answer, which may be anything."""
@@ -253,9 +329,8 @@ class Server:
         except (RecursionError, ValueError) as error:
             raise VLLMError(f"the answer of {self.url} to {path} is no JSON ({str(error)[:200]})") from None
         except self._errors.APIConnectionError as error:
-            raise ServerDownError(
-                f"{type(error.__cause__ or error).__name__}: {error.__cause__ or error}"
-            ) from None
+            cause = error.__cause__ or error
+            raise ServerDownError(f"{self.url}: {type(cause).__name__}: {cause}") from None
         except self._errors.APIStatusError as error:
             reason = f"{self.url}{path} says {error.status_code}: {_message(error)}{leads_to(error)}"
             if error.status_code >= 500:
@@ -280,6 +355,7 @@ class Servers:
         tokenizer: PreTrainedTokenizerBase,
         *,
         weights: Path | None,
+        ranks: Ranks = ALONE,
         timeout: float = TIMEOUT,
     ) -> None:
         """Make sure that all of them can be used.
@@ -289,6 +365,8 @@ class Servers:
             tokenizer: The agent's.
             weights: A folder that the servers see too, for new weights on their way; made when needed.
                 Without one they keep the weights that they have.
+            ranks: The processes that do this. Each asks its share of the servers, as long as one of it is
+                left, or one of them where there are fewer servers than processes.
             timeout: Seconds for one request.
 
         Raises:
@@ -297,25 +375,42 @@ class Servers:
         self.name = "vLLM"
         self.holds: object = None
         self._servers = [Server(url, timeout=timeout) for url in dict.fromkeys(urls)]
+        self._mine = self._servers[ranks.rank :: ranks.size] or [
+            self._servers[ranks.rank % len(self._servers)]
+        ]
         for server in self._servers:
             server.check_tokenizer(tokenizer)
-            if weights is not None:
-                server.reset()
+        if weights is not None:
+            ranks.from_main(self._reset)
         self.window = min(server.window for server in self._servers)
         self._weights = weights
         self._lock = threading.Lock()
         self._at_work = dict.fromkeys(self._servers, 0)
 
-    def load(self, weights: Weights) -> None:
-        """See ``Engine``. A server that fails to take them is not asked any more."""
+    def load(self, weights: Weights, ranks: Ranks = ALONE) -> None:
+        """See ``Engine``: one process hands them over. Who fails to take them is not asked any more."""
         if self._weights is None:
             raise VLLMError("these servers are not to be given weights")
+        if ranks.is_main:
+            self._hand_over(weights, self._weights)
+        else:
+            for _ in weights:  # it may take all to put each of them together
+                pass
+        reasons = ranks.from_main(lambda: [server.down for server in self._servers])
+        for server, reason in zip(self._servers, reasons, strict=True):
+            server.down = server.down or reason  # of which the main process has told already
+
+    def _reset(self) -> None:
+        for server in self._servers:
+            server.reset()
+
+    def _hand_over(self, weights: Weights, into: Path) -> None:
         # Of its own, as it is removed again: who else has what in theirs is not known.
-        folder = self._weights.absolute() / f"served-weights-{secrets.token_hex(8)}"
+        folder = into.absolute() / f"served-weights-{secrets.token_hex(8)}"
         try:
             folder.mkdir(parents=True)
-            tensors = {name: tensor.detach().cpu().clone() for name, tensor in weights}  # tied ones are two
-            save_file(tensors, folder / "model.safetensors")
+            for number, tensors in enumerate(_files(weights)):
+                save_file(tensors, folder / f"model-{number:05}.safetensors")
             for server in self._alive():
                 try:
                     server.reload(folder)
@@ -340,36 +435,57 @@ class Servers:
 
     def tested(self, test: Callable[[Drawer], Gap]) -> list[Gap]:
         """See ``Engine``."""
-        gaps = []
-        for server in self._alive():
-            try:
-                gaps.append(test(server))
-            except ServerDownError as error:
-                self._drop(server, str(error))
-        self._alive()
-        return gaps
+        return self.all(test)
 
-    def release(self) -> None:
-        """See ``Engine``: their memory is their own."""
-
-    def each(self, jobs: Sequence[Job], work: Callable[[Server, Job], Result]) -> list[Result]:
-        """Let the servers do the jobs; one that fails is dropped, and another one does its jobs.
+    def all(self, work: Callable[[Server], Result]) -> list[Result]:
+        """Let each of this process's servers do the same; one that fails is dropped.
 
         Raises:
             VLLMError: No server is left, or one refuses.
         """
-        with ThreadPoolExecutor(PARALLEL * len(self._alive())) as pool:
-            futures = [pool.submit(self._anywhere, job, work) for job in jobs]
+        results = []
+        for server in self._near():
+            try:
+                results.append(work(server))
+            except ServerDownError as error:
+                self._drop(server, str(error))
+        return results or self.all(work)  # until there is no server left
+
+    def release(self) -> None:
+        """See ``Engine``: their memory is their own."""
+
+    def each(
+        self,
+        jobs: Sequence[Job],
+        work: Callable[[Server, Job], Result],
+        near: Sequence[Server | None] | None = None,
+    ) -> list[Result]:
+        """Let the servers do the jobs; one that fails is dropped, and another one does its jobs.
+
+        Args:
+            jobs: What is to be done.
+            work: Does one.
+            near: Who would do each best, as it is there.
+
+        Raises:
+            VLLMError: No server is left, or one refuses.
+        """
+        near = near or [None] * len(jobs)
+        with ThreadPoolExecutor(PARALLEL * len(self._near())) as pool:
+            futures = [
+                pool.submit(self._anywhere, job, work, first) for job, first in zip(jobs, near, strict=True)
+            ]
             try:
                 return [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _anywhere(self, job: Job, work: Callable[[Server, Job], Result]) -> Result:
+    def _anywhere(self, job: Job, work: Callable[[Server, Job], Result], first: Server | None) -> Result:
         while True:
             with self._lock:
-                server = min(self._alive(), key=lambda server: self._at_work[server])
+                alive = self._near()
+                server = first if first in alive else min(alive, key=lambda server: self._at_work[server])
                 self._at_work[server] += 1
             try:
                 return work(server, job)
@@ -386,12 +502,28 @@ class Servers:
             raise VLLMError(f"no server is left ({reasons}). Start them again and resume the run")
         return alive
 
+    def _near(self) -> list[Server]:
+        """Those that this process asks."""
+        alive = self._alive()
+        return [server for server in self._mine if server in alive] or alive
+
     def _drop(self, server: Server, reason: str) -> None:
         """It would miss new weights, so it stays out for good."""
         with self._lock:
             is_news, server.down = server.down is None, reason
         if is_news:
             warnings.warn(shown(f"not asked any more: {reason}"), stacklevel=2)
+
+
+def _files(weights: Weights) -> Iterator[dict[str, torch.Tensor]]:
+    """Weights in host memory, as many at a time as go into one file."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in weights:
+        tensors[name] = tensor.detach().cpu().clone()  # tied ones are two
+        if sum(tensor.nbytes for tensor in tensors.values()) >= FILE_BYTES:
+            yield tensors
+            tensors = {}
+    yield tensors
 
 
 def logprob(value: Any) -> float:
@@ -403,6 +535,24 @@ def logprob(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value) or value > MAX_LOGPROB:
         raise ValueError(f"a log-probability is {str(value)[:40]}")
     return float(value)
+
+
+def scores_in(text: Any, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Log-probabilities in an answer, which may be anything, as numpy writes an array, in base64.
+
+    Raises:
+        ValueError: They are none, or not so many.
+    """
+    file = io.BytesIO(base64.b64decode(text, validate=True))
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array of another format")
+    found, in_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    if (found, in_columns, dtype) != (shape, False, np.dtype("<f4")):
+        raise ValueError(f"an array of {dtype} {found} and not of float32 {shape}")
+    scores = np.frombuffer(file.read(), dtype="<f4").reshape(shape).copy()
+    if not (scores <= MAX_LOGPROB).all() or np.isinf(scores).any():
+        raise ValueError("a log-probability is none")
+    return scores
 
 
 def _message(error: Any) -> str:
