@@ -33,6 +33,14 @@ LIMITS = ("sliding_window", "attention_chunk_size", "index_topk", "floor_scale")
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 """Of the largest logit. In 16 bits, of the mean over the probes, ``COARSE``."""
 COARSE = 0.03
+GROWTHS: tuple[tuple[Growth, bool], ...] = (
+    ("joined", True),
+    ("joined", False),
+    ("alike", True),
+    ("alike", False),
+    ("none", False),
+)
+"""The arguments of ``set_growth``, the fastest first."""
 
 
 class UnsupportedModelError(ValueError):
@@ -48,6 +56,8 @@ class Support:
     """Transformers' name of its attention function."""
     growth: Growth = "joined"
     """Which sequences it draws side by side."""
+    leaps: bool = True
+    """Whether a conversation is gone on with by all that is new in it; else it is read anew at each turn."""
     why: str = ""
     """What is wrong with the ways that were tried before it, if any were."""
 
@@ -55,7 +65,8 @@ class Support:
         if self.way == "tree":
             return "as a prefix tree"
         apart = {"joined": "", "alike": ", other lengths apart", "none": ", no keys kept"}[self.growth]
-        return f"in padded batches with {self.attention} attention{apart}"
+        anew = "" if self.leaps or self.growth == "none" else ", conversations anew at each turn"
+        return f"in padded batches with {self.attention} attention{apart}{anew}"
 
 
 def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> LanguageModel:
@@ -96,13 +107,12 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
                 fault = _scoring_fault(model, way, beginnings, expected)
                 if fault is None and way == "tree":
                     fault = _growing_fault(model, way, rounds, expected)
-                growths: tuple[Growth, ...] = ("joined", "alike", "none")
-                for growth in growths if fault is None else ():
-                    set_growth(model, growth)
+                for growth, leaps in GROWTHS if fault is None else ():
+                    set_growth(model, growth, leaps=leaps)
                     fault = _growing_fault(model, "padded", rounds, expected)
                     if fault is None:
                         why = "; ".join(faults)
-                        return Support(way=way, attention=attention, growth=growth, why=why)
+                        return Support(way=way, attention=attention, growth=growth, leaps=leaps, why=why)
                 faults.append(f"{way} with {attention} attention: {fault}")
     raise UnsupportedModelError("; ".join(faults))
 
@@ -129,7 +139,9 @@ def _probes(model: PreTrainedModel) -> tuple[list[Prefix], list[list[Prefix]]]:
     first = [long[:9] + text(3), text(2), text(NARROW - 1)]
     second = [prefix + text(1) for prefix in first]
     third = [second[2] + text(1), second[0] + text(1), second[2] + text(1)]  # one ends, another divides
-    return beginnings, [first, second, sorted(set(third))]
+    fourth = [third[0] + text(5), third[1] + text(NARROW + 1), second[1] + text(5)]  # conversations go on
+    fifth = [fourth[1] + text(1), fourth[2] + text(3)]
+    return beginnings, [first, second, sorted(set(third)), fourth, fifth]
 
 
 def _plain_logits(model: Any, prefix: Prefix) -> torch.Tensor:

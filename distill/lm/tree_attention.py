@@ -135,7 +135,8 @@ def _attend(
     else:
         scores = softcap * (query @ key.transpose(2, 3) * (scale / softcap)).tanh()
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        queries, keys = scores.shape[-2:]  # the last ones
+        mask = torch.ones((queries, keys), dtype=torch.bool, device=scores.device).tril(keys - queries)
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     if sinks_H is not None:  # a key without a value
         sinks = sinks_H.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
