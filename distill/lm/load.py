@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from distill.lm.sealed import check_folder, seal_folder
 from distill.lm.support import Compute, Support, UnsupportedModelError, find_support
@@ -112,7 +120,7 @@ def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Pre
     """
     check_folder(Path(source))
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = _auto_class(source, options).from_pretrained(
         source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
     )
     model, about = loaded
@@ -122,6 +130,18 @@ def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Pre
             f"lacks weights: its files hold no {absent[0]}{more} of the shape that its config.json asks for"
         )
     return tokenizer, model
+
+
+def _auto_class(source: str, options: dict[str, Any]) -> Any:
+    """Who reads the checkpoint whole, what belongs to images too, though only text is trained.
+
+    Then what is saved has all that the original has, under its names.
+    """
+    if "gguf_file" in options:
+        return AutoModelForCausalLM
+    architectures = AutoConfig.from_pretrained(source, **options).architectures or []
+    with_images = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values())
+    return AutoModelForCausalLM if with_images.isdisjoint(architectures) else AutoModelForImageTextToText
 
 
 def _adapted(source: str) -> str | None:

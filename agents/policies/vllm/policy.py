@@ -17,6 +17,7 @@ from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
 from distill.lm.language_model import LanguageModel
 from distill.lm.span import Prefix
+from distill.lm.stored import as_stored
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 """Names as in a checkpoint of the model."""
@@ -217,7 +218,7 @@ class VLLMPolicy(HFPolicy):
         if self.engine.holds == mine:
             return
         self.engine.holds = None  # whatever interrupts this: half a load is taken for nobody's weights
-        self.engine.load(self._weights())
+        self.engine.load(as_stored(self.lm.model, self._weights()))
         self.prove()
         self.engine.holds = mine
 
