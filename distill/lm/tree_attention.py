@@ -21,6 +21,8 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from distill.lm.prefix_tree import Blocks
 
 NAME = "prefix_tree"
+EVERYTHING: Any = causal_mask_function
+"""Of a layer in which every token sees all before it."""
 _MASKED: ContextVar["TreeBlocks | None"] = ContextVar("blocks whose masks a forward pass makes", default=None)
 
 
@@ -45,7 +47,7 @@ class TreeBlocks:
         Args:
             function: Of batch, head, query's position and key's position, as transformers has them.
         """
-        if self._is_path and function is causal_mask_function:
+        if self._is_path and function is EVERYTHING:
             return self._mask_B1LP
         zero_1111 = self._query_depths_B1L1.new_zeros((1, 1, 1, 1))
         return self._mask_B1LP & function(

@@ -143,14 +143,17 @@ def ways(repeats: int) -> None:
         table.add_column(column)
     figures = {}
     for name, examples in batches().items():
-        seconds: dict[str, list[float]] = {way: [] for way in get_args(Way)}
-        found: dict[str, tuple[float, list[torch.Tensor]]] = {}
+        seconds: dict[Way, list[float]] = {way: [] for way in get_args(Way)}
+        found: dict[Way, tuple[float, list[torch.Tensor]]] = {}
         for _, way in itertools.product(range(repeats), seconds):
             opcd = OPCD(model, FrozenTeacher(language_model(model, way)), lr=1e-5, compute=way)
             started = time.process_time()
             sums, _ = opcd._forward_backward(scored(examples))
             seconds[way].append(time.process_time() - started)
-            found[way] = float(sums[0]), [p.grad.clone() for p in opcd.parameters.values()]
+            found[way] = (
+                float(sums[0]),
+                [p.grad.clone() for p in opcd.parameters.values() if p.grad is not None],
+            )
             model.zero_grad()
         (loss, tree), (other, padded) = found["tree"], found["padded"]
         largest = max(float(grad.abs().max()) for grad in tree)

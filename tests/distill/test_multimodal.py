@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from distill.examples import DistillExample
-from distill.lm.load import load_model
+from distill.lm.load import load_model, save_model
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.stored import as_stored
 from distill.lora import LoRA
@@ -39,17 +39,16 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def with_images(kind: str) -> Any:
     """A tiny random model."""
-    default = CONFIG_MAPPING[kind]()
-    parts = {}
+    default: Any = CONFIG_MAPPING[kind]()
+    settings: dict[str, Any] = {n: 263 for n in vars(default) if n.endswith(("_token_id", "_token_index"))}
     for name in default.sub_configs:
         part = getattr(default, name)
         fields = {*type(part).__dataclass_fields__, *getattr(type(part), "attribute_map", {})}
         values = (SMALL | {"vocab_size": 264} | KINDS[kind]) if name == "text_config" else VISION
         values = {name: value for name, value in values.items() if name in fields - {"n_embd", "n_layer"}}
-        parts[name] = {**values, "model_type": part.model_type}
-    tokens = {name: 263 for name in vars(default) if name.endswith(("_token_id", "_token_index"))}
+        settings[name] = {**values, "model_type": part.model_type}
     torch.manual_seed(0)
-    model: Any = AutoModelForImageTextToText.from_config(type(default)(**parts, **tokens))
+    model: Any = AutoModelForImageTextToText.from_config(type(default)(**settings))
     return model.eval()
 
 
@@ -62,6 +61,7 @@ def test_what_is_saved_has_all_that_the_original_has(kind: str, tmp_path: Path) 
     original = with_images(kind)
     original.save_pretrained(tmp_path / "original")
     byte_tokenizer().save_pretrained(tmp_path / "original")
+    (tmp_path / "original" / "preprocessor_config.json").write_text('{"size": 28}')
     loaded = load_model(str(tmp_path / "original"), device="cpu")
     assert type(loaded.model) is type(original)
     teacher = FrozenTeacher(PaddedLM(original))
@@ -70,7 +70,8 @@ def test_what_is_saved_has_all_that_the_original_has(kind: str, tmp_path: Path) 
     opcd.step(
         [DistillExample(student_prompt_ids=prompt, teacher_prompt_ids=prompt[1:], completion_ids=completion)]
     )
-    loaded.model.save_pretrained(tmp_path / "trained")
+    save_model(loaded.model, loaded.tokenizer, tmp_path / "trained")
+    assert (tmp_path / "trained" / "preprocessor_config.json").read_text() == '{"size": 28}'
     before, after = stored(tmp_path / "original"), stored(tmp_path / "trained")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
