@@ -29,8 +29,10 @@ MEMO_TOKENS = 16
 """Replies of more tokens are drawn one beside the other: nobody says the same twice. Of shorter ones every
 distribution is remembered."""
 CPU_SHARE, GPU_SHARE = 0.125, 0.4
-"""Of a machine's memory, and of a GPU's free memory, that keys and values of long replies may take, and as
-much again what is kept of conversations."""
+"""Of a machine's memory, and of a GPU's free memory, that keys and values may take, and as much again what is
+kept of conversations with long replies."""
+TABLE_BYTES = 512 << 20
+"""What remembered distributions may take; the oldest go first."""
 DENSE = 0.75
 """Replies that have ended are carried along until so few are left of all."""
 _MARKUP = re.compile(r"\s*[<\[{|\uff5c\u25c1].*[>\]}|\uff5c\u25b7]\s*", re.DOTALL)
@@ -64,7 +66,7 @@ class HFPolicy:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        max_bytes: int = 512 << 20,
+        max_bytes: int | None = None,
         compute_dtype: torch.dtype | None = None,
         within: Callable[[], AbstractContextManager[Any]] = nullcontext,
         compute: Way = "tree",
@@ -75,8 +77,8 @@ class HFPolicy:
         Args:
             model: See ``LanguageModel``.
             tokenizer: Its tokenizer, with a chat template.
-            max_bytes: What remembered distributions may take, and keys and values, each; the oldest go first.
-                Prompts that would take more are answered one group after the other.
+            max_bytes: What keys and values may take, by default a share of what the device has; the oldest
+                go first. Prompts that would take more are answered one group after the other.
             compute_dtype: See ``LanguageModel``.
             within: See ``LanguageModel``.
             compute: As a prefix tree or in padded batches; see ``find_support``.
@@ -84,9 +86,12 @@ class HFPolicy:
         """
         self.tokenizer = tokenizer
         self.lm = language_model(
-            model, compute, max_bytes=max_bytes, compute_dtype=compute_dtype, within=within
+            model,
+            compute,
+            max_bytes=room(model.device) if max_bytes is None else max_bytes,
+            compute_dtype=compute_dtype,
+            within=within,
         )
-        self.max_bytes = max_bytes
         self._beginnings = Beginnings(model, max_tokens=self.lm.max_nodes, compute_dtype=compute_dtype)
         """Conversations of long replies so far."""
         self._converses = False
@@ -199,8 +204,8 @@ class HFPolicy:
             self.clear()
         can_grow = growth_of(self.lm.model) != "none" and not self._crosses(requests, sampling)
         if sampling.max_tokens > MEMO_TOKENS and can_grow:
-            room = self._beginnings.max_bytes = self._room()
-            for group in self._streams(requests, sampling.max_tokens, room):
+            self._beginnings.max_bytes = room(self.lm.model.device)
+            for group in self._streams(requests, sampling.max_tokens):
                 self._stream(group, sampling)
             return
         for group in self._groups(requests, sampling.max_tokens):
@@ -214,16 +219,9 @@ class HFPolicy:
             for request in requests
         )
 
-    def _room(self) -> int:
-        """Bytes that keys and values of long replies may take."""
-        device = self.lm.model.device
-        if device.type == "cuda":
-            return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-        return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-    def _streams(self, requests: Sequence[Request], max_tokens: int, room: int) -> Iterator[list[Request]]:
+    def _streams(self, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
         """Requests that are drawn side by side: as many as there is room for, like lengths together."""
-        model = self.lm.model
+        model, most = self.lm.model, self._beginnings.max_bytes
         each = bytes_per_token(model, self.lm.compute_dtype or model.dtype)
 
         def kind(request: Request) -> Hashable:
@@ -233,7 +231,7 @@ class HFPolicy:
         for request in sorted(requests, key=lambda request: len(request.prompt_ids)):
             if group and (
                 len(group) == MAX_DISTINCT
-                or (len(group) + 1) * (len(request.prompt_ids) + max_tokens) * each > room
+                or (len(group) + 1) * (len(request.prompt_ids) + max_tokens) * each > most
                 or kind(request) != kind(group[0])
             ):
                 yield group
@@ -310,7 +308,7 @@ class HFPolicy:
             for prefix, logits_V in zip(missing, self.lm.logits(missing), strict=True):
                 tables[prefix] = self._tables[prefix, *how] = DrawTable.of(logits_V, sampling)
             bytes_each = 12 * len(next(iter(tables.values())).logprobs_V)  # fp32 and fp64
-            while len(self._tables) > max(1, self.max_bytes // bytes_each):
+            while len(self._tables) > max(1, TABLE_BYTES // bytes_each):
                 self._tables.popitem(last=False)
         return tables
 
@@ -341,6 +339,13 @@ class HFPolicy:
             finish_reason=request.finish_reason,
             prompt_tokens=len(request.prompt_ids),
         )
+
+
+def room(device: torch.device) -> int:
+    """Bytes that keys and values may take on the device, as it is now."""
+    if device.type == "cuda":
+        return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+    return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from distill.lm import tree_attention
 from distill.lm.decoding import Growth, set_growth
@@ -100,7 +101,7 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
             expected = {prefix: _plain_logits(model, prefix) for prefix in everything}
         except Exception as error:  # whatever foreign code may raise
             raise UnsupportedModelError(f"its own forward pass fails: {_line(error)}") from error
-        ways: dict[Way, tuple[str, ...]] = {"tree": (tree_attention.NAME,), "padded": ("sdpa", "eager")}
+        ways: dict[Way, tuple[str, ...]] = {"tree": (tree_attention.NAME,), "padded": _attentions(model)}
         for way in ways if compute == "auto" else [compute]:
             for attention in ways[way]:
                 attention = _use(attention, model, own)
@@ -117,10 +118,21 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
     raise UnsupportedModelError("; ".join(faults))
 
 
+def _attentions(model: PreTrainedModel) -> tuple[str, ...]:
+    """Transformers' attention functions for padded batches, the fastest first.
+
+    Flash attention is for 16 bits on a GPU, and a package of its own. Where it is not installed, or not made
+    for the model's layers, ``sdpa`` has such kernels too, for batches without a mask.
+    """
+    is_for_flash = model.device.type == "cuda" and model.dtype.itemsize == 2
+    flash = ("flash_attention_2",) if is_for_flash and is_flash_attn_2_available() else ()
+    return (*flash, "sdpa", "eager")
+
+
 def _use(attention: str, model: PreTrainedModel, own: str) -> str:
     """Set the model's attention; returns which it is then: some can have their own only, or no ``sdpa``."""
     decoder_of(model).config._attn_implementation = own
-    with suppress(ValueError):
+    with suppress(ValueError, ImportError):
         model.set_attn_implementation(attention)
     chosen: str = decoder_of(model).config._attn_implementation
     return chosen

@@ -64,6 +64,14 @@ def test_prompts_that_do_not_fit_into_memory_together_are_computed_once(
     assert tight.lm.computed_tokens < 2 * roomy.lm.computed_tokens
 
 
+def test_room_for_keys_and_values_follows_the_machine(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = HFPolicy(model, tokenizer).lm.capacity
+    monkeypatch.setattr("agents.policies.local.CPU_SHARE", 0.25)
+    assert HFPolicy(model, tokenizer).lm.capacity == pytest.approx(2 * before, abs=1)
+
+
 def test_a_completion_depends_on_prompt_and_seed_only(policy: HFPolicy) -> None:
     sampling = Sampling(max_tokens=5)
     prompts, seeds = [prompt(str(i % 4)) for i in range(12)], list(range(12))
