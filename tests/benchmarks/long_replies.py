@@ -53,16 +53,17 @@ def draw(
     by: Literal["generate", "policy"], replies: int, tokens: int, vocabulary: int, hidden: int
 ) -> dict[str, Any]:
     """Replies to distinct prompts, at temperature 1."""
-    model, tokenizer = tiny(vocabulary, hidden), byte_tokenizer()
-    tokenizer.eos_token = None
+    model = tiny(vocabulary, hidden)
     ids_BT = torch.randint(3, 250, (replies, PROMPT), generator=torch.Generator().manual_seed(0))
-    policy = HFPolicy(model, tokenizer)
+    policy = HFPolicy(model, byte_tokenizer())
+    policy._eos_ids = set()  # no reply ends before the others
     prompts = [tuple(row) for row in ids_BT.tolist()]
     ones_BT = torch.ones_like(ids_BT)
 
     def work(count: int) -> None:
         if by == "policy":
-            policy.complete(prompts, Sampling(max_tokens=count), range(replies))
+            completions = policy.complete(prompts, Sampling(max_tokens=count), range(replies))
+            assert all(len(completion.token_ids) == count for completion in completions)
         else:
             how = {"do_sample": True, "top_k": 0, "max_new_tokens": count, "pad_token_id": 0}
             model.generate(ids_BT, attention_mask=ones_BT, **how)
