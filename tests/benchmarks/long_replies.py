@@ -56,7 +56,7 @@ def draw(
     model = tiny(vocabulary, hidden)
     ids_BT = torch.randint(3, 250, (replies, PROMPT), generator=torch.Generator().manual_seed(0))
     policy = HFPolicy(model, byte_tokenizer())
-    policy._eos_ids = set()  # no reply ends before the others
+    policy._eos_ids = frozenset()  # no reply ends before the others
     prompts = [tuple(row) for row in ids_BT.tolist()]
     ones_BT = torch.ones_like(ids_BT)
 
