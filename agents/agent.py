@@ -22,8 +22,7 @@ from agents.policies.vllm.policy import Engine, EnginePolicy, VLLMPolicy
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.run.folder import clear_errors
-from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
-from distill.lm.sealed import seal_folder
+from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model, save_model
 from distill.lora import LoRA
 from distill.opcd import OPCD
 from distill.parallel import Ranks
@@ -138,9 +137,7 @@ class Agent:
         shutil.rmtree(tmp, ignore_errors=True)
         with clear_errors(target):
             try:
-                model.save_pretrained(tmp)
-                seal_folder(tmp)
-                self.student.tokenizer.save_pretrained(tmp)
+                save_model(model, self.student.tokenizer, tmp)
                 shutil.rmtree(target, ignore_errors=True)
                 tmp.rename(target)
             finally:

@@ -4,7 +4,7 @@ import os
 import random
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from agents.policies.chat_template import ChatTemplate
 from agents.policies.drawing import DrawTable, draw
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
-from distill.lm.decoding import Decoding, growth_of
+from distill.lm.beginnings import Beginnings
+from distill.lm.decoding import growth_of, kind_of_length
 from distill.lm.language_model import Way, bytes_per_token, rope_switch
 from distill.lm.prefix_tree import PrefixTree
 from distill.lm.span import Prefix
@@ -27,8 +28,11 @@ MAX_DISTINCT = 256
 MEMO_TOKENS = 16
 """Replies of more tokens are drawn one beside the other: nobody says the same twice. Of shorter ones every
 distribution is remembered."""
-CPU_SHARE, GPU_SHARE = 0.125, 0.5
-"""Of a machine's memory, and of a GPU's free memory, that keys and values of long replies may take."""
+CPU_SHARE, GPU_SHARE = 0.125, 0.4
+"""Of a machine's memory, and of a GPU's free memory, that keys and values may take, and as much again what is
+kept of conversations with long replies."""
+TABLE_BYTES = 512 << 20
+"""What remembered distributions may take; the oldest go first."""
 DENSE = 0.75
 """Replies that have ended are carried along until so few are left of all."""
 _MARKUP = re.compile(r"\s*[<\[{|\uff5c\u25c1].*[>\]}|\uff5c\u25b7]\s*", re.DOTALL)
@@ -48,6 +52,11 @@ class Request:
     def __post_init__(self) -> None:
         self.draws = random.Random(self.seed)
 
+    @property
+    def sequence(self) -> Prefix:
+        """The prompt and what was drawn."""
+        return (*self.prompt_ids, *self.token_ids)
+
 
 class HFPolicy:
     """A ``Policy`` over a transformers causal LM."""
@@ -57,7 +66,7 @@ class HFPolicy:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        max_bytes: int = 512 << 20,
+        max_bytes: int | None = None,
         compute_dtype: torch.dtype | None = None,
         within: Callable[[], AbstractContextManager[Any]] = nullcontext,
         compute: Way = "tree",
@@ -68,8 +77,8 @@ class HFPolicy:
         Args:
             model: See ``LanguageModel``.
             tokenizer: Its tokenizer, with a chat template.
-            max_bytes: What remembered distributions may take, and keys and values, each; the oldest go first.
-                Prompts that would take more are answered one group after the other.
+            max_bytes: What keys and values may take, by default a share of what the device has; the oldest
+                go first. Prompts that would take more are answered one group after the other.
             compute_dtype: See ``LanguageModel``.
             within: See ``LanguageModel``.
             compute: As a prefix tree or in padded batches; see ``find_support``.
@@ -77,9 +86,16 @@ class HFPolicy:
         """
         self.tokenizer = tokenizer
         self.lm = language_model(
-            model, compute, max_bytes=max_bytes, compute_dtype=compute_dtype, within=within
+            model,
+            compute,
+            max_bytes=room(model.device) if max_bytes is None else max_bytes,
+            compute_dtype=compute_dtype,
+            within=within,
         )
-        self.max_bytes = max_bytes
+        self._beginnings = Beginnings(model, max_tokens=self.lm.max_nodes, compute_dtype=compute_dtype)
+        """Conversations of long replies so far."""
+        self._converses = False
+        """Whether a reply of its own stood in a prompt: then others will, and what was computed is kept."""
         self._tables: OrderedDict[tuple[Prefix, float, float], DrawTable] = OrderedDict()
         self.control_tokens = control_tokens(tokenizer)
         """What only the chat template may put into a prompt."""
@@ -108,6 +124,7 @@ class HFPolicy:
         """Forget everything, as when the weights have changed."""
         self._version = self.lm.weights_version
         self.lm.clear()
+        self._beginnings.clear()
         for memo in (self._tables, self._encoded, self._pieces, self._decoded):
             memo.clear()
 
@@ -164,6 +181,7 @@ class HFPolicy:
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:
         """One completion per prompt; see ``Policy``."""
+        self._converses |= any(m.token_ids is not None for prompt in prompts for m in prompt.messages)
         completions = self.complete([self.encode(prompt) for prompt in prompts], sampling, seeds)
         if opened := self._template.opened_thought:
             return [
@@ -192,9 +210,10 @@ class HFPolicy:
         """Draw the tokens of requests that fit the window."""
         if self.lm.weights_version != self._version:
             self.clear()
-        growth = growth_of(self.lm.model)
-        if sampling.max_tokens > MEMO_TOKENS and growth != "none" and not self._crosses(requests, sampling):
-            for group in self._streams(requests, sampling.max_tokens, alike=growth == "alike"):
+        can_grow = growth_of(self.lm.model) != "none" and not self._crosses(requests, sampling)
+        if sampling.max_tokens > MEMO_TOKENS and can_grow:
+            self._beginnings.max_bytes = room(self.lm.model.device)
+            for group in self._streams(requests, sampling.max_tokens):
                 self._stream(group, sampling)
             return
         for group in self._groups(requests, sampling.max_tokens):
@@ -208,23 +227,20 @@ class HFPolicy:
             for request in requests
         )
 
-    def _streams(
-        self, requests: Sequence[Request], max_tokens: int, *, alike: bool
-    ) -> Iterator[list[Request]]:
-        """Requests that are drawn side by side: as many as there is memory for, like lengths together."""
-        device, dtype = self.lm.model.device, self.lm.compute_dtype or self.lm.model.dtype
-        if device.type == "cuda":
-            room = GPU_SHARE * torch.cuda.mem_get_info(device)[0]
-        else:
-            room = CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        each = bytes_per_token(self.lm.model, dtype)
+    def _streams(self, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
+        """Requests that are drawn side by side: as many as there is room for, like lengths together."""
+        model, most = self.lm.model, self._beginnings.max_bytes
+        each = bytes_per_token(model, self.lm.compute_dtype or model.dtype)
+
+        def kind(request: Request) -> Hashable:
+            return kind_of_length(model, len(request.prompt_ids))
+
         group: list[Request] = []
         for request in sorted(requests, key=lambda request: len(request.prompt_ids)):
-            length = len(request.prompt_ids)
             if group and (
                 len(group) == MAX_DISTINCT
-                or (len(group) + 1) * (length + max_tokens) * each > room
-                or (alike and length != len(group[0].prompt_ids))
+                or (len(group) + 1) * (len(request.prompt_ids) + max_tokens) * each > most
+                or kind(request) != kind(group[0])
             ):
                 yield group
                 group = []
@@ -238,9 +254,8 @@ class HFPolicy:
         place = {prompt: index for index, prompt in enumerate(prompts)}
         rows = list(requests)  # of the decoding; those that have ended stay until enough have
         with torch.no_grad(), self.lm.within():
-            decoding = Decoding(
-                self.lm.model, prompts, max_tokens=self.lm.max_nodes, compute_dtype=self.lm.compute_dtype
-            )
+            decoding, computed = self._beginnings.read(prompts)
+            self.lm.computed_tokens += computed
             decoding.keep([place[request.prompt_ids] for request in rows])
             head = self.lm.head
             while True:
@@ -250,13 +265,17 @@ class HFPolicy:
                 drawn = draw(head.logits(hidden_ND).float(), sampling, uniforms)
                 for row, token, logprob in zip(live, *drawn, strict=True):
                     self._extend(rows[row], token, logprob, sampling)
+                if self._converses:  # of a reply that has ended all but the last token was read
+                    ended = [row for row in live if rows[row].finish_reason is not None]
+                    self._beginnings.hold(decoding, {rows[row].sequence[:-1]: row for row in ended})
                 live = [row for row in live if rows[row].finish_reason is None]
                 if not live:
                     return
                 if len(live) <= DENSE * len(rows):
                     decoding.keep(live)
                     rows = [rows[row] for row in live]
-                decoding.step([request.token_ids[-1] for request in rows])
+                decoding.step([request.token_ids[-1:] for request in rows])
+                self.lm.computed_tokens += len(rows)
 
     def _groups(self, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
         """Requests whose keys and values fit into memory together, like prompts side by side."""
@@ -279,7 +298,7 @@ class HFPolicy:
             waiting: dict[Prefix, list[Request]] = {}
             for request in requests:
                 if request.finish_reason is None:
-                    waiting.setdefault((*request.prompt_ids, *request.token_ids), []).append(request)
+                    waiting.setdefault(request.sequence, []).append(request)
             prefixes = sorted(waiting)
             for start in range(0, len(prefixes), MAX_DISTINCT):
                 chunk = prefixes[start : start + MAX_DISTINCT]
@@ -297,7 +316,7 @@ class HFPolicy:
             for prefix, logits_V in zip(missing, self.lm.logits(missing), strict=True):
                 tables[prefix] = self._tables[prefix, *how] = DrawTable.of(logits_V, sampling)
             bytes_each = 12 * len(next(iter(tables.values())).logprobs_V)  # fp32 and fp64
-            while len(self._tables) > max(1, self.max_bytes // bytes_each):
+            while len(self._tables) > max(1, TABLE_BYTES // bytes_each):
                 self._tables.popitem(last=False)
         return tables
 
@@ -328,6 +347,13 @@ class HFPolicy:
             finish_reason=request.finish_reason,
             prompt_tokens=len(request.prompt_ids),
         )
+
+
+def room(device: torch.device) -> int:
+    """Bytes that keys and values may take on the device, as it is now."""
+    if device.type == "cuda":
+        return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+    return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -1,14 +1,14 @@
-"""Sequences that grow by a token at a time, with keys, values and states as the model itself keeps them.
+"""Sequences that grow side by side, with keys, values and states as the model itself keeps them.
 
-Prompts of one length are read together, so that nothing is padded: recurrent layers would take padding for
-text. Then all grow side by side. Keys and values of shorter ones are padded on the left, where the mask hides
-them; recurrent states have no length.
-Shape letters: N sequences, T tokens, D hidden size.
+Keys and values of shorter ones are padded on the left, where the mask hides them; recurrent states have no
+length. Nothing is padded while it is read, since recurrent layers would take padding for text: so many tokens
+are added to one sequence as to another.
+Shape letters: N sequences, D hidden size.
 """
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from distill.lm.compiled import as_they_are, compiled_layers
-from distill.lm.language_model import cache_argument, decoder_of
-from distill.lm.span import Prefix
+from distill.lm.language_model import cache_argument, decoder_of, rope_switch
 
 STEADY = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Attention that is not planned anew for each length: cuDNN's is, and doubles a token's time on an H100."""
@@ -33,28 +32,39 @@ def growth_of(model: PreTrainedModel) -> Growth:
     return growth
 
 
-def set_growth(model: PreTrainedModel, growth: Growth) -> None:
-    """Say how the model's sequences grow."""
+def leaps(model: PreTrainedModel) -> bool:
+    """Whether a sequence of the model can be gone on with by several tokens at once; see ``set_growth``."""
+    return getattr(model, "_leaps", True)
+
+
+def set_growth(model: PreTrainedModel, growth: Growth, *, leaps: bool = True) -> None:
+    """Say how the model's sequences grow, and whether by several tokens at once, too."""
     model._growth = growth  # type: ignore[assignment]
+    model._leaps = leaps  # type: ignore[assignment]
+
+
+def is_beyond_switch(model: PreTrainedModel, length: int) -> bool:
+    """Whether a sequence is so long that the model's rope reads it otherwise than a shorter one."""
+    switch = rope_switch(model)
+    return switch is not None and length > switch
+
+
+def kind_of_length(model: PreTrainedModel, length: int) -> Hashable:
+    """Sequences can grow side by side if this is the same for their lengths."""
+    return length if growth_of(model) == "alike" else is_beyond_switch(model, length)
 
 
 class Decoding:
     """A batch of growing sequences. No gradients flow."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Prefix],
-        *,
-        max_tokens: int = 2048,
-        compute_dtype: torch.dtype | None = None,
+        self, model: PreTrainedModel, size: int, *, compute_dtype: torch.dtype | None = None
     ) -> None:
-        """Read the prompts.
+        """Begin with so many empty sequences.
 
         Args:
             model: The language model.
-            prompts: Non-empty; equal ones are read as often as they stand there.
-            max_tokens: Read in one forward pass.
+            size: N.
             compute_dtype: See ``LanguageModel``.
         """
         self._decoder = decoder_of(model)
@@ -63,72 +73,66 @@ class Decoding:
         self._compute_dtype = compute_dtype
         self._cache_name = cache_argument(self._decoder)
         self._arguments = inspect.signature(type(self._decoder).forward).parameters
-        self.lengths = [len(prompt) for prompt in prompts]
+        self._cache: Any = None
+        self.lengths = [0] * size
         """Of the sequences, in tokens."""
-        by_length = sorted(range(len(prompts)), key=self.lengths.__getitem__)
-        caches, hidden = [], []
-        first = 0
-        while first < len(by_length):
-            length = self.lengths[by_length[first]]
-            most = first + max(1, max_tokens // length)
-            rows = [row for row in by_length[first:most] if self.lengths[row] == length]
-            cache, hidden_ND = self._forward([prompts[row] for row in rows], None)
-            caches.append(cache)
-            hidden.append(hidden_ND)
-            first += len(rows)
-        self._cache = _joined("", caches)
-        self.hidden = torch.cat(hidden)
+        self.hidden = torch.empty((size, 0))
         """[N, D]: what goes into the head after each sequence."""
-        places = sorted(range(len(by_length)), key=by_length.__getitem__)
-        self._width = max(self.lengths)
-        self.lengths = [self.lengths[row] for row in by_length]
-        self.keep(places)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @torch.no_grad()
+    @property
+    def bytes(self) -> int:
+        """What is held for the sequences."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self._cache))
+
+    @classmethod
+    def joined(cls, decodings: Sequence["Decoding"]) -> "Decoding":
+        """All of their sequences in one batch, in order; what is held for them may be shared."""
+        joined = copy.copy(decodings[0])
+        if len(decodings) > 1:
+            joined.lengths = [length for decoding in decodings for length in decoding.lengths]
+            joined.hidden = torch.cat([decoding.hidden for decoding in decodings])
+            joined._cache = _joined("", [d._cache for d in decodings], max(joined.lengths))
+        return joined
+
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the sequences, in the given order, each as often as it stands there."""
-        if list(rows) == list(range(len(self))):
-            return
-        index = torch.tensor(list(rows), device=self._device)
-        self._cache.reorder_cache(index)
-        self.hidden = self.hidden[index]
-        self.lengths = [self.lengths[row] for row in rows]
+        if list(rows) != list(range(len(self))):
+            vars(self).update(vars(self.part(rows)))
 
+    @torch.no_grad()
     def part(self, rows: Sequence[int]) -> "Decoding":
         """A copy with some of the sequences."""
         part = copy.copy(self)
-        part._cache = copy.deepcopy(self._cache)
-        part.keep(rows)
+        part.lengths = [self.lengths[row] for row in rows]
+        index = torch.tensor(list(rows), device=self._device)
+        part.hidden = self.hidden[index]
+        if self._cache is not None:
+            part._cache = _joined("", [self._cache], max(part.lengths))
+            part._cache.reorder_cache(index)
         return part
 
-    def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Add a token to each sequence.
+    @torch.no_grad()
+    def step(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Add tokens to the sequences, to each as many.
 
         Returns:
             [N, D]: what goes into the head after each.
         """
-        self._cache, self.hidden = self._forward([(token,) for token in tokens], self._cache)
-        self.lengths = [length + 1 for length in self.lengths]
-        self._width += 1
-        return self.hidden
-
-    @torch.no_grad()
-    def _forward(self, tokens: Sequence[Sequence[int]], cache: Any) -> tuple[Any, torch.Tensor]:
+        new, width = len(tokens[0]), max(self.lengths)
+        lengths = torch.tensor(self.lengths, device=self._device)
         extra: dict[str, Any] = {}
-        if cache is not None:
-            extra[self._cache_name] = cache
-            lengths = torch.tensor(self.lengths, device=self._device)
+        if self._cache is not None:
+            extra[self._cache_name] = self._cache
             if "position_ids" in self._arguments:
-                extra["position_ids"] = lengths[:, None]
-            columns = torch.arange(self._width + 1, device=self._device)
-            mask_NT = (columns >= (self._width - lengths)[:, None]).long()
-        else:
-            mask_NT = torch.ones((len(tokens), len(tokens[0])), dtype=torch.long, device=self._device)
-        if "attention_mask" in self._arguments:
-            extra["attention_mask"] = mask_NT
+                extra["position_ids"] = lengths[:, None] + torch.arange(new, device=self._device)
+        # Who has states only, and no keys, takes a mask for one of the new tokens.
+        has_keys = self._cache is None or any(isinstance(m, CacheLayerMixin) for m in self._cache.layers)
+        if "attention_mask" in self._arguments and has_keys:
+            columns = torch.arange(width + new, device=self._device)
+            extra["attention_mask"] = (columns >= (width - lengths)[:, None]).long()
         autocast = torch.autocast(
             self._device.type, dtype=self._compute_dtype, enabled=self._compute_dtype is not None
         )
@@ -138,32 +142,55 @@ class Decoding:
                 use_cache=True,
                 **extra,
             )
-        return output[self._cache_name], output.last_hidden_state[:, -1]
+        self._cache, self.hidden = output[self._cache_name], output.last_hidden_state[:, -1]
+        self.lengths = [length + new for length in self.lengths]
+        return self.hidden
 
 
-def _joined(name: str, values: Sequence[Any]) -> Any:
-    """One of transformers' caches, or a part of one, with the rows of all, in order; the first is used up."""
+def _joined(name: str, values: Sequence[Any], width: int) -> Any:
+    """One of transformers' caches, or a part of one, with the rows of all, in order, in ``width`` columns.
+
+    The containers are new; the tensors of a single one are not.
+    """
     first = values[0]
-    if len(values) == 1:
-        return first
-    if isinstance(first, torch.Tensor) and first.dim() > 1:
+    if isinstance(first, torch.Tensor):
+        if first.dim() < 2:
+            return first
         # Keys are [N, heads, T, width], or [N, T, width] of an indexer; a convolution's past is [N, D, T].
-        padded = -1 if name.startswith("conv") else -2 if "key" in name or "value" in name else None
-        return torch.cat([*values] if padded is None else _padded(values, padded))
+        columns = -1 if name.startswith("conv") else -2 if "key" in name or "value" in name else None
+        if columns is not None:
+            most = width if columns == -2 else first.shape[-1]
+            values = _fitted(values, columns, min(most, max(value.shape[columns] for value in values)))
+        return torch.cat([*values]) if len(values) > 1 else values[0]
     if isinstance(first, list | tuple):
-        return type(first)(_joined(name, items) for items in zip(*values, strict=True))
+        return type(first)(_joined(name, items, width) for items in zip(*values, strict=True))
     if isinstance(first, dict):
-        return {key: _joined(name, [value[key] for value in values]) for key in first}
+        return {key: _joined(name, [value[key] for value in values], width) for key in first}
     if isinstance(first, Cache | CacheLayerMixin | LinearAttentionCacheLayerMixin):
+        joined = copy.copy(first)
         for part in vars(first):
-            setattr(first, part, _joined(part, [vars(value)[part] for value in values]))
-    elif type(first) is int:  # how many tokens there were
-        return max(values)
+            setattr(joined, part, _joined(part, [vars(value)[part] for value in values], width))
+        return joined
+    if type(first) is int:  # how many tokens there were
+        return min(width, max(values)) if name == "cumulative_length" else max(values)
     return first
 
 
-def _padded(values: Sequence[torch.Tensor], dim: int) -> list[torch.Tensor]:
-    """The tensors, made as long as the longest by zeros before them."""
-    longest = max(value.shape[dim] for value in values)
+def _fitted(values: Sequence[torch.Tensor], dim: int, width: int) -> list[torch.Tensor]:
+    """The tensors with so many columns: the last ones, behind zeros where there are not as many."""
     behind = [0, 0] * (-1 - dim)
-    return [torch.nn.functional.pad(v, (*behind, longest - v.shape[dim], 0)) for v in values]
+    last = [
+        value.narrow(dim, -min(width, value.shape[dim]), min(width, value.shape[dim])) for value in values
+    ]
+    return [torch.nn.functional.pad(v, (*behind, width - v.shape[dim], 0)) for v in last]
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All in one of transformers' caches."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Cache | CacheLayerMixin | LinearAttentionCacheLayerMixin):
+        yield from _tensors(vars(value))
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)

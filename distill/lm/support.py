@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from distill.lm import tree_attention
 from distill.lm.decoding import Growth, set_growth
@@ -33,6 +34,14 @@ LIMITS = ("sliding_window", "attention_chunk_size", "index_topk", "floor_scale")
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 """Of the largest logit. In 16 bits, of the mean over the probes, ``COARSE``."""
 COARSE = 0.03
+GROWTHS: tuple[tuple[Growth, bool], ...] = (
+    ("joined", True),
+    ("joined", False),
+    ("alike", True),
+    ("alike", False),
+    ("none", False),
+)
+"""The arguments of ``set_growth``, the fastest first."""
 
 
 class UnsupportedModelError(ValueError):
@@ -48,6 +57,8 @@ class Support:
     """Transformers' name of its attention function."""
     growth: Growth = "joined"
     """Which sequences it draws side by side."""
+    leaps: bool = True
+    """Whether a conversation is gone on with by all that is new in it; else it is read anew at each turn."""
     why: str = ""
     """What is wrong with the ways that were tried before it, if any were."""
 
@@ -55,7 +66,8 @@ class Support:
         if self.way == "tree":
             return "as a prefix tree"
         apart = {"joined": "", "alike": ", other lengths apart", "none": ", no keys kept"}[self.growth]
-        return f"in padded batches with {self.attention} attention{apart}"
+        anew = "" if self.leaps or self.growth == "none" else ", conversations anew at each turn"
+        return f"in padded batches with {self.attention} attention{apart}{anew}"
 
 
 def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> LanguageModel:
@@ -89,28 +101,38 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
             expected = {prefix: _plain_logits(model, prefix) for prefix in everything}
         except Exception as error:  # whatever foreign code may raise
             raise UnsupportedModelError(f"its own forward pass fails: {_line(error)}") from error
-        ways: dict[Way, tuple[str, ...]] = {"tree": (tree_attention.NAME,), "padded": ("sdpa", "eager")}
+        ways: dict[Way, tuple[str, ...]] = {"tree": (tree_attention.NAME,), "padded": _attentions(model)}
         for way in ways if compute == "auto" else [compute]:
             for attention in ways[way]:
                 attention = _use(attention, model, own)
                 fault = _scoring_fault(model, way, beginnings, expected)
                 if fault is None and way == "tree":
                     fault = _growing_fault(model, way, rounds, expected)
-                growths: tuple[Growth, ...] = ("joined", "alike", "none")
-                for growth in growths if fault is None else ():
-                    set_growth(model, growth)
+                for growth, leaps in GROWTHS if fault is None else ():
+                    set_growth(model, growth, leaps=leaps)
                     fault = _growing_fault(model, "padded", rounds, expected)
                     if fault is None:
                         why = "; ".join(faults)
-                        return Support(way=way, attention=attention, growth=growth, why=why)
+                        return Support(way=way, attention=attention, growth=growth, leaps=leaps, why=why)
                 faults.append(f"{way} with {attention} attention: {fault}")
     raise UnsupportedModelError("; ".join(faults))
+
+
+def _attentions(model: PreTrainedModel) -> tuple[str, ...]:
+    """Transformers' attention functions for padded batches, the fastest first.
+
+    Flash attention is for 16 bits on a GPU, and a package of its own. Where it is not installed, or not made
+    for the model's layers, ``sdpa`` has such kernels too, for batches without a mask.
+    """
+    is_for_flash = model.device.type == "cuda" and model.dtype.itemsize == 2
+    flash = ("flash_attention_2",) if is_for_flash and is_flash_attn_2_available() else ()
+    return (*flash, "sdpa", "eager")
 
 
 def _use(attention: str, model: PreTrainedModel, own: str) -> str:
     """Set the model's attention; returns which it is then: some can have their own only, or no ``sdpa``."""
     decoder_of(model).config._attn_implementation = own
-    with suppress(ValueError):
+    with suppress(ValueError, ImportError):
         model.set_attn_implementation(attention)
     chosen: str = decoder_of(model).config._attn_implementation
     return chosen
@@ -129,7 +151,9 @@ def _probes(model: PreTrainedModel) -> tuple[list[Prefix], list[list[Prefix]]]:
     first = [long[:9] + text(3), text(2), text(NARROW - 1)]
     second = [prefix + text(1) for prefix in first]
     third = [second[2] + text(1), second[0] + text(1), second[2] + text(1)]  # one ends, another divides
-    return beginnings, [first, second, sorted(set(third))]
+    fourth = [third[0] + text(5), third[1] + text(NARROW + 1), second[1] + text(5)]  # conversations go on
+    fifth = [fourth[1] + text(1), fourth[2] + text(3)]
+    return beginnings, [first, second, sorted(set(third)), fourth, fifth]
 
 
 def _plain_logits(model: Any, prefix: Prefix) -> torch.Tensor:

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from distill.lm.prefix_tree import Blocks
 
 NAME = "prefix_tree"
+EVERYTHING: Any = causal_mask_function
+"""Of a layer in which every token sees all before it."""
 _MASKED: ContextVar["TreeBlocks | None"] = ContextVar("blocks whose masks a forward pass makes", default=None)
 
 
@@ -32,6 +34,9 @@ class TreeBlocks:
         self.queries = torch.from_numpy(blocks.queries_BL.reshape(-1)).to(device)
         self.keys = torch.from_numpy(blocks.keys_BP.reshape(-1)).to(device)
         self._mask_B1LP = torch.from_numpy(blocks.mask_BLP).to(device)[:, None]
+        count, queries, keys = blocks.mask_BLP.shape
+        self._is_path = count == 1 and queries == keys and bool(blocks.mask_BLP[0, -1].all())
+        """Whether it is one sequence from its beginning on, and no tree."""
         self._query_depths_B1L1 = torch.from_numpy(blocks.query_depths_BL).to(device)[:, None, :, None]
         self._key_depths_B11P = torch.from_numpy(blocks.key_depths_BP).to(device)[:, None, None]
         self.places_Q = torch.from_numpy(blocks.places_Q).to(device)
@@ -42,6 +47,8 @@ class TreeBlocks:
         Args:
             function: Of batch, head, query's position and key's position, as transformers has them.
         """
+        if self._is_path and function is EVERYTHING:
+            return self._mask_B1LP
         zero_1111 = self._query_depths_B1L1.new_zeros((1, 1, 1, 1))
         return self._mask_B1LP & function(
             zero_1111, zero_1111, self._query_depths_B1L1, self._key_depths_B11P
@@ -77,7 +84,7 @@ class TreeBlocks:
             self._rows(query_1HQW, self.queries),
             self._rows(key_1GKW, self.keys),
             self._rows(value_1GKW, self.keys),
-            mask_B1LP,
+            None if self._is_path and mask_B1LP is self._mask_B1LP else mask_B1LP,  # which SDPA does faster
             **settings,
         )
         return output_BLHW.flatten(0, 1).index_select(0, self.places_Q)[None]
@@ -135,7 +142,8 @@ def _attend(
     else:
         scores = softcap * (query @ key.transpose(2, 3) * (scale / softcap)).tanh()
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        queries, keys = scores.shape[-2:]  # the last ones
+        mask = torch.ones((queries, keys), dtype=torch.bool, device=scores.device).tril(keys - queries)
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     if sinks_H is not None:  # a key without a value
         sinks = sinks_H.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)

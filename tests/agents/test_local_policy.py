@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from agents.policies.drawing import DrawTable, draw, sampling_distribution
 from agents.policies.local import HFPolicy
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
 from agents.policies.scripted import ScriptedPolicy
+from distill.lm.language_model import Way
+from tests.conftest import tiny_llama
+from tests.distill.test_padded_lm import hybrid
 
 
 def prompt(text: str, prefix: str = "I move") -> Prompt:
@@ -58,6 +62,14 @@ def test_prompts_that_do_not_fit_into_memory_together_are_computed_once(
     assert [c.token_ids for c in found] == [c.token_ids for c in expected]
     # What prompts share is computed once per group at the worst.
     assert tight.lm.computed_tokens < 2 * roomy.lm.computed_tokens
+
+
+def test_room_for_keys_and_values_follows_the_machine(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = HFPolicy(model, tokenizer).lm.capacity
+    monkeypatch.setattr("agents.policies.local.CPU_SHARE", 0.25)
+    assert HFPolicy(model, tokenizer).lm.capacity == pytest.approx(2 * before, abs=1)
 
 
 def test_a_completion_depends_on_prompt_and_seed_only(policy: HFPolicy) -> None:
@@ -173,6 +185,48 @@ def test_long_replies_are_what_remembering_gives(
         assert [c.finish_reason for c in others] == [c.finish_reason for c in streamed]
         for mine, theirs in zip(streamed, others, strict=True):
             assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("make", [tiny_llama, hybrid], ids=["llama", "hybrid"])
+@pytest.mark.parametrize("max_tokens", [4, 24])
+@pytest.mark.parametrize("compute", ["tree", "padded"])
+def test_a_conversation_costs_its_new_tokens(
+    make: Callable[[], PreTrainedModel],
+    max_tokens: int,
+    compute: Way,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Replies are what reading all anew gives, with long ones and with short ones."""
+    monkeypatch.setattr("agents.policies.local.DENSE", 1.0)  # nothing that has ended is carried along
+    if make is hybrid and compute == "tree":
+        pytest.skip("it is no tree")
+    policy, sampling = HFPolicy(make(), tokenizer, compute=compute), Sampling(max_tokens=max_tokens)
+    talks: list[tuple[Message, ...]] = [
+        (Message(role="user", content=text),) for text in ("a", "bb", "a long one", "bb")
+    ]
+    before = [0] * len(talks)  # tokens of each that were read by its last turn
+    for turn in range(5):
+        seeds = [10 * turn + index for index in range(len(talks))]
+        prompts = [Prompt(messages=talk) for talk in talks]
+        counted = policy.lm.computed_tokens
+        completions = policy.generate(prompts, sampling, seeds)
+        anew = HFPolicy(policy.lm.model, tokenizer, compute=compute).generate(prompts, sampling, seeds)
+        assert [c.token_ids for c in completions] == [c.token_ids for c in anew]
+        for mine, theirs in zip(completions, anew, strict=True):
+            assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+        read = [c.prompt_tokens + len(c.token_ids) - 1 for c in completions]
+        if turn > 1:  # the second turn shows the policy that these are conversations
+            spared = (
+                0 if max_tokens == 24 or compute == "padded" else len(talks)
+            )  # the tree knows the last ones
+            assert policy.lm.computed_tokens - counted <= sum(read) - sum(before) + spared
+        before = read
+        said = [Message(role="assistant", content=c.text, token_ids=c.token_ids) for c in completions]
+        talks = [
+            (*talk, reply, Message(role="user", content="and " * (index + turn)))
+            for index, (talk, reply) in enumerate(zip(talks, said, strict=True))
+        ]
 
 
 CONTROL = ("<s>", "</s>", "<jupyter_start>", "[SYSTEM_PROMPT]", "<\uff5cUser\uff5c>", "<think>", "</think>")

@@ -262,7 +262,7 @@ def test_a_run_with_vllm(tmp_path: Path) -> None:
 
 def test_two_processes_with_an_engine_each_do_what_one_does(tmp_path: Path) -> None:
     """The same episodes and losses, up to rounding, from the same seeds."""
-    model = save_walker(tmp_path, head_dim=HEAD_DIM)
+    model = save_walker(tmp_path, tiny_llama(tie=False, head_dim=HEAD_DIM))
     settings = TINY | {"rounds": 1, "model": str(model), "policy": "vllm"}
     for processes in (1, 2):
         assert "Traceback" not in launch(
@@ -296,7 +296,11 @@ OPCD.step = dies
 
 
 def test_a_run_goes_on_with_one_engine_when_the_other_is_gone(tmp_path: Path) -> None:
-    model, script, run = save_walker(tmp_path, head_dim=HEAD_DIM), tmp_path / "script.py", tmp_path / "run"
+    model, script, run = (
+        save_walker(tmp_path, tiny_llama(tie=False, head_dim=HEAD_DIM)),
+        tmp_path / "script.py",
+        tmp_path / "run",
+    )
     settings = TINY | {"rounds": 1, "model": str(model), "policy": "vllm"}
     said = launch(2, script, run, DYING + OPEN_GATE, ends_well=False, **settings)
     assert "another process of this run has died (rank 1)" in said

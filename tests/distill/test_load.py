@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from distill.examples import DistillError
+from distill.lm import support
 from distill.lm.load import ModelError, load_model
 from distill.lm.prefix_lm import PrefixLM
 from distill.lora import LoRA
@@ -27,6 +29,25 @@ def test_the_way_is_found_and_may_be_asked_for(tmp_path: Path) -> None:
     folder = str(saved(tmp_path, tiny_llama()))
     assert str(load_model(folder).support) == "as a prefix tree"
     assert str(load_model(folder, compute="padded").support) == "in padded batches with sdpa attention"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_flash_attention_is_tried_where_it_can_be(
+    installed: bool, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support, "is_flash_attn_2_available", lambda: installed)
+    model: Any = SimpleNamespace(device=torch.device(device), dtype=dtype)
+    is_tried = installed and device == "cuda" and dtype == torch.bfloat16
+    assert support._attentions(model) == (*(["flash_attention_2"] if is_tried else []), "sdpa", "eager")
+
+
+def test_an_attention_that_is_not_there_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next is taken, and the run's first lines name it."""
+    monkeypatch.setattr(support, "_attentions", lambda _: ("flash_attention_2", "sdpa", "eager"))
+    found = support.find_support(tiny_llama(), "padded")
+    assert str(found) == "in padded batches with sdpa attention"
 
 
 def test_a_way_that_is_not_exact_is_refused_in_a_line(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from distill.examples import DistillExample
-from distill.lm.decoding import Decoding, set_growth
+from distill.lm.beginnings import Beginnings
+from distill.lm.decoding import set_growth
 from distill.lm.padded_lm import PaddedLM, PaddedPass
 from distill.lm.span import Prefix, Span
 from distill.lm.support import find_support
@@ -153,8 +154,9 @@ def test_longrope_short_beside_long() -> None:
 
 
 def test_decoding_is_a_batch_of_its_own() -> None:
-    decoding = Decoding(HYBRID, [(5, 6, 7), (8,)])
+    decoding, computed = Beginnings(HYBRID).read([(5, 6, 7), (8,)])
+    assert computed == 4
     decoding.keep([1, 0, 1])
-    hidden_ND = decoding.step([9, 10, 11])
+    hidden_ND = decoding.step([[9], [10], [11]])
     expected = PaddedLM(HYBRID).hidden([(8, 9), (5, 6, 7, 10), (8, 11)])
     torch.testing.assert_close(hidden_ND, expected, atol=1e-4, rtol=1e-4)

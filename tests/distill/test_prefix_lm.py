@@ -239,6 +239,29 @@ def test_the_context_window_is_what_positions_reach(model: PreTrainedModel) -> N
     assert context_window(MistralForCausalLM(MISTRAL)) == 300
 
 
+@pytest.mark.parametrize("family", ["Llama", "Gemma 3", "Gemma 2", "gpt-oss"])
+def test_one_sequence_alone_needs_no_mask_where_all_is_seen(family: str) -> None:
+    """Then it is as fast as the plain model. Behind a known beginning, and in a window, there is a mask."""
+    from tests.distill.test_families import tiny
+
+    model, text = tiny(family), tuple(range(3, 50))
+    lm = PrefixLM(model)
+    seen: list[bool] = []
+    attend = tree_attention._attend
+
+    def note(module: Any, query: Any, key: Any, value: Any, mask: Any, **settings: Any) -> torch.Tensor:
+        seen.append(mask is None)
+        return attend(module, query, key, value, mask, **settings)
+
+    naive = copy.deepcopy(model)
+    naive.set_attn_implementation("eager")
+    with patch.object(tree_attention, "_attend", note):
+        for length in (40, 47):
+            found = lm.logits([text[:length]])[0]
+            torch.testing.assert_close(found, plain_logits(naive, text[:length]), atol=1e-3, rtol=1e-3)
+    assert seen == [family == "Llama"] + [True] + 2 * [False]
+
+
 def test_a_sliding_window_is_exact_beyond_it() -> None:
     torch.manual_seed(0)
     model: Any = MistralForCausalLM(MISTRAL).double().eval()

@@ -17,6 +17,7 @@ from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
 from distill.lm.language_model import LanguageModel
 from distill.lm.span import Prefix
+from distill.lm.stored import as_stored
 from distill.parallel import ALONE, Ranks
 
 Weights = Iterable[tuple[str, torch.Tensor]]
@@ -256,7 +257,7 @@ class VLLMPolicy(EnginePolicy):
 
     def _hand_over(self, ranks: Ranks) -> None:
         self.engine.holds = None  # whatever interrupts this: half a load is taken for nobody's weights
-        self.engine.load(self._weights(), ranks)
+        self.engine.load(as_stored(self.lm.model, self._weights()), ranks)
         self.prove()
         self.engine.holds = self._own
 

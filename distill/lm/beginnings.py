@@ -1,0 +1,153 @@
+"""Sequences whose keys, values and states are kept, so that what begins with one costs its new tokens only.
+
+Prompts with as many new tokens are read together, so that nothing is padded while it is read.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+
+import torch
+from transformers import PreTrainedModel
+
+from distill.lm.decoding import Decoding, is_beyond_switch, kind_of_length, leaps
+from distill.lm.span import Prefix
+
+
+class Beginnings:
+    """Those of one model, as long as its weights do not change."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        max_tokens: int = 2048,
+        max_bytes: int = 512 << 20,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Begin with none.
+
+        Args:
+            model: The language model.
+            max_tokens: Read in one forward pass.
+            max_bytes: What is kept may take so much; the oldest go first, and the last batch stays.
+            compute_dtype: See ``LanguageModel``.
+        """
+        self._model = model
+        self._max_tokens = max_tokens
+        self.max_bytes = max_bytes
+        self._compute_dtype = compute_dtype
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._held: dict[Decoding, int] = {}  # bytes; the oldest first
+        self._rows: dict[Prefix, tuple[Decoding, int]] = {}
+
+    def parents(self, prefixes: Sequence[Prefix]) -> list[Prefix]:
+        """For each the longest beginning from which it can be gone on with; of no tokens if there is none."""
+        lengths = sorted({len(prefix) for prefix in self._rows}, reverse=True)
+        any_length = leaps(self._model)
+        beyond = {length for length in lengths if is_beyond_switch(self._model, length)}
+
+        def parent(prefix: Prefix) -> Prefix:
+            is_beyond = is_beyond_switch(self._model, len(prefix))
+            for length in lengths:
+                fits = length < len(prefix) if any_length else length == len(prefix) - 1
+                # On the other side of a rope's switch what was computed means something else.
+                if fits and (length in beyond) == is_beyond and prefix[:length] in self._rows:
+                    return prefix[:length]
+            return ()
+
+        return [parent(prefix) for prefix in prefixes]
+
+    def read(self, prefixes: Sequence[Prefix]) -> tuple[Decoding, int]:
+        """Go on with what is kept to all of the prefixes, which can grow side by side.
+
+        What they begin with is not kept any longer: it is a part of them now.
+
+        Args:
+            prefixes: Non-empty; equal ones are read as often as they stand there.
+
+        Returns:
+            A batch of them, in order, and how many tokens were computed.
+        """
+        parents = self.parents(prefixes)
+        used = Counter(self._rows[parent][0] for parent in parents if parent)
+        read: list[Decoding] = []
+        order: list[int] = []
+        computed = 0
+        try:
+            for group in self._groups(prefixes, parents):
+                batch = self._taken([parents[index] for index in group], used)
+                batch.step([prefixes[index][len(parents[index]) :] for index in group])
+                computed += len(group) * (len(prefixes[group[0]]) - len(parents[group[0]]))
+                read.append(batch)
+                order += group
+            self._release(used.keys(), set(parents))
+        except BaseException:  # an interrupt, say: some may have grown already
+            self.clear()
+            raise
+        whole = Decoding.joined(read)
+        whole.keep(sorted(range(len(order)), key=order.__getitem__))
+        return whole, computed
+
+    def hold(self, decoding: Decoding, rows: Mapping[Prefix, int]) -> None:
+        """Keep sequences of a batch; if it is all of them, in order, the batch must not be gone on with.
+
+        Args:
+            decoding: The batch.
+            rows: Where in it each sequence is.
+        """
+        new = {prefix: row for prefix, row in rows.items() if prefix not in self._rows}
+        if not new:
+            return
+        if list(new.values()) != list(range(len(decoding))):
+            decoding = decoding.part(list(new.values()))
+        self._held[decoding] = decoding.bytes
+        self._rows |= {prefix: (decoding, row) for row, prefix in enumerate(new)}
+        while len(self._held) > 1 and sum(self._held.values()) > self.max_bytes:
+            self._release({next(iter(self._held))}, set(self._rows))
+
+    def _groups(self, prefixes: Sequence[Prefix], parents: Sequence[Prefix]) -> Iterator[list[int]]:
+        """Indices, each once, of those that are read in one pass; those of one batch beside each other."""
+        age = {decoding: index for index, decoding in enumerate(self._held)}
+        alike: dict[tuple[int, Hashable], list[tuple[int, int, int]]] = {}
+        for index, (prefix, parent) in enumerate(zip(prefixes, parents, strict=True)):
+            decoding, row = self._rows[parent] if parent else (None, 0)
+            kind = kind_of_length(self._model, len(parent)) if parent else None
+            place = (age[decoding] if decoding else -1, row, index)
+            alike.setdefault((len(prefix) - len(parent), kind), []).append(place)
+        for (new, _), places in alike.items():
+            size = max(1, self._max_tokens // new)
+            indices = [index for *_, index in sorted(places)]
+            yield from (indices[start : start + size] for start in range(0, len(indices), size))
+
+    def _taken(self, parents: Sequence[Prefix], used: Counter[Decoding]) -> Decoding:
+        """A batch of them, in order, that can be gone on with."""
+        if not parents[0]:  # then all are empty
+            return Decoding(self._model, len(parents), compute_dtype=self._compute_dtype)
+        places = [self._rows[parent] for parent in parents]
+        pieces = []
+        for decoding, of_it in itertools.groupby(places, key=lambda place: place[0]):
+            rows = [row for _, row in of_it]
+            is_all = used[decoding] == len(rows) and rows == list(range(len(decoding)))
+            pieces.append(decoding if is_all else decoding.part(rows))
+        return Decoding.joined(pieces)
+
+    def _release(self, decodings: Set[Decoding], prefixes: Set[Prefix]) -> None:
+        """Keep these prefixes of the batches no longer; what else is in them is as old as before."""
+        held: dict[Decoding, int] = {}
+        for decoding, size in self._held.items():
+            if decoding in decodings:
+                rows = {prefix: row for prefix, (holder, row) in self._rows.items() if holder is decoding}
+                for prefix in rows:
+                    del self._rows[prefix]
+                left = [prefix for prefix in rows if prefix not in prefixes]
+                if not left:
+                    continue
+                decoding = decoding.part([rows[prefix] for prefix in left])
+                size = decoding.bytes
+                self._rows |= {prefix: (decoding, row) for row, prefix in enumerate(left)}
+            held[decoding] = size
+        self._held = held

@@ -1,0 +1,115 @@
+"""What is gone on with costs its new tokens only, and is what reading it anew gives."""
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from distill.lm.beginnings import Beginnings
+from distill.lm.decoding import Decoding, kind_of_length
+from distill.lm.padded_lm import PaddedLM
+from distill.lm.span import Prefix
+from distill.lm.support import find_support
+from tests.conftest import tiny_llama
+from tests.distill.test_families import tiny
+from tests.distill.test_padded_lm import hybrid
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": tiny_llama,
+    "hybrid": hybrid,
+    **{name: partial(tiny, name) for name in ("Gemma 2", "gpt-oss", "LFM2", "Bamba", "Llama 4, text")},
+}
+
+
+def text(draws: random.Random, length: int) -> Prefix:
+    return tuple(draws.randrange(3, 60) for _ in range(length))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_conversation_costs_its_new_tokens(name: str) -> None:
+    model, draws = MODELS[name](), random.Random(0)
+    find_support(model)
+    beginnings, lm = Beginnings(model, max_tokens=16), PaddedLM(model)
+    talks = [text(draws, length) for length in (3, 9, 3, 12, 5)]
+    known = dict.fromkeys(talks, 0)  # of each that many tokens
+    for _ in range(5):
+        kinds = {kind_of_length(model, len(talk)) for talk in talks}
+        for kind in kinds:
+            alike = [talk for talk in talks if kind_of_length(model, len(talk)) == kind]
+            batch, computed = beginnings.read(alike)
+            assert computed == sum(len(talk) - known[talk] for talk in alike)
+            assert batch.lengths == list(map(len, alike))
+            torch.testing.assert_close(batch.hidden, lm.hidden(alike), atol=1e-3, rtol=1e-3)
+            beginnings.hold(batch, {talk: row for row, talk in enumerate(alike)})
+        first, _, *others = talks  # one ends, another divides
+        new = draws.randint(1, 9)
+        longer = {first + text(draws, new): first, first + text(draws, new): first}
+        longer |= {talk + text(draws, draws.randint(1, 9)): talk for talk in others}
+        talks, known = [*longer], {talk: len(parent) for talk, parent in longer.items()}
+
+
+def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
+    model, draws = tiny_llama(), random.Random(0)
+    each = 2 * 2 * 2 * 8 * 4  # bytes of a token: keys and values of two layers, two heads of width 8
+    beginnings = Beginnings(model, max_bytes=40 * each)
+    talks = [text(draws, 10) for _ in range(6)]
+    longer = [(*talk, 5) for talk in talks]
+    for talk in talks:
+        batch, _ = beginnings.read([talk])
+        assert batch.bytes == 10 * each
+        beginnings.hold(batch, {talk: 0})
+    assert [bool(parent) for parent in beginnings.parents(longer)] == [False] * 2 + [True] * 4
+    both, _ = beginnings.read([talks[2] + (5, 6), talks[3] + (5,) * 50])
+    assert both.bytes == 2 * 60 * each
+    beginnings.hold(both, {talks[3] + (5,) * 50: 1, talks[2] + (5, 6): 0})  # too much, but the last stays
+    assert not any(beginnings.parents(longer))
+    assert beginnings.read([talks[2] + (5, 6, 7)])[0].bytes == 13 * each  # what padded it is gone
+
+
+def test_an_interrupt_leaves_nothing_that_is_half_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    beginnings = Beginnings(model)
+    batch, _ = beginnings.read([(5, 6, 7)])
+    beginnings.hold(batch, {(5, 6, 7): 0})
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Decoding, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        beginnings.read([(5, 6, 7, 8)])
+    monkeypatch.undo()
+    found, computed = beginnings.read([(5, 6, 7, 8)])
+    assert computed == 4
+    torch.testing.assert_close(found.hidden, PaddedLM(model).hidden([(5, 6, 7, 8)]))
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Jamba"])
+def test_who_cannot_go_on_by_several_tokens_reads_anew(name: str) -> None:
+    model, draws = tiny(name), random.Random(0)
+    assert not find_support(model).leaps
+    beginnings, lm = Beginnings(model), PaddedLM(model)
+    talks = [text(draws, 4), text(draws, 7)]
+    batch, _ = beginnings.read(talks)
+    beginnings.hold(batch, {talk: row for row, talk in enumerate(talks)})
+    longer = [talks[0] + (5,), talks[1] + (5, 6, 7)]
+    found, computed = beginnings.read(longer)
+    assert computed == 1 + 10
+    torch.testing.assert_close(found.hidden, lm.hidden(longer), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Gemma 2", "gpt-oss"])
+def test_one_sequence_alone_grows_as_it_is(name: str) -> None:
+    """Without padding there is no mask: then a token sees all before it, not the first one only."""
+    model, draws = tiny(name), random.Random(0)
+    find_support(model)
+    talk = text(draws, 5)
+    batch, _ = Beginnings(model).read([talk])
+    for token in text(draws, 8):
+        talk += (token,)
+        torch.testing.assert_close(
+            batch.step([[token]]), PaddedLM(model).hidden([talk]), atol=1e-3, rtol=1e-3
+        )
