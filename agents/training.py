@@ -4,7 +4,6 @@ A checkpoint holds all that the next step depends on, so training goes on exactl
 step that was.
 """
 
-import copy
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,9 +94,8 @@ class Training:
         self.run, self.agent = run, run.agent
         config, student = run.config, run.agent.student
         self.teacher = self._make_teacher()
-        sharded = run.ranks.size > 1 and config.engine == "fsdp"
         self.opcd = OPCD(
-            copy.deepcopy(student.lm.model) if sharded else student.lm.model,
+            student.lm.model,
             self.teacher,
             lr=config.lr,
             temperature=config.temperature,
@@ -261,9 +259,9 @@ class Training:
             if self.agent.scorer is not None:
                 extra |= self.agent.scorer.cost()
             step = self.opcd.step_count
-            self.agent.adopt(self.opcd, step)
+            self.agent.adopt(step)
             if isinstance(self.teacher, FollowingTeacher) and config.teacher_kind == "ema":
-                self.teacher.follow(self.opcd.trained(), EMA_DECAY)
+                self.teacher.follow(self.opcd.parameters.items(), EMA_DECAY)
             if self._first is None or (config.off_policy_steps and done in (0, config.off_policy_steps)):
                 self._first = stats
             run.log(
@@ -315,7 +313,7 @@ class Training:
         tensors, about = self._load_best()
         if about is not None:
             self.opcd.load_weights(tensors)
-            self.agent.adopt(self.opcd, about["step"])
+            self.agent.adopt(about["step"])
 
     # --- how -----------------------------------------------------------------------------------------
 
@@ -341,7 +339,7 @@ class Training:
             if isinstance(self.teacher, FollowingTeacher) and (
                 self.run.config.teacher_kind == "round" or self.opcd.step_count == 0
             ):
-                self.teacher.follow(self.opcd.trained())
+                self.teacher.follow(self.opcd.parameters.items())
 
     def _find_moments(self, context: Context) -> Moments:
         """Every train observation that the context speaks to; where the agent remembers, every turn.
@@ -451,7 +449,7 @@ class Training:
         tensors, _ = self._load_best()
         with deferred_interrupt():
             self.opcd.load_weights(tensors)
-            self.agent.adopt(self.opcd, self._best_step)
+            self.agent.adopt(self._best_step)
             self._is_stopped, self._is_saved = True, False
             self._save_checkpoint()
 
@@ -485,41 +483,34 @@ class Training:
         return self.run.ranks.from_main(lambda: spent <= WRITING_SHARE * self._training)
 
     def _write(self, name: str, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-        if self.run.ranks.is_main:
-            started = time.monotonic()
-            self.run.folder.save_tensors(name, tensors, about)
-            self._last_writing = time.monotonic() - started
-            self._writing += self._last_writing
+        started = time.monotonic()
+        self.run.save_tensors(name, tensors, about)
+        self._last_writing = time.monotonic() - started
+        self._writing += self._last_writing
 
     def _load_checkpoint(self) -> None:
-        tensors, about = self._load(CHECKPOINT)
+        tensors, about = self.run.load_tensors(CHECKPOINT)
         if about is None:
             return
         self.opcd.load_state(tensors)
         if isinstance(self.teacher, FollowingTeacher):
-            self.teacher.load_state(tensors, self.run.ranks)
+            self.teacher.load_state(tensors)
         self._best_score, self._best_step = about["best_score"], about["best_step"]
         self._round, self._round_start = about["round"], about["round_start"]
         self._is_stopped = about["is_stopped"]
-        self.agent.adopt(self.opcd, self._best_step if self._is_stopped else self.opcd.step_count)
+        self.agent.adopt(self._best_step if self._is_stopped else self.opcd.step_count)
         self._first = None if about["first"] is None else StepStats(**about["first"])
 
-    def _load_best(self) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    def _load_best(self) -> tuple[Mapping[str, torch.Tensor], dict[str, Any] | None]:
         """The best weights, those of ``best_step``, and what is said of them; none if none were kept."""
         if self._best_step < 0:  # what is there was left by a kill before any checkpoint knew of it
             return {}, None
-        tensors, about = self._load(BEST)
+        tensors, about = self.run.load_tensors(BEST)
         if about is None or self._best_step != about["step"]:
             raise RunFolderError(
                 f"{BEST} is not the one of step {self._best_step}, which was the best. {TRAIN_AGAIN}"
             )
         return tensors, about
-
-    def _load(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        """A file of the run's folder: its tensors on the main process, and what it says about them on all."""
-        loaded = self.run.folder.load_tensors(name) if self.run.ranks.is_main else None
-        tensors, about = loaded or ({}, None)
-        return tensors, self.run.ranks.broadcast(about)
 
 
 def sample_examples(

@@ -8,7 +8,8 @@ more steps from such a state in FROM.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -16,11 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from agents.run.parts import Joined
 from distill.examples import DistillExample
 from distill.lm.prefix_lm import PrefixLM
 from distill.lora import LoRA
 from distill.opcd import OPCD
-from distill.parallel import Engine, Ranks
+from distill.parallel import Engine, Mould, Ranks
 from distill.teacher import FrozenTeacher
 from tests.conftest import tiny_llama
 
@@ -46,10 +48,16 @@ def student(what: str, seed: int) -> PreTrainedModel:
 def main(engine: str, out: str, start: str = "") -> None:
     ranks = Ranks.connect("cpu")
 
+    def placed(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """Of shards only the main process ever makes the whole."""
+        if engine == "ddp" or ranks.size == 1:
+            return make()
+        return Mould(make, lambda model: model, ranks).cast()
+
     def trainer(what: str, seed: int) -> OPCD:
         return OPCD(
-            student(what, seed),
-            FrozenTeacher(PrefixLM(tiny_llama(1, torch.float64))),
+            placed(lambda: student(what, seed)),
+            FrozenTeacher(PrefixLM(placed(lambda: tiny_llama(1, torch.float64)))),
             lr=1e-3,
             k=16,
             max_nodes=4,  # several passes, and not the same number on every process
@@ -57,8 +65,10 @@ def main(engine: str, out: str, start: str = "") -> None:
             engine=cast(Engine, engine),
         )
 
-    def save(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    def save(name: str, mine: Mapping[str, torch.Tensor]) -> None:
+        parts = [part for part in ranks.gather([mine]) if part]
         if ranks.is_main:
+            tensors = Joined(parts)
             save_file({k: v.detach().contiguous() for k, v in tensors.items()}, Path(out) / name)
 
     for what in ("full", "lora"):
@@ -67,15 +77,19 @@ def main(engine: str, out: str, start: str = "") -> None:
         save(f"{what}-1.safetensors", opcd.state())
         stats += [opcd.step(ranks.share(EXAMPLES)).as_dict() for _ in range(2)]
         save(f"{what}-3.safetensors", opcd.state())
-        policy = student(what, 5)
-        opcd.copy_to(policy)
-        trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        save(f"{what}-policy.safetensors", trained)
+        # Each process asks for as much as it likes, in as many forward passes, and the main one for more.
+        played = PrefixLM(opcd.student, max_nodes=4)
+        prefixes = [x.student_prompt_ids + x.completion_ids for x in EXAMPLES]
+        logits = ranks.gather([played.logits(prefixes[: 2 + ranks.rank])])
+        more = ranks.from_main(partial(played.logits, prefixes))
+        for found in logits:
+            torch.testing.assert_close(found, more[: len(found)])
+        save(f"{what}-policy.safetensors", {"logits": more} if ranks.is_main else {})
         if ranks.is_main:
             (Path(out) / f"{what}.json").write_text(json.dumps(stats))
         if start:
             resumed = trainer(what, 0)
-            resumed.load_state(load_file(Path(start) / f"{what}-1.safetensors") if ranks.is_main else {})
+            resumed.load_state(load_file(Path(start) / f"{what}-1.safetensors"))
             for _ in range(2):
                 resumed.step(ranks.share(EXAMPLES))
             save(f"{what}-resumed.safetensors", resumed.state())

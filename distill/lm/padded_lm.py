@@ -9,6 +9,7 @@ import inspect
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -18,6 +19,7 @@ from distill.lm.compiled import compile_layers
 from distill.lm.decoding import Decoding, growth_of
 from distill.lm.language_model import LanguageModel, decoder_of, rope_switch
 from distill.lm.prefix_tree import chains
+from distill.lm.shards import run
 from distill.lm.span import Prefix, Span
 
 
@@ -190,6 +192,6 @@ def padded_hidden(
     if "attention_mask" in inspect.signature(type(decoder).forward).parameters:
         arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])  # some models cannot do without
     with torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None):
-        output = decoder(**arguments)
+        output: Any = run(model, partial(decoder, **arguments))
     hidden_BTD: torch.Tensor = output.last_hidden_state
     return hidden_BTD

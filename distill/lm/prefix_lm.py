@@ -6,6 +6,7 @@ Shape letters: N prefixes, Q queries, K keys, D hidden size, H key/value heads, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from distill.lm import tree_attention
 from distill.lm.language_model import LanguageModel, cache_argument, decoder_of
 from distill.lm.prefix_tree import PrefixTree, pack
+from distill.lm.shards import run
 from distill.lm.span import Prefix, Span
 
 
@@ -161,7 +163,8 @@ def tree_hidden(
     tree_blocks = tree_attention.TreeBlocks(blocks, device)
     autocast = torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None)
     with autocast, tree_blocks.making_masks():
-        output = decoder(
+        forward = partial(
+            decoder,
             input_ids=torch.tensor([[tree.tokens[node] for node in queries]], device=device),
             position_ids=torch.tensor([[tree.depths[node] for node in queries]], device=device),
             # Its being there tells the model that depths that begin anew are no packed sequences.
@@ -170,6 +173,7 @@ def tree_hidden(
             **({} if cache is None else {cache_argument(decoder): cache}),
             use_cache=cache is not None,
         )
+        output: Any = run(model, forward)
     hidden_QD: torch.Tensor = output.last_hidden_state[0]
     return hidden_QD
 

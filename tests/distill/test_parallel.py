@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from agents.config import SelfImproveConfig
 from agents.self_improve import self_improve
-from distill.parallel import Ranks, like, whole
+from distill.lm.shards import whole
+from distill.parallel import Ranks, like
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
 
