@@ -468,7 +468,7 @@ class Training:
             "first": None if self._first is None else self._first.as_dict(),
         }
         tensors = self.opcd.state()
-        if isinstance(self.teacher, FollowingTeacher):
+        if tensors and isinstance(self.teacher, FollowingTeacher):
             tensors |= self.teacher.state(self.opcd.parameters)
         self._write(CHECKPOINT, tensors, about)
         self._is_saved = True

@@ -393,7 +393,8 @@ class OPCD:
             for name, parameter in self.parameters.items()
             for key, value in self._optimizer.state.get(parameter, {}).items()
         )
-        return self.weights() | self._kept(moments) | {"step_count": torch.tensor(self.step_count)}
+        steps = [("step_count", torch.tensor(self.step_count))]
+        return self.weights() | self._kept(moments) | self._kept(steps)
 
     def _kept(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         keeps = self.ranks.is_main or Shards.of(self.student) is not None
