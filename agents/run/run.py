@@ -7,10 +7,9 @@ begins with an empty memo, so a repeated phase gives the same result bit for bit
 """
 
 import json
-import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -29,11 +27,9 @@ from agents.config import ConfigError, SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
 from agents.prompts import build_prompt
-from agents.run.folder import RunFolder, RunFolderError, check_free, clear_errors
-from agents.run.parts import Parts
+from agents.run.folder import BEST, CHECKPOINT, RunFolder, check_free
 from agents.run.resume import default_output, resumed
 from agents.run.tracking import Tracker, check_available
-from distill.lm.sealed import save_sealed
 from distill.parallel import Ranks
 from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.place import vector_env
@@ -54,8 +50,6 @@ from experience.trace import StopReason, Trace
 
 COMMIT_EVERY = 64
 """Episodes per transaction."""
-CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
-"""All that the next step depends on, and the best weights so far."""
 CONTEXT = Phase(kind="context")
 """Which has come to the text of the context file, as it was when the run began."""
 
@@ -226,52 +220,6 @@ class Run:
     def save_model(self) -> None:
         """Write the student to ``model/``, and its adapters; see ``Agent.save``."""
         self.agent.save(self.path)
-
-    def save_tensors(self, name: str, mine: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-        """Write tensors, whole or not at all; of shards each process its own.
-
-        Args:
-            name: The file's, in the run's folder.
-            mine: This process's rows of them; all, or none, where they are not in shards.
-            about: What there is to say about them.
-
-        Raises:
-            RunFolderError: A process cannot write.
-        """
-        ranks = self.ranks
-        parts = Parts(self.path / name, ranks.from_main(lambda: secrets.token_hex(4)), ranks.size)
-        error: RunFolderError | None = None
-        if mine and not ranks.is_main:
-            try:
-                with clear_errors(parts.file(ranks.rank)) as path:
-                    save_sealed(mine, path, {})
-            except RunFolderError as failed:
-                error = failed
-        written = ranks.gather([(error, bool(mine))])
-        if failures := [error for error, _ in written if error is not None]:
-            raise failures[0]
-        if ranks.is_main:
-            split = {"parts": parts.as_dict()} if all(has for _, has in written[1:]) and written[1:] else {}
-            self.folder.save_tensors(name, mine, {**about, **split})
-            parts.remove_others()
-
-    def load_tensors(self, name: str) -> tuple[Mapping[str, torch.Tensor], dict[str, Any] | None]:
-        """What ``save_tensors`` wrote, on every process, and what there is to say about it, if it is there.
-
-        Raises:
-            RunFolderError: It is damaged.
-        """
-        tensors: Mapping[str, torch.Tensor] = {}
-
-        def load() -> dict[str, Any] | None:
-            nonlocal tensors
-            if (loaded := self.folder.load_tensors(name)) is None:
-                return None
-            tensors, about = loaded
-            return about
-
-        about = self.ranks.from_main(load)
-        return self.ranks.mapping(tensors), about
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write the report and drop what only an unfinished run needs; returns the results.

@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from agents.examples import sample_examples
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
-from agents.training import sample_examples
 from distill.collapse import collapse
 from distill.examples import (
     DistillExample,
