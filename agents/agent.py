@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from distill.lm.save import save_weights
 from distill.lm.shards import weights_of, whole
 from distill.lora import LoRA
 from distill.opcd import freeze_unreached
-from distill.parallel import Mould, Ranks
+from distill.parallel import Ranks, cast_shards
 from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher, check_same_tokens
 from envs.words import EnvWords
 
@@ -68,13 +67,8 @@ class Agent:
         self._console, self._ranks = console, ranks
         self.config = config
         self._is_sharded = config.engine == "fsdp" and ranks.size > 1
-        mould = Mould(self._whole, _model_of, ranks) if self._is_sharded else None
-        loaded, self.lora = mould.cast() if mould else self._whole()
-
-        def another() -> LoadedModel:
-            """A copy of it, before any training."""
-            return mould.cast()[0] if mould else replace(loaded, model=copy.deepcopy(loaded.model))
-
+        follows = config.teacher_kind in ("round", "ema")
+        [(loaded, self.lora), *others] = self._copies(1 + (not config.lora_rank) + follows)
         self.config = config = replace(
             config,
             compute_dtype=ranks.from_main(lambda: compute_dtype(config.compute_dtype, loaded.model)),
@@ -84,14 +78,14 @@ class Agent:
         self.engine = self._make_engine(loaded, path) if config.policy_kind == "vllm" else None
         """Who draws for the agent, where it does not do so itself."""
         self.student = self._drawing(loaded)
-        self.base = self._drawing(loaded, self.lora) if self.lora else self._drawing(another())
+        self.base = self._drawing(loaded, self.lora) if self.lora else self._drawing(others.pop()[0])
         if config.policy_urls and config.resume is None and isinstance(self.base, VLLMPolicy):
             self.base.adopt()  # before anything is sent to servers that may be somebody else's
         self.scorer: ServedTeacher | None = None
         """What is imitated, where it is on a server; ``teacher`` then plays in its place."""
         if config.teacher_urls:
             self.scorer = ServedTeacher(config.teacher_urls, loaded.tokenizer, config.teacher_temperature)
-        self.teacher = self._make_teacher(loaded.tokenizer, another)
+        self.teacher = self._policy(others.pop()[0]) if follows else self._make_teacher(loaded.tokenizer)
         """What is imitated, as a policy; ``Training`` lets it follow the student where it has to."""
         self.max_tokens = reply_tokens(config, self.base, words)
         """Of a reply."""
@@ -149,8 +143,16 @@ class Agent:
             with _replaced(folder / "adapter") as tmp:
                 lora.save(tmp, adapters, base=self.config.model)
 
+    def _copies(self, count: int) -> list[tuple[LoadedModel, LoRA | None]]:
+        """The agent's model, so often, as it is before training, and the adapters in the first, if any."""
+        if self._is_sharded:
+            return cast_shards(self._whole, lambda made: made[0].model, count, self._ranks)
+        loaded, lora = self._whole()
+        copies = (replace(loaded, model=copy.deepcopy(loaded.model)) for _ in range(1, count))
+        return [(loaded, lora), *((another, None) for another in copies)]
+
     def _whole(self) -> tuple[LoadedModel, LoRA | None]:
-        """The agent's model as it is to be trained, in one piece, and the adapters in it, if any."""
+        """The same once, in one piece."""
         config = self.config
         loaded = self._load(config.model)
         lora = None
@@ -216,20 +218,14 @@ class Agent:
         """The model as a policy; with ``lora`` its adapters are off."""
         return as_policy(loaded, self.config, within=nullcontext if lora is None else lora.off)
 
-    def _make_teacher(
-        self, tokenizer: PreTrainedTokenizerBase, another: Callable[[], LoadedModel]
-    ) -> HFPolicy:
+    def _make_teacher(self, tokenizer: PreTrainedTokenizerBase) -> HFPolicy:
         config = self.config
-        if (name := config.teacher_model) is not None:
-            load = partial(self._load, name)
-            other = Mould(load, attrgetter("model"), self._ranks).cast() if self._is_sharded else load()
-            check_same_tokens(tokenizer, other.tokenizer)
-            return self._policy(other)
-        if config.teacher_kind == "base":
-            return self.base
-        if config.teacher_kind == "self":
-            return self.student
-        return self._policy(another())
+        if (name := config.teacher_model) is None:
+            return self.student if config.teacher_kind == "self" else self.base
+        load = partial(self._load, name)
+        [other] = cast_shards(load, _model_of, 1, self._ranks) if self._is_sharded else [load()]
+        check_same_tokens(tokenizer, other.tokenizer)
+        return self._policy(other)
 
 
 @contextmanager
@@ -246,8 +242,8 @@ def _replaced(target: Path) -> Iterator[Path]:
             shutil.rmtree(tmp, ignore_errors=True)
 
 
-def _model_of(made: tuple[LoadedModel, LoRA | None]) -> PreTrainedModel:
-    return made[0].model
+def _model_of(loaded: LoadedModel) -> PreTrainedModel:
+    return loaded.model
 
 
 def as_policy(

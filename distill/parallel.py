@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -176,48 +176,50 @@ def shard(model: PreTrainedModel, ranks: Ranks) -> Shards:
     return Shards(model, ranks.meeting, ranks.device)
 
 
-class Mould(Generic[Item]):
-    """Something with a model in it, of which every process gets copies in shards.
+def cast_shards(
+    make: Callable[[], Item], model_of: Callable[[Item], PreTrainedModel], copies: int, ranks: Ranks
+) -> list[Item]:
+    """Copies of something with a model in it, in shards; every process gets its own.
 
-    The main process alone has it whole, in its host memory and until the last copy is cast.
+    The main process alone has it whole, in its host memory, and lets go of each weight that has been sent.
+
+    Args:
+        make: Called on the main process. Everything but parameters must be small, and fit to be pickled.
+        model_of: The model in it.
+        copies: How many; their weights are the same, and nothing else is shared.
+        ranks: The processes, which do this together.
     """
+    assert ranks.device is not None
+    made: list[Item] = []
 
-    def __init__(
-        self, make: Callable[[], Item], model_of: Callable[[Item], PreTrainedModel], ranks: Ranks
-    ) -> None:
-        """Make it.
+    def outline() -> bytes:
+        made.append(make())
+        file = BytesIO()
+        _Outline(file, pickle.HIGHEST_PROTOCOL).dump(made[0])
+        return file.getvalue()
 
-        Args:
-            make: Called on the main process. Everything but parameters must be small, and fit to be pickled.
-            model_of: The model in it.
-            ranks: The processes, which do this together.
-        """
-        self._model_of, self._ranks = model_of, ranks
-        self._whole: Item | None = None
-
-        def outline() -> bytes:
-            self._whole = make()
-            file = BytesIO()
-            _Outline(file, pickle.HIGHEST_PROTOCOL).dump(self._whole)
-            return file.getvalue()
-
-        self._outline = ranks.from_main(outline)
-
-    def cast(self) -> Item:
-        """A copy, whose model is in shards; every process has to take part."""
-        ranks = self._ranks
-        assert ranks.device is not None
-        item: Item = pickle.loads(self._outline)  # the main process's, as what broadcasts bring
-        model = self._model_of(item)
+    form = ranks.from_main(outline)
+    items: list[Item] = [pickle.loads(form) for _ in range(copies)]  # the main process's, as broadcasts are
+    models = [model_of(item) for item in items]
+    for model in models:
         shard(model, ranks)
-        sources = {} if self._whole is None else dict(self._model_of(self._whole).named_parameters())
-        for name, hollow in list(model.named_parameters()):
-            assert isinstance(hollow, DTensor)
-            source = sources[name].detach() if sources else torch.empty(hollow.shape, dtype=hollow.dtype)
-            placed = distribute_tensor(source.to(ranks.device), hollow.device_mesh, hollow.placements)
-            _put(model, hollow, torch.nn.Parameter(placed, requires_grad=hollow.requires_grad))
+    places = [_places(model) for model in models]
+    sources = dict(model_of(made[0]).named_parameters()) if made else {}
+    for name in [name for name, _ in models[0].named_parameters()]:
+        hollow = models[0].get_parameter(name)
+        assert isinstance(hollow, DTensor)
+        source = sources[name].detach() if made else torch.empty(hollow.shape, dtype=hollow.dtype)
+        source = source.to(ranks.device)
+        for model, where in zip(models, places, strict=True):
+            placed = distribute_tensor(source, hollow.device_mesh, hollow.placements)
+            filled = torch.nn.Parameter(placed, requires_grad=hollow.requires_grad)
+            for module, attribute in where[id(model.get_parameter(name))]:
+                setattr(module, attribute, filled)
+        if made:
+            sources[name].data = torch.empty(0)
+    for model in models:
         model.eval()
-        return item
+    return items
 
 
 class _Outline(pickle.Pickler):
@@ -233,12 +235,13 @@ def _hollow(shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool) -> 
     return torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=requires_grad)
 
 
-def _put(model: torch.nn.Module, old: torch.nn.Parameter, new: torch.nn.Parameter) -> None:
-    """Put a parameter in another's place, or places where weights are tied."""
+def _places(model: torch.nn.Module) -> Mapping[int, Sequence[tuple[torch.nn.Module, str]]]:
+    """Where each parameter is, by its identity: in several places where weights are tied."""
+    places: dict[int, list[tuple[torch.nn.Module, str]]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if parameter is old:
-                setattr(module, name, new)
+            places.setdefault(id(parameter), []).append((module, name))
+    return places
 
 
 def like(whole_tensor: torch.Tensor, model: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from distill.examples import DistillExample
 from distill.lm.prefix_lm import PrefixLM
 from distill.lora import LoRA
 from distill.opcd import OPCD
-from distill.parallel import Engine, Mould, Ranks
+from distill.parallel import Engine, Ranks, cast_shards
 from distill.teacher import FrozenTeacher
 from tests.conftest import tiny_llama
 
@@ -52,7 +52,8 @@ def main(engine: str, out: str, start: str = "") -> None:
         """Of shards only the main process ever makes the whole."""
         if engine == "ddp" or ranks.size == 1:
             return make()
-        return Mould(make, lambda model: model, ranks).cast()
+        [model] = cast_shards(make, lambda model: model, 1, ranks)
+        return model
 
     def trainer(what: str, seed: int) -> OPCD:
         return OPCD(
