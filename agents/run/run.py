@@ -128,6 +128,8 @@ class Run:
         elif ranks.is_main:
             check_free(path)
         console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)
+        how = f"{ranks.size} processes ({config.engine})" if ranks.size > 1 else "1 process"
+        console.print(f"{path} on {how}", markup=False, soft_wrap=True)
         return cls(config, path, console=console, ranks=ranks)
 
     def __enter__(self) -> Self:

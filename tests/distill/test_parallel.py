@@ -94,6 +94,7 @@ def test_a_whole_run_on_two_processes(engine: str, walker_folder: Path, tmp_path
     done = launch(2, "agents.self_improve", *flags, "--output", str(two))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("report:") == 1
+    assert f"{two} on 2 processes ({engine})" in done.stderr
     results = json.loads((two / "results.json").read_text())
     assert results["processes"] == 2
     self_improve(
