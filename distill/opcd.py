@@ -32,6 +32,7 @@ from distill.lm.padded_lm import PaddedPass
 from distill.lm.prefix_lm import TreePass
 from distill.lm.shards import Shards, part, whole
 from distill.lm.span import Span
+from distill.lm.transfer import sent
 from distill.loss import Direction, Mode, check_top_k
 from distill.parallel import Engine, Ranks, like, shared
 from distill.teacher import ScoringTeacher, Teacher
@@ -284,13 +285,13 @@ class OPCD:
         """
         self.student.eval()
         direction = direction or self._direction
-        rows = _rows(places)
+        rows = _rows(places, self.student.device)
         of_teacher = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.along(places.teacher)
         teacher_ND = None if of_teacher is None else of_teacher[rows]
         forward_pass = self._pass.of(self.student, places.student)
         # Before the pass: where the teacher is in shards, its head is gathered by all.
         teacher_head = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.head
-        weight_T = torch.tensor(places.weights, device=self.student.device) * float(counts)
+        weight_T = sent([weight * counts for weight in places.weights], self.student.device)
 
         def score() -> torch.Tensor:
             """Loss, then what is logged."""
@@ -477,10 +478,10 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps per weight."""
 
 
-def _rows(places: Scored) -> slice | list[int]:
+def _rows(places: Scored, device: torch.device) -> slice | torch.Tensor:
     """The index of the distinct ones among the prefixes; everything, where all are, costs nothing."""
     total = sum(span.size for span in places.student)
-    return slice(None) if len(places.rows) == total else list(places.rows)
+    return slice(None) if len(places.rows) == total else sent(places.rows, device)
 
 
 def _compute_again(model: PreTrainedModel) -> None:
