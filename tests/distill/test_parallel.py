@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from agents.config import SelfImproveConfig
 from agents.self_improve import self_improve
@@ -113,7 +115,10 @@ def test_a_whole_run_on_two_processes(engine: str, walker_folder: Path, tmp_path
     assert resumed.returncode == 0, resumed.stderr[-3000:]
 
 
-def test_a_dead_process_ends_the_run_with_a_message(walker_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--engine", "fsdp", "--lora-rank", "2"]], ids=["ddp", "fsdp"])
+def test_a_dead_process_ends_the_run_with_a_message(
+    more: list[str], walker_folder: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "run"
     script = (
         "import os, sys\n"
@@ -130,7 +135,7 @@ def test_a_dead_process_ends_the_run_with_a_message(walker_folder: Path, tmp_pat
         "sys.exit(main())\n"
     )
     (tmp_path / "dying.py").write_text(script)
-    flags = ["--model", str(walker_folder), "--output", str(path)]
+    flags = ["--model", str(walker_folder), "--output", str(path), *more]
     for name, value in TINY.items():
         flags += [f"--{name.replace('_', '-')}", json.dumps(value) if isinstance(value, dict) else str(value)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -147,6 +152,13 @@ def test_a_dead_process_ends_the_run_with_a_message(walker_folder: Path, tmp_pat
     assert f"--resume {path}" in done.stderr
     assert launch(2, "agents.self_improve", "--resume", str(path)).returncode == 0
     assert (path / "results.json").exists()
+    assert not list(path.glob("*.safetensors"))  # of no process
+    merged: Any = AutoModelForCausalLM.from_pretrained(path / "model")
+    if more:
+        base = AutoModelForCausalLM.from_pretrained(walker_folder)
+        adapted: Any = PeftModel.from_pretrained(base, path / "adapter")
+        ids = torch.tensor([[5, 6, 7]])
+        torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_shares_make_up_the_whole() -> None:
