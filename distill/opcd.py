@@ -501,6 +501,7 @@ def _compute_again(model: PreTrainedModel) -> None:
 def freeze_unreached(student: PreTrainedModel, compute: Way) -> None:
     """Freeze what no text reaches, such as a vision tower: DDP would wait for its gradients.
 
+    ``OPCD`` does it itself but for a model that comes in shards, of which it can only be found out before.
     Which of many experts a token reaches is chance: they all stay.
     """
     if not any(p.requires_grad for p in student.parameters()):

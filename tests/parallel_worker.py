@@ -21,7 +21,7 @@ from agents.run.parts import Joined
 from distill.examples import DistillExample
 from distill.lm.prefix_lm import PrefixLM
 from distill.lora import LoRA
-from distill.opcd import OPCD
+from distill.opcd import OPCD, freeze_unreached
 from distill.parallel import Engine, Ranks, cast_shards
 from distill.teacher import FrozenTeacher
 from tests.conftest import tiny_llama
@@ -40,6 +40,8 @@ EXAMPLES = [
 
 def student(what: str, seed: int) -> PreTrainedModel:
     model = tiny_llama(seed, torch.float64)
+    # As a vision tower is for text: the loss never reaches it, and DDP would wait for its gradients.
+    model.add_module("tower", torch.nn.Linear(4, 4, dtype=torch.float64))
     if what == "lora":
         LoRA(model, rank=2, alpha=4)
     return model
@@ -52,7 +54,13 @@ def main(engine: str, out: str, start: str = "") -> None:
         """Of shards only the main process ever makes the whole."""
         if engine == "ddp" or ranks.size == 1:
             return make()
-        [model] = cast_shards(make, lambda model: model, 1, ranks)
+
+        def frozen() -> PreTrainedModel:
+            model = make()
+            freeze_unreached(model, "tree")
+            return model
+
+        [model] = cast_shards(frozen, lambda model: model, 1, ranks)
         return model
 
     def trainer(what: str, seed: int) -> OPCD:
@@ -75,6 +83,7 @@ def main(engine: str, out: str, start: str = "") -> None:
     for what in ("full", "lora"):
         opcd = trainer(what, 0)
         stats = [opcd.step(ranks.share(EXAMPLES)).as_dict()]
+        assert not any("tower" in name for name in opcd.parameters)
         save(f"{what}-1.safetensors", opcd.state())
         stats += [opcd.step(ranks.share(EXAMPLES)).as_dict() for _ in range(2)]
         save(f"{what}-3.safetensors", opcd.state())

@@ -1,9 +1,6 @@
-import subprocess
-import sys
-
 import pytest
 
-from tests.benchmarks.cluster import ALLOWED, QUICK, Setup, measured, memory, parameters
+from tests.benchmarks.cluster import ALLOWED, QUICK, Setup, main, measured, memory, parameters
 
 
 def test_nobody_holds_a_whole_copy() -> None:
@@ -14,19 +11,21 @@ def test_nobody_holds_a_whole_copy() -> None:
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [
-        ["--shape", "qwen3-1.7b", "--processes", "1"],
-        ["--shape", "qwen3-8b", "--processes", "8"],
-        ["--shape", "llama-70b", "--processes", "16", "--lora-rank", "64", "--bf16"],
-    ],
-    ids=lambda flags: flags[1],
+    ("shape", "processes", "lora_rank"), [("qwen3-1.7b", 1, 0), ("qwen3-8b", 8, 0), ("llama-70b", 16, 64)]
 )
-def test_the_launch_lines_fit(flags: list[str]) -> None:
+def test_the_launch_lines_fit(
+    shape: str, processes: int, lora_rank: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Those of docs/scaling.md, on GPUs of 80 GB; nothing is started for it."""
-    command = [sys.executable, "-m", "tests.benchmarks.cluster", *flags, "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert main(shape, processes, lora_rank=lora_rank, bf16=lora_rank > 0, dry_run=True) == 0
+    printed = capsys.readouterr().out
     for part in ("memory in all", "left for activations", "sent per step", "step: drawing"):
-        assert part in done.stdout
-    assert "DOES NOT FIT" not in done.stdout
+        assert part in printed
+    assert "DOES NOT FIT" not in printed
+
+
+def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("llama-70b", 16, dry_run=True) == 0
+    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert main("gpt-9", 16, dry_run=True) == 2
+    assert "take one of qwen3-0.6b" in capsys.readouterr().out
