@@ -314,7 +314,7 @@ def main(
         processes: GPUs.
         engine: How they share it.
         lora_rank: Of adapters; 0 trains all weights.
-        bf16: Whether what is not trained is in bfloat16 (--dtype bfloat16 of a run, for LoRA).
+        bf16: Whether what is not trained is in bfloat16 (--precision bfloat16 of a run, for LoRA).
         gpu_memory: Of one GPU, in GB.
         dry_run: Start nothing.
     """
