@@ -3,8 +3,9 @@
 import copy
 import importlib.util
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.config import Precision, SelfImproveConfig
 from agents.policies.chat_template import unknown_settings
@@ -22,10 +23,12 @@ from agents.policies.vllm.policy import Engine, EnginePolicy, VLLMPolicy
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.run.folder import clear_errors
-from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model, save_model
+from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
+from distill.lm.save import save_reader, save_weights
+from distill.lm.shards import weights_of, whole
 from distill.lora import LoRA
-from distill.opcd import OPCD
-from distill.parallel import Ranks
+from distill.opcd import freeze_unreached
+from distill.parallel import Ranks, cast_shards
 from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher, check_same_tokens
 from envs.words import EnvWords
 
@@ -62,7 +65,9 @@ class Agent:
         """
         self._console, self._ranks = console, ranks
         self.config = config
-        loaded = self._load(config.model)
+        self._is_sharded = config.engine == "fsdp" and ranks.size > 1
+        follows = config.teacher_kind in ("round", "ema")
+        [(loaded, self.lora), *others] = self._copies(1 + (not config.lora_rank) + follows)
         self.config = config = replace(
             config,
             precision=ranks.from_main(lambda: self._precision_of(loaded.model)),
@@ -71,14 +76,8 @@ class Agent:
         """With what ``auto`` has turned out to be."""
         self.engine = self._make_engine(loaded, path) if config.policy_kind == "vllm" else None
         """Who draws for the agent, where it does not do so itself."""
-        self.lora: LoRA | None = None
-        if config.lora_rank:
-            self.lora = LoRA(loaded.model, rank=config.lora_rank, alpha=LORA_ALPHA, seed=config.seed)
-            self.base = self._drawing(loaded, self.lora)
-            self.student = self._drawing(loaded)
-        else:
-            self.student = self._drawing(replace(loaded, model=copy.deepcopy(loaded.model)))
-            self.base = self._drawing(loaded)
+        self.student = self._drawing(loaded)
+        self.base = self._drawing(loaded, self.lora) if self.lora else self._drawing(others.pop()[0])
         if config.policy_urls and config.resume is None and isinstance(self.base, VLLMPolicy):
             self.base.adopt()  # before anything is sent to servers that may be somebody else's
         self.scorer: ServedTeacher | None = None
@@ -87,7 +86,7 @@ class Agent:
             self.scorer = ServedTeacher(
                 config.teacher_urls, loaded.tokenizer, config.teacher_temperature, config.top_k, ranks
             )
-        self.teacher = self._make_teacher(loaded)
+        self.teacher = self._policy(others.pop()[0]) if follows else self._make_teacher(loaded.tokenizer)
         """What is imitated, as a policy; ``Training`` lets it follow the student where it has to."""
         self.writer = self.teacher if self.scorer is None else self._served(loaded, self.scorer)
         """Who answers off-policy: what is imitated, wherever it is."""
@@ -100,10 +99,8 @@ class Agent:
         """After which optimiser step the student's weights are."""
         return self._step
 
-    def adopt(self, trained: OPCD, step: int) -> None:
-        """The student becomes what is trained, whose weights are those after ``step``."""
-        if trained.student is not self.student.lm.model:  # it is sharded: the policy plays with a whole copy
-            trained.copy_to(self.student.lm.model)
+    def adopt(self, step: int) -> None:
+        """Note that the student's weights are those after ``step``."""
         self._step = step
 
     def weights_of(self, policy: HFPolicy) -> str:
@@ -126,29 +123,54 @@ class Agent:
             return self.student.lm
         return FrozenTeacher(self.teacher.lm.fresh())
 
-    def save(self, target: Path) -> None:
-        """Write the student and its tokenizer as a plain Hugging Face folder, adapters merged in.
+    def save(self, folder: Path) -> None:
+        """Write the student as a plain Hugging Face folder ``model``, and adapters beside it as ``adapter``.
+
+        With LoRA the model has the adapters in its weights, which are then in fp32. Every process has to take
+        part; the main one writes.
 
         Raises:
             RunFolderError: It cannot be written.
         """
-        model = self.student.lm.model if self.lora is None else self.lora.merged()
-        tmp = target.with_name(f"{target.name}.tmp")
-        shutil.rmtree(tmp, ignore_errors=True)
-        with clear_errors(target):
-            try:
-                save_model(model, self.student.tokenizer, tmp)
-                shutil.rmtree(target, ignore_errors=True)
-                tmp.rename(target)
-            finally:
-                shutil.rmtree(tmp, ignore_errors=True)
+        model, lora = self.student.lm.model, self.lora
+        self._ranks.meeting.join()
+        adapters = [(name, whole(p.detach())) for name, p in model.named_parameters() if "lora_" in name]
+        weights = lora.weights(merged=True, dtype=torch.float32) if lora else weights_of(model)
+        if not self._ranks.is_main:
+            deque(weights, maxlen=0)  # helps to gather them
+            return
+        with _replaced(folder / "model") as tmp:
+            save_weights(model, weights, tmp)
+            save_reader(model, self.student.tokenizer, tmp)
+        if lora is not None:
+            with _replaced(folder / "adapter") as tmp:
+                lora.save(tmp, adapters, base=self.config.model)
+
+    def _copies(self, count: int) -> list[tuple[LoadedModel, LoRA | None]]:
+        """The agent's model, so often, as it is before training, and the adapters in the first, if any."""
+        if self._is_sharded:
+            return cast_shards(self._whole, lambda made: made[0].model, count, self._ranks)
+        loaded, lora = self._whole()
+        copies = (replace(loaded, model=copy.deepcopy(loaded.model)) for _ in range(1, count))
+        return [(loaded, lora), *((another, None) for another in copies)]
+
+    def _whole(self) -> tuple[LoadedModel, LoRA | None]:
+        """The same once, in one piece."""
+        config = self.config
+        loaded = self._load(config.model)
+        lora = None
+        if config.lora_rank:
+            lora = LoRA(loaded.model, rank=config.lora_rank, alpha=LORA_ALPHA, seed=config.seed)
+        if self._is_sharded:  # later it could not be found out
+            freeze_unreached(loaded.model, loaded.support.way)
+        return loaded, lora
 
     def _load(self, name: str) -> LoadedModel:
         config = self.config
         self._console.print(f"loading {name}", markup=False)
         loaded = load_model(
             name,
-            device=str(self._ranks.device or config.device),
+            device="cpu" if self._is_sharded else str(self._ranks.device or config.device),
             dtype=config.weights_dtype,
             trust_remote_code=config.trust_remote_code,
         )
@@ -212,17 +234,32 @@ class Agent:
         """The model as a policy; with ``lora`` its adapters are off."""
         return as_policy(loaded, self.config, within=nullcontext if lora is None else lora.off)
 
-    def _make_teacher(self, loaded: LoadedModel) -> HFPolicy:
+    def _make_teacher(self, tokenizer: PreTrainedTokenizerBase) -> HFPolicy:
         config = self.config
-        if config.teacher_model is not None:
-            other = self._load(config.teacher_model)
-            check_same_tokens(loaded.tokenizer, other.tokenizer)
-            return self._policy(other)
-        if config.teacher_kind == "base":
-            return self.base
-        if config.teacher_kind == "self":
-            return self.student
-        return self._policy(replace(loaded, model=copy.deepcopy(self.student.lm.model)))
+        if (name := config.teacher_model) is None:
+            return self.student if config.teacher_kind == "self" else self.base
+        load = partial(self._load, name)
+        [other] = cast_shards(load, _model_of, 1, self._ranks) if self._is_sharded else [load()]
+        check_same_tokens(tokenizer, other.tokenizer)
+        return self._policy(other)
+
+
+@contextmanager
+def _replaced(target: Path) -> Iterator[Path]:
+    """A folder to be written, which then takes the place of ``target``."""
+    tmp = target.with_name(f"{target.name}.tmp")
+    shutil.rmtree(tmp, ignore_errors=True)
+    with clear_errors(target):
+        try:
+            yield tmp
+            shutil.rmtree(target, ignore_errors=True)
+            tmp.rename(target)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _model_of(loaded: LoadedModel) -> PreTrainedModel:
+    return loaded.model
 
 
 def as_policy(

@@ -4,7 +4,6 @@ A checkpoint holds all that the next step depends on, so training goes on exactl
 step that was.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -51,9 +50,8 @@ class Training:
         self.run, self.agent = run, run.agent
         config, student = run.config, run.agent.student
         self.teacher = run.agent.imitated()
-        sharded = run.ranks.size > 1 and config.engine == "fsdp"
         self.opcd = OPCD(
-            copy.deepcopy(student.lm.model) if sharded else student.lm.model,
+            student.lm.model,
             self.teacher,
             lr=config.lr,
             temperature=config.temperature,
@@ -203,9 +201,9 @@ class Training:
             if self.agent.scorer is not None:
                 extra |= self.agent.scorer.cost()
             step = self.opcd.step_count
-            self.agent.adopt(self.opcd, step)
+            self.agent.adopt(step)
             if isinstance(self.teacher, FollowingTeacher) and config.teacher_kind == "ema":
-                self.teacher.follow(self.opcd.trained(), EMA_DECAY)
+                self.teacher.follow(self.opcd.parameters.items(), EMA_DECAY)
             first = self._progress.first
             self._note(distances={**self._progress.distances, **self._seen(examples, stats)})
             if first is None or (config.off_policy_steps and done in (0, config.off_policy_steps)):
@@ -280,7 +278,7 @@ class Training:
             if isinstance(self.teacher, FollowingTeacher) and (
                 self.run.config.teacher_kind == "round" or self.opcd.step_count == 0
             ):
-                self.teacher.follow(self.opcd.trained())
+                self.teacher.follow(self.opcd.parameters.items())
 
     def _prompts(self, moment: Moment) -> Pair:
         return moment.prompts_for(self.agent, self.run.words, self.run.config.layout)
@@ -317,7 +315,7 @@ class Training:
     def _take_best(self) -> None:
         step = self._progress.best_step
         self.opcd.load_weights(self._checkpoints.load_best(step))
-        self.agent.adopt(self.opcd, step)
+        self.agent.adopt(step)
 
     def _note(self, **changes: Any) -> None:
         """Something that the next checkpoint has to say."""
@@ -329,7 +327,7 @@ class Training:
         if self._is_saved:
             return
         tensors = self.opcd.state()
-        if isinstance(self.teacher, FollowingTeacher):
+        if tensors and isinstance(self.teacher, FollowingTeacher):
             tensors |= self.teacher.state(self.opcd.parameters)
         self._checkpoints.save(tensors, self._progress)
         self._is_saved = True
@@ -341,6 +339,6 @@ class Training:
         self._progress = progress
         self.opcd.load_state(tensors)
         if isinstance(self.teacher, FollowingTeacher):
-            self.teacher.load_state(tensors, self.run.ranks)
+            self.teacher.load_state(tensors)
         step = progress.best_step if progress.is_stopped else self.opcd.step_count
-        self.agent.adopt(self.opcd, step)
+        self.agent.adopt(step)

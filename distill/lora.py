@@ -1,16 +1,22 @@
 """LoRA adapters (peft) in a student, and the student without them."""
 
-import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from distill.examples import DistillError
 from distill.lm.head import LMHead
+from distill.lm.sealed import seal_folder
+from distill.lm.shards import weights_of, whole
+
+PREFIX = "base_model.model."
+"""What peft puts before the names of a model's parameters."""
 
 
 class LoRA:
@@ -48,29 +54,51 @@ class LoRA:
         except (TypeError, ValueError) as error:
             raise DistillError(f"LoRA cannot be put on the model: {str(error).splitlines()[0]}") from error
 
-    def off(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def off(self) -> Iterator[None]:
         """Within it the model is what it was without adapters."""
-        context: AbstractContextManager[Any] = self._peft.disable_adapter()
-        return context
+        # Not peft's own: it says of the adapters meanwhile that they are not trained, and shards believe it.
+        layers = [m for m in self._peft.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+        try:
+            for layer in layers:
+                layer._disable_adapters = True
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
 
-    def merged(self) -> PreTrainedModel:
-        """A copy with the adapters multiplied into its weights: a plain model, in fp32.
+    def save(self, folder: Path, adapters: Iterable[tuple[str, torch.Tensor]], *, base: str) -> None:
+        """Write the adapters as peft reads them.
 
-        In 16 bits most of what the adapters learned would be rounded away.
+        Args:
+            folder: Is made.
+            adapters: Their weights by name, as among the model's parameters.
+            base: The name of the model that they belong to.
         """
-        merged: PreTrainedModel = copy.deepcopy(self._peft).float().merge_and_unload()
-        return merged
+        state = {f"{PREFIX}{name}": tensor.cpu() for name, tensor in adapters}
+        self._peft.peft_config["default"].base_model_name_or_path = base
+        self._peft.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+        (folder / "README.md").unlink()  # a form to be filled in
+        seal_folder(folder)
 
     @torch.no_grad()
-    def weights(self, *, merged: bool) -> Iterator[tuple[str, torch.Tensor]]:
-        """The plain model's weights by name, one after the other, with the adapters in them or without."""
+    def weights(
+        self, *, merged: bool, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The plain model's weights by name, whole, one after the other.
+
+        Args:
+            merged: Whether the adapters are in them. In 16 bits most of what they learned is rounded away.
+            dtype: Of the weights that are numbers with a point; by default each its own.
+        """
         model: PreTrainedModel = self._peft.get_base_model()
         layers = dict(model.named_modules())
-        for name, tensor in model.state_dict().items():
+        for name, tensor in weights_of(model):
             layer_name, is_adapted, rest = name.partition(".base_layer.")
             if "lora_" in name:
                 continue
+            plain = tensor.to(dtype or tensor.dtype) if tensor.is_floating_point() else tensor
             if merged and is_adapted and rest == "weight":
-                delta = layers[layer_name].get_delta_weight("default")
-                tensor = (tensor.float() + delta.float()).to(tensor.dtype)
-            yield name.replace(".base_layer.", "."), tensor
+                delta = whole(layers[layer_name].get_delta_weight("default"))
+                plain = (tensor.float() + delta.float()).to(plain.dtype)
+            yield name.replace(".base_layer.", "."), plain

@@ -1,6 +1,6 @@
 """The OPCD update: make the student on the bare prompt behave like the teacher with the context."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
@@ -29,9 +29,11 @@ from distill.lm.head import LMHead
 from distill.lm.language_model import Way, context_window
 from distill.lm.padded_lm import PaddedPass
 from distill.lm.prefix_lm import TreePass
+from distill.lm.shards import Shards, part, whole
 from distill.lm.span import Span
+from distill.lm.transfer import sent
 from distill.loss import Direction, Mode, check_top_k
-from distill.parallel import Engine, Ranks, like, shared, whole
+from distill.parallel import Engine, Ranks, like, shared
 from distill.teacher import ScoringTeacher, Teacher
 
 __all__ = ["OPCD", "DistillError", "StepStats"]
@@ -101,7 +103,7 @@ class OPCD:
 
         Args:
             student: Its weights that require gradients are trained in place, without dropout. With ``fsdp``
-                they become shards, and the model can be used through this object only.
+                they become shards, if they are not yet.
             teacher: Who is imitated.
             lr: AdamW's learning rate; betas (0.9, 0.999).
             temperature: Divides the student's logits, as when it samples.
@@ -172,7 +174,8 @@ class OPCD:
         self._window = context_window(student)
         self._pass = PASSES[compute]
         self._checkpointing = gradient_checkpointing
-        _freeze_unreached(student, self._pass)
+        if Shards.of(student) is None:
+            freeze_unreached(student, compute)
         if gradient_checkpointing:
             # transformers 5.24 has a new name for it.
             enable = getattr(
@@ -181,8 +184,8 @@ class OPCD:
             enable({"use_reentrant": False})
         if compute == "padded":
             compile_layers(student)
-        layers = [m for m in student.modules() if type(m).__name__ in (student._no_split_modules or ())]
-        self._forward = shared(_Scored(student, compute_dtype), layers, self.ranks, engine)
+        self._compute_dtype = compute_dtype
+        self._forward = shared(student, self.ranks, engine)
         self._optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=lr, weight_decay=weight_decay, fused=True
         )
@@ -206,12 +209,13 @@ class OPCD:
         passes: list[torch.Tensor] = []
         kls: list[tuple[Scored, torch.Tensor]] = []
         nodes = 0
+        ddp = self._forward if isinstance(self._forward, DistributedDataParallel) else None
         self._optimizer.zero_grad(set_to_none=True)
         # Every process makes as many passes, since they exchange shards and gradients.
         batches += [[]] * (self.ranks.maximum(len(batches)) - len(batches))
         for index, batch in enumerate(batches, 1):
             places, is_last = scored(batch or NOTHING, self._average, total), index == len(batches)
-            with self._forward.no_sync() if self._waits_to_sync and not is_last else nullcontext():
+            with ddp.no_sync() if ddp and not is_last else nullcontext():  # it exchanges gradients once
                 pass_sums, kl_T, tokens = self._forward_backward(places, direction, counts=bool(batch))
             passes.append(pass_sums)
             kls.append((places, kl_T))
@@ -239,7 +243,7 @@ class OPCD:
             group["lr"] = self._learning_rate()
         self._optimizer.step()
         # A fused step does not count as a change with torch, and memos of the student's would miss it.
-        torch.autograd.graph.increment_version([p for p in parameters if type(p) is torch.nn.Parameter])
+        torch.autograd.graph.increment_version(list(parameters))
         self._optimizer.zero_grad(set_to_none=True)
         self.step_count += 1
         names = (
@@ -288,22 +292,26 @@ class OPCD:
         self.student.eval()
         direction = direction or self._direction
         kl_T = torch.empty(0)
-        rows = _rows(places)
+        rows = _rows(places, self.student.device)
         of_teacher = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.along(places.teacher)
         teacher_ND = None if of_teacher is None else of_teacher[rows]
         forward_pass = self._pass.of(self.student, places.student)
-        weight_T = torch.tensor(places.weights, device=self.student.device) * float(counts)
+        # Before the pass: where the teacher is in shards, its head is gathered by all.
+        teacher_head = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.head
+        weight_T = sent([weight * counts for weight in places.weights], self.student.device)
 
-        def score(hidden_TD: torch.Tensor, head: LMHead) -> torch.Tensor:
+        def score() -> torch.Tensor:
             """Loss, then what is logged."""
-            head = head.cut(self._vocabulary).at(self._temperature)
+            hidden_TD = forward_pass.hidden(self.student, self._compute_dtype)
+            head = LMHead.of(self.student).cut(self._vocabulary).at(self._temperature)
             student = self._narrowed(hidden_TD[rows], head)
             nonlocal kl_T
             if isinstance(self.teacher, ScoringTeacher):
                 result = self._remotely_scored(direction, student, self.teacher, places, weight_T)
             else:
                 assert teacher_ND is not None
-                head = self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature)
+                assert teacher_head is not None
+                head = teacher_head.cut(self._vocabulary).at(self._teacher_temperature)
                 teacher = self._narrowed(teacher_ND, head)
                 result = self._scored(direction, student, teacher, weight_T)
             kl_T = result.kl_T
@@ -312,7 +320,7 @@ class OPCD:
 
         if self._checkpointing:
             _compute_again(self.student)
-        sums = self._forward(forward_pass, score)
+        sums = self._forward(score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
         return sums.detach(), kl_T, forward_pass.tokens if counts else 0
 
@@ -375,10 +383,6 @@ class OPCD:
             scored=ScoredTopK(*(tensor.to(hidden_TD.device) for tensor in (ids_TK, scores_TK))),
         )
 
-    @property
-    def _waits_to_sync(self) -> bool:
-        return isinstance(self._forward, DistributedDataParallel)
-
     def _check_windows(self, examples: Sequence[DistillExample]) -> None:
         for e in examples:
             for who, prompt_ids, window in (
@@ -397,66 +401,62 @@ class OPCD:
         """What is trained, by name; with ``fsdp`` this process's shards."""
         return {name: p for name, p in self.student.named_parameters() if p.requires_grad}
 
-    def trained(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The trained weights by name, whole, one after the other; every process has to take part."""
-        for name, parameter in self.parameters.items():
-            yield name, whole(parameter.detach())
-
-    @torch.no_grad()
-    def copy_to(self, model: PreTrainedModel) -> None:
-        """Give the trained weights to another copy of the student."""
-        theirs = dict(model.named_parameters())
-        for name, weight in self.trained():
-            theirs[name].copy_(weight)
-
     def weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights for a checkpoint; empty except on the main process."""
-        return self._collected((f"weight/{name}", weight) for name, weight in self.trained())
+        """The trained weights for a checkpoint: of shards this process's, else all on the main process."""
+        return self._kept((f"weight/{name}", parameter) for name, parameter in self.parameters.items())
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that the next step depends on, by name: weights, moments, step count.
 
-        It does not depend on how many processes there are: a run may go on with another number.
+        Put together, it does not depend on how many processes there are: a run may go on with another number.
         """
         moments = (
-            (f"{key}/{name}", whole(value))
+            (f"{key}/{name}", value)
             for name, parameter in self.parameters.items()
             for key, value in self._optimizer.state.get(parameter, {}).items()
         )
-        return self.weights() | self._collected(moments) | {"step_count": torch.tensor(self.step_count)}
+        steps = [("step_count", torch.tensor(self.step_count))]
+        return self.weights() | self._kept(moments) | self._kept(steps)
 
-    def _collected(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return {name: tensor.cpu() for name, tensor in tensors if self.ranks.is_main}
+    def _kept(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        keeps = self.ranks.is_main or Shards.of(self.student) is not None
+        return {name: part(tensor.detach()).cpu() for name, tensor in tensors if keeps}
 
     def load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over the weights of ``state()`` or ``weights()``, which the main process has, and no moments.
+        """Take over the weights of ``state()`` or ``weights()`` and no moments.
+
+        Args:
+            tensors: Put together, on every process.
 
         Raises:
             DistillError: They are another model's.
         """
-        shapes = {f"weight/{name}": parameter.shape for name, parameter in self.parameters.items()}
-        theirs = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("weight/")}
-        if self.ranks.broadcast(theirs) != shapes:
+        parameters = {f"weight/{name}": parameter for name, parameter in self.parameters.items()}
+        if parameters.keys() != {name for name in tensors if name.startswith("weight/")}:
             raise DistillError("the checkpoint is of another model")
         self._optimizer.state.clear()
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(like(self.ranks.entry(tensors, f"weight/{name}"), parameter))
+            for name, parameter in parameters.items():
+                if (weight := tensors[name]).shape != parameter.shape:
+                    raise DistillError("the checkpoint is of another model")
+                parameter.copy_(like(weight, parameter))
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Continue from ``state()``, which the main process has.
+        """Continue from ``state()``.
+
+        Args:
+            tensors: Put together, on every process.
 
         Raises:
             DistillError: It is another model's.
         """
         self.load_weights(tensors)
-        moments = self.ranks.broadcast([key for key in tensors if key.split("/")[0] in MOMENTS])
         parameters = self.parameters
-        for key in moments:
-            kind, name = key.split("/", 1)
-            value = like(self.ranks.entry(tensors, key), parameters[name])
-            self._optimizer.state[parameters[name]][kind] = value
-        self.step_count = int(self.ranks.entry(tensors, "step_count"))
+        for key in tensors:
+            kind, _, name = key.partition("/")
+            if kind in MOMENTS:
+                self._optimizer.state[parameters[name]][kind] = like(tensors[key], parameters[name])
+        self.step_count = int(tensors["step_count"])
 
 
 PASSES: Mapping[Way, type[TreePass] | type[PaddedPass]] = {"tree": TreePass, "padded": PaddedPass}
@@ -488,7 +488,7 @@ def pass_tokens(model: PreTrainedModel, *, is_checkpointed: bool, is_compiled: b
     layer_bytes = (2 if is_compiled else 4) * (6 * width + 6 * max(width, heads) + 4 * inner)
     layers = config.num_hidden_layers
     token_bytes = 4 * width * layers + layer_bytes if is_checkpointed else layer_bytes * layers
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(part(p).numel() for p in model.parameters() if p.requires_grad)
     free = torch.cuda.mem_get_info(model.device)[0] - 12 * trained - 5 * GPU_LOGITS_BYTES
     return int(min(GPU_MOST_NODES, max(CPU_NODES, GPU_SHARE * free / token_bytes)))
 
@@ -497,20 +497,6 @@ NOTHING = (DistillExample(student_prompt_ids=(0,), teacher_prompt_ids=(0,), comp
 """What a process computes in a pass that only others have work for."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps per weight."""
-
-
-class _Scored(torch.nn.Module):
-    """The student's forward pass and its loss as one module, which is what DDP and FSDP2 wrap."""
-
-    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.model = model
-        self.compute_dtype = compute_dtype
-
-    def forward(
-        self, forward_pass: TreePass | PaddedPass, score: Callable[[torch.Tensor, LMHead], torch.Tensor]
-    ) -> torch.Tensor:
-        return score(forward_pass.hidden(self.model, self.compute_dtype), LMHead.of(self.model))
 
 
 def _of_each(
@@ -525,10 +511,10 @@ def _of_each(
     return tuple(found[example.spans] for example in examples)
 
 
-def _rows(places: Scored) -> slice | list[int]:
+def _rows(places: Scored, device: torch.device) -> slice | torch.Tensor:
     """The index of the distinct ones among the prefixes; everything, where all are, costs nothing."""
     total = sum(span.size for span in places.student)
-    return slice(None) if len(places.rows) == total else list(places.rows)
+    return slice(None) if len(places.rows) == total else sent(places.rows, device)
 
 
 def _compute_again(model: PreTrainedModel) -> None:
@@ -545,16 +531,17 @@ def _compute_again(model: PreTrainedModel) -> None:
                     setattr(layer, name, 0.0)
 
 
-def _freeze_unreached(student: PreTrainedModel, way: type[TreePass] | type[PaddedPass]) -> None:
+def freeze_unreached(student: PreTrainedModel, compute: Way) -> None:
     """Freeze what no text reaches, such as a vision tower: DDP would wait for its gradients.
 
+    ``OPCD`` does it itself but for a model that comes in shards, of which it can only be found out before.
     Which of many experts a token reaches is chance: they all stay.
     """
     if not any(p.requires_grad for p in student.parameters()):
         return
     student.eval()
     with torch.enable_grad():
-        hidden_ND = way.of(student, [Span((0, 0), 2)]).hidden(student, None)
+        hidden_ND = PASSES[compute].of(student, [Span((0, 0), 2)]).hidden(student, None)
     reached = {id(LMHead.of(student).weight_VD), id(LMHead.of(student).map.bias_V)}
     seen, waiting = set(), [hidden_ND.grad_fn]
     while waiting:

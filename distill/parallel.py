@@ -7,24 +7,26 @@ weights, gradients and optimizer moments.
 
 import atexit
 import os
+import pickle
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
 from distill.examples import DistillError
+from distill.lm.shards import PATIENCE, Meeting, Root, Shards
 
 Engine = Literal["ddp", "fsdp"]
 Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,8 @@ class Ranks:
     size: int = 1
     device: torch.device | None = None
     """Of this process, where there are several."""
+    meeting: Meeting = field(default_factory=Meeting, repr=False, compare=False)
+    """Where they wait for each other, before anything that takes all."""
 
     @classmethod
     def connect(cls, device: str = "auto") -> "Ranks":
@@ -53,8 +57,7 @@ class Ranks:
             return cls()
         from accelerate import PartialState  # here, so that one process needs none of it
 
-        # The others wait while one measures baselines or lets an endpoint write.
-        state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(hours=2))
+        state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
         atexit.register(state.destroy_process_group)  # else its threads may outlive what they need
         ranks = cls(rank=state.process_index, size=state.num_processes, device=state.device)
         _PROCESSES[:] = ranks.gather([(socket.gethostname(), os.getpid())])
@@ -75,6 +78,7 @@ class Ranks:
             return items
         from accelerate.utils import gather_object
 
+        self.meeting.join()
         return cast("list[Item]", gather_object(items))
 
     def broadcast(self, value: Item) -> Item:
@@ -82,17 +86,27 @@ class Ranks:
         return self.from_main(lambda: value)
 
     def from_main(self, make: Callable[[], Item]) -> Item:
-        """What ``make`` gives on the main process, where alone it is called, on every process."""
+        """What ``make`` gives, or raises, on the main process, where alone it is called, on every process."""
         if self.size == 1:
             return make()
         from accelerate.utils import broadcast_object_list
 
-        [shared] = broadcast_object_list([make() if self.is_main else None])
-        return cast("Item", shared)
+        made: Item | None = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                made = make()
+            except Exception as failed:
+                error = failed
+        self.meeting.join()
+        made, error = broadcast_object_list([made, error])
+        if error is not None:
+            raise error
+        return cast("Item", made)
 
-    def entry(self, tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-        """A tensor by name, of a mapping that the main process has, on every process."""
-        return self.from_main(lambda: tensors[name])
+    def mapping(self, mine: Mapping[str, Item]) -> Mapping[str, Item]:
+        """The main process's, on every process; all look up the same in it, and then an entry travels."""
+        return mine if self.size == 1 else _FromMain(self, mine)
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the processes."""
@@ -105,6 +119,7 @@ class Ranks:
     def _reduced(self, values: Sequence[float], how: str) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.size > 1:
+            self.meeting.join()
             dist.all_reduce(tensor, getattr(dist.ReduceOp, how))
         return cast("list[float]", tensor.tolist())
 
@@ -113,6 +128,24 @@ _PROCESSES: list[tuple[str, int]] = []
 """Machine and process id of each rank, where there are several."""
 ALONE = Ranks()
 """One process, whatever others there are."""
+
+
+class _FromMain(Mapping[str, Item]):
+    def __init__(self, ranks: Ranks, mine: Mapping[str, Item]) -> None:
+        self._ranks, self._mine = ranks, mine
+        self._keys = ranks.from_main(lambda: list(mine))
+
+    def __getitem__(self, key: str) -> Item:
+        return self._ranks.from_main(lambda: self._mine[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 def is_main_process() -> bool:
@@ -150,29 +183,95 @@ def lost_ranks(seconds: float = 1.0) -> list[int]:
         time.sleep(0.01)
 
 
-def shared(module: torch.nn.Module, layers: Sequence[torch.nn.Module], ranks: Ranks, engine: Engine) -> Any:
-    """The module as ``engine`` shares it among the processes; alone it is left as it is.
+def shared(model: PreTrainedModel, ranks: Ranks, engine: Engine) -> Callable[[Callable[[], Value]], Value]:
+    """How all processes together make a forward pass of the model from which gradients flow, averaged.
 
     Args:
-        module: Whose forward pass gives the loss.
-        layers: Its blocks, which FSDP2 gathers one at a time.
-        ranks: The processes. Gradients come out averaged over them.
+        model: The same on every process. Alone it is left as it is; with ``fsdp`` it becomes shards, if it is
+            none yet.
+        ranks: The processes.
         engine: See the module's docstring.
     """
     if ranks.size == 1:
-        return module
+        return Root(model)
     if engine == "ddp":
-        return DistributedDataParallel(module, gradient_as_bucket_view=True)
+        return DistributedDataParallel(Root(model), gradient_as_bucket_view=True)
+    return (Shards.of(model) or shard(model, ranks)).run_together
+
+
+def shard(model: PreTrainedModel, ranks: Ranks) -> Shards:
+    """Leave of the model, in place, what is this process's part; see ``Shards``."""
     assert ranks.device is not None
-    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
-    for layer in layers:
-        fully_shard(layer, mesh=mesh)
-    return fully_shard(module, mesh=mesh)
+    ranks.meeting.join()
+    return Shards(model, ranks.meeting, ranks.device)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that may be sharded, as a whole; every process has to take part."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def cast_shards(
+    make: Callable[[], Item], model_of: Callable[[Item], PreTrainedModel], copies: int, ranks: Ranks
+) -> list[Item]:
+    """Copies of something with a model in it, in shards; every process gets its own.
+
+    The main process alone has it whole, in its host memory, and lets go of each weight that has been sent.
+
+    Args:
+        make: Called on the main process. Everything but parameters must be small, and fit to be pickled.
+        model_of: The model in it.
+        copies: How many; their weights are the same, and nothing else is shared.
+        ranks: The processes, which do this together.
+    """
+    assert ranks.device is not None
+    made: list[Item] = []
+
+    def outline() -> bytes:
+        made.append(make())
+        file = BytesIO()
+        _Outline(file, pickle.HIGHEST_PROTOCOL).dump(made[0])
+        return file.getvalue()
+
+    form = ranks.from_main(outline)
+    items: list[Item] = [pickle.loads(form) for _ in range(copies)]  # the main process's, as broadcasts are
+    models = [model_of(item) for item in items]
+    for model in models:
+        shard(model, ranks)
+    places = [_places(model) for model in models]
+    sources = dict(model_of(made[0]).named_parameters()) if made else {}
+    for name in [name for name, _ in models[0].named_parameters()]:
+        hollow = models[0].get_parameter(name)
+        assert isinstance(hollow, DTensor)
+        source = sources[name].detach() if made else torch.empty(hollow.shape, dtype=hollow.dtype)
+        source = source.to(ranks.device)
+        for model, where in zip(models, places, strict=True):
+            placed = distribute_tensor(source, hollow.device_mesh, hollow.placements)
+            filled = torch.nn.Parameter(placed, requires_grad=hollow.requires_grad)
+            for module, attribute in where[id(model.get_parameter(name))]:
+                setattr(module, attribute, filled)
+        if made:
+            sources[name].data = torch.empty(0)
+    for model in models:
+        model.eval()
+    return items
+
+
+class _Outline(pickle.Pickler):
+    """Writes down everything but the values of parameters."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.nn.Parameter):
+            return _hollow, (tuple(value.shape), value.dtype, value.requires_grad)
+        return NotImplemented
+
+
+def _hollow(shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=requires_grad)
+
+
+def _places(model: torch.nn.Module) -> Mapping[int, Sequence[tuple[torch.nn.Module, str]]]:
+    """Where each parameter is, by its identity: in several places where weights are tied."""
+    places: dict[int, list[tuple[torch.nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.setdefault(id(parameter), []).append((module, name))
+    return places
 
 
 def like(whole_tensor: torch.Tensor, model: torch.Tensor) -> torch.Tensor:

@@ -22,8 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from distill.examples import DistillError, TokenIds
 from distill.lm.head import LMHead
 from distill.lm.language_model import LanguageModel
+from distill.lm.shards import part
 from distill.lm.span import Span
-from distill.parallel import Ranks
+from distill.parallel import like
 
 TeacherKind = Literal["base", "round", "ema", "self"]
 
@@ -143,24 +144,25 @@ class FollowingTeacher(FrozenTeacher):
         """Move towards the student: teacher = decay teacher + (1 - decay) student.
 
         Args:
-            weights: The student's trained weights by name, whole.
+            weights: The student's trained weights by name, whole or in the same parts as the teacher's.
             decay: 0 takes them over.
         """
         mine = dict(self.lm.model.named_parameters())
         for name, weight in weights:
-            mine[name].lerp_(weight.to(mine[name]), 1.0 - decay)
+            mine[name].lerp_(weight.detach().to(mine[name].dtype), 1.0 - decay)
         self._batches.clear()
         self._remembered.clear()
 
     def state(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """The named weights, for a checkpoint."""
+        """The named weights, for a checkpoint; of shards this process's."""
         mine = dict(self.lm.model.named_parameters())
-        return {f"teacher/{name}": mine[name].detach() for name in names}
+        return {f"teacher/{name}": part(mine[name].detach()).cpu() for name in names}
 
-    def load_state(self, tensors: Mapping[str, torch.Tensor], ranks: Ranks) -> None:
-        """Continue from ``state``, which the main process has."""
-        keys = ranks.broadcast([key for key in tensors if key.startswith("teacher/")])
-        self.follow((key.removeprefix("teacher/"), ranks.entry(tensors, key)) for key in keys)
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Continue from ``state``, put together."""
+        mine = dict(self.lm.model.named_parameters())
+        names = [key.removeprefix("teacher/") for key in tensors if key.startswith("teacher/")]
+        self.follow((name, like(tensors[f"teacher/{name}"], mine[name])) for name in names)
 
 
 def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:

@@ -5,7 +5,8 @@ more steps from such a state in FROM.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from agents.run.parts import Joined
 from distill.examples import DistillExample
 from distill.lm.prefix_lm import PrefixLM
 from distill.lora import LoRA
-from distill.opcd import OPCD
-from distill.parallel import Engine, Ranks
+from distill.opcd import OPCD, freeze_unreached
+from distill.parallel import Engine, Ranks, cast_shards
 from distill.teacher import FrozenTeacher
 from tests.conftest import tiny_llama
 
@@ -35,6 +37,8 @@ EXAMPLES = [
 
 def student(what: str, seed: int) -> PreTrainedModel:
     model = tiny_llama(seed, torch.float64)
+    # As a vision tower is for text: the loss never reaches it, and DDP would wait for its gradients.
+    model.add_module("tower", torch.nn.Linear(4, 4, dtype=torch.float64))
     if what == "lora":
         LoRA(model, rank=2, alpha=4)
     return model
@@ -43,10 +47,23 @@ def student(what: str, seed: int) -> PreTrainedModel:
 def main(engine: str, out: str, start: str = "") -> None:
     ranks = Ranks.connect("cpu")
 
+    def placed(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """Of shards only the main process ever makes the whole."""
+        if engine == "ddp" or ranks.size == 1:
+            return make()
+
+        def frozen() -> PreTrainedModel:
+            model = make()
+            freeze_unreached(model, "tree")
+            return model
+
+        [model] = cast_shards(frozen, lambda model: model, 1, ranks)
+        return model
+
     def trainer(what: str, seed: int) -> OPCD:
         return OPCD(
-            student(what, seed),
-            FrozenTeacher(PrefixLM(tiny_llama(1, torch.float64))),
+            placed(lambda: student(what, seed)),
+            FrozenTeacher(PrefixLM(placed(lambda: tiny_llama(1, torch.float64)))),
             lr=1e-3,
             k=16,
             max_nodes=4,  # several passes, and not the same number on every process
@@ -54,25 +71,32 @@ def main(engine: str, out: str, start: str = "") -> None:
             engine=cast(Engine, engine),
         )
 
-    def save(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    def save(name: str, mine: Mapping[str, torch.Tensor]) -> None:
+        parts = [part for part in ranks.gather([mine]) if part]
         if ranks.is_main:
+            tensors = Joined(parts)
             save_file({k: v.detach().contiguous() for k, v in tensors.items()}, Path(out) / name)
 
     for what in ("full", "lora"):
         opcd = trainer(what, 0)
         stats = [opcd.step(ranks.share(EXAMPLES)).as_dict()]
+        assert not any("tower" in name for name in opcd.parameters)
         save(f"{what}-1.safetensors", opcd.state())
         stats += [opcd.step(ranks.share(EXAMPLES)).as_dict() for _ in range(2)]
         save(f"{what}-3.safetensors", opcd.state())
-        policy = student(what, 5)
-        opcd.copy_to(policy)
-        trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        save(f"{what}-policy.safetensors", trained)
+        # Each process asks for as much as it likes, in as many forward passes, and the main one for more.
+        played = PrefixLM(opcd.student, max_nodes=4)
+        prefixes = [x.student_prompt_ids + x.completion_ids for x in EXAMPLES]
+        logits = ranks.gather([played.logits(prefixes[: 2 + ranks.rank])])
+        more = ranks.from_main(partial(played.logits, prefixes))
+        for found in logits:
+            torch.testing.assert_close(found, more[: len(found)])
+        save(f"{what}-policy.safetensors", {"logits": more} if ranks.is_main else {})
         if ranks.is_main:
             (Path(out) / f"{what}.json").write_text(json.dumps(stats))
         if start:
             resumed = trainer(what, 0)
-            resumed.load_state(load_file(Path(start) / f"{what}-1.safetensors") if ranks.is_main else {})
+            resumed.load_state(load_file(Path(start) / f"{what}-1.safetensors"))
             for _ in range(2):
                 resumed.step(ranks.share(EXAMPLES))
             save(f"{what}-resumed.safetensors", resumed.state())

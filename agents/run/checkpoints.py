@@ -1,5 +1,6 @@
 """The checkpoint of a training, and its best weights: files of the run's folder, and what they cost."""
 
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 
 from agents.dealing import Distances
-from agents.run.folder import BEST, CHECKPOINT, TRAIN_AGAIN, RunFolderError
+from agents.run.folder import BEST, CHECKPOINT, TRAIN_AGAIN, RunFolderError, clear_errors
+from agents.run.parts import Parts
 from agents.run.run import Run
+from distill.lm.sealed import save_sealed
 from distill.opcd import StepStats
 
 WRITING_SHARE = 0.05
@@ -43,7 +46,7 @@ class Progress:
 
 
 class Checkpoints:
-    """The files of a training. The main process writes and reads them."""
+    """The files of a training: the main process's, and of shards those of all."""
 
     def __init__(self, run: Run) -> None:
         """Of a run whose folder is open; nothing is read yet."""
@@ -82,7 +85,7 @@ class Checkpoints:
         self._kept = self._training
 
     def load(self) -> tuple[Tensors, Progress | None]:
-        """The checkpoint, its tensors on the main process; nothing if there is none.
+        """The checkpoint, from which every process looks up the same tensors; nothing if there is none.
 
         Raises:
             RunFolderError: It is damaged.
@@ -102,7 +105,7 @@ class Checkpoints:
         self._write(BEST, weights, {"step": step, "score": score})
 
     def load_best(self, step: int) -> Tensors:
-        """The best weights, which are those after ``step``; on the main process.
+        """The best weights, which are those after ``step``; every process looks up the same.
 
         Raises:
             RunFolderError: They are damaged, missing, or others.
@@ -112,14 +115,34 @@ class Checkpoints:
             raise RunFolderError(f"{BEST} is not the one of step {step}, which was the best. {TRAIN_AGAIN}")
         return weights
 
-    def _write(self, name: str, tensors: Tensors, about: Mapping[str, Any]) -> None:
-        if self._run.ranks.is_main:
-            started = time.monotonic()
-            self._run.folder.save_tensors(name, tensors, about)
-            self._last_writing = time.monotonic() - started
-            self._writing += self._last_writing
+    def _write(self, name: str, mine: Tensors, about: Mapping[str, Any]) -> None:
+        """Whole or not at all: of shards each process writes its own, and the main one last."""
+        run, ranks, started = self._run, self._run.ranks, time.monotonic()
+        parts = Parts(run.path / name, ranks.from_main(lambda: secrets.token_hex(4)), ranks.size)
+        error: RunFolderError | None = None
+        if mine and not ranks.is_main:
+            try:
+                with clear_errors(parts.file(ranks.rank)) as path:
+                    save_sealed(mine, path, {})
+            except RunFolderError as failed:
+                error = failed
+        others = ranks.gather([(error, bool(mine))])[1:]
+        if failures := [error for error, _ in others if error is not None]:
+            raise failures[0]
+        if ranks.is_main:
+            is_split = any(has for _, has in others)
+            run.folder.save_tensors(name, mine, {**about, "parts": parts.as_dict()} if is_split else about)
+            parts.remove_others()
+        self._last_writing = time.monotonic() - started
+        self._writing += self._last_writing
 
     def _read(self, name: str) -> tuple[Tensors, dict[str, Any] | None]:
-        loaded = self._run.folder.load_tensors(name) if self._run.ranks.is_main else None
-        tensors, about = loaded or ({}, None)
-        return tensors, self._run.ranks.broadcast(about)
+        loaded: tuple[Tensors, dict[str, Any]] | None = None
+
+        def read() -> dict[str, Any] | None:
+            nonlocal loaded
+            loaded = self._run.folder.load_tensors(name)
+            return None if loaded is None else loaded[1]
+
+        about = self._run.ranks.from_main(read)
+        return self._run.ranks.mapping({} if loaded is None else loaded[0]), about

@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from agents.run.parts import Joined, Parts
 from distill.lm.sealed import DamagedFileError, load_sealed, save_sealed
 from evals.finished_run import DamagedMetricsError, read_metrics
 from experience.masking import masked
@@ -154,8 +155,10 @@ class RunFolder:
         """Write a safetensors file, whole or not at all, with ``about`` in its header."""
         self._write(name, lambda tmp: save_sealed(tensors, tmp, {"about": json.dumps(dict(about))}))
 
-    def load_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    def load_tensors(self, name: str) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]] | None:
         """A file of ``save_tensors`` and its ``about``; ``None`` if there is none.
+
+        Where others wrote parts of the tensors (``Parts``), they are put together, one when it is looked up.
 
         Raises:
             RunFolderError: It is damaged.
@@ -165,8 +168,10 @@ class RunFolder:
             return None
         try:
             tensors, metadata = load_sealed(path)
-            return tensors, json.loads(metadata["about"])
-        except (DamagedFileError, ValueError, KeyError) as error:
+            about = json.loads(metadata["about"])
+            others = Parts.of(about.pop("parts", None), path).others
+            return Joined([tensors, *(load_sealed(other)[0] for other in others)]), about
+        except (DamagedFileError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error) if isinstance(error, DamagedFileError) else f"{path} is no file of a run"
             raise RunFolderError(f"{reason}. {TRAIN_AGAIN}") from error
 
@@ -174,6 +179,7 @@ class RunFolder:
         """Remove files, as far as they are there."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
+            Parts(self.path / name).remove_others()
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         tmp = self.path / f"{name}.tmp"

@@ -128,6 +128,8 @@ class Run:
         elif ranks.is_main:
             check_free(path)
         console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)
+        how = f"{ranks.size} processes ({config.engine})" if ranks.size > 1 else "1 process"
+        console.print(f"{path} on {how}", markup=False, soft_wrap=True)
         return cls(config, path, console=console, ranks=ranks)
 
     def __enter__(self) -> Self:
@@ -218,9 +220,8 @@ class Run:
         return self.ranks.from_main(read)
 
     def save_model(self) -> None:
-        """Write the student to ``model/``; see ``Agent.save``."""
-        if self.ranks.is_main:
-            self.agent.save(self.path / "model")
+        """Write the student to ``model/``, and its adapters; see ``Agent.save``."""
+        self.agent.save(self.path)
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write the report and drop what only an unfinished run needs; returns the results.

@@ -9,6 +9,7 @@ Shape letters: N sequences, D hidden size.
 import copy
 import inspect
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCach
 
 from distill.lm.compiled import as_they_are, compiled_layers
 from distill.lm.language_model import cache_argument, decoder_of, rope_switch
+from distill.lm.shards import run
 
 STEADY = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Attention that is not planned anew for each length: cuDNN's is, and doubles a token's time on an H100."""
@@ -67,7 +69,7 @@ class Decoding:
             size: N.
             compute_dtype: See ``LanguageModel``.
         """
-        self._decoder = decoder_of(model)
+        self._model, self._decoder = model, decoder_of(model)
         self._compiled = compiled_layers(self._decoder)
         self._device = model.device
         self._compute_dtype = compute_dtype
@@ -137,11 +139,13 @@ class Decoding:
             self._device.type, dtype=self._compute_dtype, enabled=self._compute_dtype is not None
         )
         with autocast, as_they_are(self._compiled), sdpa_kernel(STEADY):
-            output = self._decoder(
+            forward = partial(
+                self._decoder,
                 input_ids=torch.tensor([list(row) for row in tokens], device=self._device),
                 use_cache=True,
                 **extra,
             )
+            output: Any = run(self._model, forward)
         self._cache, self.hidden = output[self._cache_name], output.last_hidden_state[:, -1]
         self.lengths = [length + new for length in self.lengths]
         return self.hidden

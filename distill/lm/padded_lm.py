@@ -9,6 +9,7 @@ import inspect
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -19,7 +20,9 @@ from distill.lm.compiled import compile_layers
 from distill.lm.decoding import growth_of, kind_of_length
 from distill.lm.language_model import LanguageModel, decoder_of, rope_switch
 from distill.lm.prefix_tree import chains
+from distill.lm.shards import run
 from distill.lm.span import Prefix, Span
+from distill.lm.transfer import sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +83,8 @@ class PaddedPass:
     def hidden(self, model: PreTrainedModel, compute_dtype: torch.dtype | None) -> torch.Tensor:
         """See ``ForwardPass``."""
         states = [padded_hidden(model, rows, compute_dtype=compute_dtype) for rows in self.batches]
-        return torch.cat([hidden_BTD.flatten(0, 1) for hidden_BTD in states])[list(self.places)]
+        hidden_ND = torch.cat([hidden_BTD.flatten(0, 1) for hidden_BTD in states])
+        return hidden_ND[sent(self.places, hidden_ND.device)]
 
 
 def _pieces(span: Span, switch: int) -> list[Span]:
@@ -152,12 +156,12 @@ def padded_hidden(
         [B, T, D] in the model's dtype, or what autocast makes of it.
     """
     width = max(map(len, sequences))
-    ids_BT = torch.tensor([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences])
     device, decoder = model.device, decoder_of(model)
-    arguments: dict[str, Any] = {"input_ids": ids_BT.to(device), "use_cache": False}
+    ids_BT = sent([[*sequence, *[0] * (width - len(sequence))] for sequence in sequences], device)
+    arguments: dict[str, Any] = {"input_ids": ids_BT, "use_cache": False}
     if "attention_mask" in inspect.signature(type(decoder).forward).parameters:
         arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])  # some models cannot do without
     with torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None):
-        output = decoder(**arguments)
+        output: Any = run(model, partial(decoder, **arguments))
     hidden_BTD: torch.Tensor = output.last_hidden_state
     return hidden_BTD

@@ -6,6 +6,7 @@ Shape letters: N prefixes, Q queries, K keys, D hidden size, H key/value heads, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +16,9 @@ from transformers import DynamicCache, PreTrainedModel
 from distill.lm import tree_attention
 from distill.lm.language_model import LanguageModel, cache_argument, decoder_of
 from distill.lm.prefix_tree import PrefixTree, pack
+from distill.lm.shards import run
 from distill.lm.span import Prefix, Span
+from distill.lm.transfer import sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,8 @@ class TreePass:
     def hidden(self, model: PreTrainedModel, compute_dtype: torch.dtype | None) -> torch.Tensor:
         """See ``ForwardPass``."""
         nodes = range(len(self.tree))
-        return tree_hidden(model, self.tree, nodes, compute_dtype=compute_dtype)[self.ends]
+        hidden_QD = tree_hidden(model, self.tree, nodes, compute_dtype=compute_dtype)
+        return hidden_QD[sent(self.ends, hidden_QD.device)]
 
 
 class PrefixLM(LanguageModel):
@@ -81,7 +85,7 @@ class PrefixLM(LanguageModel):
             self.model, self._tree, queries, cache=self._cache, compute_dtype=self.compute_dtype
         )
         self.computed_tokens += len(queries)
-        return hidden_QD[[row[end] for end in ends]]
+        return hidden_QD[sent([row[end] for end in ends], hidden_QD.device)]
 
 
 class NodeCache(DynamicCache):
@@ -157,19 +161,21 @@ def tree_hidden(
         keys = sorted({above for node in queries for above in tree.ancestors(node)}.union(queries))
         blocks = tree.blocks(queries, keys)
         blocks = replace(blocks, keys_BP=np.array(keys)[blocks.keys_BP])
-        cache.expect(torch.tensor(queries, device=device), len(tree))
+        cache.expect(sent(list(queries), device), len(tree))
     tree_blocks = tree_attention.TreeBlocks(blocks, device)
     autocast = torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None)
     with autocast, tree_blocks.making_masks():
-        output = decoder(
-            input_ids=torch.tensor([[tree.tokens[node] for node in queries]], device=device),
-            position_ids=torch.tensor([[tree.depths[node] for node in queries]], device=device),
+        forward = partial(
+            decoder,
+            input_ids=sent([[tree.tokens[node] for node in queries]], device),
+            position_ids=sent([[tree.depths[node] for node in queries]], device),
             # Its being there tells the model that depths that begin anew are no packed sequences.
             attention_mask=torch.ones((1, len(queries)), dtype=torch.bool, device=device),
             tree_blocks=tree_blocks,
             **({} if cache is None else {cache_argument(decoder): cache}),
             use_cache=cache is not None,
         )
+        output: Any = run(model, forward)
     hidden_QD: torch.Tensor = output.last_hidden_state[0]
     return hidden_QD
 

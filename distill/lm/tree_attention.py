@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from distill.lm.prefix_tree import Blocks
+from distill.lm.transfer import sent
 
 NAME = "prefix_tree"
 EVERYTHING: Any = causal_mask_function
@@ -31,15 +32,15 @@ class TreeBlocks:
 
     def __init__(self, blocks: Blocks, device: torch.device) -> None:
         self.shape = blocks.queries_BL.shape
-        self.queries = torch.from_numpy(blocks.queries_BL.reshape(-1)).to(device)
-        self.keys = torch.from_numpy(blocks.keys_BP.reshape(-1)).to(device)
-        self._mask_B1LP = torch.from_numpy(blocks.mask_BLP).to(device)[:, None]
+        self.queries = sent(blocks.queries_BL.reshape(-1), device)
+        self.keys = sent(blocks.keys_BP.reshape(-1), device)
+        self._mask_B1LP = sent(blocks.mask_BLP, device)[:, None]
+        self._query_depths_B1L1 = sent(blocks.query_depths_BL, device)[:, None, :, None]
+        self._key_depths_B11P = sent(blocks.key_depths_BP, device)[:, None, None]
+        self.places_Q = sent(blocks.places_Q, device)
         count, queries, keys = blocks.mask_BLP.shape
         self._is_path = count == 1 and queries == keys and bool(blocks.mask_BLP[0, -1].all())
         """Whether it is one sequence from its beginning on, and no tree."""
-        self._query_depths_B1L1 = torch.from_numpy(blocks.query_depths_BL).to(device)[:, None, :, None]
-        self._key_depths_B11P = torch.from_numpy(blocks.key_depths_BP).to(device)[:, None, None]
-        self.places_Q = torch.from_numpy(blocks.places_Q).to(device)
 
     def mask(self, function: Callable[..., torch.Tensor]) -> torch.Tensor:
         """[B, 1, L, P]: what the queries attend to in the layers whose mask ``function`` gives.

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from distill.examples import DistillExample
-from distill.lm.load import load_model, save_model
+from distill.lm.load import load_model
 from distill.lm.padded_lm import PaddedLM
+from distill.lm.save import save_model
 from distill.lm.stored import as_stored
 from distill.lora import LoRA
 from distill.opcd import OPCD

@@ -2,11 +2,13 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.examples import sample_examples
 from agents.policies.local import HFPolicy
@@ -19,6 +21,7 @@ from distill.examples import (
     scored,
 )
 from distill.lm.prefix_lm import PrefixLM
+from distill.lm.save import save_weights
 from distill.lm.span import Span
 from distill.lora import LoRA
 from distill.loss import forward_kl, topk_reverse_kl
@@ -299,12 +302,12 @@ def test_a_conversation_is_the_same_as_its_turns_and_computes_its_history_once()
 def test_a_following_teacher_takes_over_and_averages() -> None:
     student, teacher = tiny_llama(0), FollowingTeacher(PrefixLM(tiny_llama(1)))
     before = teacher.along(spans((5, 6)))
-    teacher.follow(trainer(student, tiny_llama(1)).trained(), decay=0.75)
+    teacher.follow(trainer(student, tiny_llama(1)).parameters.items(), decay=0.75)
     name = "model.layers.0.mlp.up_proj.weight"
     expected = 0.75 * tiny_llama(1).get_parameter(name) + 0.25 * student.get_parameter(name)
     torch.testing.assert_close(teacher.lm.model.get_parameter(name), expected)
     assert not torch.equal(teacher.along(spans((5, 6))), before)
-    teacher.follow(trainer(student, tiny_llama(1)).trained())
+    teacher.follow(trainer(student, tiny_llama(1)).parameters.items())
     torch.testing.assert_close(teacher.along(spans((5, 6))), PrefixLM(student).hidden([(5, 6)]))
 
 
@@ -387,7 +390,7 @@ def test_learning_rate_decay() -> None:
 # --- LoRA -----------------------------------------------------------------------------------------
 
 
-def test_adapters_learn_the_base_stays_and_teaches() -> None:
+def test_adapters_learn_the_base_stays_and_teaches(tmp_path: Path) -> None:
     student = tiny_llama(0)
     lora = LoRA(student, rank=4, alpha=8)
     base = PrefixLM(student, within=lora.off)
@@ -400,10 +403,18 @@ def test_adapters_learn_the_base_stays_and_teaches() -> None:
     assert not torch.allclose(adapted, untouched, atol=0.1)
     assert all("lora" in name for name in opcd.state() if name != "step_count")
 
-    merged = lora.merged()
+    # As a plain model in fp32, here in many files, and as adapters, which peft loads.
+    save_weights(
+        student, lora.weights(merged=True, dtype=torch.float32), tmp_path / "model", file_bytes=20_000
+    )
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert not any("lora" in name for name, _ in merged.named_parameters())
     torch.testing.assert_close(PrefixLM(merged).logits([(5, 6, 7)]), adapted, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(PrefixLM(student).logits([(5, 6, 7)]), adapted)  # the copy alone is merged
+    lora.save(tmp_path / "adapter", opcd.parameters.items(), base="somebody/s-model")
+    loaded: Any = PeftModel.from_pretrained(tiny_llama(0), tmp_path / "adapter")
+    torch.testing.assert_close(loaded(torch.tensor([[5, 6, 7]])).logits[:, -1], adapted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(PrefixLM(student).logits([(5, 6, 7)]), adapted)  # all this changed nothing
 
 
 def test_adapters_resume_exactly() -> None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from agents.config import SelfImproveConfig
 from agents.self_improve import main, self_improve
-from distill.parallel import Ranks, like, whole
+from distill.lm.shards import whole
+from distill.parallel import Ranks, like
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
 from tests import parallel_worker
@@ -104,6 +107,7 @@ def test_a_whole_run_on_two_processes(engine: str, alone: Path, walker_folder: P
     arguments = flags(walker_folder, engine=engine, output=two)
     said = launch(2, command, main, *arguments, said=tmp_path / "said")
     assert said.count("report:") == 1
+    assert f"{two} on 2 processes ({engine})" in said
     results = json.loads((two / "results.json").read_text())
     assert results["processes"] == 2
     columns = ["phase", "seed", "num_turns", "success"]
@@ -118,7 +122,10 @@ def test_a_whole_run_on_two_processes(engine: str, alone: Path, walker_folder: P
     launch(2, command, main, "--resume", str(two), said=tmp_path / "said")
 
 
-def test_a_dead_process_ends_the_run_with_a_message(walker_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--engine", "fsdp", "--lora-rank", "2"]], ids=["ddp", "fsdp"])
+def test_a_dead_process_ends_the_run_with_a_message(
+    more: list[str], walker_folder: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "run"
     script = tmp_path / "dying.py"
     script.write_text(
@@ -135,12 +142,19 @@ def test_a_dead_process_ends_the_run_with_a_message(walker_folder: Path, tmp_pat
         "from agents.self_improve import main\n"
         "sys.exit(main())\n"
     )
-    done = torchrun(script, *flags(walker_folder, output=path))
+    done = torchrun(script, *flags(walker_folder, output=path), *more)
     assert done.returncode != 0
     assert "another process of this run has died (rank 1)" in done.stderr
     assert f"--resume {path}" in done.stderr
     launch(2, command, main, "--resume", str(path), said=tmp_path / "said")
     assert (path / "results.json").exists()
+    assert not list(path.glob("*.safetensors"))  # of no process
+    merged: Any = AutoModelForCausalLM.from_pretrained(path / "model")
+    if more:
+        base = AutoModelForCausalLM.from_pretrained(walker_folder)
+        adapted: Any = PeftModel.from_pretrained(base, path / "adapter")
+        ids = torch.tensor([[5, 6, 7]])
+        torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_shares_make_up_the_whole() -> None:

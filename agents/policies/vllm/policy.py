@@ -8,6 +8,7 @@ both give each token the same log-probability, or the run stops.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
 from distill.lm.language_model import LanguageModel
+from distill.lm.shards import weights_of
 from distill.lm.span import Prefix
 from distill.lm.stored import as_stored
 from distill.parallel import ALONE, Ranks
@@ -194,7 +196,7 @@ class VLLMPolicy(EnginePolicy):
         """
         super().__init__(model, tokenizer, **options)
         self._ranks = ranks
-        self._weights = weights or (lambda: model.state_dict().items())
+        self._weights = weights or partial(weights_of, model)
         dtype = self.lm.compute_dtype or model.dtype
         self._tolerance = TOLERANCE if dtype.itemsize >= 4 else TOLERANCE_16
 

@@ -1,0 +1,336 @@
+"""What a run on many GPUs takes, before anyone rents them: memory, traffic and time per step of each process.
+
+    python -m tests.benchmarks.cluster --shape qwen3-8b --processes 8 --dry-run
+    python -m tests.benchmarks.cluster                 measures here, on CPUs, what the formula says of memory
+
+The first computes; its assumptions are printed beside its figures. The second starts two and then four
+processes (gloo) with a model of about 100M random weights, and compares the peak of each with the formula.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel
+
+from distill.examples import DistillExample
+from distill.lm.prefix_lm import PrefixLM
+from distill.lora import LoRA
+from distill.opcd import OPCD
+from distill.parallel import Engine, Ranks, cast_shards
+from distill.teacher import FrozenTeacher
+from tests.gpu_check import Shape
+
+SHAPES: Mapping[str, Shape] = {
+    "qwen3-0.6b": Shape(name="0.6B", layers=28, width=1024, heads=16, kv_heads=8, inner=3072, is_tied=True),
+    "qwen3-1.7b": Shape(name="1.7B", layers=28, width=2048, heads=16, kv_heads=8, inner=6144, is_tied=True),
+    "qwen3-8b": Shape(name="8B", layers=36, width=4096, heads=32, kv_heads=8, inner=12288, is_tied=False),
+    "qwen3-32b": Shape(name="32B", layers=64, width=5120, heads=64, kv_heads=8, inner=25600, is_tied=False),
+    "llama-70b": Shape(
+        name="70B",
+        layers=80,
+        width=8192,
+        heads=64,
+        kv_heads=8,
+        inner=28672,
+        is_tied=False,
+        vocabulary=128_256,
+    ),
+}
+FULL = Shape(
+    name="100M",
+    layers=36,
+    width=512,
+    heads=8,
+    kv_heads=8,
+    inner=1280,
+    is_tied=True,
+    vocabulary=2048,
+    head_width=64,
+)
+"""What memory is measured with: layers are small beside the whole, as they are in large models."""
+QUICK = replace(FULL, name="50M", width=320, heads=5, kv_heads=5, inner=1024)
+ALLOWED = 1.15
+"""Peak to formula."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """How a model is trained."""
+
+    processes: int
+    engine: Engine = "fsdp"
+    lora_rank: int = 0
+    weight_bytes: int = 4
+    """Per weight that is not trained, and with LoRA of the student's; what is trained is in fp32."""
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a model is cut."""
+        return self.processes if self.engine == "fsdp" else 1
+
+
+def layer_parameters(shape: Shape) -> int:
+    """Of one decoder layer."""
+    width, heads = shape.width, shape.head_width * (2 * shape.heads + 2 * shape.kv_heads)
+    return width * heads + 3 * width * shape.inner + 2 * width
+
+
+def end_parameters(shape: Shape) -> int:
+    """Of embedding, head and last norm."""
+    return shape.vocabulary * shape.width * (1 if shape.is_tied else 2) + shape.width
+
+
+def parameters(shape: Shape) -> int:
+    """Of the model."""
+    return shape.layers * layer_parameters(shape) + end_parameters(shape)
+
+
+def adapter_parameters(shape: Shape, rank: int) -> int:
+    """Of LoRA beside every linear layer but the head."""
+    heads, kv_heads = shape.head_width * shape.heads, shape.head_width * shape.kv_heads
+    ends = 4 * shape.width + 2 * heads + 2 * kv_heads + 3 * (shape.width + shape.inner)
+    return shape.layers * rank * ends
+
+
+def memory(shape: Shape, setup: Setup) -> dict[str, float]:
+    """Bytes of one process, but for activations."""
+    size, parts = parameters(shape), setup.parts
+    layer, ends, head = layer_parameters(shape), end_parameters(shape), shape.vocabulary * shape.width
+    if setup.lora_rank:
+        trained = adapter_parameters(shape, setup.lora_rank)
+        held = {
+            "weights, student and base in one": setup.weight_bytes * size / parts,
+            "adapters, their gradients and moments": 16 * trained / parts,
+        }
+        gradients = 0
+    else:
+        held = {
+            "trained weights": 4 * size / parts,
+            "gradients": 4 * size / parts,
+            "moments": 8 * size / parts,
+            "base": setup.weight_bytes * size / parts,
+        }
+        gradients = 4
+    if parts > 1:
+        held["gathered: two layers and the ends, and what their gradients are added up in"] = (
+            2 * (setup.weight_bytes + gradients) * layer + (2 * setup.weight_bytes + gradients) * ends
+        )
+        held["the teacher's head"] = setup.weight_bytes * head
+    return held
+
+
+def worker(shape: Shape, lora_rank: int) -> None:
+    """In each process: two steps of OPCD, with playing and checkpoints between them."""
+    ranks = Ranks.connect("cpu")
+    _steps(ranks, replace(shape, layers=1, width=32, inner=64), lora_rank)  # libraries are loaded when used
+    gc.collect()
+    before = _held()
+    _steps(ranks, shape, lora_rank)
+    taken = ranks.gather([_held(peak=True) - before])
+    if ranks.is_main:
+        print(json.dumps({"taken": taken}))
+
+
+def _steps(ranks: Ranks, shape: Shape, lora_rank: int) -> None:
+    def make() -> tuple[PreTrainedModel, LoRA | None]:
+        model = shape.model(torch.device("cpu"), torch.float32, "tree")
+        return model, LoRA(model, rank=lora_rank, alpha=16) if lora_rank else None
+
+    copies = cast_shards(make, lambda made: made[0], 1 if lora_rank else 2, ranks)
+    student, lora = copies[0]
+    base = PrefixLM(copies[-1][0], within=lora.off) if lora else PrefixLM(copies[-1][0])
+    opcd = OPCD(student, FrozenTeacher(base), lr=1e-4, max_nodes=16, chunk=8, ranks=ranks, engine="fsdp")
+    prompts = [(1, 2, 3, number) for number in range(8)]
+    for _ in range(2):
+        PrefixLM(student).logits(ranks.share(prompts))
+        examples = [
+            DistillExample(student_prompt_ids=prompt, teacher_prompt_ids=(*prompt, 9), completion_ids=(5, 6))
+            for prompt in ranks.share(prompts)
+        ]
+        opcd.step(examples)
+        opcd.state()
+
+
+def _held(peak: bool = False) -> int:
+    """Bytes of this process, now or at most since it began."""
+    key = "VmHWM:" if peak else "VmRSS:"
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)]
+    return 1024 * int(line.split()[1])
+
+
+def measured(shape: Shape, processes: int, lora_rank: int = 0) -> list[int]:
+    """Bytes that each of so many processes took at most for the model."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "tests.benchmarks.cluster", "--worker", shape.name, str(lora_rank)]
+    # What is given back to the C library goes back to the system: else it is counted as held.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{processes} processes failed: {done.stderr.strip()[-2000:]}")
+    [line] = [line for line in done.stdout.splitlines() if line.startswith('{"taken"')]
+    taken: list[int] = json.loads(line)["taken"]
+    return taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One optimiser step's work."""
+
+    completions: int = 64
+    completion: int = 1024
+    student_prompt: int = 128
+    teacher_prompt: int = 256
+
+    def tokens(self, processes: int) -> tuple[int, int]:
+        """What goes through student and teacher on each process."""
+        each = -(-self.completions // processes)
+        return each * (self.student_prompt + self.completion), each * (self.teacher_prompt + self.completion)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What is assumed of a GPU and its network."""
+
+    memory: float = 80e9
+    flops: float = 989e12
+    """Dense bf16 operations per second of an H100, by its data sheet."""
+    mfu: float = 0.37
+    """Of them what an update reaches: measured with 1.7B and 8B on one H100 (docs/results.md)."""
+    memory_speed: float = 0.6 * 3.35e12
+    """Bytes per second, of which decoding is a matter: 60% of the data sheet's."""
+    inside: float = 300e9
+    """Bytes per second that each GPU sends inside a machine, over NVLink."""
+    between: float = 40e9
+    """The same between machines, with a 400 Gb/s adapter for each GPU."""
+    size: int = 8
+    """GPUs of a machine."""
+    pass_tokens: int = 32_768
+    """Of one forward and backward pass, at most."""
+
+
+def traffic(shape: Shape, setup: Setup, step: Step, machine: Machine) -> dict[str, float]:
+    """Bytes that one process sends per optimiser step."""
+    others = (setup.processes - 1) / setup.processes
+    trained = adapter_parameters(shape, setup.lora_rank) if setup.lora_rank else parameters(shape)
+    if setup.engine == "ddp":
+        return {"gradients, all-reduced": 2 * 4 * trained * others}
+    student, teacher = (-(-tokens // machine.pass_tokens) for tokens in step.tokens(setup.processes))
+    weights = setup.weight_bytes * parameters(shape) * others
+    return {
+        "weights, gathered for the student, forward and backward": 2 * student * weights,
+        "weights, gathered for the teacher": teacher * weights,
+        "gradients, scattered": student * 4 * trained * others,
+    }
+
+
+def seconds(shape: Shape, setup: Setup, step: Step, machine: Machine) -> dict[str, float]:
+    """Of one optimiser step, where replies are drawn by a vLLM in each process."""
+    size = parameters(shape)
+    student, teacher = step.tokens(setup.processes)
+    products = (6 if not setup.lora_rank else 4) + 2  # with activations that are computed again
+    computing = (products * student + 2 * teacher) * size / (machine.mfu * machine.flops)
+    speed = machine.inside if setup.processes <= machine.size else machine.between
+    sending = sum(traffic(shape, setup, step, machine).values()) / speed
+    gpus = -(-2 * size // (0.8 * machine.memory))  # over which an engine's weights are spread
+    return {
+        "drawing: each token reads the weights in bf16": step.completion
+        * 2 * size / gpus / machine.memory_speed,
+        "computing the update": computing,
+        "sending, which goes on beside it": sending,
+        "step: drawing, and the longer of the two": step.completion * 2 * size / gpus / machine.memory_speed
+        + max(computing, sending),
+    }  # fmt: skip
+
+
+def print_costs(shape: Shape, setup: Setup, step: Step, machine: Machine, console: Console) -> None:
+    """Print what each process takes, sends, and how long a step lasts."""
+    held = memory(shape, setup)
+    left = machine.memory - sum(held.values())
+    how = f"LoRA of rank {setup.lora_rank}" if setup.lora_rank else "all weights"
+    table = Table(
+        title=f"{shape.name}: {parameters(shape) / 1e9:.2f}B parameters, {how}, {setup.engine}, "
+        f"{setup.processes} processes, each:",
+        title_justify="left",
+    )
+    table.add_column("")
+    table.add_column("", justify="right", no_wrap=True)
+    for name, value in held.items():
+        table.add_row(name, f"{value / 1e9:,.1f} GB")
+    table.add_row("memory in all", f"{sum(held.values()) / 1e9:,.1f} GB")
+    fits = "left for activations and loss" if left > 0 else "DOES NOT FIT: missing"
+    table.add_row(f"of {machine.memory / 1e9:.0f} GB {fits}", f"{abs(left) / 1e9:,.1f} GB", end_section=True)
+    for name, value in traffic(shape, setup, step, machine).items():
+        table.add_row(f"sent per step: {name}", f"{value / 1e9:,.1f} GB")
+    table.rows[-1].end_section = True
+    for name, value in seconds(shape, setup, step, machine).items():
+        table.add_row(name, f"{value:,.1f} s")
+    console.print(table)
+    console.print(f"assumed: {step}, {machine}; attention's own products and the host's work are left out")
+
+
+def compare_memory(shape: Shape, console: Console) -> bool:
+    """Print peaks beside the formula; whether all weights take what they may."""
+    table = Table(title=f"Peak of a process, {parameters(shape) / 1e6:.0f}M random weights, fsdp, CPU")
+    for column in ("processes", "", "formula, MB", "peaks, MB", "largest to formula"):
+        table.add_column(column, justify="right")
+    is_fine = True
+    for processes in (2, 4):
+        for rank in (0, 8):
+            expected = sum(memory(shape, Setup(processes=processes, lora_rank=rank)).values())
+            taken = measured(shape, processes, rank)
+            # The main process has the whole while it is sent, which may be more than what it then keeps.
+            ratio = max(taken[1:] if rank else taken) / expected
+            is_fine = is_fine and (rank > 0 or ratio <= ALLOWED)
+            peaks = " ".join(f"{peak / 1e6:.0f}" for peak in taken)
+            how = "LoRA, main process apart" if rank else "all weights"
+            table.add_row(str(processes), how, f"{expected / 1e6:.0f}", peaks, f"{ratio:.2f}")
+    console.print(table)
+    return is_fine
+
+
+def main(
+    shape: str = "qwen3-8b",
+    processes: int = 8,
+    engine: Engine = "fsdp",
+    lora_rank: int = 0,
+    bf16: bool = False,
+    gpu_memory: float = 80.0,
+    dry_run: bool = False,
+) -> int:
+    """Compute what a run takes (--dry-run), or measure on CPUs that the formula of memory holds.
+
+    Args:
+        shape: Of the model; see SHAPES.
+        processes: GPUs.
+        engine: How they share it.
+        lora_rank: Of adapters; 0 trains all weights.
+        bf16: Whether what is not trained is in bfloat16 (--precision bfloat16 of a run, for LoRA).
+        gpu_memory: Of one GPU, in GB.
+        dry_run: Start nothing.
+    """
+    console = Console(width=110)
+    if not dry_run:
+        return 0 if compare_memory(FULL, console) else 1
+    if shape not in SHAPES:
+        console.print(f"no shape {shape!r}: take one of {', '.join(SHAPES)}")
+        return 2
+    setup = Setup(processes=processes, engine=engine, lora_rank=lora_rank, weight_bytes=2 if bf16 else 4)
+    print_costs(SHAPES[shape], setup, Step(), Machine(memory=1e9 * gpu_memory), console)
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        worker({shape.name: shape for shape in (FULL, QUICK)}[sys.argv[2]], int(sys.argv[3]))
+    else:
+        sys.exit(tyro.cli(main, prog="python -m tests.benchmarks.cluster"))

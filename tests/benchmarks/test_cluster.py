@@ -1,0 +1,31 @@
+import pytest
+
+from tests.benchmarks.cluster import ALLOWED, QUICK, Setup, main, measured, memory, parameters
+
+
+def test_nobody_holds_a_whole_copy() -> None:
+    """Peaks of four processes against the formula; the benchmark itself has twice as many weights."""
+    expected = sum(memory(QUICK, Setup(processes=4)).values())
+    assert expected < 7 * parameters(QUICK)  # two whole copies would be 8 alone
+    assert max(measured(QUICK, 4)) <= ALLOWED * expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "processes", "lora_rank"), [("qwen3-1.7b", 1, 0), ("qwen3-8b", 8, 0), ("llama-70b", 16, 64)]
+)
+def test_the_launch_lines_fit(
+    shape: str, processes: int, lora_rank: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of docs/scaling.md, on GPUs of 80 GB; nothing is started for it."""
+    assert main(shape, processes, lora_rank=lora_rank, bf16=lora_rank > 0, dry_run=True) == 0
+    printed = capsys.readouterr().out
+    for part in ("memory in all", "left for activations", "sent per step", "step: drawing"):
+        assert part in printed
+    assert "DOES NOT FIT" not in printed
+
+
+def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("llama-70b", 16, dry_run=True) == 0
+    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert main("gpt-9", 16, dry_run=True) == 2
+    assert "take one of qwen3-0.6b" in capsys.readouterr().out
