@@ -51,6 +51,8 @@ MACHINE = (
     "trust_remote_code",
 )
 """Settings that do not change what is computed: a resumed run may have others."""
+PLANNED = ("episodes", "steps", "validation_episodes", "test_episodes")
+"""Settings that ``minutes`` may lower."""
 SERVED = ("policy", "teacher")
 """Settings that may be servers' URLs: a resumed run may have other servers."""
 
@@ -89,6 +91,9 @@ class RunSettings:
     """`smollm2` (embedded, 135M), a folder, a .gguf file, or a hub id."""
     seed: Annotated[int, Field(ge=0, lt=1_000_000_000)] = 0
     """Everything drawn follows from it: the same command, the same numbers."""
+    minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """What the run may take: a few episodes and a step are timed, and test and validation episodes, then
+    train episodes and steps, are lowered until the rest fits. What that comes to is printed as flags."""
     output: Path | None = None
     """The run's folder; by default runs/<env>-<time>."""
     resume: Path | None = None

@@ -27,6 +27,7 @@ from distill.collapse import collapse
 from distill.examples import Data, DistillError, DistillExample, TokenIds
 from distill.loss import Direction
 from distill.opcd import OPCD, StepStats
+from distill.parallel import Ranks
 from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher
 from envs.words import EnvWords
 from evals.result import success_rate
@@ -93,27 +94,8 @@ class Training:
             RunFolderError: The checkpoint is damaged.
         """
         self.run, self.agent = run, run.agent
-        config, student = run.config, run.agent.student
-        self.teacher = self._make_teacher()
-        sharded = run.ranks.size > 1 and config.engine == "fsdp"
-        self.opcd = OPCD(
-            copy.deepcopy(student.lm.model) if sharded else student.lm.model,
-            self.teacher,
-            lr=config.lr,
-            temperature=config.temperature,
-            teacher_temperature=config.teacher_temperature,
-            k=config.top_k,
-            mode=config.loss,
-            direction=config.direction,
-            vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_urls else None,
-            decay_steps=config.rounds * config.steps if config.lr_schedule == "linear" else None,
-            max_nodes=config.max_nodes,
-            compute_dtype=student.lm.compute_dtype,
-            gradient_checkpointing=config.gradient_checkpointing,
-            ranks=run.ranks,
-            engine=config.engine,
-            compute=student.lm.way,
-        )
+        self.opcd = make_opcd(run)
+        self.teacher = self.opcd.teacher
         self._best_score = -1.0
         """Validation success of the best weights so far."""
         self._best_step = -1
@@ -323,17 +305,6 @@ class Training:
     def _answering(self) -> HFPolicy:
         return self.agent.student if self._data == "student" else self.agent.teacher
 
-    def _make_teacher(self) -> Teacher | ScoringTeacher:
-        agent, kind = self.agent, self.run.config.teacher_kind
-        if agent.scorer is not None:
-            return agent.scorer
-        if kind in ("round", "ema"):
-            return FollowingTeacher(agent.teacher.lm)
-        if kind == "self":
-            return agent.student.lm
-        # Of its own: a policy's memo is for playing.
-        return FrozenTeacher(agent.teacher.lm.fresh())
-
     def _begin_round(self, number: int) -> None:
         with deferred_interrupt():
             self._round, self._round_start = number, self.opcd.step_count
@@ -520,6 +491,51 @@ class Training:
         loaded = self.run.folder.load_tensors(name) if self.run.ranks.is_main else None
         tensors, about = loaded or ({}, None)
         return tensors, self.run.ranks.broadcast(about)
+
+
+def make_opcd(run: Run, ranks: Ranks | None = None) -> OPCD:
+    """The update of a run's student.
+
+    Args:
+        run: For its agent and settings.
+        ranks: The processes that share each step, if not those of the run.
+
+    Raises:
+        DistillError: Student and teacher do not fit each other.
+    """
+    config, student, ranks = run.config, run.agent.student, ranks or run.ranks
+    sharded = ranks.size > 1 and config.engine == "fsdp"
+    return OPCD(
+        copy.deepcopy(student.lm.model) if sharded else student.lm.model,
+        imitated(run),
+        lr=config.lr,
+        temperature=config.temperature,
+        teacher_temperature=config.teacher_temperature,
+        k=config.top_k,
+        mode=config.loss,
+        direction=config.direction,
+        vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_urls else None,
+        decay_steps=config.rounds * config.steps if config.lr_schedule == "linear" else None,
+        max_nodes=config.max_nodes,
+        compute_dtype=student.lm.compute_dtype,
+        gradient_checkpointing=config.gradient_checkpointing,
+        ranks=ranks,
+        engine=config.engine,
+        compute=student.lm.way,
+    )
+
+
+def imitated(run: Run) -> Teacher | ScoringTeacher:
+    """Who teaches a run's student."""
+    agent, kind = run.agent, run.config.teacher_kind
+    if agent.scorer is not None:
+        return agent.scorer
+    if kind in ("round", "ema"):
+        return FollowingTeacher(agent.teacher.lm)
+    if kind == "self":
+        return agent.student.lm
+    # Of its own: a policy's memo is for playing.
+    return FrozenTeacher(agent.teacher.lm.fresh())
 
 
 def sample_examples(

@@ -9,7 +9,7 @@ begins with an empty memo, so a repeated phase gives the same result bit for bit
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -95,6 +95,7 @@ class Run:
         self.words = self.memory.words(env.words)
         self._problems = _problems(env)
         self._check_splits(env, config)
+        self.make_env = make
         self.envs = vector_env(
             make, config.num_envs, vectorization=config.vectorization, timeout=config.env_timeout
         )
@@ -103,6 +104,7 @@ class Run:
         """With what ``auto`` has turned out to be."""
         if config.context_file is not None and config.resume is None:
             self._check_fits(config.context_file)
+        self._expected: Mapping[str, float] | None = None
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
         self._tracker: Tracker | None = None
@@ -132,6 +134,15 @@ class Run:
         console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)
         return cls(config, path, console=console, ranks=ranks)
 
+    def settle(self, config: SelfImproveConfig, expected: Mapping[str, float]) -> None:
+        """Take the settings of a plan, before there is a folder.
+
+        Args:
+            config: The run's, with what was planned.
+            expected: Seconds that its parts are expected to take.
+        """
+        self.config, self._expected = config, expected
+
     def __enter__(self) -> Self:
         """Open the run's folder, its store and its tracker.
 
@@ -145,7 +156,9 @@ class Run:
             opened.callback(self.envs.close)
             if self.ranks.is_main:
                 self._folder = opened.enter_context(
-                    RunFolder.open(path) if config.resume else RunFolder.create(path, _jsonable(config))
+                    RunFolder.open(path)
+                    if config.resume
+                    else RunFolder.create(path, _jsonable(config), self._expected)
                 )
                 location = config.store or path / "experience.db"
                 self._store = opened.enter_context(ExperienceStore(location, self.folder.run_id))
