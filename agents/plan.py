@@ -127,8 +127,9 @@ def fitted(config: SelfImproveConfig, outlook: Outlook, seconds: float) -> SelfI
             return least
     needed = outlook.estimate(least)
     raise ConfigError(
-        f"minutes {config.minutes:g} are too few: the least that makes sense, {flags(least)}, takes {needed}."
-        f" Give --minutes {math.ceil((needed.total + outlook.costs.seconds) / 60)}, or take fewer --rounds, "
+        f"minutes {config.minutes:g} are too few: the least that makes sense, {flags(least)}, takes {needed},"
+        f" after {outlook.costs.seconds:.0f} seconds of measuring. Give --minutes "
+        f"{math.ceil((needed.total + outlook.costs.seconds) / 60)}, or take fewer --rounds, "
         "shorter episodes, or a smaller model"
     )
 

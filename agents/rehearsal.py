@@ -42,8 +42,8 @@ SHARE = 0.05
 """The same, of the minutes that a run may take."""
 WIDTH, FEW = 16, 4
 """Episodes side by side, and at first: what a call costs by itself is seen in calls of several sizes."""
-EPISODES = 64
-"""Played of each kind at most."""
+EPISODES, PART = 64, 1 / 8
+"""Played of each kind at most, and at most as a part of a round's."""
 ALL_NEW = 0.9
 """Where more of the decisions than this are about prompts that are seen once, further ones are taken to be
 as new."""
@@ -225,17 +225,18 @@ class Rehearsal:
         policy = run.agent.student
         with _as_before(), tempfile.TemporaryDirectory() as folder:
             policy.clear()
-            width = min(WIDTH, config.num_envs)
+            most = min(EPISODES, max(FEW, int(PART * config.episodes)))
+            width = min(WIDTH, most, config.num_envs)
             self._envs = vector_env(
                 run.make_env, width, vectorization=config.vectorization, timeout=config.env_timeout
             )
             try:
                 few = self._play("few", min(FEW, width), NO_CONTEXT, config.temperature, 0.15)
-                bare = self._play("bare", EPISODES, NO_CONTEXT, config.temperature, 0.25)
+                bare = self._bare = self._play("bare", most, NO_CONTEXT, config.temperature, 0.25)
                 rollout.check_played(few.traces + bare.traces)
-                greedy = self._play("greedy", EPISODES, NO_CONTEXT, 0.0, 0.1)
+                greedy = self._play("greedy", most, NO_CONTEXT, 0.0, 0.1)
                 context, played = self._experience(bare, Path(folder))
-                informed = self._play("informed", EPISODES, context, config.teacher_temperature, 0.2)
+                informed = self._play("informed", most, context, config.teacher_temperature, 0.2)
             finally:
                 self._envs.close()
                 policy.clear()
@@ -404,7 +405,7 @@ class Rehearsal:
                         build_prompt(run.words, turn.observation, told, layout, said),
                     )
         if not found:
-            for prompt in self._clocked.seen:
+            for prompt in self._bare.seen:
                 *before, last = prompt.messages
                 informed = replace(last, content=f"{last.content}\n{self._lesson}")
                 yield prompt, replace(prompt, messages=(*before, informed))

@@ -103,6 +103,12 @@ class RunFolder:
         run_id: str | None = about.get("run_id")
         return run_id
 
+    @property
+    def expected_seconds(self) -> float | None:
+        """What the whole run is expected to take, if anybody has measured."""
+        expected = json.loads((self.path / "config.json").read_text(encoding="utf-8")).get("expected_seconds")
+        return sum(expected.values()) if expected else None
+
     def close(self) -> None:
         """Let go of the folder."""
         self._lock.release()

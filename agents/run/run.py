@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from agents import rollout
 from agents.agent import Agent
@@ -28,6 +28,7 @@ from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
 from agents.prompts import build_prompt
 from agents.run.folder import RunFolder, check_free
+from agents.run.progress import Bars
 from agents.run.resume import default_output, resumed
 from agents.run.tracking import Tracker, check_available
 from distill.parallel import Ranks
@@ -104,6 +105,7 @@ class Run:
         """With what ``auto`` has turned out to be."""
         if config.context_file is not None and config.resume is None:
             self._check_fits(config.context_file)
+        self._bars = Bars(console, self._so_far)
         self._expected: Mapping[str, float] | None = None
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
@@ -418,19 +420,15 @@ class Run:
             )
 
     def progress(self, name: str, total: int) -> Progress:
-        """A progress bar with one task; quiet where the output is no terminal."""
-        progress = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        progress.add_task(name, total=total, note="")
-        return progress
+        """A progress bar with one task; where the output is no terminal, a line a minute."""
+        return self._bars.bar(name, total)
+
+    def _so_far(self) -> str:
+        """The time that the run has taken, and is expected to take."""
+        if self._folder is None:
+            return ""
+        minutes, expected = self._folder.seconds / 60, self._folder.expected_seconds
+        return f"{minutes:.0f}{f' of about {expected / 60:.0f}' if expected else ''} minutes"
 
 
 def _problems(env: TextEnv) -> dict[Split, int]:

@@ -1,6 +1,9 @@
 """What a run will take, what of it fits, and that finding out changes nothing."""
 
+import io
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from agents.cli import parse_args
 from agents.config import PLANNED, ConfigError, SelfImproveConfig
 from agents.plan import TEST, VALIDATION, Estimate, Outlook, fitted
 from agents.rehearsal import Call, Costs, Episodes, Rehearsal, _fitted
+from agents.run.progress import Bars
 from agents.run.resume import begun
 from agents.self_improve import self_improve
 from envs import register_text
@@ -123,6 +127,11 @@ def test_too_few_minutes_say_how_many_it_takes() -> None:
     assert fitted(asked(minutes), outlook(NEW, step=60.0), enough).test_episodes < TEST
 
 
+@pytest.fixture(autouse=True)
+def few_blind_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evals.baselines.MAX_STEPS", 500)
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Costs]:
     """What rehearsals find in the course of a test."""
@@ -156,21 +165,20 @@ def test_a_rehearsal_changes_nothing(
 def test_a_plan_is_kept_printed_and_can_be_repeated(
     walker_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = costs(NEW, step=0.5, per_call=0.001, per_prompt=0.004)
+    slow = costs(NEW, step=5.0, per_call=0.001, per_prompt=0.004)
     monkeypatch.setattr(Rehearsal, "costs", lambda self: slow)
     console = Console(record=True, width=400, quiet=False, file=(tmp_path / "log").open("w"))
-    settings = KEPT | {"rounds": 1, "episodes": 24, "steps": 6, "test_episodes": 120}
-    config = SelfImproveConfig(
-        model=str(walker_folder), output=tmp_path / "planned", minutes=0.96, **settings
-    )
+    settings = KEPT | {"rounds": 1, "episodes": 24, "steps": 6}
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "planned", minutes=0.5, **settings)
     with open_gate():
         self_improve(config, console)
     about = json.loads((tmp_path / "planned" / "config.json").read_text())
     chosen = {name: about["config"][name] for name in PLANNED}
-    assert chosen["test_episodes"] < 120
+    assert 1 < chosen["steps"] < 6
+    assert 2 < chosen["episodes"] < 24
     told = console.export_text()
-    line = next(line for line in told.splitlines() if "0.96 minutes are for: " in line)
-    printed = parse_args([*line.partition("0.96 minutes are for: ")[2].split(), "--waves", "2"])
+    line = next(line for line in told.splitlines() if "0.5 minutes are for: " in line)
+    printed = parse_args([*line.partition("0.5 minutes are for: ")[2].split(), "--waves", "2"])
     assert {name: getattr(printed, name) for name in PLANNED} == chosen
     assert about["expected_seconds"].keys() == {"play", "gate", "training", "validation", "test"}
 
@@ -227,3 +235,21 @@ def test_episodes_that_do_not_end_are_taken_as_long_as_they_may_be(
     assert not (tmp_path / "run").exists()
     assert not measured[0].bare.has_ended
     assert measured[0].bare.turns == 5000
+
+
+def test_a_line_a_minute_where_there_is_no_terminal() -> None:
+    told = io.StringIO()
+    bars = Bars(Console(file=told), lambda: "3 of about 14 minutes")
+    bars.due = 0.0
+    for number in range(2):
+        bar = bars.bar(f"round1/play{number}", 64)
+        bar.update(bar.task_ids[0], completed=12, note="success 1.0%")
+        with bar:
+            until = time.monotonic() + 20
+            while number == 0 and not told.getvalue() and time.monotonic() < until:
+                time.sleep(0.01)
+    # The second bar was over before the next minute was.
+    assert told.getvalue() == "round1/play0: 12 of 64; success 1.0%; 3 of about 14 minutes\n"
+    quiet = Bars(Console(quiet=True, file=told), lambda: "")
+    with quiet.bar("round1/play0", 64):
+        assert threading.active_count() == 1
