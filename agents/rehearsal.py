@@ -19,12 +19,14 @@ import torch
 from scipy.optimize import nnls
 
 from agents import rollout
+from agents.dealing import spread_evenly
+from agents.examples import sample_examples
 from agents.policies.local import MEMO_TOKENS
 from agents.policies.policy import Completion, Policy, Prompt, Sampling
 from agents.prompts import build_prompt, exchange
 from agents.reflection import INSIGHT_TOKENS, Reflection
 from agents.run.run import Run
-from agents.training import make_opcd, sample_examples, spread_evenly
+from agents.training import make_opcd
 from distill.examples import DistillError
 from distill.parallel import Ranks
 from distill.teacher import FrozenTeacher
