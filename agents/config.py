@@ -91,9 +91,6 @@ class RunSettings:
     """`smollm2` (embedded, 135M), a folder, a .gguf file, or a hub id."""
     seed: Annotated[int, Field(ge=0, lt=1_000_000_000)] = 0
     """Everything drawn follows from it: the same command, the same numbers."""
-    minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """What the run may take: a few episodes and a step are timed, and test and validation episodes, then
-    train episodes and steps, are lowered until the rest fits. What that comes to is printed as flags."""
     output: Path | None = None
     """The run's folder; by default runs/<env>-<time>."""
     resume: Path | None = None
@@ -242,6 +239,9 @@ class MeasuringSettings:
     """Episodes by which insights are admitted and the best checkpoint is chosen."""
     test_episodes: Episodes = 1000
     """Episodes by which every arm is measured at the end."""
+    minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """What the run may take. Some episodes and a step are timed; then test and validation episodes are
+    lowered, and then train episodes and steps, until the rest fits. The result is printed as flags."""
     eval_temperature: Annotated[tuple[Literal[0] | Temperature, ...], Field(min_length=1, max_length=2)] = (
         0.0,
         0.7,

@@ -175,23 +175,32 @@ def plan(run: Run, reflection: Reflection) -> None:
         ConfigError: The minutes are too few.
         EnvError: See ``Rehearsal.costs``.
     """
-    config = run.config
+    config, is_sharded = run.config, run.ranks.size > 1 and run.config.engine == "fsdp"
     if config.resume is not None:
         return
+    if is_sharded and config.minutes is not None:
+        raise ConfigError("minutes need engine ddp: with fsdp what training takes is not measured")
     writes = reflection.kind == "llm"
-    outlook = Outlook(
-        costs=Rehearsal(run, reflection).costs(),
-        waves=reflection.waves,
-        tried=_tried(1 + min(MAX_CANDIDATES, config.insight_traces) * writes),
-        written=0 if config.insight_url else config.insight_traces * writes,
-        actions=len(run.words.actions),
-        processes=run.ranks.size,
-        validation=len(run.validation_seeds),
-        test=len(run.test_seeds),
-    )
-    chosen, estimate = run.ranks.from_main(lambda: _chosen(config, outlook))
-    run.settle(chosen, asdict(estimate))
-    for line in _told(config, chosen, outlook, estimate):
+
+    def measured() -> tuple[SelfImproveConfig, dict[str, float], list[str]]:
+        outlook = Outlook(
+            costs=Rehearsal(run, reflection).costs(),
+            waves=reflection.waves,
+            tried=_tried(1 + min(MAX_CANDIDATES, config.insight_traces) * writes),
+            written=0 if config.insight_url else config.insight_traces * writes,
+            actions=len(run.words.actions),
+            processes=run.ranks.size,
+            validation=len(run.validation_seeds),
+            test=len(run.test_seeds),
+        )
+        chosen = config
+        if config.minutes is not None:
+            chosen = fitted(config, outlook, 60 * config.minutes - outlook.costs.seconds)
+        return chosen, asdict(outlook.estimate(chosen)), list(_told(config, chosen, outlook))
+
+    chosen, expected, lines = run.ranks.from_main(measured)
+    run.settle(chosen, expected)
+    for line in lines:
         run.console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -206,25 +215,19 @@ def _tried(candidates: int) -> float:
     return judge(contexts, seeds, play, phase="", policy_id="").episodes / VALIDATION - 1
 
 
-def _chosen(config: SelfImproveConfig, outlook: Outlook) -> tuple[SelfImproveConfig, Estimate]:
-    chosen = config
-    if config.minutes is not None:
-        chosen = fitted(config, outlook, 60 * config.minutes - outlook.costs.seconds)
-    return chosen, outlook.estimate(chosen)
-
-
-def _told(
-    config: SelfImproveConfig, chosen: SelfImproveConfig, outlook: Outlook, estimate: Estimate
-) -> Iterator[str]:
+def _told(config: SelfImproveConfig, chosen: SelfImproveConfig, outlook: Outlook) -> Iterator[str]:
     costs = outlook.costs
     if config.minutes is not None and flags(chosen) != flags(config):
         yield (
             f"all that was asked for ({flags(config)}) would take {outlook.estimate(config)}; "
             f"{config.minutes:g} minutes are for: {flags(chosen)}"
         )
+    estimate = outlook.estimate(chosen)
     yield f"this run takes {estimate}, if every context is admitted (found in {costs.seconds:.0f} s)"
+    if chosen.steps and not costs.step:
+        yield "of which training is no part: it could not be measured"
     if not all(kind.has_ended for kind in (costs.bare, costs.greedy, costs.informed)):
-        yield "no episode came to its end in that time: taken as long as they may be, it may well be less"
+        yield "it may well be less: episodes that did not end while measuring count as long as they may be"
     test = min(chosen.test_episodes, outlook.test)
     if config.minutes is not None and test < TEST and test < min(config.test_episodes, outlook.test):
         low, high = wilson_interval(test // 2, test)

@@ -166,7 +166,7 @@ class Costs:
     per_decision: float
     """Of each decision, the env's step included."""
     step: float
-    """Of an optimiser step."""
+    """Of an optimiser step; 0 where that could not be measured."""
     env_step: float
     """Of the bare env, as the random policy acts in it."""
     random_turns: float
@@ -258,7 +258,10 @@ class Rehearsal:
                 random_turns=random_turns,
                 seconds=0.0,
             )
-            step = self._step([*played, *informed.traces], context, measured) if config.steps else 0.0
+            is_sharded = run.ranks.size > 1 and config.engine == "fsdp"  # then no process has room for all
+            step = 0.0
+            if config.steps and not is_sharded:
+                step = self._step([*played, *informed.traces], context, measured)
         return replace(measured, step=step, seconds=time.monotonic() - started)
 
     # --- playing -----------------------------------------------------------------------------------------
