@@ -378,3 +378,20 @@ def test_the_page_is_not_blank_in_light_and_dark(width: int, lake: Path, tmp_pat
         assert pixels.shape[1] == width
         assert pixels.std() > 10
     assert light.mean() > 200 > 80 > dark.mean()
+
+
+THINK = """
+const card = document.querySelector(".episode"), thought = card.querySelector(".thought");
+thought.hidden = false;
+thought.open = true;
+thought.querySelector(".says").textContent = "I think. ".repeat(2000);
+const [reply, below] = [".reply", ".controls"].map(name => card.querySelector(name).getBoundingClientRect());
+document.body.dataset.room = Math.round(below.top - reply.bottom);
+"""
+
+
+@needs_chromium
+def test_a_long_thought_does_not_push_the_action_out_of_sight(lake: Path) -> None:
+    found = re.search(r'data-room="(-?\d+)"', visit(lake / "report.html", THINK).html)
+    assert found
+    assert int(found[1]) >= 0
