@@ -38,6 +38,7 @@ from envs.text_env import TextEnv, make_text_env
 from envs.words import EnvError
 from evals.finished_run import check_traces
 from evals.forgetting import check_tasks
+from evals.page import duration
 from evals.report import write_report
 from evals.result import EvalResult, judged, success_rate
 from experience.context import NO_CONTEXT, Context
@@ -425,8 +426,8 @@ class Run:
         """The time that the run has taken, and is expected to take."""
         if self._folder is None:
             return ""
-        minutes, expected = self._folder.seconds / 60, self._folder.expected_seconds
-        return f"{minutes:.0f}{f' of about {expected / 60:.0f}' if expected else ''} minutes"
+        expected = self._folder.expected_seconds
+        return duration(self._folder.seconds) + (f" of about {duration(expected)}" if expected else "")
 
 
 def _problems(env: TextEnv) -> dict[Split, int]:
