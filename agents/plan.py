@@ -84,7 +84,7 @@ class Outlook:
             return costs.play(kind, episodes / self.processes, width)
 
         wave = config.episodes / self.waves
-        later = (self.waves - 1) * play(costs.informed, wave)
+        later = (self.waves - 1) * play(costs.exploring, wave)
         writing = play(costs.bare, self.written / costs.bare.turns)  # a trace is as good as a decision
         each = sum(play(costs.greedy if t == 0 else costs.bare, validation) for t in config.eval_temperature)
         learned = play(costs.informed, validation) * len(config.eval_temperature)
@@ -226,7 +226,7 @@ def _told(config: SelfImproveConfig, chosen: SelfImproveConfig, outlook: Outlook
     yield f"this run takes {estimate}, if every context is admitted (found in {costs.seconds:.0f} s)"
     if chosen.steps and not costs.step:
         yield "of which training is no part: it could not be measured"
-    if not all(kind.has_ended for kind in (costs.bare, costs.greedy, costs.informed)):
+    if not all(kind.has_ended for kind in (costs.bare, costs.greedy, costs.exploring, costs.informed)):
         yield "it may well be less: episodes that did not end while measuring count as long as they may be"
     test = min(chosen.test_episodes, outlook.test)
     if config.minutes is not None and test < TEST and test < min(config.test_episodes, outlook.test):

@@ -158,7 +158,10 @@ class Costs:
     bare: Episodes
     greedy: Episodes
     """Bare ones, at temperature 0."""
+    exploring: Episodes
+    """With the insights so far."""
     informed: Episodes
+    """With those that are taken in the end."""
     per_call: float
     """Of a call that has new prompts, by itself."""
     per_prompt: float
@@ -237,20 +240,22 @@ class Rehearsal:
                 bare = self._bare = self._play("bare", most, NO_CONTEXT, config.temperature, 0.25)
                 rollout.check_played(few.traces + bare.traces)
                 greedy = self._play("greedy", most, NO_CONTEXT, 0.0, 0.1)
-                context, played = self._experience(bare, Path(folder))
+                context, waves = self._experience(bare, Path(folder))
                 informed = self._play("informed", most, context, config.teacher_temperature, 0.2)
             finally:
                 self._envs.close()
                 policy.clear()
             calls = self._clocked.calls[1:] or self._clocked.calls  # the first is slow by what it sets up
             per_call, per_prompt, per_decision = _fitted(calls)
-            kinds = {
-                name: self._episodes(play)
-                for name, play in (("bare", bare), ("greedy", greedy), ("informed", informed))
-            }
+            played = [trace for play in (bare, *waves, informed) for trace in play.traces]
+            # Who has learned gets to all that was seen by anybody, with one piece of advice for each.
+            found = len({turn.observation for trace in played for turn in trace.turns})
             env_step, random_turns = self._random()
             measured = Costs(
-                **kinds,
+                bare=self._episodes(bare),
+                greedy=self._episodes(greedy),
+                exploring=self._episodes([informed, *waves][-1]),
+                informed=self._episodes(informed, found),
                 per_call=per_call,
                 per_prompt=per_prompt,
                 per_decision=per_decision,
@@ -262,7 +267,7 @@ class Rehearsal:
             is_sharded = run.ranks.size > 1 and config.engine == "fsdp"  # then no process has room for all
             step = 0.0
             if config.steps and not is_sharded:
-                step = self._step([*played, *informed.traces], context, measured)
+                step = self._step(played, context, measured)
         return replace(measured, step=step, seconds=time.monotonic() - started)
 
     # --- playing -----------------------------------------------------------------------------------------
@@ -289,14 +294,15 @@ class Rehearsal:
                 played.append(trace)
         return _Play(traces=tuple(played), seen=self._clocked.seen)
 
-    def _episodes(self, play: _Play) -> Episodes:
+    def _episodes(self, play: _Play, found: int = 0) -> Episodes:
+        """How they go; there are at least as many prompts as were ``found`` otherwise."""
         limit, ended, decisions = self._step_limit(), len(play.traces), play.seen.total()
         turns = decisions / ended if ended else limit or 2.0 * decisions
         times = Counter(play.seen.values())
         return Episodes(
             turns=max(1.0, turns if limit is None else min(turns, limit)),
             decisions=max(1, decisions),
-            prompts=max(1, len(play.seen)),
+            prompts=max(1, len(play.seen), min(found, decisions)),
             once=times[1],
             twice=times[2],
             has_ended=ended > 0,
@@ -308,30 +314,26 @@ class Rehearsal:
 
     # --- experience --------------------------------------------------------------------------------------
 
-    def _experience(self, bare: _Play, folder: Path) -> tuple[Context, list[Trace]]:
-        """What the agent will be told, or something like it; and what it was drawn from."""
+    def _experience(self, bare: _Play, folder: Path) -> tuple[Context, list[_Play]]:
+        """What the agent will be told, or something like it; and the play that was led so far."""
         config, kind = self._run.config, self._reflection.kind
-        played = list(bare.traces)
         if kind == "fixed":
             assert config.context_file is not None
-            return Context.fixed(config.context_file.read_text(encoding="utf-8").strip()), played
-        if kind == "raw" and played:
-            longest = max(played, key=lambda trace: len(trace.turns))
-            return Context.fixed("\n".join(f"{t.observation}\n{t.reply}" for t in longest.turns)), played
+            return Context.fixed(config.context_file.read_text(encoding="utf-8").strip()), []
+        if kind == "raw" and bare.traces:
+            longest = max(bare.traces, key=lambda trace: len(trace.turns))
+            return Context.fixed("\n".join(f"{t.observation}\n{t.reply}" for t in longest.turns)), []
         if kind != "outcomes":
-            return Context.fixed(self._lesson), played
+            return Context.fixed(self._lesson), []
         # A small round, since how long episodes are with good advice is not known without any.
-        until = time.monotonic() + 0.3 * self._seconds
+        until, waves = time.monotonic() + 0.3 * self._seconds, list[_Play]()
         with ExperienceStore(folder / "rehearsal.db") as store:
-            store.add_traces(played)
-            wave = 1
-            while wave < self._reflection.waves and time.monotonic() < until:
-                context = self._advice(store, explore=True)
-                more = self._play(f"wave{wave}", len(self._envs.places), context, config.temperature, 0.1)
-                store.add_traces(more.traces)
-                played += more.traces
-                wave += 1
-            return self._advice(store, explore=False), played
+            store.add_traces(bare.traces)
+            while len(waves) < self._reflection.waves - 1 and time.monotonic() < until:
+                context, size = self._advice(store, explore=True), len(self._envs.places)
+                waves.append(self._play(f"wave{len(waves)}", size, context, config.temperature, 0.1))
+                store.add_traces(waves[-1].traces)
+            return self._advice(store, explore=False), waves
 
     def _advice(self, store: ExperienceStore, *, explore: bool) -> Context:
         run, words = self._run, self._run.words

@@ -33,6 +33,7 @@ def costs(kind: Episodes, **changes: Any) -> Costs:
         **{
             "bare": kind,
             "greedy": kind,
+            "exploring": kind,
             "informed": kind,
             "per_call": 0.01,
             "per_prompt": 0.02,
