@@ -1,20 +1,18 @@
 """A rehearsal: a small part of a run, played and computed before it begins, to see what it will take.
 
-Nothing of it stays. It plays in places of its own, writes to a store that is thrown away, computes gradients
-that nobody applies, and puts the global random states back; so the run that follows is the same with it and
-without it.
+Nothing of it stays. It plays in places of its own, writes nothing down, computes gradients that nobody
+applies, and puts the global random states back; so the run that follows is the same with it and without it.
 """
 
 import random
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.optimize import nnls
 
@@ -35,8 +33,7 @@ from evals.baselines import Baselines
 from experience.context import NO_CONTEXT, Context
 from experience.outcomes import outcome_insights
 from experience.seeds import SeedRange, Split
-from experience.store import ExperienceStore
-from experience.trace import Trace
+from experience.trace import StopReason, Trace
 
 SECONDS = 10.0
 """What playing may take in a rehearsal, about; a call that has begun comes to its end."""
@@ -49,6 +46,10 @@ EPISODES, PART = 64, 1 / 8
 ALL_NEW = 0.9
 """Where more of the decisions than this are about prompts that are seen once, further ones are taken to be
 as new."""
+TURN_COLUMNS = (
+    *("trace_id", "turn", "split", "success", "observation", "action", "reward", "left_out"),
+    *("next_observation", "terminated"),
+)
 RANDOM_SECONDS = 0.5
 """What the random policy may take."""
 
@@ -228,7 +229,7 @@ class Rehearsal:
         run, config = self._run, self._run.config
         started = time.monotonic()
         policy = run.agent.student
-        with _as_before(), tempfile.TemporaryDirectory() as folder:
+        with _as_before():
             policy.clear()
             most = min(EPISODES, max(FEW, int(PART * config.episodes)))
             width = min(WIDTH, most, config.num_envs)
@@ -240,7 +241,7 @@ class Rehearsal:
                 bare = self._bare = self._play("bare", most, NO_CONTEXT, config.temperature, 0.25)
                 rollout.check_played(few.traces + bare.traces)
                 greedy = self._play("greedy", most, NO_CONTEXT, 0.0, 0.1)
-                context, waves = self._experience(bare, Path(folder))
+                context, waves = self._experience(bare)
                 informed = self._play("informed", most, context, config.teacher_temperature, 0.2)
             finally:
                 self._envs.close()
@@ -314,7 +315,7 @@ class Rehearsal:
 
     # --- experience --------------------------------------------------------------------------------------
 
-    def _experience(self, bare: _Play, folder: Path) -> tuple[Context, list[_Play]]:
+    def _experience(self, bare: _Play) -> tuple[Context, list[_Play]]:
         """What the agent will be told, or something like it; and the play that was led so far."""
         config, kind = self._run.config, self._reflection.kind
         if kind == "fixed":
@@ -323,22 +324,19 @@ class Rehearsal:
         if kind == "raw" and bare.traces:
             longest = max(bare.traces, key=lambda trace: len(trace.turns))
             return Context.fixed("\n".join(f"{t.observation}\n{t.reply}" for t in longest.turns)), []
-        if kind != "outcomes":
+        if kind != "outcomes" or not any(trace.turns for trace in bare.traces):
             return Context.fixed(self._lesson), []
         # A small round, since how long episodes are with good advice is not known without any.
         until, waves = time.monotonic() + 0.3 * self._seconds, list[_Play]()
-        with ExperienceStore(folder / "rehearsal.db") as store:
-            store.add_traces(bare.traces)
-            while len(waves) < self._reflection.waves - 1 and time.monotonic() < until:
-                context, size = self._advice(store, explore=True), len(self._envs.places)
-                waves.append(self._play(f"wave{len(waves)}", size, context, config.temperature, 0.1))
-                store.add_traces(waves[-1].traces)
-            return self._advice(store, explore=False), waves
+        while len(waves) < self._reflection.waves - 1 and time.monotonic() < until:
+            context, size = self._advice([bare, *waves], explore=True), len(self._envs.places)
+            waves.append(self._play(f"wave{len(waves)}", size, context, config.temperature, 0.1))
+        return self._advice([bare, *waves], explore=False), waves
 
-    def _advice(self, store: ExperienceStore, *, explore: bool) -> Context:
+    def _advice(self, plays: Sequence[_Play], *, explore: bool) -> Context:
         run, words = self._run, self._run.words
         assert words.advise is not None
-        turns = run.memory.situations(store.turns(), words)
+        turns = run.memory.situations(_turns([t for play in plays for t in play.traces]), words)
         return Context(
             insights=tuple(outcome_insights(turns, words.actions, words.advise, explore=explore)),
             k=run.config.insights_per_prompt,
@@ -439,6 +437,29 @@ class Rehearsal:
         finally:
             baselines.close()
         return (time.monotonic() - started) / steps, steps / episodes
+
+
+def _turns(traces: Sequence[Trace]) -> pd.DataFrame:
+    """What ``ExperienceStore.turns`` would say of them, as far as insights are drawn from it."""
+    rows = []
+    for trace in traces:
+        following = [*(turn.observation for turn in trace.turns[1:]), trace.final_observation]
+        rows += [
+            {
+                "trace_id": trace.id,
+                "turn": number,
+                "split": trace.split,
+                "success": trace.success,
+                "observation": turn.observation,
+                "action": turn.action,
+                "reward": turn.reward,
+                "left_out": turn.left_out,
+                "next_observation": following[number],
+                "terminated": number + 1 == len(trace.turns) and trace.stop_reason == StopReason.TERMINATED,
+            }
+            for number, turn in enumerate(trace.turns)
+        ]
+    return pd.DataFrame(rows, columns=TURN_COLUMNS)
 
 
 def _fitted(calls: Sequence[Call]) -> tuple[float, float, float]:

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from agents.cli import parse_args
 from agents.config import PLANNED, ConfigError, SelfImproveConfig
 from agents.plan import TEST, VALIDATION, Estimate, Outlook, fitted
-from agents.rehearsal import Call, Costs, Episodes, Rehearsal, _fitted
+from agents.rehearsal import TURN_COLUMNS, Call, Costs, Episodes, Rehearsal, _fitted, _turns
 from agents.run.progress import Bars
 from agents.run.resume import begun
 from agents.self_improve import self_improve
 from envs import register_text
+from experience.seeds import Split
+from experience.store import ExperienceStore
+from experience.trace import StopReason, Trace, Turn
 from tests.agents.test_self_improve import KEPT, QUIET, contents, open_gate
 
 KNOWN = Episodes(turns=10, decisions=1000, prompts=16, once=0, twice=0)
@@ -79,6 +83,38 @@ def test_costs_are_told_apart() -> None:
         for n, new in [(4, 4), (16, 16), (16, 2), (16, 0), (7, 1), (3, 0)]
     ]
     assert _fitted(calls) == pytest.approx((0.5, 0.1, 0.012))
+
+
+def test_turns_are_told_as_a_store_tells_them(tmp_path: Path) -> None:
+    def turn(observation: str, action: str | None) -> Turn:
+        return Turn(
+            observation=observation, insight_ids=(), prompt_tokens=1, reply="x", token_ids=(1,),
+            logprobs=(0.0,), action=action, reward=0.5,
+        )  # fmt: skip
+
+    traces = [
+        Trace(
+            phase="play0",
+            split=Split.TRAIN,
+            seed=seed,
+            env_id="",
+            policy_id="",
+            context_id="none",
+            turns=turns,
+            final_observation="end",
+            stop_reason=stop,
+            success=seed == 3,
+        )  # fmt: skip
+        for seed, turns, stop in [
+            (0, (turn("a", "left"), turn("b", None)), StopReason.TRUNCATED),
+            (3, (turn("b", "left"),), StopReason.TERMINATED),
+            (6, (), StopReason.ERROR),
+        ]
+    ]
+    with ExperienceStore(tmp_path / "experience.db") as store:
+        store.add_traces(traces)
+        told = store.turns()[list(TURN_COLUMNS)]
+    pd.testing.assert_frame_equal(_turns(traces), told, check_dtype=False)
 
 
 def test_an_estimate_in_words() -> None:
