@@ -104,7 +104,7 @@ def test_turns_are_told_as_a_store_tells_them(tmp_path: Path) -> None:
             final_observation="end",
             stop_reason=stop,
             success=seed == 3,
-        )  # fmt: skip
+        )
         for seed, turns, stop in [
             (0, (turn("a", "left"), turn("b", None)), StopReason.TRUNCATED),
             (3, (turn("b", "left"),), StopReason.TERMINATED),
