@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from agents.config import PLANNED, ConfigError, SelfImproveConfig
-from agents.reflection import MAX_CANDIDATES, Reflection
+from agents.reflection import MAX_CANDIDATES, TRACES_READ, Reflection
 from agents.rehearsal import Costs, Episodes, Rehearsal
 from agents.run.run import Run
 from evals.baselines import expected_steps
@@ -186,8 +186,8 @@ def plan(run: Run, reflection: Reflection) -> None:
         outlook = Outlook(
             costs=Rehearsal(run, reflection).costs(),
             waves=reflection.waves,
-            tried=_tried(1 + min(MAX_CANDIDATES, config.insight_traces) * writes),
-            written=0 if config.insight_url else config.insight_traces * writes,
+            tried=_tried(1 + min(MAX_CANDIDATES, TRACES_READ, config.episodes) * writes),
+            written=0 if config.insight_url else min(TRACES_READ, config.episodes) * writes,
             actions=len(run.words.actions),
             processes=run.ranks.size,
             validation=len(run.validation_seeds),

@@ -1,11 +1,12 @@
 """How an observation, and what was learned about it, become a prompt.
 
 Place and shape were measured with SmolLM2-135M (docs/results.md): the observation and the question
-first, the experience after them in one short line, the reply begun.
+first, the experience after them in one short line, the reply begun. An agent that thinks sees its env's
+examples first, each with its own experience where there is any: so it heeds what it is advised.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,18 +58,17 @@ def build_prompt(
         past: The turns that the agent remembers; see ``exchange``.
     """
     layout = layout or Layout()
-    system, user = [words.rules], [_asked(words, observation)]
+    system = [words.rules]
     turns: tuple[Message, ...] = ()
-    if experience:
-        wrapped = layout.wrap(experience)
-        if layout.place == "before":
-            user.insert(0, wrapped)
-        elif layout.place == "chat":
-            first, turns = conversation(wrapped)
-            system.append(first)
-        else:
-            (user if layout.place == "after" else system).append(wrapped)
-    messages = (*turns, *past, Message(role="user", content="\n".join(user)))
+    is_beside = layout.place in ("after", "before")
+    if experience and not is_beside:
+        first = layout.wrap(experience)
+        if layout.place == "chat":
+            first, turns = conversation(first)
+        system.append(first)
+    beside = experience if is_beside else ()
+    now = Message(role="user", content=_told(words, observation, beside, layout))
+    messages = (*_examples(words, bool(beside), layout), *turns, *past, now)
     if rules := "\n".join(filter(None, system)):  # without any, the chat template may have some of its own
         messages = (Message(role="system", content=rules), *messages)
     return Prompt(messages=messages, reply_prefix=words.reply_prefix)
@@ -80,6 +80,25 @@ def exchange(words: EnvWords, turn: Turn) -> tuple[Message, Message]:
         Message(role="user", content=_asked(words, turn.observation)),
         Message(role="assistant", content=turn.reply, token_ids=tuple(turn.token_ids)),
     )
+
+
+def _examples(words: EnvWords, with_advice: bool, layout: Layout) -> Iterator[Message]:
+    """The env's examples as turns, for an agent that thinks."""
+    for example in words.examples if words.thinks else ():
+        advice: Sequence[str] = ()
+        if with_advice and words.advise is not None:
+            advice = (words.advise(words.situation(example.observation), example.action),)
+        yield Message(role="user", content=_told(words, example.observation, advice, layout))
+        yield Message(role="assistant", content=example.reply)
+
+
+def _told(words: EnvWords, observation: str, experience: Sequence[str], layout: Layout) -> str:
+    """A user's turn: what is seen and asked, and the experience beside it, if there is any."""
+    asked = _asked(words, observation)
+    if not experience:
+        return asked
+    told = [asked, layout.wrap(experience)]
+    return "\n".join(reversed(told) if layout.place == "before" else told)
 
 
 def _asked(words: EnvWords, observation: str) -> str:

@@ -28,17 +28,21 @@ from experience.phase import Phase
 __all__ = ["SelfImproveConfig", "self_improve"]
 
 
-def self_improve(config: SelfImproveConfig, console: Console | None = None) -> dict[str, Any]:
+def self_improve(
+    config: SelfImproveConfig, console: Console | None = None, *, is_settled: bool = False
+) -> dict[str, Any]:
     """Run the method, or the rest of it; returns what ``results.json`` holds.
 
     Args:
         config: What to do.
         console: Where to report progress; by default standard error.
+        is_settled: See ``Run.open``.
 
     Raises:
         Exception: One of ``agents.cli.USER_ERRORS``, with a message for the user.
     """
-    run = Run.open(config, console)  # what is done already is found again, and not done twice
+    # What is done already is found again, and not done twice.
+    run = Run.open(config, console, is_settled=is_settled)
     config, agent = run.config, run.agent
     reflection = Reflection(run)  # after this, what is given can be used
     plan(run, reflection)  # what will it take, and how much of it fits? From here on it may leave a folder
@@ -78,7 +82,8 @@ def main() -> int:
         nonlocal path
         config, as_json = parse_command()
         path = config.resume or config.output or default_output(config.env)
-        results = self_improve(config if config.resume else dataclasses.replace(config, output=path), console)
+        config = config if config.resume else dataclasses.replace(config, output=path)
+        results = self_improve(config, console, is_settled=True)
         if is_main_process() and as_json:
             print(json.dumps(masked({"run": str(path), **results})))
         elif is_main_process():

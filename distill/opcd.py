@@ -12,8 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from distill.chunked_loss import (
     KLResult,
     ScoredTopK,
-    chunked_forward_kl,
-    chunked_topk_reverse_kl,
+    chunked_kl,
     topk_ids,
 )
 from distill.examples import (
@@ -62,10 +61,12 @@ class StepStats:
     """Mean share of a completion's 4-grams that it had before."""
     nodes: int
     """Tokens that went through the student: the batch's distinct prefixes, or its sequences with padding."""
+    kls: tuple[float, ...] = ()
+    """The KL of each completion of this process, the mean over its tokens."""
 
     def as_dict(self) -> dict[str, float]:
-        """For the log."""
-        return asdict(self)
+        """For the log: all but what is of single completions."""
+        return {name: value for name, value in asdict(self).items() if name != "kls"}
 
 
 class OPCD:
@@ -107,7 +108,9 @@ class OPCD:
             teacher_temperature: Divides the teacher's; below 1 it is sharpened.
             k: See ``topk_reverse_kl``.
             mode: See ``topk_reverse_kl``.
-            direction: ``reverse`` is OPCD; ``forward`` on the teacher's completions is context distillation.
+            direction: ``reverse`` is the paper's OPCD; ``forward`` on the teacher's completions is context
+                distillation; ``gated`` is the reverse KL where student and teacher agree, and the forward KL
+                where they do not. See ``distill.loss``.
             average: What the loss is a mean over; see ``scored``.
             vocabulary: Token ids from here on are padding, with which models of one family differ.
             weight_decay: AdamW's.
@@ -134,10 +137,10 @@ class OPCD:
         sizes = [LMHead.of(student).weight_VD.shape[0]]
         if not isinstance(teacher, ScoringTeacher):
             sizes.append(teacher.head.weight_VD.shape[0])
-        elif direction != "reverse" or mode == "full" or k >= (vocabulary or sizes[0]):
+        elif direction == "forward" or mode == "full" or k >= (vocabulary or sizes[0]):
             raise DistillError(
-                "a teacher on a server is known at the student's top-k only: take the reverse direction, a "
-                f"loss other than full, and a top-k below the {vocabulary or sizes[0]} tokens"
+                "a teacher on a server is known at the student's top-k only: take another direction than "
+                f"forward, a loss other than full, and a top-k below the {vocabulary or sizes[0]} tokens"
             )
         narrow = {p.dtype for p in student.parameters() if p.requires_grad and p.dtype.itemsize < 4}
         if narrow:
@@ -201,6 +204,7 @@ class OPCD:
         self._check_windows(examples)
         batches = self._batches(examples)
         passes: list[torch.Tensor] = []
+        kls: list[tuple[Scored, torch.Tensor]] = []
         nodes = 0
         self._optimizer.zero_grad(set_to_none=True)
         # Every process makes as many passes, since they exchange shards and gradients.
@@ -208,8 +212,9 @@ class OPCD:
         for index, batch in enumerate(batches, 1):
             places, is_last = scored(batch or NOTHING, self._average, total), index == len(batches)
             with self._forward.no_sync() if self._waits_to_sync and not is_last else nullcontext():
-                pass_sums, tokens = self._forward_backward(places, direction, counts=bool(batch))
+                pass_sums, kl_T, tokens = self._forward_backward(places, direction, counts=bool(batch))
             passes.append(pass_sums)
+            kls.append((places, kl_T))
             nodes += tokens
         self.student.eval()
         # Fetched once, at the end: a GPU computes one pass while the next is made ready.
@@ -251,6 +256,7 @@ class OPCD:
             cut_off=cut_off / completions,
             repetition=repeated / completions,
             nodes=int(all_nodes),
+            kls=_of_each(examples, kls),
         )
 
     def rehearse(self, examples: Sequence[DistillExample], direction: Direction | None = None) -> None:
@@ -284,7 +290,7 @@ class OPCD:
 
     def _forward_backward(
         self, places: Scored, direction: Direction | None = None, *, counts: bool = True
-    ) -> tuple[torch.Tensor, int]:
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Add to the gradients.
 
         Args:
@@ -293,10 +299,11 @@ class OPCD:
             counts: Whether it counts; else it is gone through for the others' sake.
 
         Returns:
-            The pass's part of the step's sums, and its tokens.
+            The pass's part of the step's sums, the KL where it scores, and its tokens.
         """
         self.student.eval()
         direction = direction or self._direction
+        kl_T = torch.empty(0)
         rows = _rows(places)
         of_teacher = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.along(places.teacher)
         teacher_ND = None if of_teacher is None else of_teacher[rows]
@@ -307,14 +314,15 @@ class OPCD:
             """Loss, then what is logged."""
             head = head.cut(self._vocabulary).at(self._temperature)
             student = self._narrowed(hidden_TD[rows], head)
+            nonlocal kl_T
             if isinstance(self.teacher, ScoringTeacher):
-                result = self._remotely_scored(student, self.teacher, places, weight_T)
+                result = self._remotely_scored(direction, student, self.teacher, places, weight_T)
             else:
                 assert teacher_ND is not None
                 head = self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature)
                 teacher = self._narrowed(teacher_ND, head)
-                form = chunked_topk_reverse_kl if direction == "reverse" else chunked_forward_kl
-                result = self._scored(form, self._mode, student, teacher, weight_T)
+                result = self._scored(direction, student, teacher, weight_T)
+            kl_T = result.kl_T
             logged = [(weight_T * stat_T).sum() for stat_T in result[2:]]
             return torch.stack([result.loss, *logged])
 
@@ -322,26 +330,26 @@ class OPCD:
             _compute_again(self.student)
         sums = self._forward(forward_pass, score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
-        return sums.detach(), forward_pass.tokens if counts else 0
+        return sums.detach(), kl_T, forward_pass.tokens if counts else 0
 
     def _narrowed(self, hidden_TD: torch.Tensor, head: LMHead) -> tuple[torch.Tensor, LMHead]:
         return hidden_TD.to(self._narrow or hidden_TD.dtype), head.narrowed(self._narrow)
 
     def _scored(
         self,
-        form: Callable[..., KLResult],
-        mode: Mode,
+        direction: Direction,
         student: tuple[torch.Tensor, LMHead],
         other: tuple[torch.Tensor, LMHead],
         weight_T: torch.Tensor,
     ) -> KLResult:
-        return form(
+        return chunked_kl(
+            direction,
             student[0],
             student[1].weight_VD,
             other[0],
             other[1].weight_VD,
             k=self._k,
-            mode=mode,
+            mode=self._mode,
             chunk=self._chunk,
             weights_T=weight_T,
             student_map=student[1].map,
@@ -350,6 +358,7 @@ class OPCD:
 
     def _remotely_scored(
         self,
+        direction: Direction,
         student: tuple[torch.Tensor, LMHead],
         teacher: ScoringTeacher,
         places: Scored,
@@ -359,7 +368,8 @@ class OPCD:
         head_VD = head.weight_VD
         ids_TK = topk_ids(hidden_TD.detach(), head_VD.detach(), k=self._k, chunk=self._chunk, map=head.map)
         scores_TK = teacher.score(places.teacher, places.rows, ids_TK, self._teacher_temperature)
-        return chunked_topk_reverse_kl(
+        return chunked_kl(
+            direction,
             hidden_TD,
             head_VD,
             k=self._k,
@@ -506,6 +516,18 @@ class _Scored(torch.nn.Module):
         self, forward_pass: TreePass | PaddedPass, score: Callable[[torch.Tensor, LMHead], torch.Tensor]
     ) -> torch.Tensor:
         return score(forward_pass.hidden(self.model, self.compute_dtype), LMHead.of(self.model))
+
+
+def _of_each(
+    examples: Sequence[DistillExample], passes: Sequence[tuple[Scored, torch.Tensor]]
+) -> tuple[float, ...]:
+    """The mean KL over each completion's tokens."""
+    found: dict[tuple[Span, Span], float] = {}
+    for places, kl_T in passes:
+        kls = kl_T.tolist()
+        for pair, rows in zip(zip(places.student, places.teacher, strict=True), places.of_pair, strict=True):
+            found[pair] = sum(kls[row] for row in rows) / len(rows)
+    return tuple(found[example.spans] for example in examples)
 
 
 def _rows(places: Scored) -> slice | list[int]:
