@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,6 @@ import torch
 from scipy.optimize import nnls
 
 from agents import rollout
-from agents.dealing import spread_evenly
 from agents.examples import sample_examples
 from agents.policies.local import MEMO_TOKENS
 from agents.policies.policy import Completion, Policy, Prompt, Sampling
@@ -363,7 +363,7 @@ class Rehearsal:
             examples = sample_examples(
                 who,
                 agent.student.encode,
-                spread_evenly(pairs, part, random.Random(config.seed)),
+                list(islice(cycle(pairs), part)),
                 Sampling(
                     temperature=config.temperature if is_student else config.teacher_temperature,
                     max_tokens=agent.max_tokens,

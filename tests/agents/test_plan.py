@@ -261,11 +261,10 @@ def test_episodes_that_do_not_end_are_taken_as_long_as_they_may_be(
     gym.register("Endless-v0", entry_point="tests.agents.test_plan:Endless", max_episode_steps=5000)
     register_text(
         "Endless-v0", rules="Go on.", actions=("left", "right"), describe=lambda at: f"At {at}.",
-        reply_prefix="I move", settings={"insights": "llm"},
+        reply_prefix="I move", max_invalid_replies=10**6,
     )  # fmt: skip
     config = SelfImproveConfig(
         env="Endless-v0", model=str(walker_folder), output=tmp_path / "run", minutes=0.2, insights="llm",
-        max_invalid_replies=10**6,
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"minutes 0\.2 are too few: the least that makes sense"):
         self_improve(config, QUIET)
