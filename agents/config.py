@@ -49,6 +49,8 @@ MACHINE = (
     "trust_remote_code",
 )
 """Settings that do not change what is computed: a resumed run may have others."""
+PLANNED = ("episodes", "steps", "validation_episodes", "test_episodes")
+"""Settings that ``minutes`` may lower."""
 ARGUMENTS = ("output", "resume")
 """Where a run is: no settings of it, and not written down in its folder, which may be moved."""
 SERVED = ("policy", "teacher")
@@ -226,6 +228,9 @@ class MeasuringSettings:
     """Episodes by which insights are admitted and the best checkpoint is chosen."""
     test_episodes: Episodes = 1000
     """Episodes by which every arm is measured at the end."""
+    minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """What the run may take. Some episodes and a step are timed; then test and validation episodes are
+    lowered, and then train episodes and steps, until the rest fits. The result is printed as flags."""
     eval_temperature: Annotated[tuple[Literal[0] | Temperature, ...], Field(min_length=1, max_length=2)] = (
         0.0,
         0.7,

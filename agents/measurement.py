@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pandas as pd
+
 from agents.run.folder import peak_rss_bytes
 from agents.run.run import Run
 from evals.baselines import Baselines
@@ -36,13 +38,11 @@ def measure(run: Run, context: Context) -> dict[str, Any]:
         "success_means": run.words.success.means,
         "best_step": run.agent.step,
         "arms": _as_dicts(fixed | first[0]),
-        "comparison": first[1].as_dict(),
-        "context_put_back": first[2].as_dict(),
+        **first[1],
     }
-    for arms, comparison, put_back in others:  # one at most
+    for arms, comparisons in others:  # one at most
         results["sampled_arms"] = _as_dicts(fixed | arms)
-        results["sampled_comparison"] = comparison.as_dict()
-        results["sampled_context_put_back"] = put_back.as_dict()
+        results |= {f"sampled_{name}": comparison for name, comparison in comparisons.items()}
     if run.ranks.is_main:
         results["cut_short"] = cut_short(run.store.traces())
         results["wall_seconds"] = round(run.folder.seconds, 1)
@@ -79,23 +79,56 @@ def _fixed_arms(run: Run, baselines: Baselines) -> dict[str, EvalResult]:
 
 def _played_arms(
     run: Run, temperature: float, context: Context
-) -> tuple[dict[str, EvalResult], Comparison, Comparison]:
-    """Before and after, with and without the context.
+) -> tuple[dict[str, EvalResult], dict[str, dict[str, float]]]:
+    """Before and after, with and without the context, and what a teacher without any would have come to.
 
     Returns:
-        The arms; after against before, both without it; and what putting it back does after.
+        The arms; and by name ``comparison`` (after against before, both without the context),
+        ``context_put_back`` (what it does after) and ``against_empty_context``, where there is that arm.
     """
     frames = {}
     for arm, policy in (("before", run.agent.base), ("after", run.agent.student)):
         for suffix, shown in (("", NO_CONTEXT), ("_with_experience", context)):
             phase = Phase.test(arm + suffix, temperature)
             frames[arm + suffix] = run.play(phase, policy, run.test_seeds, temperature, shown)
-    arms = {arm: EvalResult.from_traces(frame) for arm, frame in frames.items()}
+    pairs = {
+        "comparison": ("after", "before"),
+        "context_put_back": ("after_with_experience", "after"),
+    }
+    if (control := _empty_context(run, temperature, frames["before"])) is not None:
+        frames["empty_context"] = control
+        pairs["against_empty_context"] = ("after", "empty_context")
     return (
-        arms,
-        Comparison.of(frames["after"], frames["before"]),
-        Comparison.of(frames["after_with_experience"], frames["after"]),
+        {arm: EvalResult.from_traces(frame) for arm, frame in frames.items()},
+        {name: Comparison.of(frames[one], frames[two]).as_dict() for name, (one, two) in pairs.items()},
     )
+
+
+def _empty_context(run: Run, temperature: float, before: pd.DataFrame) -> pd.DataFrame | None:
+    """The control: self-distillation from a teacher whose context is empty, as it would end if it never did.
+
+    The loss compares the student's logits over ``temperature`` with the teacher's over
+    ``teacher_temperature``, and is zero where the student's are the teacher's times the ratio of the two. So
+    the limit of that training, whatever its steps and data, is the bare teacher at another temperature:
+    nobody has to train it. A greedy agent says what it said before.
+
+    Args:
+        run: The run.
+        temperature: At which the arm is measured.
+        before: The untrained agent's traces at this temperature.
+
+    Returns:
+        ``None`` where there is no such limit: the teacher follows the student, whose sharpening feeds on
+        itself; or it is on a server, where it can only score.
+    """
+    config, agent = run.config, run.agent
+    if config.teacher_kind != "base" or agent.scorer is not None:
+        return None
+    sharpened = temperature * config.teacher_temperature / config.temperature
+    if sharpened == temperature and agent.teacher is agent.base:
+        return before
+    phase = Phase.test("empty_context", temperature)
+    return run.play(phase, agent.teacher, run.test_seeds, sharpened)
 
 
 def _successful_actions(run: Run) -> list[tuple[str, ...]]:

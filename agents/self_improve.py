@@ -14,6 +14,7 @@ from rich.console import Console
 from agents.cli import parse_command, run_command
 from agents.config import SelfImproveConfig
 from agents.measurement import measure
+from agents.plan import plan
 from agents.reflection import Reflection
 from agents.run.resume import default_output, reach, saved_config
 from agents.run.run import Run
@@ -43,7 +44,9 @@ def self_improve(
     # What is done already is found again, and not done twice.
     run = Run.open(config, console, is_settled=is_settled)
     config, agent = run.config, run.agent
-    reflection = Reflection(run)  # after this, what is given can be used: now it may leave a folder
+    reflection = Reflection(run)  # after this, what is given can be used
+    plan(run, reflection)  # what will it take, and how much of it fits? From here on it may leave a folder
+    config = run.config
     trained = None
     with run, Training(run) as training:
         if run.results is not None:  # it had come to its end

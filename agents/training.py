@@ -20,6 +20,7 @@ from distill.collapse import collapse
 from distill.examples import Data, DistillExample
 from distill.loss import Direction
 from distill.opcd import OPCD, StepStats
+from distill.parallel import Ranks
 from distill.teacher import FollowingTeacher, FrozenTeacher
 from evals.result import success_rate
 from experience.context import Context
@@ -48,27 +49,8 @@ class Training:
             RunFolderError: The checkpoint is damaged.
         """
         self.run, self.agent = run, run.agent
-        config, student = run.config, run.agent.student
-        self.teacher = run.agent.imitated()
-        self.opcd = OPCD(
-            student.lm.model,
-            self.teacher,
-            lr=config.lr,
-            temperature=config.temperature,
-            teacher_temperature=config.teacher_temperature,
-            k=config.top_k,
-            mode=config.loss,
-            direction=config.direction,
-            vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_urls else None,
-            warmup_steps=WARMUP_STEPS,
-            decay_steps=config.rounds * config.steps,
-            max_nodes=config.max_nodes,
-            compute_dtype=student.lm.compute_dtype,
-            gradient_checkpointing=config.gradient_checkpointing,
-            ranks=run.ranks,
-            engine=config.engine,
-            compute=student.lm.way,
-        )
+        self.opcd = make_opcd(run)
+        self.teacher = self.opcd.teacher
         self._checkpoints = Checkpoints(run)
         self._progress = Progress()
         self._last: StepStats | None = None
@@ -342,3 +324,35 @@ class Training:
             self.teacher.load_state(tensors)
         step = progress.best_step if progress.is_stopped else self.opcd.step_count
         self.agent.adopt(step)
+
+
+def make_opcd(run: Run, ranks: Ranks | None = None) -> OPCD:
+    """The update of a run's student.
+
+    Args:
+        run: For its agent and settings.
+        ranks: The processes that share each step, if not those of the run.
+
+    Raises:
+        DistillError: Student and teacher do not fit each other.
+    """
+    config, student, ranks = run.config, run.agent.student, ranks or run.ranks
+    return OPCD(
+        student.lm.model,
+        run.agent.imitated(),
+        lr=config.lr,
+        temperature=config.temperature,
+        teacher_temperature=config.teacher_temperature,
+        k=config.top_k,
+        mode=config.loss,
+        direction=config.direction,
+        vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_urls else None,
+        warmup_steps=WARMUP_STEPS,
+        decay_steps=config.rounds * config.steps,
+        max_nodes=config.max_nodes,
+        compute_dtype=student.lm.compute_dtype,
+        gradient_checkpointing=config.gradient_checkpointing,
+        ranks=ranks,
+        engine=config.engine,
+        compute=student.lm.way,
+    )

@@ -263,6 +263,22 @@ class OPCD:
             kls=_of_each(examples, kls),
         )
 
+    def rehearse(self, examples: Sequence[DistillExample], direction: Direction | None = None) -> None:
+        """Compute the gradients of a step, on this process alone, and drop them: to see what it takes.
+
+        Args:
+            examples: At least one.
+            direction: As in ``step``.
+
+        Raises:
+            DistillError: A sequence does not fit a context window.
+        """
+        self._check_windows(examples)
+        for batch in self._batches(examples):
+            self._forward_backward(scored(batch, self._average, count(examples, self._average)), direction)
+        self.student.eval()
+        self._optimizer.zero_grad(set_to_none=True)
+
     def _learning_rate(self) -> float:
         """Of the next step."""
         done, total = self.step_count, self._decay_steps

@@ -35,6 +35,23 @@ MAX_STEPS = 200_000
 episode that ran into its time limit counts as a tenth of them."""
 
 
+def expected_steps(actions: int, turns: float, validation: int, test: int) -> float:
+    """About how many steps the random and the best blind policy take together.
+
+    Args:
+        actions: Words to act by; without any there is no blind policy.
+        turns: Of an episode, on average.
+        validation: Seeds to choose on.
+        test: Seeds to measure on.
+    """
+    if not actions:
+        return test * turns
+    patterns = min(MAX_PATTERNS, sum(int(actions**length) for length in range(1, 5)))
+    screening = patterns * min(SCREENING_SEEDS, validation) * turns
+    finals = min(FINALISTS, patterns) * validation * turns
+    return min(MAX_STEPS, screening) + min(MAX_STEPS, finals) + 2.0 * test * turns
+
+
 class _Wordless(gym.Wrapper[str, Any, Any, Any]):
     """An env whose observations nobody reads, and whose actions are its own."""
 
@@ -86,6 +103,11 @@ class Baselines:
         self._place.close()
         with suppress(EnvFault):
             guarded(self._env.close, CLEANUP)
+
+    @property
+    def steps(self) -> int:
+        """Env steps taken so far."""
+        return self._steps
 
     @property
     def is_text(self) -> bool:

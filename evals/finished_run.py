@@ -108,12 +108,18 @@ class FinishedRun:
                 )
         return curves
 
+    def phase_seconds(self) -> dict[str, float]:
+        """What each phase and step took, in seconds, by its name."""
+        starts = [0.0, *(entry["seconds"] for entry in self.metrics)]
+        return {
+            entry["key"]: entry["seconds"] - start for entry, start in zip(self.metrics, starts, strict=False)
+        }
+
     def seconds(self) -> dict[str, float]:
         """What each of ``PARTS`` took, in seconds."""
-        spent, before = dict.fromkeys(PARTS, 0.0), 0.0
-        for entry in self.metrics:
-            spent[part_of(entry["key"])] += entry["seconds"] - before
-            before = entry["seconds"]
+        spent = dict.fromkeys(PARTS, 0.0)
+        for key, seconds in self.phase_seconds().items():
+            spent[part_of(key)] += seconds
         return spent
 
 

@@ -36,6 +36,7 @@ ARM_LABELS = {
     "random": "random",
     "blind": "best blind",
     "before": "before",
+    "empty_context": "empty-context teacher",
     "before_with_experience": "before, with experience",
     "after": "after",
     "after_with_experience": "after, with experience",

@@ -7,6 +7,7 @@ Everything is read from the runs' folders, so a page can be made again at any ti
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,9 @@ def write_report(path: Path, store: str | None = None) -> Path:
         "report.html.j2",
         path=path,
         results={"context_put_back": None, "processes": 1, **results},
+        ways=ways(run),
+        expected=run.about.get("expected_seconds"),
+        training_seconds=run.seconds()["training"] + run.seconds()["validation"],
         about=run.about,
         tables=run.tables,
         labels=ARM_LABELS,
@@ -103,6 +107,54 @@ def write_report(path: Path, store: str | None = None) -> Path:
         gates=gates,
         candidates=candidates,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """What an episode costs where experience is in the prompt, or in the weights."""
+
+    name: str
+    arm: dict[str, Any]
+    """Its ``EvalResult.as_dict()``."""
+    tokens: float
+    """Prompt tokens of an episode."""
+    seconds: float
+    """Of an episode, as the run played many of them on its machine."""
+
+    @property
+    def tokens_per_success(self) -> float | None:
+        """Prompt tokens that a success takes; ``None`` without any."""
+        return self.tokens / self.arm["success_rate"] if self.arm["success_rate"] else None
+
+
+def ways(run: FinishedRun) -> list[tuple[str, Way, Way]]:
+    """(temperature, with experience in the prompt, with it in the weights); none of runs from before.
+
+    Seconds depend on the machine, so they stand in ``metrics.jsonl`` and not in ``results.json``.
+
+    Args:
+        run: The run.
+    """
+    spent = run.phase_seconds()
+
+    def way(name: str, arms: dict[str, Any], arm: str, temperature: float) -> Way:
+        result = arms[arm]
+        return Way(
+            name=name,
+            arm=result,
+            tokens=result["prompt_tokens_per_turn"] * result["turns_per_episode"],
+            seconds=spent[str(Phase.test(arm, temperature))] / sum(result["endings"].values()),
+        )
+
+    return [
+        (
+            name,
+            way("in the prompt", arms, "before_with_experience", temperature),
+            way("in the weights", arms, "after", temperature),
+        )
+        for (name, arms), temperature in zip(run.tables, run.results["eval_temperature"], strict=True)
+        if "turns_per_episode" in arms["after"]
+    ]
 
 
 def _stops(arms: dict[str, Any]) -> list[str]:

@@ -27,6 +27,8 @@ class EvalResult:
     invalid_rate: float | None
     """Share of the turns whose reply was no action; ``None`` for an arm that does not reply."""
     prompt_tokens_per_turn: float | None
+    turns_per_episode: float | None
+    """Decisions; ``None`` for an arm that is given no prompts."""
     endings: Mapping[str, int] | None
     """How many of the episodes played ended for which ``StopReason``. Those that were not judged are not in
     ``n``; those that a fault of the env ended are, as no success."""
@@ -49,6 +51,7 @@ class EvalResult:
             mean_return=float(traces["total_reward"].mean()),
             invalid_rate=float(traces["invalid_replies"].sum()) / turns,
             prompt_tokens_per_turn=float(traces["prompt_tokens"].sum()) / turns,
+            turns_per_episode=float(traces["num_turns"].mean()),
             endings=endings,
         )
 
@@ -61,6 +64,7 @@ class EvalResult:
         mean_return: float,
         invalid_rate: float | None = None,
         prompt_tokens_per_turn: float | None = None,
+        turns_per_episode: float | None = None,
         endings: Mapping[str, int] | None = None,
     ) -> Self:
         """Add the rate and its interval."""
@@ -74,6 +78,7 @@ class EvalResult:
             mean_return=mean_return,
             invalid_rate=invalid_rate,
             prompt_tokens_per_turn=prompt_tokens_per_turn,
+            turns_per_episode=turns_per_episode,
             endings=None if endings is None else {str(stop): n for stop, n in sorted(endings.items())},
         )
 
@@ -89,6 +94,7 @@ class EvalResult:
             mean_return=mean_return,
             invalid_rate=None,
             prompt_tokens_per_turn=None,
+            turns_per_episode=None,
             endings=None,
         )
 

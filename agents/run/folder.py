@@ -63,15 +63,22 @@ class RunFolder:
         self._started = time.monotonic()
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any]) -> Self:
+    def create(
+        cls, path: Path, config: Mapping[str, Any], expected: Mapping[str, float] | None = None
+    ) -> Self:
         """Make a new run's folder.
+
+        Args:
+            path: Where.
+            config: Its settings.
+            expected: Seconds that its parts are expected to take, if anybody has measured.
 
         Raises:
             RunFolderError: It holds another run, or cannot be made.
         """
         check_free(path)
         run_id = f"{path.resolve().name}-{secrets.token_hex(4)}"
-        about = {"run_id": run_id, "config": dict(config), **provenance()}
+        about = {"run_id": run_id, "config": dict(config), "expected_seconds": expected, **provenance()}
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -96,6 +103,12 @@ class RunFolder:
         about = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         run_id: str | None = about.get("run_id")
         return run_id
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """What the whole run is expected to take, if anybody has measured."""
+        expected = json.loads((self.path / "config.json").read_text(encoding="utf-8")).get("expected_seconds")
+        return sum(expected.values()) if expected else None
 
     def close(self) -> None:
         """Let go of the folder."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.config import ARGUMENTS, MACHINE, SERVED, ConfigError, SelfImproveConfig
+from agents.config import ARGUMENTS, MACHINE, PLANNED, SERVED, ConfigError, SelfImproveConfig
 from agents.run.folder import RunFolderError, read_config
 from distill.parallel import is_main_process
 from envs.adapters import ADAPTERS
@@ -136,6 +136,8 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     saved = saved_config(path)
     asked = ("precision", "policy")
     settled = {name: getattr(saved, name) for name in asked if getattr(config, name) == "auto"}
+    if config.minutes is not None and config.minutes == saved.minutes:
+        settled |= {name: getattr(saved, name) for name in PLANNED}
     config = dataclasses.replace(config, **settled)
     for name, was, now in differences(saved, config):
         if not may_differ(name, was, now):

@@ -9,7 +9,7 @@ begins with an empty memo, so a repeated phase gives the same result bit for bit
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from agents import rollout
 from agents.agent import Agent
@@ -28,6 +28,7 @@ from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
 from agents.prompts import build_prompt
 from agents.run.folder import BEST, CHECKPOINT, RunFolder, check_free
+from agents.run.progress import Bars
 from agents.run.resume import default_output, resumed
 from agents.run.tracking import Tracker, check_available
 from distill.parallel import Ranks
@@ -36,6 +37,7 @@ from envs.place import vector_env
 from envs.text_env import TextEnv, make_text_env
 from envs.words import EnvError
 from evals.finished_run import check_traces
+from evals.page import duration
 from evals.report import write_report
 from evals.result import EvalResult, judged, success_rate
 from experience.context import NO_CONTEXT, Context
@@ -89,6 +91,7 @@ class Run:
         self.words = self.memory.words(env.words)
         self._problems = _problems(env)
         self._check_splits(env, config)
+        self.make_env = make
         self.envs = vector_env(
             make, config.num_envs, vectorization=config.vectorization, timeout=config.env_timeout
         )
@@ -97,6 +100,8 @@ class Run:
         """With what ``auto`` has turned out to be."""
         if config.context_file is not None and config.resume is None:
             self._check_fits(config.context_file)
+        self._bars = Bars(console, self._so_far)
+        self._expected: Mapping[str, float] | None = None
         self._folder: RunFolder | None = None
         self._store: ExperienceStore | None = None
         self._tracker: Tracker | None = None
@@ -132,6 +137,15 @@ class Run:
         console.print(f"{path} on {how}", markup=False, soft_wrap=True)
         return cls(config, path, console=console, ranks=ranks)
 
+    def settle(self, config: SelfImproveConfig, expected: Mapping[str, float]) -> None:
+        """Take the settings of a plan, before there is a folder.
+
+        Args:
+            config: The run's, with what was planned.
+            expected: Seconds that its parts are expected to take.
+        """
+        self.config, self._expected = config, expected
+
     def __enter__(self) -> Self:
         """Open the run's folder, its store and its tracker.
 
@@ -145,7 +159,9 @@ class Run:
             opened.callback(self.envs.close)
             if self.ranks.is_main:
                 self._folder = opened.enter_context(
-                    RunFolder.open(path) if config.resume else RunFolder.create(path, _jsonable(config))
+                    RunFolder.open(path)
+                    if config.resume
+                    else RunFolder.create(path, _jsonable(config), self._expected)
                 )
                 location = config.store or path / "experience.db"
                 self._store = opened.enter_context(ExperienceStore(location, self.folder.run_id))
@@ -410,19 +426,15 @@ class Run:
             )
 
     def progress(self, name: str, total: int) -> Progress:
-        """A progress bar with one task; quiet where the output is no terminal."""
-        progress = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        progress.add_task(name, total=total, note="")
-        return progress
+        """A progress bar with one task; where the output is no terminal, a line a minute."""
+        return self._bars.bar(name, total)
+
+    def _so_far(self) -> str:
+        """The time that the run has taken, and is expected to take."""
+        if self._folder is None:
+            return ""
+        expected = self._folder.expected_seconds
+        return duration(self._folder.seconds) + (f" of about {duration(expected)}" if expected else "")
 
 
 def _problems(env: TextEnv) -> dict[Split, int]:

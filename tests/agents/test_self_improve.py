@@ -113,12 +113,13 @@ def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
     assert results["eval_temperature"] == [0.0, 0.7]
     for arms in (results["arms"], results["sampled_arms"]):
         assert arms.keys() == {
-            "random", "blind", "before", "before_with_experience", "after", "after_with_experience", "optimal"
+            "random", "blind", "before", "empty_context", "before_with_experience", "after",
+            "after_with_experience", "optimal",
         }  # fmt: skip
         for arm in arms.values():
             assert arm.keys() == {
                 "success_rate", "successes", "n", "ci_low", "ci_high", "mean_return", "invalid_rate",
-                "prompt_tokens_per_turn", "endings",
+                "prompt_tokens_per_turn", "turns_per_episode", "endings",
             }  # fmt: skip
     assert results["arms"]["optimal"]["n"] is None
     assert results["arms"]["before"]["n"] == 6

@@ -18,7 +18,7 @@ from envs import register_text
 from evals.finished_run import FinishedRun, part_of
 from evals.page import duration, p_text, plural, points, write_page
 from evals.replay import MAX_FRAMES, Frame, _thinned, replay_pairs
-from evals.report import _candidates, _insights, main, print_summary, write_report
+from evals.report import _candidates, _insights, main, print_summary, ways, write_report
 from experience.context import ContextScore
 from experience.insight import Insight
 from experience.store import ExperienceStore
@@ -102,7 +102,42 @@ def test_a_run_that_trained_nothing_says_so(corridor: Path) -> None:
     assert "Nothing was trained into the weights: no context passed the gate." in text
     assert "0 insights went into the weights" in text
     assert "There was nothing to train." in text
-    assert "Tokens saved" not in text
+    assert "In the prompt or in the weights?" not in text
+
+
+def test_weights_and_context_at_equal_cost(lake: Path) -> None:
+    text = text_of(lake / "report.html")
+    (name, prompt, weights), _ = ways(FinishedRun.read(lake))
+    assert name == "greedy"
+    for way, arm in ((prompt, "before_with_experience"), (weights, "after")):
+        with ExperienceStore(lake / "experience.db") as store:
+            traces = store.traces(phase=f"test/{arm}@0")
+        assert way.tokens == pytest.approx(traces["prompt_tokens"].mean())
+        assert way.arm == results_of(lake)["arms"][arm]
+        assert 0 < way.seconds < 60
+    bought = 1e6 * weights.arm["success_rate"] / weights.tokens
+    assert f"a million prompt tokens buy {bought:,.0f} successes from the weights" in text
+    assert "Seconds are those of this run's machine" in text
+    assert "seconds" not in json.dumps(results_of(lake)["arms"])  # figures that others can reproduce
+
+
+def test_what_self_distillation_alone_would_do(lake: Path) -> None:
+    results = results_of(lake)
+    assert results["arms"]["empty_context"] == results["arms"]["before"]  # greedily the same is said
+    with ExperienceStore(lake / "experience.db") as store:
+        assert store.traces(phase="test/empty_context@0").empty
+        control = store.traces(phase="test/empty_context@0.7")
+    assert set(control["policy_id"]) == {"base"}
+    assert set(control["context_id"]) == {"none"}
+    assert results["sampled_arms"]["empty_context"]["successes"] == control["success"].sum()
+    assert "Against this empty-context teacher the trained agent's success differs by" in text_of(
+        lake / "report.html"
+    )
+
+
+def results_of(path: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((path / "results.json").read_text())
+    return results
 
 
 def test_success_is_what_the_run_says_it_is(lake: Path, tmp_path: Path) -> None:
@@ -343,3 +378,20 @@ def test_the_page_is_not_blank_in_light_and_dark(width: int, lake: Path, tmp_pat
         assert pixels.shape[1] == width
         assert pixels.std() > 10
     assert light.mean() > 200 > 80 > dark.mean()
+
+
+THINK = """
+const card = document.querySelector(".episode"), thought = card.querySelector(".thought");
+thought.hidden = false;
+thought.open = true;
+thought.querySelector(".says").textContent = "I think. ".repeat(2000);
+const [reply, below] = [".reply", ".controls"].map(name => card.querySelector(name).getBoundingClientRect());
+document.body.dataset.room = Math.round(below.top - reply.bottom);
+"""
+
+
+@needs_chromium
+def test_a_long_thought_does_not_push_the_action_out_of_sight(lake: Path) -> None:
+    found = re.search(r'data-room="(-?\d+)"', visit(lake / "report.html", THINK).html)
+    assert found
+    assert int(found[1]) >= 0

@@ -1,0 +1,482 @@
+"""A rehearsal: a small part of a run, played and computed before it begins, to see what it will take.
+
+Nothing of it stays. It plays in places of its own, writes nothing down, computes gradients that nobody
+applies, and puts the global random states back; so the run that follows is the same with it and without it.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import nnls
+
+from agents import rollout
+from agents.examples import sample_examples
+from agents.policies.local import MEMO_TOKENS
+from agents.policies.policy import Completion, Policy, Prompt, Sampling
+from agents.prompts import build_prompt, exchange
+from agents.reflection import INSIGHT_TOKENS, Reflection
+from agents.run.run import Run
+from agents.training import make_opcd
+from distill.examples import DistillError
+from distill.parallel import Ranks
+from distill.teacher import FrozenTeacher
+from envs.place import vector_env
+from evals.baselines import Baselines
+from experience.context import NO_CONTEXT, Context
+from experience.outcomes import outcome_insights
+from experience.seeds import SeedRange, Split
+from experience.trace import StopReason, Trace
+
+SECONDS = 10.0
+"""What playing may take in a rehearsal, about; a call that has begun comes to its end."""
+SHARE = 0.05
+"""The same, of the minutes that a run may take."""
+WIDTH, FEW = 16, 4
+"""Episodes side by side, and at first: what a call costs by itself is seen in calls of several sizes."""
+EPISODES, PART = 64, 1 / 8
+"""Played of each kind at most, and at most as a part of a round's."""
+ALL_NEW = 0.9
+"""Where more of the decisions than this are about prompts that are seen once, further ones are taken to be
+as new."""
+TURN_COLUMNS = (
+    *("trace_id", "turn", "split", "success", "observation", "action", "reward", "left_out"),
+    *("next_observation", "terminated"),
+)
+RANDOM_SECONDS = 0.5
+"""What the random policy may take."""
+
+
+class Stopped(Exception):  # noqa: N818  (no error)
+    """A rehearsal's time is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a policy."""
+
+    decisions: int
+    """Prompts answered."""
+    new: int
+    """Distinct prompts that the policy had not answered in this rehearsal."""
+    seconds: float
+    """That it took."""
+    between: float
+    """Seconds that the envs, and the bookkeeping, took since the call before it."""
+
+
+class Clocked:
+    """A ``Policy`` that notes what each call takes, and stops when its time is over."""
+
+    def __init__(self, policy: Policy) -> None:
+        """Wrap a policy."""
+        self.policy = policy
+        self.calls: list[Call] = []
+        self.seen: Counter[Prompt] = Counter()
+        """How often each prompt was answered in the present piece of play."""
+        self._known: set[Prompt] = set()
+        self._deadline = self._last = 0.0
+
+    def begin(self, seconds: float) -> None:
+        """A new piece of play, which may take so long."""
+        self.seen = Counter()
+        self._last = time.monotonic()
+        self._deadline = self._last + seconds
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """See ``Policy``.
+
+        Raises:
+            Stopped: The time is over.
+        """
+        started = time.monotonic()
+        if self.seen and started > self._deadline:
+            raise Stopped
+        completions = self.policy.generate(prompts, sampling, seeds)
+        distinct = set(prompts)
+        ended = time.monotonic()
+        self.calls.append(
+            Call(
+                decisions=len(prompts),
+                new=len(distinct - self._known),
+                seconds=ended - started,
+                between=started - self._last,
+            )
+        )
+        self._known |= distinct
+        self.seen.update(prompts)
+        self._last = ended
+        return completions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episodes:
+    """How episodes of one kind go: bare or informed, greedy or not."""
+
+    turns: float
+    """Decisions of an episode, on average."""
+    decisions: int
+    """That were seen."""
+    prompts: int
+    """Distinct ones among them."""
+    once: int
+    """Of these, how many were seen once, and twice: from them Chao's estimator knows how many there are."""
+    twice: int
+    has_ended: bool = True
+    """Whether any episode came to its end; else ``turns`` are as many as there may be."""
+
+    def distinct(self, decisions: float) -> float:
+        """How many prompts so many decisions are about.
+
+        Where most are seen again it is the extrapolation of Chao and others (2014), which ends at the number
+        of prompts that there are by Chao1.
+        """
+        more = decisions - self.decisions
+        if more <= 0:
+            return min(decisions, float(self.prompts))
+        if self.once > ALL_NEW * self.decisions:
+            return self.prompts + more * self.once / self.decisions
+        unseen = self.once * (self.once - 1) / (2 * (self.twice + 1))
+        if not unseen:
+            return float(self.prompts)
+        chance = self.once / (self.decisions * unseen + self.once)
+        return self.prompts + unseen * (1.0 - float((1.0 - chance) ** more))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What was measured; all times in seconds."""
+
+    bare: Episodes
+    greedy: Episodes
+    """Bare ones, at temperature 0."""
+    exploring: Episodes
+    """With the insights so far."""
+    informed: Episodes
+    """With those that are taken in the end."""
+    per_call: float
+    """Of a call that has new prompts, by itself."""
+    per_prompt: float
+    """Of each new prompt in it."""
+    per_decision: float
+    """Of each decision, the env's step included."""
+    step: float
+    """Of an optimiser step; 0 where that could not be measured."""
+    env_step: float
+    """Of the bare env, as the random policy acts in it."""
+    random_turns: float
+    """Of its episodes."""
+    seconds: float
+    """That the rehearsal took."""
+
+    def play(self, kind: Episodes, episodes: float, width: int) -> float:
+        """What a phase takes.
+
+        Args:
+            kind: Of its episodes.
+            episodes: How many.
+            width: How many of them side by side.
+        """
+        decisions = episodes * kind.turns
+        prompts = kind.distinct(decisions)
+        calls = min(prompts, decisions / max(1.0, min(width, episodes)))
+        return calls * self.per_call + prompts * self.per_prompt + decisions * self.per_decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Play:
+    """A piece of play that was rehearsed."""
+
+    traces: tuple[Trace, ...]
+    """Of the episodes that came to their end."""
+    seen: Counter[Prompt]
+    """How often each prompt was answered."""
+
+
+class Rehearsal:
+    """One rehearsal of one run."""
+
+    def __init__(self, run: Run, reflection: Reflection) -> None:
+        """Take hold of what will play.
+
+        Args:
+            run: Before its folder is made.
+            reflection: The run's.
+        """
+        self._run, self._reflection = run, reflection
+        self._clocked = Clocked(run.agent.student)
+        word = len(run.agent.base.tokenizer(" experience")["input_ids"])
+        self._lesson = " experience" * max(1, INSIGHT_TOKENS // word)
+        """Stands for what a model is still to write."""
+        minutes = run.config.minutes
+        self._seconds = SECONDS if minutes is None else min(SECONDS, SHARE * 60 * minutes)
+
+    def costs(self) -> Costs:
+        """Play, compute a step, and say what it took.
+
+        Raises:
+            EnvError: There is nothing to measure: every episode was ended by a fault of the env.
+        """
+        run, config = self._run, self._run.config
+        started = time.monotonic()
+        policy = run.agent.student
+        with _as_before():
+            policy.clear()
+            most = min(EPISODES, max(FEW, int(PART * config.episodes)))
+            width = min(WIDTH, most, config.num_envs)
+            self._envs = vector_env(
+                run.make_env, width, vectorization=config.vectorization, timeout=config.env_timeout
+            )
+            try:
+                few = self._play("few", min(FEW, width), NO_CONTEXT, config.temperature, 0.15)
+                bare = self._bare = self._play("bare", most, NO_CONTEXT, config.temperature, 0.25)
+                rollout.check_played(few.traces + bare.traces)
+                greedy = self._play("greedy", most, NO_CONTEXT, 0.0, 0.1)
+                context, waves = self._experience(bare)
+                informed = self._play("informed", most, context, config.teacher_temperature, 0.2)
+            finally:
+                self._envs.close()
+                policy.clear()
+            calls = self._clocked.calls[1:] or self._clocked.calls  # the first is slow by what it sets up
+            per_call, per_prompt, per_decision = _fitted(calls)
+            played = [trace for play in (bare, *waves, informed) for trace in play.traces]
+            # Who has learned gets to all that was seen by anybody, with one piece of advice for each.
+            found = len({turn.observation for trace in played for turn in trace.turns})
+            env_step, random_turns = self._random()
+            measured = Costs(
+                bare=self._episodes(bare),
+                greedy=self._episodes(greedy),
+                exploring=self._episodes([informed, *waves][-1]),
+                informed=self._episodes(informed, found),
+                per_call=per_call,
+                per_prompt=per_prompt,
+                per_decision=per_decision,
+                step=0.0,
+                env_step=env_step,
+                random_turns=random_turns,
+                seconds=0.0,
+            )
+            is_sharded = run.ranks.size > 1 and config.engine == "fsdp"  # then no process has room for all
+            step = 0.0
+            if config.steps and not is_sharded:
+                step = self._step(played, context, measured)
+        return replace(measured, step=step, seconds=time.monotonic() - started)
+
+    # --- playing -----------------------------------------------------------------------------------------
+
+    def _play(self, name: str, episodes: int, context: Context, temperature: float, share: float) -> _Play:
+        """Play until all have ended, or ``share`` of the time is over."""
+        run = self._run
+        seeds = SeedRange(split=Split.TRAIN, run_seed=run.config.seed, start=0, size=episodes)
+        traces = rollout.rollout(
+            self._envs,
+            run.words,
+            self._clocked,
+            [rollout.Phase(name=f"rehearsal/{name}", seeds=seeds, context=context)],
+            sampling=Sampling(temperature=temperature, max_tokens=run.agent.max_tokens),
+            policy_id="rehearsal",
+            env_id=run.config.env,
+            layout=run.config.layout,
+            memory=run.memory,
+        )
+        self._clocked.begin(share * self._seconds)
+        played = []
+        with suppress(Stopped):
+            for trace in traces:
+                played.append(trace)
+        return _Play(traces=tuple(played), seen=self._clocked.seen)
+
+    def _episodes(self, play: _Play, found: int = 0) -> Episodes:
+        """How they go; there are at least as many prompts as were ``found`` otherwise."""
+        limit, ended, decisions = self._step_limit(), len(play.traces), play.seen.total()
+        turns = decisions / ended if ended else limit or 2.0 * decisions
+        times = Counter(play.seen.values())
+        return Episodes(
+            turns=max(1.0, turns if limit is None else min(turns, limit)),
+            decisions=max(1, decisions),
+            prompts=max(1, len(play.seen), min(found, decisions)),
+            once=times[1],
+            twice=times[2],
+            has_ended=ended > 0,
+        )
+
+    def _step_limit(self) -> int | None:
+        spec = self._run.make_env().spec
+        return None if spec is None else spec.max_episode_steps
+
+    # --- experience --------------------------------------------------------------------------------------
+
+    def _experience(self, bare: _Play) -> tuple[Context, list[_Play]]:
+        """What the agent will be told, or something like it; and the play that was led so far."""
+        config, kind = self._run.config, self._reflection.kind
+        if kind == "fixed":
+            assert config.context_file is not None
+            return Context.fixed(config.context_file.read_text(encoding="utf-8").strip()), []
+        if kind == "raw" and bare.traces:
+            longest = max(bare.traces, key=lambda trace: len(trace.turns))
+            return Context.fixed("\n".join(f"{t.observation}\n{t.reply}" for t in longest.turns)), []
+        if kind != "outcomes" or not any(trace.turns for trace in bare.traces):
+            return Context.fixed(self._lesson), []
+        # A small round, since how long episodes are with good advice is not known without any.
+        until, waves = time.monotonic() + 0.3 * self._seconds, list[_Play]()
+        while len(waves) < self._reflection.waves - 1 and time.monotonic() < until:
+            context, size = self._advice([bare, *waves], explore=True), len(self._envs.places)
+            waves.append(self._play(f"wave{len(waves)}", size, context, config.temperature, 0.1))
+        return self._advice([bare, *waves], explore=False), waves
+
+    def _advice(self, plays: Sequence[_Play], *, explore: bool) -> Context:
+        run, words = self._run, self._run.words
+        assert words.advise is not None
+        turns = run.memory.situations(_turns([t for play in plays for t in play.traces]), words)
+        return Context(
+            insights=tuple(outcome_insights(turns, words.actions, words.advise, explore=explore)),
+            k=run.config.insights_per_prompt,
+            situation=words.situation,
+            is_exploring=explore,
+        )
+
+    # --- a step ------------------------------------------------------------------------------------------
+
+    def _step(self, played: Sequence[Trace], context: Context, costs: Costs) -> float:
+        """Seconds of an optimiser step; of a part of one, where a whole one would take long."""
+        run, config, agent = self._run, self._run.config, self._run.agent
+        pairs = list(dict.fromkeys(self._pairs(played, context)))
+        size = max(1, config.batch_size // run.ranks.size)
+        answering = costs.play(costs.bare, size / costs.bare.turns, size)
+        part = size if answering < self._seconds / 4 else max(1, size // 4)
+        opcd = make_opcd(run, Ranks())
+        is_student = config.data == "student"
+        who = agent.student if is_student else agent.teacher
+
+        def once() -> float:
+            started = time.monotonic()
+            who.clear()
+            examples = sample_examples(
+                who,
+                agent.student.encode,
+                list(islice(cycle(pairs), part)),
+                Sampling(
+                    temperature=config.temperature if is_student else config.teacher_temperature,
+                    max_tokens=agent.max_tokens,
+                ),
+                range(part),
+                data=config.data,
+                teacher_encode=agent.teacher.encode,
+            )
+            who.clear()
+            if examples:
+                opcd.rehearse(examples)
+            return time.monotonic() - started
+
+        try:
+            if isinstance(opcd.teacher, FrozenTeacher) and agent.max_tokens == 1:
+                opcd.teacher.remember([agent.teacher.encode(informed) for _, informed in pairs])
+            seconds = once()
+            if seconds < self._seconds / 4:  # the first is slow by what is set up in it
+                seconds = once()
+        except DistillError:  # what does not fit is said where it comes up
+            return 0.0
+        finally:
+            if agent.scorer is not None:
+                agent.scorer.cost()  # which is counted by step
+            agent.teacher.clear()
+        if agent.max_tokens > MEMO_TOKENS:
+            return seconds * size / part
+        # Short replies are soon all the same: a step costs by its distinct prompts.
+        distinct = min(size, costs.bare.distinct(config.episodes * costs.bare.turns))
+        return seconds * max(1.0, distinct / min(part, len(pairs)))
+
+    def _pairs(self, played: Sequence[Trace], context: Context) -> Iterator[tuple[Prompt, Prompt]]:
+        """Bare prompts and those with the context, where it speaks; if nowhere, with anything instead."""
+        run, layout, found = self._run, self._run.config.layout, False
+        for trace in played:
+            for number, turn in enumerate(trace.turns):
+                past = run.memory.of(trace.turns[:number], turn.left_out)
+                acted = [(before.observation, before.action) for before in past]
+                seen = run.memory.seen(run.words, acted, turn.observation)
+                said = [message for before in past for message in exchange(run.words, before)]
+                if told := [insight.text for insight in context.show(turn.observation, situation=seen)]:
+                    found = True
+                    yield (
+                        build_prompt(run.words, turn.observation, past=said),
+                        build_prompt(run.words, turn.observation, told, layout, said),
+                    )
+        if not found:
+            for prompt in self._bare.seen:
+                *before, last = prompt.messages
+                informed = replace(last, content=f"{last.content}\n{self._lesson}")
+                yield prompt, replace(prompt, messages=(*before, informed))
+
+    # --- the env alone -----------------------------------------------------------------------------------
+
+    def _random(self) -> tuple[float, float]:
+        """Seconds of a step, and steps of an episode, of the random policy."""
+        config = self._run.config
+        baselines = Baselines(
+            config.env, config.env_kwargs, vectorization=config.vectorization, timeout=config.env_timeout
+        )
+        started, episodes = time.monotonic(), 0
+        seeds = SeedRange(split=Split.TRAIN, run_seed=config.seed, start=0, size=1)
+        try:
+            if baselines.is_text:
+                return 0.0, 1.0
+            while episodes < EPISODES and time.monotonic() < started + RANDOM_SECONDS:
+                size = 1 + episodes  # all the same, were it not that making ready takes a while too
+                baselines.random(replace(seeds, start=episodes, size=size))
+                episodes += size
+            steps = max(1, baselines.steps)
+        finally:
+            baselines.close()
+        return (time.monotonic() - started) / steps, steps / episodes
+
+
+def _turns(traces: Sequence[Trace]) -> pd.DataFrame:
+    """What ``ExperienceStore.turns`` would say of them, as far as insights are drawn from it."""
+    rows = []
+    for trace in traces:
+        following = [*(turn.observation for turn in trace.turns[1:]), trace.final_observation]
+        rows += [
+            {
+                "trace_id": trace.id,
+                "turn": number,
+                "split": trace.split,
+                "success": trace.success,
+                "observation": turn.observation,
+                "action": turn.action,
+                "reward": turn.reward,
+                "left_out": turn.left_out,
+                "next_observation": following[number],
+                "terminated": number + 1 == len(trace.turns) and trace.stop_reason == StopReason.TERMINATED,
+            }
+            for number, turn in enumerate(trace.turns)
+        ]
+    return pd.DataFrame(rows, columns=TURN_COLUMNS)
+
+
+def _fitted(calls: Sequence[Call]) -> tuple[float, float, float]:
+    """Seconds per call that computes, per new prompt in it, and per decision, by least squares."""
+    rows = np.array([[call.new > 0, call.new, call.decisions] for call in calls], dtype=float)
+    per_call, per_prompt, per_decision = nnls(rows, np.array([call.seconds for call in calls]))[0].tolist()
+    decisions = sum(call.decisions for call in calls)
+    return per_call, per_prompt, per_decision + sum(call.between for call in calls) / decisions
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Put the global random states back: an env may draw from them."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
