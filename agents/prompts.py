@@ -57,7 +57,10 @@ def build_prompt(
         past: The turns that the agent remembers; see ``exchange``.
     """
     layout = layout or Layout()
-    system, user = [words.rules], [_asked(words, observation)]
+    *said, asked = _said(words, observation)
+    system, user = [words.rules], [asked.content]
+    if said and said[0].role == "system":
+        system.append(said.pop(0).content)
     turns: tuple[Message, ...] = ()
     if experience:
         wrapped = layout.wrap(experience)
@@ -68,7 +71,7 @@ def build_prompt(
             system.append(first)
         else:
             (user if layout.place == "after" else system).append(wrapped)
-    messages = (*turns, *past, Message(role="user", content="\n".join(user)))
+    messages = (*turns, *past, *said, Message(role="user", content="\n".join(user)))
     if rules := "\n".join(filter(None, system)):  # without any, the chat template may have some of its own
         messages = (Message(role="system", content=rules), *messages)
     return Prompt(messages=messages, reply_prefix=words.reply_prefix)
@@ -80,6 +83,13 @@ def exchange(words: EnvWords, turn: Turn) -> tuple[Message, Message]:
         Message(role="user", content=_asked(words, turn.observation)),
         Message(role="assistant", content=turn.reply, token_ids=tuple(turn.token_ids)),
     )
+
+
+def _said(words: EnvWords, observation: str) -> list[Message]:
+    """The observation as messages: what is asked, behind what was said before where it is a conversation."""
+    if words.chat is None:
+        return [Message(role="user", content=_asked(words, observation))]
+    return [Message(role=role, content=text) for role, text in words.chat(observation)]
 
 
 def _asked(words: EnvWords, observation: str) -> str:

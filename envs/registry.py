@@ -24,6 +24,7 @@ from envs.games.frozen_lake import frozen_lake_words
 from envs.games.random_lake import RANDOM_LAKE_SETTINGS, RandomFrozenLakeEnv, random_lake_words
 from envs.games.toy_text import TAXI_SETTINGS, blackjack_words, cliff_words, taxi_words
 from envs.questions.choice_env import CHOICE_SETTINGS, ChoiceEnv, choice_words
+from envs.questions.log_env import LOGS_SETTINGS, LogEnv, logs_words
 from envs.questions.math_env import MATH_SETTINGS, MathEnv, math_words
 from envs.spaces import any_words
 from envs.words import EnvError, EnvWords, Success
@@ -42,6 +43,7 @@ OURS: dict[type[gym.Env[Any, Any]], WordsOf] = {
     AcrobotEnv: acrobot_words,
     MathEnv: math_words,
     ChoiceEnv: choice_words,
+    LogEnv: logs_words,
     openenv.OpenEnvEnv: openenv.words,
     textarena.TextArenaEnv: textarena.words,
 }
@@ -55,6 +57,7 @@ _SETTINGS: dict[str, Mapping[str, Any]] = {
     "Taxi-v4": TAXI_SETTINGS,
     "OPCD/RandomFrozenLake-v0": RANDOM_LAKE_SETTINGS,
     "Choice-v0": CHOICE_SETTINGS,
+    "Logs-v0": LOGS_SETTINGS,
     "OPCD/Cue-v0": CUE_SETTINGS,
 }
 """Env id -> what its author recommends, where that is not what suits most."""
