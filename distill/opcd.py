@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -27,7 +27,7 @@ from distill.examples import (
 )
 from distill.lm.compiled import compile_layers
 from distill.lm.head import LMHead
-from distill.lm.language_model import Way, context_window
+from distill.lm.language_model import LanguageModel, Way, context_window
 from distill.lm.padded_lm import PaddedPass
 from distill.lm.prefix_lm import TreePass
 from distill.lm.span import Span
@@ -289,16 +289,9 @@ class OPCD:
 
         def score(hidden_TD: torch.Tensor, head: LMHead) -> torch.Tensor:
             """Loss, then what is logged."""
-            head = head.cut(self._vocabulary).at(self._temperature)
-            student = self._narrowed(hidden_TD[rows], head)
-            if isinstance(self.teacher, ScoringTeacher):
-                result = self._remotely_scored(student, self.teacher, places, weight_T)
-            else:
-                assert teacher_ND is not None
-                head = self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature)
-                teacher = self._narrowed(teacher_ND, head)
-                form = chunked_topk_reverse_kl if direction == "reverse" else chunked_forward_kl
-                result = self._scored(form, self._mode, student, teacher, weight_T)
+            result = self._compared(
+                (hidden_TD[rows], head), teacher_ND, places, weight_T, direction=direction, mode=self._mode
+            )
             logged = [(weight_T * stat_T).sum() for stat_T in result[2:]]
             return torch.stack([result.loss, *logged])
 
@@ -307,6 +300,62 @@ class OPCD:
         sums = self._forward(forward_pass, score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
         return sums.detach(), forward_pass.tokens if counts else 0
+
+    @torch.no_grad()
+    def divergences(self, student: LanguageModel, examples: Sequence[DistillExample]) -> list[float]:
+        """KL(student || teacher) of each completion, the mean over its tokens, in nats; nothing is trained.
+
+        Both are at the temperatures of the training, and what is not in the student's top-k is one bucket.
+
+        Args:
+            student: Whose: what is trained, or what it was.
+            examples: Its completions, all on this process.
+
+        Raises:
+            DistillError: A sequence does not fit a context window.
+        """
+        self._check_windows(examples)
+        # Detached, since the loss makes gradients on its way there, whether torch keeps any or not.
+        head = replace(student.head, weight_VD=student.head.weight_VD.detach())
+        found: list[float] = []
+        for first in range(0, len(examples), COMPARED):
+            pairs = [example.spans for example in examples[first : first + COMPARED]]
+            sizes = [of_student.size for of_student, _ in pairs]
+            places = Scored(
+                student=tuple(of_student for of_student, _ in pairs),
+                teacher=tuple(of_teacher for _, of_teacher in pairs),
+                rows=tuple(range(sum(sizes))),
+                weights=(1.0,) * sum(sizes),
+            )
+            kl_T = self._compared(
+                (student.along(places.student), head),
+                None if isinstance(self.teacher, ScoringTeacher) else self.teacher.along(places.teacher),
+                places,
+                torch.ones(sum(sizes), device=self.student.device),
+                direction="reverse",
+                mode="tail",
+            ).kl_T
+            found += [float(kl.mean()) for kl in kl_T.split(sizes)]
+        return found
+
+    def _compared(
+        self,
+        student: tuple[torch.Tensor, LMHead],
+        teacher_ND: torch.Tensor | None,
+        places: Scored,
+        weight_T: torch.Tensor,
+        *,
+        direction: Direction,
+        mode: Mode,
+    ) -> KLResult:
+        """What the student says next at each place, against what the teacher says there."""
+        mine = self._narrowed(student[0], student[1].cut(self._vocabulary).at(self._temperature))
+        if isinstance(self.teacher, ScoringTeacher):
+            return self._remotely_scored(mine, self.teacher, places, weight_T, mode)
+        assert teacher_ND is not None
+        head = self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature)
+        form = chunked_topk_reverse_kl if direction == "reverse" else chunked_forward_kl
+        return self._scored(form, mode, mine, self._narrowed(teacher_ND, head), weight_T)
 
     def _narrowed(self, hidden_TD: torch.Tensor, head: LMHead) -> tuple[torch.Tensor, LMHead]:
         return hidden_TD.to(self._narrow or hidden_TD.dtype), head.narrowed(self._narrow)
@@ -338,6 +387,7 @@ class OPCD:
         teacher: ScoringTeacher,
         places: Scored,
         weight_T: torch.Tensor,
+        mode: Mode,
     ) -> KLResult:
         hidden_TD, head = student
         head_VD = head.weight_VD
@@ -347,7 +397,7 @@ class OPCD:
             hidden_TD,
             head_VD,
             k=self._k,
-            mode=self._mode,
+            mode=mode,
             chunk=self._chunk,
             weights_T=weight_T,
             student_map=head.map,
@@ -472,6 +522,8 @@ def pass_tokens(model: PreTrainedModel, *, is_checkpointed: bool, is_compiled: b
     return int(min(GPU_MOST_NODES, max(CPU_NODES, GPU_SHARE * free / token_bytes)))
 
 
+COMPARED = 16
+"""Completions that are compared at once, where nothing is trained."""
 NOTHING = (DistillExample(student_prompt_ids=(0,), teacher_prompt_ids=(0,), completion_ids=(0,)),)
 """What a process computes in a pass that only others have work for."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
