@@ -20,7 +20,7 @@ from agents.run.run import Run
 from agents.training import Training
 from distill.parallel import is_main_process
 from evals.report import print_summary
-from experience.context import NO_CONTEXT
+from experience.context import NO_CONTEXT, Context
 from experience.masking import masked
 from experience.phase import Phase
 
@@ -53,18 +53,23 @@ def self_improve(config: SelfImproveConfig, console: Console | None = None) -> d
             context = reflection.gate(number, candidates)  # 3. which of it helps on held-out episodes?
             if context is None:
                 continue
-            for step in training.steps(number, context):  # 4. from the prompt into the weights
-                questions = training.draw(step)  # x and context + x, of what was seen while playing
-                examples = training.answer(questions)  # y, from the student on x alone
-                training.update(examples)  # minimises KL(student(y | x) || teacher(y | context + x))
-                if training.is_validation_due:
-                    training.validate()  # on held-out episodes; the best weights are kept
+            distil(training, number, context)  # 4. from the prompt into the weights
             trained = context
         training.load_best()
         run.save_model()
         reflection.settle_on(trained)
         results = measure(run, trained or (candidates or [NO_CONTEXT])[0])  # 5. before and after, on test
         return run.finish(results)
+
+
+def distil(training: Training, number: int, context: Context) -> None:
+    """Train a context into the weights: one round of OPCD, or the rest of it."""
+    for step in training.steps(number, context):
+        questions = training.draw(step)  # x and context + x, of what was seen while playing
+        examples = training.answer(questions)  # y, from the student on x alone
+        training.update(examples)  # minimises KL(student(y | x) || teacher(y | context + x))
+        if training.is_validation_due:
+            training.validate()  # on held-out episodes; the best weights are kept
 
 
 def main() -> int:

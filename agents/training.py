@@ -5,6 +5,7 @@ step that was.
 """
 
 import copy
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Self, TypeVar
 
-import pandas as pd
 import torch
 
 from agents.policies.local import HFPolicy
@@ -82,17 +82,20 @@ class Training:
     Within it an interrupt leaves a checkpoint, so that no optimiser step is done twice.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, score: Callable[["Training"], float] | None = None) -> None:
         """Begin, or go on from the checkpoint in the run's folder.
 
         Args:
             run: One whose folder is open.
+            score: By what the best weights are chosen, the more the better, where it is not the success on
+                validation episodes.
 
         Raises:
             DistillError: Student and teacher do not fit each other, or the checkpoint is of another model.
             RunFolderError: The checkpoint is damaged.
         """
         self.run, self.agent = run, run.agent
+        self._score = score
         config, student = run.config, run.agent.student
         self.teacher = self._make_teacher()
         sharded = run.ranks.size > 1 and config.engine == "fsdp"
@@ -114,8 +117,8 @@ class Training:
             engine=config.engine,
             compute=student.lm.way,
         )
-        self._best_score = -1.0
-        """Validation success of the best weights so far."""
+        self._best_score = -math.inf
+        """On validation, of the best weights so far."""
         self._best_step = -1
         """The optimiser step after which they were saved."""
         self._round = 0
@@ -292,8 +295,7 @@ class Training:
             RunFolderError: The weights cannot be written.
         """
         run, step = self.run, self.opcd.step_count
-        frames = self._validation_traces(step)
-        score = sum(map(success_rate, frames)) / len(frames)
+        score = self._success(step) if self._score is None else self._score(self)
         if score > self._best_score:
             self._write(BEST, self.opcd.weights(), {"step": step, "score": score})
             self._best_score, self._best_step = score, step
@@ -303,7 +305,7 @@ class Training:
             kind="validation",
             step=step,
             round=self._round,
-            success_rate=score,
+            **{"success_rate" if self._score is None else "score": score},
             best=self._best_step == step,
         )
         if self._is_writing_worth_it:
@@ -429,15 +431,16 @@ class Training:
         )
         return {"rollout_gap": gap.mean, "rollout_gap_max": gap.max}
 
-    def _validation_traces(self, step: int) -> list[pd.DataFrame]:
-        """One frame per evaluation temperature."""
+    def _success(self, step: int) -> float:
+        """On validation, the mean over the evaluation temperatures."""
         run = self.run
-        return [
+        frames = [
             run.play(
                 Phase.validation(step, temperature), self.agent.student, run.validation_seeds, temperature
             )
             for temperature in run.config.eval_temperature
         ]
+        return sum(map(success_rate, frames)) / len(frames)
 
     def _stop(self, reason: str) -> None:
         """End the round early, with the best weights; all of it or nothing."""
