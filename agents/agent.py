@@ -27,7 +27,7 @@ from distill.lm.sealed import seal_folder
 from distill.lora import LoRA
 from distill.opcd import OPCD
 from distill.parallel import Ranks
-from distill.teacher import check_same_tokens
+from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher, check_same_tokens
 from envs.words import EnvWords
 
 FREE_TEXT_TOKENS = 64
@@ -113,6 +113,16 @@ class Agent:
     def load_policy(self, name: str) -> HFPolicy:
         """Another model, to be used as it is."""
         return self._policy(self._load(name))
+
+    def imitated(self) -> Teacher | ScoringTeacher:
+        """The teacher as what scores completions, with a memo of its own where it stays as it is."""
+        if self.scorer is not None:
+            return self.scorer
+        if self.config.teacher_kind in ("round", "ema"):
+            return FollowingTeacher(self.teacher.lm)
+        if self.config.teacher_kind == "self":
+            return self.student.lm
+        return FrozenTeacher(self.teacher.lm.fresh())
 
     def save(self, target: Path) -> None:
         """Write the student and its tokenizer as a plain Hugging Face folder, adapters merged in.

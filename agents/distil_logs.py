@@ -25,9 +25,11 @@ from rich.table import Table
 
 from agents.cli import run_command
 from agents.config import ConfigError, SelfImproveConfig
+from agents.examples import sample_examples
 from agents.measurement import measure
+from agents.moments import Moment, fits
 from agents.policies.local import HFPolicy
-from agents.policies.policy import Prompt, Sampling
+from agents.policies.policy import Sampling
 from agents.reflection import Reflection, insight_from
 from agents.rollout import turn_seed
 from agents.run.folder import peak_rss_bytes
@@ -35,7 +37,7 @@ from agents.run.resume import begun, default_output
 from agents.run.run import CONTEXT, Run
 from agents.self_improve import distil
 from agents.system_prompt import MIN_QUESTIONS, check_sizes, refuse_settings
-from agents.training import Moment, Training, sample_examples
+from agents.training import Training
 from distill.parallel import is_main_process
 from envs.questions.log import Log, System
 from envs.questions.log_env import LogEnv
@@ -182,18 +184,9 @@ def _moments(env: TextEnv, run: Run, seeds: Iterable[int], context: Context) -> 
         observation, _ = env.reset(seed=seed)
         shown = context.show(observation, situation=run.words.situation(observation))
         moment = Moment(observation=observation, advice=tuple(insight.text for insight in shown))
-        if shown and _fits(run, moment):
+        if shown and fits(run.agent, moment.prompts(run.words, run.config.layout)):
             found.append(moment)
     return found
-
-
-def _fits(run: Run, moment: Moment) -> bool:
-    agent, (bare, informed) = run.agent, moment.prompts(run.words, run.config.layout)
-
-    def can_read(policy: HFPolicy, prompt: Prompt) -> bool:
-        return len(policy.encode(prompt)) + agent.max_tokens <= policy.window
-
-    return can_read(agent.student, bare) and can_read(agent.teacher, informed)
 
 
 def _episodes(env: TextEnv, run: Run, seeds: SeedRange, context: Context) -> Iterator[Trace]:

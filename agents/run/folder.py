@@ -25,11 +25,11 @@ from evals.finished_run import DamagedMetricsError, read_metrics
 from experience.masking import masked
 
 PACKAGES = ("opcd-gym", "gymnasium", "torch", "transformers", "numpy", "pandas", "sqlalchemy")
-
-
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+"""All that the next step depends on, and the best weights so far."""
 TRAIN_AGAIN = (
-    "To train again from the start, with the same outcome, remove checkpoint.safetensors and "
-    "best.safetensors from the folder and resume the run"
+    f"To train again from the start, with the same outcome, remove {CHECKPOINT} and {BEST} from the folder "
+    "and resume the run"
 )
 
 

@@ -27,7 +27,7 @@ from agents.config import ConfigError, SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
 from agents.prompts import build_prompt
-from agents.run.folder import RunFolder, check_free
+from agents.run.folder import BEST, CHECKPOINT, RunFolder, check_free
 from agents.run.resume import default_output, resumed
 from agents.run.tracking import Tracker, check_available
 from distill.parallel import Ranks
@@ -50,8 +50,6 @@ from experience.trace import StopReason, Trace
 
 COMMIT_EVERY = 64
 """Episodes per transaction."""
-CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
-"""All that the next step depends on, and the best weights so far."""
 CONTEXT = Phase(kind="context")
 """Which has come to the text of the context file, as it was when the run began."""
 

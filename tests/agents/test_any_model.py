@@ -10,7 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from agents.config import SelfImproveConfig
-from agents.run.run import CHECKPOINT
+from agents.run.folder import CHECKPOINT
 from agents.self_improve import self_improve
 from distill.opcd import OPCD
 from envs.games.frozen_lake import ACTIONS

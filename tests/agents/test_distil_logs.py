@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,10 @@ def test_without_answers_the_agent_comes_closer_to_its_teacher(
         traces, turns = store.traces(), store.turns()
     assert set(traces["policy_id"]) == {"log"}
     assert set(traces["stop_reason"]) == {"not_judged"}
-    assert set(turns["reply"]) == {"<think>Hm.</think>left", "down"} or set(turns["reply"]) == {"left", "down"}
+    assert set(turns["reply"]) == {"<think>Hm.</think>left", "down"} or set(turns["reply"]) == {
+        "left",
+        "down",
+    }
     with patch.object(OPCD, "step", side_effect=AssertionError("a finished run is not run again")):
         assert distil_logs(config, QUIET) == results
     with pytest.raises(ConfigError, match="begun with lr"):
@@ -143,7 +145,10 @@ def test_the_insights_of_another_run(config: LogsConfig, tmp_path: Path) -> None
             "round1",
         )
         store.set_insights(
-            [Insight(text=text, observation=None, score=1.0, support=1) for text in ("Say left.", "Be calm.")],
+            [
+                Insight(text=text, observation=None, score=1.0, support=1)
+                for text in ("Say left.", "Be calm.")
+            ],
             "round2",
         )
     run = dataclasses.replace(config.run, context_file=None, steps=1)
@@ -210,9 +215,7 @@ def test_prompts_that_do_not_fit_the_window_are_left_out(
     assert "whether the context helps is for you to know" in told
 
 
-def test_a_checker_of_ones_own(
-    config: LogsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checker_of_ones_own(config: LogsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_checks.py").write_text(
         "from envs import register_checker\n"
         "register_checker('brief', lambda reply, answer: len(reply.split()) < 9)\n"

@@ -16,7 +16,9 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.config import SelfImproveConfig
+from agents.examples import sample_examples
 from agents.memory import ALL_TURNS, Memory
+from agents.moments import Moment
 from agents.policies.chat_template import ChatTemplate
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Policy, Prompt, Sampling
@@ -24,7 +26,6 @@ from agents.policies.scripted import ScriptedPolicy
 from agents.prompts import Layout, build_prompt, exchange
 from agents.rollout import Phase, rollout
 from agents.self_improve import self_improve
-from agents.training import Moment, Training, sample_examples
 from distill.examples import DistillExample, scored
 from distill.lm.padded_lm import PaddedPass
 from distill.lm.prefix_lm import PrefixLM, TreePass
@@ -407,11 +408,8 @@ def test_what_the_teacher_cannot_read_the_student_does_not_either(
         Message(role="assistant", content="I move up", token_ids=(9, 9)),
     ] * 4
     moment = Moment(observation="Now.", advice=("Go. " * 20,), episode=said, remembered=range(4))
-    here = SimpleNamespace(
-        run=SimpleNamespace(words=words, config=SimpleNamespace(layout=None)),
-        agent=SimpleNamespace(student=policy, teacher=policy, max_tokens=4),
-    )
-    bare, informed = Training._prompts(here, moment)  # type: ignore[arg-type]
+    agent: Any = SimpleNamespace(student=policy, teacher=policy, max_tokens=4)
+    bare, informed = moment.prompts_for(agent, words, Layout())
     assert len(policy.encode(informed)) + 4 <= policy.window
     assert 2 < len(bare.messages) == len(informed.messages) < 10
     _, more = Moment(observation="Now.", advice=moment.advice, episode=said, remembered=range(4)).prompts(

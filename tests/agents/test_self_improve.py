@@ -32,12 +32,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
+from agents.dealing import shares
+from agents.examples import sample_examples
 from agents.reflection import Reflection
 from agents.run.folder import RunFolder, RunFolderError
 from agents.run.resume import begun, finish, saved_config
 from agents.run.run import Run
 from agents.self_improve import main, self_improve
-from agents.training import Training, sample_examples, shares
+from agents.training import Training
 from distill.opcd import OPCD, DistillError, StepStats
 from experience.context import Context
 from experience.store import ExperienceStore
@@ -66,7 +68,7 @@ KEPT = TINY | {"keep_checkpoints": True}
 @pytest.fixture(autouse=True)
 def every_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """However little time there is to training on the tiny model: so that which are written is known."""
-    monkeypatch.setattr("agents.training.WRITING_SHARE", 1e9)
+    monkeypatch.setattr("agents.run.checkpoints.WRITING_SHARE", 1e9)
 
 
 @contextmanager
@@ -177,7 +179,7 @@ def test_a_run_that_ended_well_keeps_what_is_of_use(whole: Path, tmp_path: Path)
 def test_checkpoints_take_little_of_the_time_of_training(
     whole: Path, walker_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agents.training.WRITING_SHARE", 0.05)
+    monkeypatch.setattr("agents.run.checkpoints.WRITING_SHARE", 0.05)
     written: list[str] = []
     write = RunFolder.save_tensors
 

@@ -16,13 +16,13 @@ from rich.console import Console
 
 import agents.system_prompt
 from agents.config import ConfigError, SelfImproveConfig
+from agents.examples import sample_examples
 from agents.play import PlayConfig, experience, settings
 from agents.policies.policy import Message
 from agents.prompts import Layout, build_prompt, conversation
 from agents.run.run import Run
 from agents.self_improve import self_improve
 from agents.system_prompt import SystemPromptConfig, main, print_table, system_prompt
-from agents.training import sample_examples
 from distill.opcd import OPCD
 from envs import EnvError, make_text_env
 from envs.questions.choice_env import Match, read_label

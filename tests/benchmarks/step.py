@@ -15,9 +15,9 @@ from typing import Any
 import transformers
 import tyro
 
+from agents.examples import sample_examples
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
-from agents.training import sample_examples
 from distill.lm.load import load_model
 from distill.lm.prefix_lm import PrefixLM
 from distill.opcd import OPCD

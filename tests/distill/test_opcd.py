@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from agents.examples import sample_examples
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
-from agents.training import sample_examples
 from distill.collapse import collapse
 from distill.examples import (
     DistillExample,

@@ -1,0 +1,93 @@
+"""What is trained on: prompts, answered by the student or by its teacher."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from agents.policies.policy import FinishReason, Policy, Prompt, Sampling
+from agents.policies.vllm.policy import VLLMPolicy
+from distill.examples import Data, DistillError, DistillExample, TokenIds
+
+GAP_EXAMPLES = 8
+"""Of so many completions of a step the log-probabilities of vLLM and of the trainer are compared."""
+
+Pair = tuple[Prompt, Prompt]
+"""The bare prompt x, and the same with its context, c + x."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What an example is to be made of."""
+
+    prompts: Pair
+    seed: int
+    """Of the answer."""
+
+
+def sample_examples(
+    policy: Policy,
+    encode: Callable[[Prompt], TokenIds],
+    pairs: Sequence[Pair],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    data: Data = "student",
+    teacher_encode: Callable[[Prompt], TokenIds] | None = None,
+) -> list[DistillExample]:
+    """Let the policy answer.
+
+    Args:
+        policy: The student, which answers the bare prompts, or the teacher, which answers those with context.
+        encode: A prompt's token ids, in the student's chat template.
+        pairs: (bare prompt, prompt with context).
+        sampling: How it samples.
+        seeds: One per pair.
+        data: Who ``policy`` is: ``student`` makes the data on-policy, ``teacher`` off-policy.
+        teacher_encode: The same in the teacher's template, where it has another.
+
+    Returns:
+        One example per non-empty completion.
+
+    Raises:
+        DistillError: A prompt and its completion do not fit the policy's context window.
+    """
+    teacher_encode = teacher_encode or encode
+    asked = [bare if data == "student" else with_context for bare, with_context in pairs]
+    examples = []
+    for (bare, with_context), completion in zip(pairs, policy.generate(asked, sampling, seeds), strict=True):
+        if completion.finish_reason == FinishReason.OVERFLOW:
+            raise DistillError(
+                f"a prompt of {completion.prompt_tokens} tokens and {sampling.max_tokens} new ones do not "
+                "fit the model's context window: shorten the prompt or its context, or allow fewer new tokens"
+            )
+        if completion.token_ids:
+            examples.append(
+                DistillExample(
+                    student_prompt_ids=encode(bare),
+                    teacher_prompt_ids=teacher_encode(with_context),
+                    completion_ids=completion.token_ids,
+                    is_cut_off=completion.finish_reason == FinishReason.LENGTH,
+                    logprobs=completion.logprobs,
+                )
+            )
+    return examples
+
+
+def rollout_gap(policy: Policy, examples: Sequence[DistillExample], data: Data) -> dict[str, float]:
+    """How far what drew the completions is from the weights that are trained, for the log.
+
+    Args:
+        policy: Who answered; nothing is to be said of one that computes with the weights themselves.
+        examples: Its answers.
+        data: Who it is.
+    """
+    if not isinstance(policy, VLLMPolicy):
+        return {}
+    gap = policy.gap(
+        (
+            e.student_prompt_ids if data == "student" else e.teacher_prompt_ids,
+            e.completion_ids,
+            e.logprobs,
+        )
+        for e in examples[:: max(1, len(examples) // GAP_EXAMPLES)]
+    )
+    return {"rollout_gap": gap.mean, "rollout_gap_max": gap.max}
