@@ -33,6 +33,7 @@ from agents.run.folder import peak_rss_bytes
 from agents.run.resume import begun, default_output
 from agents.run.run import CONTEXT, Run
 from agents.self_improve import distil
+from agents.sharing import check_target, command_line, settings_of, share
 from agents.system_prompt import MIN_QUESTIONS, check_sizes, refuse_settings
 from agents.training import Training
 from distill.parallel import is_main_process
@@ -72,9 +73,27 @@ class LogsConfig:
     system: System = "keep"
     """Whether the conversations' own system messages belong to the prompts; `drop` where they hold what is to
     be trained in."""
+    push_to_hub: str | None = None
+    """Share the model, and the log's prompts, traces and insights as a data set, at the end: the name of a
+    repository, such as me/rules, or a new folder, such as ./shared."""
     run: Annotated[SelfImproveConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(
         default_factory=lambda: SelfImproveConfig.for_env(ENV)
     )
+
+    @property
+    def command(self) -> str:
+        """The same without what is of the machine, for others."""
+        given = {
+            "conversations": self.conversations.name,
+            "experience": None if self.experience is None else self.experience.name,
+            "answer": self.answer if self.answer != "answer" else None,
+            "checker": self.checker if self.checker != "contains" else None,
+            "system": self.system if self.system != "keep" else None,
+            **settings_of(self.run),
+        }
+        return command_line(
+            "distil_logs", {name: value for name, value in given.items() if value is not None}
+        )
 
     @property
     def settings(self) -> SelfImproveConfig:
@@ -156,6 +175,7 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
             after = run.once(_kl("after"), lambda: divergences(training, run.agent.student, test, "after"))
         results = {
             **(measure(run, context) if is_judged else _unjudged(run)),
+            "command": config.command,
             "context": str(config.experience or run.config.context_file),
             "log": about,
             "admitted": is_admitted,
@@ -375,10 +395,15 @@ def main() -> int:
         default = LogsConfig(conversations=tyro.MISSING, run=SelfImproveConfig.for_env(ENV))
         config = tyro.cli(LogsConfig, default=default, prog="python -m agents.distil_logs")
         path = config.run.output or default_output(ENV)
+        if config.push_to_hub is not None:
+            check_target(config.push_to_hub)
         settings = dataclasses.replace(config.run, output=path)
         results = distil_logs(dataclasses.replace(config, run=settings), console)
         if is_main_process():
             print_table(results, path)
+            if config.push_to_hub is not None:
+                again = f"the same command with --output {path}"
+                share(path, config.push_to_hub, console, store=config.run.store, again=again)
 
     def how_to_go_on() -> str:
         if path is None or not (path / "config.json").exists():

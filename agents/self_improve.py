@@ -17,6 +17,7 @@ from agents.measurement import measure
 from agents.reflection import Reflection
 from agents.run.resume import default_output, reach, saved_config
 from agents.run.run import Run
+from agents.sharing import check_target, share
 from agents.training import Training
 from distill.parallel import is_main_process
 from evals.report import print_summary
@@ -78,13 +79,18 @@ def main() -> int:
 
     def work(console: Console) -> None:
         nonlocal path
-        config, as_json = parse_command()
+        config, command = parse_command()
         path = config.resume or config.output or default_output(config.env)
+        if command.push_to_hub is not None:
+            check_target(command.push_to_hub)
         results = self_improve(config if config.resume else dataclasses.replace(config, output=path), console)
-        if is_main_process() and as_json:
+        if is_main_process() and command.json:
             print(json.dumps(masked({"run": str(path), **results})))
-        elif is_main_process():
+        elif is_main_process() and "arms" in results:
             print_summary(results, path)
+        if is_main_process() and command.push_to_hub is not None:
+            again = f"python -m agents.self_improve --resume {path} --push-to-hub {command.push_to_hub}"
+            share(path, command.push_to_hub, console, store=config.store, again=again)
 
     def how_to_go_on() -> str:
         if path is None or not (path / "config.json").exists():

@@ -230,3 +230,31 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     code, output = command(capsys, "--help")
     assert code == 0
     assert "--conversations" in output
+
+
+def test_it_is_shared_with_its_distance_and_its_prompts(
+    config: LogsConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, target = config.run, tmp_path / "shared"
+    given = {
+        "--conversations": config.conversations,
+        "--context-file": run.context_file,
+        "--model": run.model,
+        "--output": run.output,
+        "--max-new-tokens": 2,
+        "--steps": 1,
+        "--test-episodes": 8,
+        "--push-to-hub": target,
+    }
+    code, output = command(capsys, *(str(part) for pair in given.items() for part in pair))
+    assert code == 0
+    assert f"shared: {target}" in output
+    card = (target / "model" / "README.md").read_text()
+    assert "held-out prompts | KL to the teacher" in card
+    assert "Say left." in card
+    assert "python -m agents.distil_logs --conversations chats.jsonl" in card
+    assert str(tmp_path) not in card
+    assert (target / "experience" / "turns-00000.jsonl").read_text().count("Where to, ") > 20
+    code, output = command(capsys, "--push-to-hub", str(target), "--conversations", "x.jsonl")
+    assert code == 2
+    assert "is there already: name a new folder" in output
