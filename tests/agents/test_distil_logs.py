@@ -18,6 +18,7 @@ from experience.insight import Insight
 from experience.store import ExperienceStore, open_run
 from tests.agents.test_self_improve import fail_at, open_gate
 from tests.conftest import run_main
+from tests.test_docs import blocks
 
 QUIET = Console(quiet=True)
 command = partial(run_main, main)
@@ -216,10 +217,8 @@ def test_prompts_that_do_not_fit_the_window_are_left_out(
 
 
 def test_a_checker_of_ones_own(config: LogsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_checks.py").write_text(
-        "from envs import register_checker\n"
-        "register_checker('brief', lambda reply, answer: len(reply.split()) < 9)\n"
-    )
+    [script] = blocks("docs/logs.md", "python")
+    (tmp_path / "my_checks.py").write_text(script)
     monkeypatch.syspath_prepend(tmp_path)
     with open_gate():
         results = distil_logs(dataclasses.replace(config, checker="my_checks:brief"), QUIET)
