@@ -26,7 +26,7 @@ from rich.table import Table
 from agents.cli import run_command
 from agents.config import ConfigError, SelfImproveConfig
 from agents.divergence import divergences
-from agents.measurement import measure
+from agents.measurement import measure, measure_forgetting
 from agents.moments import Moment, fits
 from agents.reflection import Reflection, insight_from
 from agents.run.folder import peak_rss_bytes
@@ -37,7 +37,7 @@ from agents.sharing import check_target, command_line, settings_of, share
 from agents.system_prompt import MIN_QUESTIONS, check_sizes, refuse_settings
 from agents.training import Training
 from distill.parallel import is_main_process
-from envs.questions.log import Log, System
+from envs.questions.log import Log, System, from_json
 from envs.questions.log_env import LogEnv
 from envs.text_env import TextEnv, make_text_env
 from evals.plots import ARM_LABELS
@@ -164,6 +164,11 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
         if not (kept and all(held_out)):
             raise ConfigError("no prompt fits the model's window beside the context: shorten it")
         validation, test = held_out
+        if 2 * sum(moment.advice[0] in from_json(moment.observation)[0][1] for moment in test) > len(test):
+            raise ConfigError(
+                f"the conversations of {config.conversations} begin with the context already: take --system "
+                "drop"
+            )
         with Training(run, None if is_judged else partial(_closeness, validation)) as training:
             before = run.once(_kl("before"), lambda: divergences(training, run.agent.base, test, "before"))
             is_admitted = not is_judged or reflection.gate(1, [context]) is not None
@@ -299,6 +304,8 @@ def _prompt_tokens(run: Run, moments: Sequence[Moment]) -> dict[str, float]:
 def _unjudged(run: Run) -> dict[str, Any]:
     """What is said of a run in which nothing tells right from wrong."""
     config = run.config
+    if run.ranks.is_main:
+        measure_forgetting(run)
     return {
         "schema_version": 1,
         "env": config.env,

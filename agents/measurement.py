@@ -47,8 +47,7 @@ def measure(run: Run, context: Context) -> dict[str, Any]:
         results["sampled_comparison"] = comparison.as_dict()
         results["sampled_context_put_back"] = put_back.as_dict()
     if run.ranks.is_main:
-        if config.forgetting:
-            _measure_forgetting(run)
+        measure_forgetting(run)
         results["cut_short"] = cut_short(run.store.traces())
         results["wall_seconds"] = round(run.folder.seconds, 1)
         results["peak_rss_bytes"] = peak_rss_bytes()
@@ -57,8 +56,10 @@ def measure(run: Run, context: Context) -> dict[str, Any]:
     return run.ranks.broadcast(results)
 
 
-def _measure_forgetting(run: Run) -> None:
-    """Write ``forgetting.json``: what else the agent can do, before and after."""
+def measure_forgetting(run: Run) -> None:
+    """Write ``forgetting.json``, if that is wanted: what else the agent can do, before and after."""
+    if not run.config.forgetting:
+        return
     config = ForgettingConfig(before=run.config.model, after=str(run.folder.path), seed=run.config.seed)
     examinees = {"before": partial(sit, run.agent.base), "after": partial(sit, run.agent.student)}
     table = forgetting(config, run.console, examinees)

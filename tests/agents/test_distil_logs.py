@@ -203,6 +203,20 @@ def test_bad_input_is_one_clear_error(
     assert "Traceback" not in output
 
 
+def test_a_context_that_stands_in_the_log_is_taken_out_of_it(config: LogsConfig, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in config.conversations.read_text().splitlines()]
+    rules = {"role": "system", "content": "Mind: say left. Thanks."}
+    rows = [{"messages": [rules, *row["messages"]]} for row in rows]
+    config.conversations.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rules.txt").write_text("say left.")
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps=0))
+    with pytest.raises(ConfigError, match="begin with the context already: take --system "):
+        distil_logs(config, QUIET)
+    run = dataclasses.replace(config.run, output=tmp_path / "dropped")
+    results = distil_logs(dataclasses.replace(config, run=run, system="drop"), QUIET)
+    assert results["kl"]["before"]["mean"] > 0
+
+
 def test_prompts_that_do_not_fit_the_window_are_left_out(
     config: LogsConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
