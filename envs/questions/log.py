@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -87,22 +87,17 @@ def _read_log(path: Path, answer: str, system: System, stamps: tuple[tuple[int, 
     conversations = chars = 0
     is_cut = False
     for where, read in read_conversations(path, answer):
-        if isinstance(read, str):
-            skipped[read] += 1
-            first.setdefault(read, where)
+        taken = read if isinstance(read, str) else _prompts(read, system)
+        if isinstance(taken, str):
+            skipped[taken] += 1
+            first.setdefault(taken, where)
             continue
-        made = list(_prompts(read, system))
-        if len(made[-1].question) > MAX_CHARS:
-            reason = f"more than {MAX_CHARS} characters"
-            skipped[reason] += 1
-            first.setdefault(reason, where)
-            continue
-        chars += sum(len(prompt.question) for prompt in made)
-        if len(prompts) + len(made) > MAX_PROMPTS or chars > MAX_LOG_CHARS:
+        chars += sum(len(prompt.question) for prompt in taken)
+        if len(prompts) + len(taken) > MAX_PROMPTS or chars > MAX_LOG_CHARS:
             is_cut = True
             break
         conversations += 1
-        prompts += made
+        prompts += taken
     if not prompts:
         reasons = ", ".join(f"{n} with {reason}" for reason, n in skipped.items())
         raise EnvError(f"{path} has no conversation to learn from{f': {reasons}' if reasons else ''}")
@@ -120,21 +115,26 @@ def _read_log(path: Path, answer: str, system: System, stamps: tuple[tuple[int, 
     )
 
 
-def _prompts(conversation: Conversation, system: System) -> Iterator[LoggedPrompt]:
-    """One for each turn of the user; the answer is the last one's."""
+def _prompts(conversation: Conversation, system: System) -> list[LoggedPrompt] | str:
+    """One for each turn of the user, the answer being the last one's; or why the conversation is passed over.
+
+    The last is the longest, and is looked at first: all together grow with the square of the turns.
+    """
     own: list[Said] = [("system", conversation.system)] if conversation.system and system == "keep" else []
     turns = conversation.turns
     asked = [number for number, (role, _) in enumerate(turns) if role == "user"]
-    for number in asked:
-        is_last = number == asked[-1]
-        following = turns[number + 1 :]
-        yield LoggedPrompt(
+    if len(as_json([*own, *turns[: asked[-1] + 1]])) > MAX_CHARS:
+        return f"more than {MAX_CHARS} characters"
+    return [
+        LoggedPrompt(
             question=as_json([*own, *turns[: number + 1]]),
-            gold=(conversation.answer or "") if is_last else "",
+            gold=(conversation.answer or "") if number == asked[-1] else "",
             beginning=turns[0][1],
-            reply=following[0][1] if following else "",
-            is_last=is_last,
+            reply=turns[number + 1][1] if number + 1 < len(turns) else "",
+            is_last=number == asked[-1],
         )
+        for number in asked
+    ]
 
 
 def _held_out_once(prompts: Sequence[LoggedPrompt]) -> list[LoggedPrompt]:

@@ -127,6 +127,7 @@ def test_a_thought_in_a_logged_reply_is_not_in_a_prompt(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": None}]}, "an empty message"),
         ({"messages": [*CHAT, {"role": "system", "content": "x"}, CHAT[0]]}, "a system message after"),
         ({"messages": [{"role": "user", "content": "x" * 70_000}]}, "more than 65536 characters"),
+        ({"messages": 20_000 * CHAT}, "more than 65536 characters"),  # its prompts would take gigabytes
         ({"messages": [{"role": "user", "content": "x" * 5_000_000}]}, "more than 4 MiB in a line"),
     ],
 )
