@@ -10,6 +10,7 @@ from unittest.mock import patch
 import pytest
 from rich.console import Console
 
+from agents import self_improve
 from agents.config import ConfigError, SelfImproveConfig
 from agents.distil_logs import LogsConfig, distil_logs, main, print_table
 from agents.run.run import Run
@@ -268,6 +269,10 @@ def test_it_is_shared_with_its_distance_and_its_prompts(
     assert "python -m agents.distil_logs --conversations chats.jsonl" in card
     assert str(tmp_path) not in card
     assert (target / "experience" / "turns-00000.jsonl").read_text().count("Where to, ") > 20
+    resumed = ("--resume", str(run.output), "--push-to-hub", str(tmp_path / "again"))
+    code, output = run_main(self_improve.main, capsys, *resumed)
+    assert code == 0
+    assert (tmp_path / "again" / "model" / "README.md").read_text() == card.replace("# shared", "# again")
     code, output = command(capsys, "--push-to-hub", str(target), "--conversations", "x.jsonl")
     assert code == 2
     assert "is there already: name a new folder" in output
