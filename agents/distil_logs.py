@@ -108,6 +108,10 @@ class LogsConfig:
         )
         if (run.context_file is None) == (self.experience is None):
             raise ConfigError("the context comes from exactly one of --context-file and --experience")
+        if min(run.validation_episodes, run.test_episodes) < MIN_QUESTIONS:
+            raise ConfigError(
+                f"validation_episodes and test_episodes must be at least {MIN_QUESTIONS} each, for intervals"
+            )
         module, _, check = self.checker.rpartition(":")
         is_own_place = run.context_place != SelfImproveConfig.for_env(ENV).context_place
         return dataclasses.replace(
@@ -146,6 +150,8 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
     )
     is_judged = min(bare.judged[1:]) >= MIN_QUESTIONS
     run = Run.open(settings if settings.resume else dataclasses.replace(settings, output=path), console)
+    if settings.resume is None:  # before there is a folder
+        _held_out(env, run, _context(run, _given(config)))
     with run:
         if run.once(LOG, lambda: _digest(config.conversations)) != _digest(config.conversations):
             raise ConfigError(
@@ -155,20 +161,14 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
         if run.results is not None and "kl" in run.results:  # it had come to its end
             return run.finish(run.results)
         reflection = Reflection(run, "fixed")
-        context = _context(config, run, reflection)
+        context = _context(run, run.once(CONTEXT, lambda: run.ranks.from_main(partial(_given, config))))
         seeds = dataclasses.replace(run.train_seeds(1, 0, 1), size=min(run.config.episodes, sizes[0]))
         kept = run.keep(Phase.play(1, 0), partial(_episodes, env, run, seeds, context))
+        if not kept:
+            raise ConfigError("no prompt to train on fits the model's window beside the context: shorten it")
         about = _about(config.conversations, bare.log, too_long=len(seeds) - kept, is_judged=is_judged)
         console.print(_told(about), soft_wrap=True)
-        held_out = [_moments(env, run, seeds, context) for seeds in (run.validation_seeds, run.test_seeds)]
-        if not (kept and all(held_out)):
-            raise ConfigError("no prompt fits the model's window beside the context: shorten it")
-        validation, test = held_out
-        if 2 * sum(moment.advice[0] in from_json(moment.observation)[0][1] for moment in test) > len(test):
-            raise ConfigError(
-                f"the conversations of {config.conversations} begin with the context already: take --system "
-                "drop"
-            )
+        validation, test = _held_out(env, run, context)
         with Training(run, None if is_judged else partial(_closeness, validation)) as training:
             before = run.once(_kl("before"), lambda: divergences(training, run.agent.base, test, "before"))
             is_admitted = not is_judged or reflection.gate(1, [context]) is not None
@@ -211,6 +211,21 @@ def _moments(env: TextEnv, run: Run, seeds: Iterable[int], context: Context) -> 
     return found
 
 
+def _held_out(env: TextEnv, run: Run, context: Context) -> tuple[list[Moment], list[Moment]]:
+    """To choose the best weights by, and to test with.
+
+    Raises:
+        ConfigError: There is nothing left of them, or the context is in them already.
+    """
+    parts = [_moments(env, run, seeds, context) for seeds in (run.validation_seeds, run.test_seeds)]
+    validation, test = parts
+    if min(map(len, parts)) < 2:
+        raise ConfigError("hardly a prompt fits the model's window beside the context: shorten it")
+    if 2 * sum(moment.advice[0] in from_json(moment.observation)[0][1] for moment in test) > len(test):
+        raise ConfigError("the log's conversations begin with the context already: take --system drop")
+    return validation, test
+
+
 def _episodes(env: TextEnv, run: Run, seeds: SeedRange, context: Context) -> Iterator[Trace]:
     """What was replied when it was logged, as episodes that the log has played."""
     for seed in seeds:
@@ -243,26 +258,27 @@ def _episodes(env: TextEnv, run: Run, seeds: SeedRange, context: Context) -> Ite
         )
 
 
-def _context(config: LogsConfig, run: Run, reflection: Reflection) -> Context:
-    """As it was when the run began."""
-    if config.experience is None:
-        [context] = reflection.reflect(1)
-        return context
-    source = config.experience
-
-    def load() -> list[dict[str, Any]]:
-        with open_run(source) as store:
-            insights = [i for i in store.load_insights() if i.state == InsightState.ACTIVE]
-        if not insights:
-            raise ConfigError(f"the run in {source} has no insights in use")
-        return [asdict(insight) for insight in insights]
-
-    insights = run.once(CONTEXT, lambda: run.ranks.from_main(load))
+def _context(run: Run, given: str | Sequence[Mapping[str, Any]]) -> Context:
+    """Of a text, or of the insights of another run."""
+    if isinstance(given, str):
+        return Context.fixed(given)
     return Context(
-        insights=tuple(map(insight_from, insights)),
+        insights=tuple(insight_from(dict(values)) for values in given),
         k=run.config.insights_per_prompt,
         situation=run.words.situation,
     )
+
+
+def _given(config: LogsConfig) -> str | list[dict[str, Any]]:
+    """The text, or the insights."""
+    if config.experience is None:
+        assert config.run.context_file is not None
+        return config.run.context_file.read_text(encoding="utf-8").strip()
+    with open_run(config.experience) as store:
+        insights = [i for i in store.load_insights() if i.state == InsightState.ACTIVE]
+    if not insights:
+        raise ConfigError(f"the run in {config.experience} has no insights in use")
+    return [asdict(insight) for insight in insights]
 
 
 def _digest(path: Path) -> str:

@@ -173,13 +173,17 @@ def test_the_insights_of_another_run(config: LogsConfig, tmp_path: Path) -> None
         (["--conversations", "{folder}/few.jsonl"], "has 7 prompts of 6 conversations, dealt into"),
         (["--context-file", "nowhere.txt"], "there is no context_file nowhere.txt"),
         (["--context-file", "{folder}/long.txt"], "do not fit the model's window of 512: shorten it"),
-        (["--context-file", "{folder}/close.txt"], "no prompt fits the model's window beside the context"),
+        (
+            ["--context-file", "{folder}/close.txt"],
+            "hardly a prompt fits the model's window beside",
+        ),
         (["--experience", "{folder}/none"], "exactly one of"),
         (["--checker", "nowhere:mine"], "No module named 'nowhere'"),
         (["--checker", "mine"], "check must be one of contains, exact, math"),
         (["--env", "FrozenLake-v1"], "--env is not for this command"),
         (["--memory", "full"], "--memory is not for this command"),
         (["--system", "x"], "invalid choice"),
+        (["--test-episodes", "1"], "validation_episodes and test_episodes must be at least 8 each"),
     ],
 )
 def test_bad_input_is_one_clear_error(
@@ -202,6 +206,7 @@ def test_bad_input_is_one_clear_error(
     assert code == 2
     assert says in output
     assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_context_that_stands_in_the_log_is_taken_out_of_it(config: LogsConfig, tmp_path: Path) -> None:
