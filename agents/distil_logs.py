@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ from rich.table import Table
 from agents.cli import run_command
 from agents.config import ConfigError, SelfImproveConfig
 from agents.divergence import divergences
+from agents.logged import episodes, held_out
 from agents.measurement import measure, measure_forgetting
-from agents.moments import Moment, fits
+from agents.moments import Moment
 from agents.reflection import Reflection, insight_from
 from agents.run.folder import peak_rss_bytes
 from agents.run.resume import begun, default_output
@@ -37,21 +38,20 @@ from agents.sharing import check_target, command_line, settings_of, share
 from agents.system_prompt import MIN_QUESTIONS, check_sizes, refuse_settings
 from agents.training import Training
 from distill.parallel import is_main_process
-from envs.questions.log import Log, System, from_json
+from envs.questions.log import Log, System
 from envs.questions.log_env import LogEnv
-from envs.text_env import TextEnv, make_text_env
+from envs.text_env import make_text_env
 from evals.plots import ARM_LABELS
 from evals.result import rate_text
 from evals.stats import mean_interval
 from experience.context import Context
 from experience.insight import InsightState
 from experience.phase import Phase
-from experience.seeds import SeedRange
 from experience.store import open_run
 from experience.terminal import Terminal
-from experience.trace import StopReason, Trace, Turn
 
 ENV = "Logs-v0"
+PLAY = Phase.play(1, 0)
 LOG = Phase(kind="log")
 """Which has come to the digest of the log, as it was when the run began."""
 
@@ -151,7 +151,7 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
     is_judged = min(bare.judged[1:]) >= MIN_QUESTIONS
     run = Run.open(settings if settings.resume else dataclasses.replace(settings, output=path), console)
     if settings.resume is None:  # before there is a folder
-        _held_out(env, run, _context(run, _given(config)))
+        held_out(env, run, _context(run, _given(config)))
     with run:
         if run.once(LOG, lambda: _digest(config.conversations)) != _digest(config.conversations):
             raise ConfigError(
@@ -163,12 +163,12 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
         reflection = Reflection(run, "fixed")
         context = _context(run, run.once(CONTEXT, lambda: run.ranks.from_main(partial(_given, config))))
         seeds = dataclasses.replace(run.train_seeds(1, 0, 1), size=min(run.config.episodes, sizes[0]))
-        kept = run.keep(Phase.play(1, 0), partial(_episodes, env, run, seeds, context))
+        kept = run.keep(PLAY, partial(episodes, env, run, seeds, context, PLAY))
         if not kept:
             raise ConfigError("no prompt to train on fits the model's window beside the context: shorten it")
         about = _about(config.conversations, bare.log, too_long=len(seeds) - kept, is_judged=is_judged)
         console.print(_told(about), soft_wrap=True)
-        validation, test = _held_out(env, run, context)
+        validation, test = held_out(env, run, context)
         with Training(run, None if is_judged else partial(_closeness, validation)) as training:
             before = run.once(_kl("before"), lambda: divergences(training, run.agent.base, test, "before"))
             is_admitted = not is_judged or reflection.gate(1, [context]) is not None
@@ -194,68 +194,6 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
         if run.ranks.is_main:
             run.folder.write_json("results.json", results)
         return run.finish(results)
-
-
-# --- prompts -------------------------------------------------------------------------------------
-
-
-def _moments(env: TextEnv, run: Run, seeds: Iterable[int], context: Context) -> list[Moment]:
-    """The prompts of some seeds that the context speaks to, and that fit both models' windows beside it."""
-    found = []
-    for seed in seeds:
-        observation, _ = env.reset(seed=seed)
-        shown = context.show(observation, situation=run.words.situation(observation))
-        moment = Moment(observation=observation, advice=tuple(insight.text for insight in shown))
-        if shown and fits(run.agent, moment.prompts(run.words, run.config.layout)):
-            found.append(moment)
-    return found
-
-
-def _held_out(env: TextEnv, run: Run, context: Context) -> tuple[list[Moment], list[Moment]]:
-    """To choose the best weights by, and to test with.
-
-    Raises:
-        ConfigError: There is nothing left of them, or the context is in them already.
-    """
-    parts = [_moments(env, run, seeds, context) for seeds in (run.validation_seeds, run.test_seeds)]
-    validation, test = parts
-    if min(map(len, parts)) < 2:
-        raise ConfigError("hardly a prompt fits the model's window beside the context: shorten it")
-    if 2 * sum(moment.advice[0] in from_json(moment.observation)[0][1] for moment in test) > len(test):
-        raise ConfigError("the log's conversations begin with the context already: take --system drop")
-    return validation, test
-
-
-def _episodes(env: TextEnv, run: Run, seeds: SeedRange, context: Context) -> Iterator[Trace]:
-    """What was replied when it was logged, as episodes that the log has played."""
-    for seed in seeds:
-        if not _moments(env, run, [seed], context):
-            continue
-        observation, info = env.reset(seed=seed)
-        _, reward, terminated, _, judgement = env.step(reply := info["logged"])
-        yield Trace(
-            phase=str(Phase.play(1, 0)),
-            split=seeds.split,
-            seed=seed,
-            env_id=run.config.env,
-            policy_id="log",
-            context_id="none",
-            turns=(
-                Turn(
-                    observation=observation,
-                    insight_ids=(),
-                    prompt_tokens=0,
-                    reply=reply,
-                    token_ids=(),
-                    logprobs=(),
-                    action=judgement.get("text/action"),
-                    reward=float(reward),
-                ),
-            ),
-            final_observation="",
-            stop_reason=StopReason.TERMINATED if terminated else StopReason.NOT_JUDGED,
-            success=judgement.get("is_success") is True,
-        )
 
 
 def _context(run: Run, given: str | Sequence[Mapping[str, Any]]) -> Context:
