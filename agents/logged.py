@@ -1,10 +1,12 @@
 """What a log is to a run: prompts that are held out, and episodes that somebody else has played."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from agents.config import ConfigError
 from agents.moments import Moment, fits
 from agents.run.run import Run
+from envs.deadline import EnvFault, guarded
 from envs.questions.log import from_json
 from envs.text_env import TextEnv
 from experience.context import Context
@@ -46,7 +48,12 @@ def episodes(env: TextEnv, run: Run, seeds: SeedRange, context: Context, phase: 
         if not moments_of(env, run, [seed], context):
             continue
         observation, info = env.reset(seed=seed)
-        _, reward, terminated, _, judgement = env.step(reply := info["logged"])
+        reply, error = info["logged"], None
+        try:
+            _, reward, terminated, _, judgement = guarded(partial(env.step, reply))
+            stop = StopReason.TERMINATED if terminated else StopReason.NOT_JUDGED
+        except EnvFault as fault:  # of somebody's checker
+            reward, judgement, stop, error = 0.0, {}, StopReason.ERROR, str(fault)
         yield Trace(
             phase=str(phase),
             split=seeds.split,
@@ -67,6 +74,7 @@ def episodes(env: TextEnv, run: Run, seeds: SeedRange, context: Context, phase: 
                 ),
             ),
             final_observation="",
-            stop_reason=StopReason.TERMINATED if terminated else StopReason.NOT_JUDGED,
+            stop_reason=stop,
             success=judgement.get("is_success") is True,
+            error=error,
         )

@@ -15,6 +15,7 @@ from agents.config import ConfigError, SelfImproveConfig
 from agents.distil_logs import LogsConfig, distil_logs, main, print_table
 from agents.run.run import Run
 from distill.opcd import OPCD
+from envs import EnvError
 from experience.insight import Insight
 from experience.store import ExperienceStore, open_run
 from tests.agents.test_self_improve import fail_at, open_gate
@@ -243,6 +244,13 @@ def test_a_checker_of_ones_own(config: LogsConfig, tmp_path: Path, monkeypatch: 
     with open_gate():
         results = distil_logs(dataclasses.replace(config, checker="my_checks:brief"), QUIET)
     assert results["arms"]["before"]["success_rate"] == 1.0
+    (tmp_path / "bad_checks.py").write_text(script.replace("brief", "bad").replace("<= 20", "<= 1 / 0"))
+    run = dataclasses.replace(config.run, output=tmp_path / "bad")
+    with pytest.raises(EnvError, match="division by zero"):  # as of any env whose every episode fails
+        distil_logs(dataclasses.replace(config, run=run, checker="bad_checks:bad"), QUIET)
+    with open_run(tmp_path / "bad") as store:
+        traces = store.traces(phase="round1/play0")
+    assert set(traces["stop_reason"]) == {"error"}
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
