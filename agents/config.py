@@ -15,7 +15,6 @@ from agents.memory import ALL_TURNS, Memory
 from agents.prompts import Layout, Place, conversation
 from distill.examples import Data
 from distill.lm.load import Dtype
-from distill.lm.support import Compute
 from distill.loss import Direction, Mode
 from distill.parallel import Engine
 from distill.teacher import TeacherKind
@@ -27,8 +26,8 @@ from experience.masking import keep_secrets_of
 from experience.seeds import STRIDE
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
-LRSchedule = Literal["constant", "linear"]
-InsightKind = Literal["auto", "outcomes", "llm", "raw"]
+INSIGHT_KINDS = ("auto", "outcomes", "llm", "raw")
+Precision = Literal["auto", "float32", "mixed", "bfloat16"]
 PolicyKind = Literal["auto", "hf", "vllm"]
 AtLeastOne = Annotated[int, Field(ge=1, le=10**9)]
 AtLeastZero = Annotated[int, Field(ge=0, le=10**9)]
@@ -46,11 +45,12 @@ MACHINE = (
     "vectorization",
     "env_timeout",
     "tracker",
-    "forgetting",
     "keep_checkpoints",
     "trust_remote_code",
 )
 """Settings that do not change what is computed: a resumed run may have others."""
+ARGUMENTS = ("output", "resume")
+"""Where a run is: no settings of it, and not written down in its folder, which may be moved."""
 SERVED = ("policy", "teacher")
 """Settings that may be servers' URLs: a resumed run may have other servers."""
 
@@ -119,8 +119,6 @@ class PlaySettings:
     max_new_tokens: AtLeastOne | None = None
     """Longest reply, in tokens; by default what the longest action takes, 256 where the agent is to think, or
     64 where the reply is text."""
-    max_invalid_replies: AtLeastOne = 3
-    """So many unreadable replies in a row end an episode."""
     memory: str = "none"
     """What the agent remembers of the turns before the present one, as a conversation: `none`, `last-N`, or
     `full`. What does not fit the context window is left out, the oldest turns first."""
@@ -137,19 +135,16 @@ class PlaySettings:
 class ExperienceSettings:
     """What is learned from the traces, and how it is shown."""
 
-    insights: InsightKind = "auto"
+    insights: str = "auto"
     """What draws insights: `outcomes` counts what followed each action; with `llm` a model reads traces and
-    writes; `raw` shows whole transcripts, for the ablation. `auto` is outcomes where actions are words."""
+    writes, and with a .toml file it does so with your prompts in place of experience/prompts.toml; `raw`
+    shows whole transcripts, for the ablation. `auto` is outcomes where actions are words."""
     insights_per_prompt: AtLeastZero = 1
     """How many insights a prompt shows; 0 for all. Small models follow one, large ones can take all."""
-    insight_traces: AtLeastOne = 16
-    """With llm and raw: of so many traces of each round."""
     insight_model: str | None = None
     """With llm: the model that writes, or its name at insight_url; by default the agent itself."""
     insight_url: str | None = None
     """With llm: an OpenAI-compatible endpoint that writes. Its key is read from OPENAI_API_KEY."""
-    insight_prompts: Path | None = None
-    """With llm: a file of prompts in place of experience/prompts.toml."""
     context_file: Path | None = None
     """A text to train in, such as a system prompt, in place of insights."""
     context_place: Place = "after"
@@ -162,26 +157,23 @@ class ExperienceSettings:
 class DistilSettings:
     """How the context is trained into the weights."""
 
-    steps: AtLeastZero = 30
+    steps: AtLeastZero = 15
     """Optimiser steps per round; 0 trains nothing, and measures what experience is worth in the prompt."""
     batch_size: AtLeastOne = 64
-    """Completions per optimiser step, spread over the actions advised, and evenly over the observations of
-    each."""
-    action_power: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """An action that is advised at n observations gets completions in proportion to n to this power: 0 is as
-    many for each action, 1 as many for each observation."""
-    lr: Annotated[float, Field(ge=1e-12, le=10)] = 2e-5
-    """AdamW's learning rate. 2e-5 suits 135M weights; 1e-6 to 5e-6 suits 1.7B and more."""
-    lr_schedule: LRSchedule = "constant"
-    """It stays, or falls linearly to 0 at the run's end."""
+    """Completions per optimiser step, as many for each action that is advised."""
+    lr: Annotated[float, Field(ge=1e-12, le=10)] = 1e-4
+    """AdamW's learning rate, from which it falls linearly to 0 at the run's end. 1e-4 suits one-word replies
+    of 135M weights, 1e-5 their sentences; 1e-6 to 5e-6 suits 1.7B and more."""
     lora_rank: AtLeastZero = 0
     """Train adapters of this rank in place of all weights; 0 trains all. Adapters want a higher lr."""
     teacher_temperature: Temperature = 0.4
     """Divides the teacher's logits; below 1 it follows its insight more strictly."""
     data: Data = "student"
     """Whose completions are trained on: `student` is on-policy, `teacher` off-policy."""
-    direction: Direction = "reverse"
-    """KL(student || teacher) or KL(teacher || student). Off-policy and forward is context distillation."""
+    direction: Direction = "gated"
+    """`reverse` is KL(student || teacher), the paper's; `forward` is KL(teacher || student), with which
+    off-policy is context distillation. `gated` is forward where the two disagree and reverse where they
+    agree, by their total variation: so the student is taught what it never says."""
     off_policy_steps: AtLeastZero = 0
     """So many first steps of a round are on the teacher's completions, with the forward KL: what the student
     never says, such as a format, it cannot be taught on its own completions."""
@@ -211,13 +203,9 @@ class ModelSettings:
     replies are text."""
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
-    dtype: Dtype = "auto"
-    """Of the weights; auto is float32."""
-    compute_dtype: Dtype = "auto"
-    """What matrix products run in (autocast); auto is bfloat16 where the machine is faster with it."""
-    compute: Compute = "auto"
-    """How a model's forward passes are made: as a prefix `tree`, which computes once what prompts share, or
-    as `padded` batches, which every causal model can do. `auto` is the tree where it is exact."""
+    precision: Precision = "auto"
+    """Of the weights and of matrix products: `float32` or `bfloat16` is both, `mixed` is weights in float32
+    and products in bfloat16 (autocast). `auto` is mixed where the machine is faster with it, else float32."""
     max_nodes: AtLeastOne | None = None
     """Tokens of one forward and backward pass; by default 768 on a CPU, and on a GPU what fits its memory.
     Lower it when memory is short."""
@@ -242,9 +230,6 @@ class MeasuringSettings:
         0.7,
     )
     """One or two temperatures to measure at; 0 is greedy. The first gives the headline figures."""
-    forgetting: bool = False
-    """Measure at the end what else the agent can do, before and after, for the report: held-out text, sums, a
-    lake, and instructions (evals/forgetting.py). Takes a minute on two cores; sums need opcd-gym[math]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +282,26 @@ class SelfImproveConfig(
         return _urls(self.policy)
 
     @property
+    def insight_prompts(self) -> Path | None:
+        """The file of the user's own prompts, if there is one."""
+        return Path(self.insights) if self.insights.endswith(".toml") else None
+
+    @property
+    def insight_kind(self) -> str:
+        """Who draws insights: one of ``INSIGHT_KINDS``."""
+        return "llm" if self.insight_prompts else self.insights
+
+    @property
+    def weights_dtype(self) -> Dtype:
+        """What the weights are in: updates of 1e-5 vanish in 16 bits, so it is float32 unless asked for."""
+        return "bfloat16" if self.precision == "bfloat16" else "float32"
+
+    @property
+    def products_dtype(self) -> Dtype:
+        """What matrix products run in."""
+        return "bfloat16" if self.precision == "mixed" else self.precision
+
+    @property
     def remembered(self) -> Memory:
         """Which turns before the present one the agent remembers."""
         if self.memory in ("none", "full"):
@@ -329,6 +334,11 @@ class SelfImproveConfig(
             )
         if self.policy_kind == "auto" and self.policy != "auto":
             raise ConfigError(f"policy must be auto, hf, vllm, or servers' URLs, not {self.policy!r}")
+        if self.insight_kind not in INSIGHT_KINDS:
+            raise ConfigError(
+                f"insights must be {', '.join(INSIGHT_KINDS)}, or a .toml file of prompts, "
+                f"not {self.insights!r}"
+            )
         if self.teacher_urls:
             self._check_served_teacher()
         if self.insight_url is not None and self.insight_model is None and self.resume is None:
@@ -340,10 +350,10 @@ class SelfImproveConfig(
                 raise ConfigError("context_place chat needs a context_file: nobody else may write turns")
 
     def _check_served_teacher(self) -> None:
-        if (self.data, self.direction) != ("student", "reverse") or self.loss == "full":
+        if self.data != "student" or self.direction == "forward" or self.loss == "full":
             raise ConfigError(
                 "a teacher on a server only scores the student's top-k tokens: take data student, "
-                "direction reverse, and a loss other than full"
+                "a direction other than forward, and a loss other than full"
             )
         if self.off_policy_steps:
             raise ConfigError("a teacher on a server writes nothing: take off_policy_steps 0")

@@ -1,7 +1,8 @@
-"""Which moments an optimiser step asks about: dealt by the step's number alone, whatever came before."""
+"""Which moments an optimiser step asks about: where the student is known to be furthest from its teacher."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
@@ -9,32 +10,52 @@ from agents.moments import Moment, Moments
 from agents.rollout import turn_seed
 
 Item = TypeVar("Item")
+Distances = Mapping[str, float]
+"""The last KL that was seen at a moment, in nats, by its name."""
+
+KNOWN_SHARE = 0.1
+"""Of the mean distance of an action's moments, what each weighs more: what is learned is seen again."""
 
 
-def deal(moments: Moments, step: int, *, size: int, power: float, seed: int) -> list[tuple[Moment, int]]:
-    """Moments, each with the seed of the answer there; equal ones side by side.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dealt:
+    """A moment, and the seed of the answer there."""
 
-    As much for each action that is advised, by default: a student that is nearly always advised the same
-    learns to do that everywhere, and a reverse KL hardly lets it go again (docs/tried.md).
+    name: str
+    """Of the moment, in its round."""
+    moment: Moment
+    seed: int
+
+
+def deal(moments: Moments, distances: Distances, step: int, *, size: int, seed: int) -> list[Dealt]:
+    """What a step asks, drawn by its number and what is known of the distances; equal ones side by side.
+
+    As many for each action that is advised: a student that is nearly always advised the same learns to do
+    that everywhere. And among an action's moments, those where it is still far from its teacher.
+    Without the former the steps swing from one action to the next, without the latter most of Taxi's are
+    spent on what is learned already (docs/results.md).
 
     Args:
         moments: Of which to ask.
+        distances: What is known; a moment that was not asked about yet counts as the furthest known.
         step: The optimiser step's number.
         size: How many are asked.
-        power: An action that is advised at n of them gets a share in proportion to n to this power.
         seed: The run's.
     """
     order = random.Random(turn_seed(seed, "order", step, 0))
-    weights = [len(group) ** power for group in moments.values()]
-    batch = [
-        (action, index)
-        for action, share in zip(moments, shares(weights, size, order), strict=True)
-        for index in spread_evenly(range(len(moments[action])), share, order)
-    ]
+    batch: list[tuple[str, int]] = []
+    for action, share in zip(moments, shares([1] * len(moments), size, order), strict=True):
+        known = [distances.get(_name(action, index)) for index in range(len(moments[action]))]
+        batch += [(action, index) for index in spread(known, share, order)]
     seeds = [turn_seed(seed, "distil", step, i) for i in range(size)]
     return [
-        (moments[action][index], answer) for (action, index), answer in sorted(zip(batch, seeds, strict=True))
+        Dealt(name=_name(action, index), moment=moments[action][index], seed=answer)
+        for (action, index), answer in sorted(zip(batch, seeds, strict=True))
     ]
+
+
+def _name(action: str, index: int) -> str:
+    return f"{action}/{index}"
 
 
 def shares(weights: Sequence[float], size: int, generator: random.Random) -> list[int]:
@@ -45,7 +66,19 @@ def shares(weights: Sequence[float], size: int, generator: random.Random) -> lis
     return [end - before for before, end in pairwise([0, *ends])]
 
 
-def spread_evenly(items: Sequence[Item], size: int, generator: random.Random) -> list[Item]:
-    """``size`` items, each as often as any other or once more."""
-    rounds, rest = divmod(size, len(items))
-    return [*list(items) * rounds, *generator.sample(list(items), rest)]
+def spread(distances: Sequence[float | None], size: int, generator: random.Random) -> list[int]:
+    """``size`` places: each as often as any other, and the rest without replacement by their distances.
+
+    A place is drawn in proportion to its distance (Efraimidis and Spirakis 2006).
+
+    Args:
+        distances: Of each place, at least 0; ``None`` where it is unknown.
+        size: How many.
+        generator: Draws.
+    """
+    rounds, rest = divmod(size, len(distances))
+    furthest = max((d for d in distances if d is not None), default=1.0)
+    filled = [furthest if d is None else d for d in distances]
+    least = KNOWN_SHARE * sum(filled) / len(filled) or 1.0
+    waits = [generator.expovariate(1.0) / (least + distance) for distance in filled]
+    return [*list(range(len(filled))) * rounds, *sorted(range(len(filled)), key=waits.__getitem__)[:rest]]

@@ -27,7 +27,7 @@ from agents.cli import run_command
 from agents.config import ConfigError, SelfImproveConfig
 from agents.divergence import divergences
 from agents.logged import episodes, held_out
-from agents.measurement import measure, measure_forgetting
+from agents.measurement import measure
 from agents.moments import Moment
 from agents.reflection import Reflection, insight_from
 from agents.run.folder import peak_rss_bytes
@@ -258,8 +258,6 @@ def _prompt_tokens(run: Run, moments: Sequence[Moment]) -> dict[str, float]:
 def _unjudged(run: Run) -> dict[str, Any]:
     """What is said of a run in which nothing tells right from wrong."""
     config = run.config
-    if run.ranks.is_main:
-        measure_forgetting(run)
     return {
         "schema_version": 1,
         "env": config.env,

@@ -10,6 +10,9 @@ from distill.examples import Data, DistillError, DistillExample, TokenIds
 GAP_EXAMPLES = 8
 """Of so many completions of a step the log-probabilities of vLLM and of the trainer are compared."""
 
+ANY_TOKEN: TokenIds = (0,)
+"""Stands for a reply of one token that nobody reads."""
+
 Pair = tuple[Prompt, Prompt]
 """The bare prompt x, and the same with its context, c + x."""
 
@@ -21,6 +24,8 @@ class Question:
     prompts: Pair
     seed: int
     """Of the answer."""
+    moment: str = ""
+    """The name of what it is about."""
 
 
 def sample_examples(
@@ -32,6 +37,7 @@ def sample_examples(
     *,
     data: Data = "student",
     teacher_encode: Callable[[Prompt], TokenIds] | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[DistillExample]:
     """Let the policy answer.
 
@@ -43,6 +49,7 @@ def sample_examples(
         seeds: One per pair.
         data: Who ``policy`` is: ``student`` makes the data on-policy, ``teacher`` off-policy.
         teacher_encode: The same in the teacher's template, where it has another.
+        names: What the examples' ``source`` is to be.
 
     Returns:
         One example per non-empty completion.
@@ -53,7 +60,10 @@ def sample_examples(
     teacher_encode = teacher_encode or encode
     asked = [bare if data == "student" else with_context for bare, with_context in pairs]
     examples = []
-    for (bare, with_context), completion in zip(pairs, policy.generate(asked, sampling, seeds), strict=True):
+    answers = policy.generate(asked, sampling, seeds)
+    for (bare, with_context), completion, name in zip(
+        pairs, answers, names or [""] * len(pairs), strict=True
+    ):
         if completion.finish_reason == FinishReason.OVERFLOW:
             raise DistillError(
                 f"a prompt of {completion.prompt_tokens} tokens and {sampling.max_tokens} new ones do not "
@@ -67,9 +77,25 @@ def sample_examples(
                     completion_ids=completion.token_ids,
                     is_cut_off=completion.finish_reason == FinishReason.LENGTH,
                     logprobs=completion.logprobs,
+                    source=name,
                 )
             )
     return examples
+
+
+def unanswered(
+    student_prompt_ids: Sequence[TokenIds], teacher_prompt_ids: Sequence[TokenIds], names: Sequence[str]
+) -> list[DistillExample]:
+    """Examples of one token each, where nothing has to be drawn: which token it is changes no loss.
+
+    Student and teacher are compared on what comes after the prompts; the token itself is after that.
+    """
+    return [
+        DistillExample(
+            student_prompt_ids=student, teacher_prompt_ids=teacher, completion_ids=ANY_TOKEN, source=name
+        )
+        for student, teacher, name in zip(student_prompt_ids, teacher_prompt_ids, names, strict=True)
+    ]
 
 
 def rollout_gap(policy: Policy, examples: Sequence[DistillExample], data: Data) -> dict[str, float]:

@@ -1,13 +1,10 @@
 """Before and after on the test seeds, beside the random, the best blind and the optimal policy."""
 
-from functools import partial
 from typing import Any
 
-from agents.exam import sit
 from agents.run.folder import peak_rss_bytes
 from agents.run.run import Run
 from evals.baselines import Baselines
-from evals.forgetting import ForgettingConfig, forgetting, print_table
 from evals.result import Comparison, EvalResult, cut_short
 from experience.context import NO_CONTEXT, Context
 from experience.phase import Phase
@@ -47,25 +44,12 @@ def measure(run: Run, context: Context) -> dict[str, Any]:
         results["sampled_comparison"] = comparison.as_dict()
         results["sampled_context_put_back"] = put_back.as_dict()
     if run.ranks.is_main:
-        measure_forgetting(run)
         results["cut_short"] = cut_short(run.store.traces())
         results["wall_seconds"] = round(run.folder.seconds, 1)
         results["peak_rss_bytes"] = peak_rss_bytes()
         results["processes"] = run.ranks.size
         run.folder.write_json("results.json", results)
     return run.ranks.broadcast(results)
-
-
-def measure_forgetting(run: Run) -> None:
-    """Write ``forgetting.json``, if that is wanted: what else the agent can do, before and after."""
-    if not run.config.forgetting:
-        return
-    config = ForgettingConfig(before=run.config.model, after=str(run.folder.path), seed=run.config.seed)
-    examinees = {"before": partial(sit, run.agent.base), "after": partial(sit, run.agent.student)}
-    table = forgetting(config, run.console, examinees)
-    run.folder.write_json("forgetting.json", table)
-    run.log(Phase(kind="test", index="forgetting"), kind="forgetting")
-    print_table(table, run.console)
 
 
 def _baselines(run: Run) -> dict[str, EvalResult]:

@@ -80,7 +80,7 @@ class Narrated(TextEnv):
         self, env: gym.Env[Any, Any], config: SelfImproveConfig, context: Context, console: Console
     ) -> None:
         """Wrap ``env``; what ``context`` shows at an observation is told too."""
-        super().__init__(env, max_invalid_replies=config.max_invalid_replies, replies=config.replies)
+        super().__init__(env, replies=config.replies)
         self._memory = config.remembered
         self._past: list[tuple[str, str | None]] = []
         self._context = context
@@ -231,7 +231,7 @@ def main(args: list[str] | None = None) -> int:
         loaded = load_model(
             config.model,
             device=config.device,
-            dtype=config.dtype,
+            dtype=config.weights_dtype,
             trust_remote_code=config.trust_remote_code,
         )
         policy = as_policy(loaded, config)

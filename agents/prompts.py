@@ -1,11 +1,12 @@
 """How an observation, and what was learned about it, become a prompt.
 
 Place and shape were measured with SmolLM2-135M (docs/results.md): the observation and the question
-first, the experience after them in one short line, the reply begun.
+first, the experience after them in one short line, the reply begun. An agent that thinks sees its env's
+examples first, each with its own experience where there is any: so it heeds what it is advised.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,21 +58,19 @@ def build_prompt(
         past: The turns that the agent remembers; see ``exchange``.
     """
     layout = layout or Layout()
-    *said, asked = _said(words, observation)
-    system, user = [words.rules], [asked.content]
+    said, system = _earlier(words, observation), [words.rules]
     if said and said[0].role == "system":
         system.append(said.pop(0).content)
     turns: tuple[Message, ...] = ()
-    if experience:
-        wrapped = layout.wrap(experience)
-        if layout.place == "before":
-            user.insert(0, wrapped)
-        elif layout.place == "chat":
-            first, turns = conversation(wrapped)
-            system.append(first)
-        else:
-            (user if layout.place == "after" else system).append(wrapped)
-    messages = (*turns, *past, *said, Message(role="user", content="\n".join(user)))
+    is_beside = layout.place in ("after", "before")
+    if experience and not is_beside:
+        first = layout.wrap(experience)
+        if layout.place == "chat":
+            first, turns = conversation(first)
+        system.append(first)
+    beside = experience if is_beside else ()
+    now = Message(role="user", content=_told(words, observation, beside, layout))
+    messages = (*_examples(words, bool(beside), layout), *turns, *past, *said, now)
     if rules := "\n".join(filter(None, system)):  # without any, the chat template may have some of its own
         messages = (Message(role="system", content=rules), *messages)
     return Prompt(messages=messages, reply_prefix=words.reply_prefix)
@@ -85,14 +84,35 @@ def exchange(words: EnvWords, turn: Turn) -> tuple[Message, Message]:
     )
 
 
-def _said(words: EnvWords, observation: str) -> list[Message]:
-    """The observation as messages: what is asked, behind what was said before where it is a conversation."""
+def _examples(words: EnvWords, with_advice: bool, layout: Layout) -> Iterator[Message]:
+    """The env's examples as turns, for an agent that thinks."""
+    for example in words.examples if words.thinks else ():
+        advice: Sequence[str] = ()
+        if with_advice and words.advise is not None:
+            advice = (words.advise(words.situation(example.observation), example.action),)
+        yield Message(role="user", content=_told(words, example.observation, advice, layout))
+        yield Message(role="assistant", content=example.reply)
+
+
+def _told(words: EnvWords, observation: str, experience: Sequence[str], layout: Layout) -> str:
+    """A user's turn: what is seen and asked, and the experience beside it, if there is any."""
+    asked = _asked(words, observation)
+    if not experience:
+        return asked
+    told = [asked, layout.wrap(experience)]
+    return "\n".join(reversed(told) if layout.place == "before" else told)
+
+
+def _earlier(words: EnvWords, observation: str) -> list[Message]:
+    """What was said before, where the observation is a conversation."""
     if words.chat is None:
-        return [Message(role="user", content=_asked(words, observation))]
-    return [Message(role=role, content=text) for role, text in words.chat(observation)]
+        return []
+    return [Message(role=role, content=text) for role, text in words.chat(observation)[:-1]]
 
 
 def _asked(words: EnvWords, observation: str) -> str:
+    if words.chat is not None:
+        return words.chat(observation)[-1][1]
     return f"{observation} {words.question}".strip()
 
 

@@ -27,6 +27,8 @@ from experience.writer import (
     write_insights,
 )
 
+TRACES_READ = 64
+"""Of so many traces of each round a writer is asked, which is as many as there can be candidates."""
 INSIGHT_TOKENS = 64
 """The longest reply of a writer, which is asked for one short lesson after the other."""
 INSIGHT_TEMPERATURE = 0.7
@@ -55,7 +57,7 @@ class Reflection:
         """
         self.run = run
         config, words = run.config, run.words
-        kind = kind or ("fixed" if config.context_file is not None else config.insights)
+        kind = kind or ("fixed" if config.context_file is not None else config.insight_kind)
         if kind == "auto":
             kind = "llm" if words.advise is None else "outcomes"
         if kind == "outcomes" and words.advise is None:
@@ -103,7 +105,7 @@ class Reflection:
         verdict = self.judge(round_number, candidates)
         return verdict.context if verdict.admitted else None
 
-    def judge(self, round_number: int, candidates: Sequence[Context], *, fully: bool = False) -> Verdict:
+    def judge(self, round_number: int, candidates: Sequence[Context]) -> Verdict:
         """How the candidates, at least one, do on validation; the scores go to the store.
 
         The teacher plays the same seeds with and without them, at its temperature.
@@ -111,14 +113,13 @@ class Reflection:
         Args:
             round_number: For the record.
             candidates: What to compare.
-            fully: Play each on all seeds, to see what halving costs.
         """
         run, config = self.run, self.run.config
         # As it will teach; greedily where replies are text, in which one slip of the dice is a wrong answer.
         temperature = config.teacher_temperature if run.words.actions else 0.0
         # ``round`` is about to become what the student is now.
         teacher = run.agent.student if config.teacher_kind == "round" else run.agent.teacher
-        phase = Phase(kind="gate-fully" if fully else "gate", round=round_number)
+        phase = Phase(kind="gate", round=round_number)
         trace_ids: dict[str, dict[int, str]] = {}
 
         def play(contexts: Sequence[Context], seeds: SeedRange) -> Sequence[Outcomes]:
@@ -144,7 +145,6 @@ class Reflection:
             play,
             phase=str(phase),
             policy_id=run.agent.weights_of(teacher),
-            fully=fully,
         )
         self._keep(phase, candidates, verdict, trace_ids)
         return verdict
@@ -231,7 +231,7 @@ class Reflection:
     def _traces(self, round_number: int) -> tuple[Any, Any]:
         """The turns and the endings of the traces that insights are drawn from: the round's first."""
         run, phase = self.run, str(Phase.play(round_number, 0))
-        traces = judged(run.store.traces(phase=phase)).head(run.config.insight_traces)
+        traces = judged(run.store.traces(phase=phase)).head(TRACES_READ)
         return run.store.turns(phases=[phase]), traces.set_index("trace_id")["final_observation"]
 
     def _together(self, insights: Sequence[Insight], k: int) -> Context:

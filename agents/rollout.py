@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 from agents.memory import Memory
@@ -16,6 +16,9 @@ from experience.context import NO_CONTEXT, Context
 from experience.insight import Insight
 from experience.seeds import SeedRange
 from experience.trace import StopReason, Trace, Turn
+
+FEW_OBSERVATIONS = 64
+"""With more, an episode meets few of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +217,9 @@ def rollout(
                 yield failed(episode, outcome)
                 free.append(place)
                 continue
+            is_cut = completion.finish_reason == FinishReason.LENGTH and outcome.action is None
+            if words.thinks and is_cut:  # it was still thinking, in whatever way
+                outcome = replace(outcome, cut_off=True)
             turn = Turn(
                 observation=episode.observation,
                 insight_ids=tuple(insight.id for insight in insights),
@@ -241,6 +247,30 @@ def _episodes(phases: Sequence[Phase], memory: Memory) -> Iterator[_Episode]:
     for phase in phases:
         show = lru_cache(maxsize=4096)(phase.context.show)
         yield from map(partial(_Episode, phase, show, memory), phase.seeds)
+
+
+def expected_prompts(
+    words: EnvWords, observations: Sequence[str], contexts: Sequence[Context], layout: Layout
+) -> list[Prompt]:
+    """What will be asked in an env of few observations, to be computed together.
+
+    Where it has many, or where they never come again, nobody knows: then it is nothing.
+
+    Args:
+        words: The env's.
+        observations: Those that were seen so far.
+        contexts: Those of the phases to be played.
+        layout: Where they stand.
+    """
+    if len(observations) > FEW_OBSERVATIONS:
+        return []
+    prompts: dict[Prompt, None] = {}
+    for context in contexts:
+        for observation in observations:
+            for times in range(len(words.actions) if context.is_exploring else 1):
+                shown = [insight.text for insight in context.show(observation, times)]
+                prompts[build_prompt(words, observation, shown, layout)] = None
+    return list(prompts)
 
 
 def turn_seed(run_seed: int, phase: str, seed: int, turn: int) -> int:

@@ -28,17 +28,21 @@ from experience.phase import Phase
 __all__ = ["SelfImproveConfig", "self_improve"]
 
 
-def self_improve(config: SelfImproveConfig, console: Console | None = None) -> dict[str, Any]:
+def self_improve(
+    config: SelfImproveConfig, console: Console | None = None, *, is_settled: bool = False
+) -> dict[str, Any]:
     """Run the method, or the rest of it; returns what ``results.json`` holds.
 
     Args:
         config: What to do.
         console: Where to report progress; by default standard error.
+        is_settled: See ``Run.open``.
 
     Raises:
         Exception: One of ``agents.cli.USER_ERRORS``, with a message for the user.
     """
-    run = Run.open(config, console)  # what is done already is found again, and not done twice
+    # What is done already is found again, and not done twice.
+    run = Run.open(config, console, is_settled=is_settled)
     config, agent = run.config, run.agent
     reflection = Reflection(run)  # after this, what is given can be used: now it may leave a folder
     trained = None
@@ -83,7 +87,8 @@ def main() -> int:
         path = config.resume or config.output or default_output(config.env)
         if command.push_to_hub is not None:
             check_target(command.push_to_hub)
-        results = self_improve(config if config.resume else dataclasses.replace(config, output=path), console)
+        config = config if config.resume else dataclasses.replace(config, output=path)
+        results = self_improve(config, console, is_settled=True)
         if is_main_process() and command.json:
             print(json.dumps(masked({"run": str(path), **results})))
         elif is_main_process() and "arms" in results:

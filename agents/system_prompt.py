@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -115,7 +116,7 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
     for name, run in runs.items():
         console.print(f"{run.output}", style="bold", markup=False)
         _check_unchanged(output, config)
-        finish(run, output / name, lambda config: self_improve(config, console))
+        finish(run, output / name, partial(self_improve, console=console, is_settled=True))
         results[name] = FinishedRun.read(output / name).results
     frames, arms = {}, {}
     for arm, (name, played) in ARMS.items():

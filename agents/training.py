@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from agents.dealing import deal
-from agents.examples import Pair, Question, rollout_gap, sample_examples
+from agents.examples import Pair, Question, rollout_gap, sample_examples, unanswered
 from agents.moments import Moment, Moments, find_moments
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
@@ -26,6 +26,8 @@ from evals.result import success_rate
 from experience.context import Context
 from experience.phase import Phase
 
+WARMUP_STEPS = 3
+"""AdamW knows little of the gradients' sizes yet. Then the learning rate falls to 0 at the run's end."""
 EMA_DECAY = 0.95
 """What a teacher that is a running mean keeps of itself per optimiser step."""
 
@@ -63,7 +65,8 @@ class Training:
             mode=config.loss,
             direction=config.direction,
             vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_urls else None,
-            decay_steps=config.rounds * config.steps if config.lr_schedule == "linear" else None,
+            warmup_steps=WARMUP_STEPS,
+            decay_steps=config.rounds * config.steps,
             max_nodes=config.max_nodes,
             compute_dtype=student.lm.compute_dtype,
             gradient_checkpointing=config.gradient_checkpointing,
@@ -113,6 +116,8 @@ class Training:
             while self._goes_on:
                 with self._checkpoints.training():
                     yield self.opcd.step_count + 1
+                if self._checkpoints.is_due:
+                    self._save_checkpoint()
                 speed = bar.tasks[0].speed or 0.0  # of the last half minute
                 kl = 0.0 if self._last is None else self._last.kl
                 bar.update(bar.task_ids[0], completed=self._done, note=f"KL {kl:.4f}, {speed:.2f} steps/s")
@@ -140,16 +145,17 @@ class Training:
         return "forward" if self._is_off_policy else self.run.config.direction
 
     def draw(self, step: int) -> list[Question]:
-        """This process's share of what a step asks, drawn by the step's number alone.
+        """This process's share of what a step asks, by its number and how far the student was last seen.
 
         Args:
             step: The optimiser step's number.
         """
-        config = self.run.config
-        dealt = deal(self._moments, step, size=config.batch_size, power=config.action_power, seed=config.seed)
+        config, distances = self.run.config, self._progress.distances
+        dealt = deal(self._moments, distances, step, size=config.batch_size, seed=config.seed)
         # Equal prompts are side by side, so that one process computes them.
         return [
-            Question(prompts=self._prompts(moment), seed=seed) for moment, seed in self.run.ranks.share(dealt)
+            Question(prompts=self._prompts(d.moment), seed=d.seed, moment=d.name)
+            for d in self.run.ranks.share(dealt)
         ]
 
     def answer(self, questions: Sequence[Question]) -> list[DistillExample]:
@@ -162,18 +168,24 @@ class Training:
             DistillError: A prompt and its answer do not fit the context window.
         """
         config, data, policy = self.run.config, self._data, self._answering
+        encode, teacher_encode = self.agent.student.encode, self.agent.teacher.encode
+        pairs, names = [q.prompts for q in questions], [q.moment for q in questions]
+        if self.agent.max_tokens == 1:
+            bare, informed = ([encode(b) for b, _ in pairs], [teacher_encode(i) for _, i in pairs])
+            return unanswered(bare, informed, names)
         policy.clear()
         return sample_examples(
             policy,
-            self.agent.student.encode,
-            [question.prompts for question in questions],
+            encode,
+            pairs,
             Sampling(
                 temperature=config.temperature if data == "student" else config.teacher_temperature,
                 max_tokens=self.agent.max_tokens,
             ),
             [question.seed for question in questions],
             data=data,
-            teacher_encode=self.agent.teacher.encode,
+            teacher_encode=teacher_encode,
+            names=names,
         )
 
     def update(self, examples: Sequence[DistillExample]) -> None:
@@ -197,6 +209,7 @@ class Training:
             if isinstance(self.teacher, FollowingTeacher) and config.teacher_kind == "ema":
                 self.teacher.follow(self.opcd.trained(), EMA_DECAY)
             first = self._progress.first
+            self._note(distances={**self._progress.distances, **self._seen(examples, stats)})
             if first is None or (config.off_policy_steps and done in (0, config.off_policy_steps)):
                 first = stats
                 self._note(first=first)
@@ -238,8 +251,6 @@ class Training:
             **{"success_rate" if self._score is None else "score": score},
             best=self._progress.best_step == step,
         )
-        if self._checkpoints.is_worth_it:
-            self._save_checkpoint()
 
     def load_best(self) -> None:
         """Put the best weights into the student; without any, it is as it was at first."""
@@ -263,9 +274,16 @@ class Training:
     def _answering(self) -> HFPolicy:
         return self.agent.student if self._data == "student" else self.agent.teacher
 
+    def _seen(self, examples: Sequence[DistillExample], stats: StepStats) -> dict[str, float]:
+        """How far the student was from its teacher, by moment; the last of a moment's completions counts."""
+        names = [example.source for example in examples]
+        # Rounded: how the processes share a step must not show in what is dealt next.
+        kls = [round(kl, 3) for kl in stats.kls]
+        return dict(self.run.ranks.gather(list(zip(names, kls, strict=True))))
+
     def _begin_round(self, number: int) -> None:
         with deferred_interrupt():
-            self._note(round=number, round_start=self.opcd.step_count, is_stopped=False)
+            self._note(round=number, round_start=self.opcd.step_count, is_stopped=False, distances={})
             if isinstance(self.teacher, FollowingTeacher) and (
                 self.run.config.teacher_kind == "round" or self.opcd.step_count == 0
             ):

@@ -17,6 +17,8 @@ tail          p_j (a_j - L), a_j = a_r off S   p_j - q_j; off S p_j (1 - q_r/p_r
 full          p_j (a_j - L)                    p_j - q_j
 ============= ================================ =============================
 
+``gated`` is g times forward and 1 - g times reverse, with g the total variation of p and q on the support.
+
 Shape letters: T positions, V vocabulary, K top-k, D hidden size, C positions of a chunk, B rows of a block.
 """
 
@@ -60,7 +62,8 @@ class ScoredTopK(NamedTuple):
     """The teacher's log-probabilities of these tokens, its temperature already in them."""
 
 
-def chunked_topk_reverse_kl(
+def chunked_kl(
+    direction: Direction,
     student_hidden_TD: torch.Tensor,
     student_head_VD: torch.Tensor,
     teacher_hidden_TD: torch.Tensor | None = None,
@@ -74,9 +77,10 @@ def chunked_topk_reverse_kl(
     teacher_map: LogitMap | None = None,
     scored: ScoredTopK | None = None,
 ) -> KLResult:
-    """KL(student || teacher) on the student's top-k tokens; see ``distill.loss.topk_reverse_kl``.
+    """``topk_reverse_kl``, ``forward_kl`` or ``gated_kl`` of ``distill.loss``.
 
     Args:
+        direction: Which of them.
         student_hidden_TD: What goes into the student's head; fp32, bf16 or, for tests, fp64.
         student_head_VD: Its output embedding; without gradient if it requires none.
         teacher_hidden_TD: The teacher's; its hidden size may be another.
@@ -90,51 +94,27 @@ def chunked_topk_reverse_kl(
         student_map: Bias, scale, soft-cap and temperature of the student's logits. A bias gets its gradient.
         teacher_map: The same for the teacher.
         scored: The teacher, where only its log-probabilities at the student's top-k ids are known, in place
-            of ``teacher_hidden_TD`` and ``teacher_head_VD``.
+            of ``teacher_hidden_TD`` and ``teacher_head_VD``. They are the support then, in ``gated`` too.
 
     Returns:
         The weighted sum, and what is worth logging, in fp32 (fp64 for fp64 inputs).
 
     Raises:
         ValueError: Shapes or vocabularies that do not fit, k or chunk below 1, an unknown mode, no teacher or
-            two, or ``full`` for a teacher that is known at the top-k only.
+            two, or ``full`` or ``forward`` for a teacher that is known at the student's top-k only.
     """
-    if scored is not None and (mode == "full" or k >= student_head_VD.shape[0]):
-        raise ValueError("mode full needs the teacher's whole distribution, not its top-k scores")
+    if scored is not None and (direction == "forward" or mode == "full" or k >= student_head_VD.shape[0]):
+        raise ValueError(
+            "mode full and the forward KL need the teacher's whole distribution, not its scores of the "
+            "student's top-k"
+        )
     return _chunked_kl(
-        "reverse",
+        direction,
         (student_hidden_TD, student_head_VD, student_map or LogitMap()),
         (teacher_hidden_TD, teacher_head_VD, teacher_map or LogitMap()),
         (k, mode, chunk),
         weights_T,
         scored,
-    )
-
-
-def chunked_forward_kl(
-    student_hidden_TD: torch.Tensor,
-    student_head_VD: torch.Tensor,
-    teacher_hidden_TD: torch.Tensor,
-    teacher_head_VD: torch.Tensor,
-    *,
-    k: int = 256,
-    mode: Mode = "tail",
-    chunk: int = 256,
-    weights_T: torch.Tensor | None = None,
-    student_map: LogitMap | None = None,
-    teacher_map: LogitMap | None = None,
-) -> KLResult:
-    """KL(teacher || student) on the teacher's top-k tokens; see ``distill.loss.forward_kl``.
-
-    Arguments, result and errors are those of ``chunked_topk_reverse_kl``.
-    """
-    return _chunked_kl(
-        "forward",
-        (student_hidden_TD, student_head_VD, student_map or LogitMap()),
-        (teacher_hidden_TD, teacher_head_VD, teacher_map or LogitMap()),
-        (k, mode, chunk),
-        weights_T,
-        None,
     )
 
 
@@ -316,51 +296,92 @@ def _kl_rows(
     if scored is not None:
         index_BK = scored.index_TK
     else:
-        index_BK = (student_BV if call.direction == "reverse" else teacher_BV).topk(call.k, dim=-1).indices
+        index_BK = _likely(student_BV, teacher_BV, scratch_BV, call.direction).topk(call.k, dim=-1).indices
     # First: its exponentials in the scratch space make way for the student's, which the gradient needs.
     teacher = _parts(teacher_BV, index_BK, scratch_BV) if scored is None else _scored_parts(scored)
     student = _parts(student_BV, index_BK, scratch_BV)
-    p_BK, p_rest_B1 = student.top_BK.exp(), student.rest_B1.exp()
-    q_BK, q_rest_B1 = teacher.top_BK.exp(), teacher.rest_B1.exp()
-    if call.mode == "renormalised":
-        log_p_BK, log_q_BK = student.top_BK.log_softmax(-1), teacher.top_BK.log_softmax(-1)
-        p_BK, q_BK = log_p_BK.exp(), log_q_BK.exp()
-        p_rest_B1, q_rest_B1 = torch.zeros_like(p_rest_B1), torch.zeros_like(q_rest_B1)
-    else:
-        log_p_BK, log_q_BK = student.top_BK, teacher.top_BK
-    has_tail = call.mode == "tail"
+    p, q = _Restricted.of(student, call.mode), _Restricted.of(teacher, call.mode)
     if call.direction == "reverse":
-        ratio_BK = torch.where(p_BK > 0, log_p_BK - log_q_BK, 0.0)
-        ratio_rest_B1 = torch.where(p_rest_B1 > 0, student.rest_B1 - teacher.rest_B1, 0.0)
-        kl_B1 = (p_BK * ratio_BK).sum(-1, keepdim=True)
-        if has_tail:
-            kl_B1 = kl_B1 + p_rest_B1 * ratio_rest_B1
-        if call.mode == "truncated":
-            mass_B1 = p_BK.sum(-1, keepdim=True)
-            grad_BK = p_BK * (ratio_BK + 1 - kl_B1 - mass_B1)
-            rest_factor_B1 = -(kl_B1 + mass_B1)
-        else:
-            grad_BK = p_BK * (ratio_BK - kl_B1)
-            rest_factor_B1 = ratio_rest_B1 - kl_B1 if has_tail else torch.zeros_like(kl_B1)
-        rest_factor_B1 = rest_factor_B1 * student.rest_scale_B1
+        kl = _reverse(p, q, student, call.mode)
+    elif call.direction == "forward":
+        kl = _forward(p, q, student, call.mode)
     else:
-        ratio_BK = torch.where(q_BK > 0, log_q_BK - log_p_BK, 0.0)
-        kl_B1 = (q_BK * ratio_BK).sum(-1, keepdim=True)
-        if has_tail:
-            ratio_rest_B1 = torch.where(q_rest_B1 > 0, teacher.rest_B1 - student.rest_B1, 0.0)
-            kl_B1 = kl_B1 + q_rest_B1 * ratio_rest_B1
-            grad_BK = p_BK - q_BK
-            # p_j q_r / p_r, as e_j q_r / sum(e): p_r may be too small for a number.
-            rest_factor_B1 = student.rest_scale_B1 - q_rest_B1 / student.rest_sum_B1.clamp(min=1.0)
-        else:
-            mass_B1 = q_BK.sum(-1, keepdim=True)  # 1 when renormalised
-            grad_BK = p_BK * mass_B1 - q_BK
-            rest_factor_B1 = mass_B1 * student.rest_scale_B1
-            if call.mode == "renormalised":
-                rest_factor_B1 = torch.zeros_like(mass_B1)
-    torch.mul(scratch_BV, rest_factor_B1, out=student_BV)
-    student_BV.scatter_(-1, index_BK, grad_BK)
-    return torch.stack([kl_B1[:, 0], student.mass(), teacher.mass(), student.entropy(), teacher.entropy()])
+        apart_B1 = ((p.top_BK - q.top_BK).abs().sum(-1, keepdim=True) + (p.rest_B1 - q.rest_B1).abs()) / 2
+        kl = _KL(
+            *(
+                torch.lerp(one, other, apart_B1)
+                for one, other in zip(
+                    _reverse(p, q, student, call.mode), _forward(p, q, student, call.mode), strict=True
+                )
+            )
+        )
+    torch.mul(scratch_BV, kl.rest_factor_B1, out=student_BV)
+    student_BV.scatter_(-1, index_BK, kl.grad_BK)
+    return torch.stack([kl.kl_B1[:, 0], student.mass(), teacher.mass(), student.entropy(), teacher.entropy()])
+
+
+def _likely(
+    student_BV: torch.Tensor, teacher_BV: torch.Tensor, scratch_BV: torch.Tensor, direction: Direction
+) -> torch.Tensor:
+    """[B, V]: by what the support is chosen, in logits: the student's, the teacher's, or of the likelier."""
+    if direction != "gated":
+        return student_BV if direction == "reverse" else teacher_BV
+    shift_B1 = student_BV.logsumexp(-1, keepdim=True) - teacher_BV.logsumexp(-1, keepdim=True)
+    return torch.maximum(torch.add(teacher_BV, shift_B1, out=scratch_BV), student_BV, out=scratch_BV)
+
+
+class _Restricted(NamedTuple):
+    """A distribution as a mode sees it."""
+
+    log_top_BK: torch.Tensor
+    log_rest_B1: torch.Tensor
+    top_BK: torch.Tensor
+    rest_B1: torch.Tensor
+    """0 where the mode has no bucket for the rest."""
+
+    @classmethod
+    def of(cls, parts: "_Parts", mode: Mode) -> "_Restricted":
+        log_top_BK = parts.top_BK.log_softmax(-1) if mode == "renormalised" else parts.top_BK
+        rest_B1 = parts.rest_B1.exp() if mode == "tail" else torch.zeros_like(parts.rest_B1)
+        return cls(log_top_BK, parts.rest_B1, log_top_BK.exp(), rest_B1)
+
+
+class _KL(NamedTuple):
+    """A KL, and its gradient by the student's logits."""
+
+    kl_B1: torch.Tensor
+    grad_BK: torch.Tensor
+    """On the support."""
+    rest_factor_B1: torch.Tensor
+    """Off it, over the exponentials in the scratch space."""
+
+
+def _reverse(p: _Restricted, q: _Restricted, student: "_Parts", mode: Mode) -> _KL:
+    ratio_BK = torch.where(p.top_BK > 0, p.log_top_BK - q.log_top_BK, 0.0)
+    ratio_rest_B1 = torch.where(p.rest_B1 > 0, p.log_rest_B1 - q.log_rest_B1, 0.0)
+    kl_B1 = (p.top_BK * ratio_BK).sum(-1, keepdim=True) + p.rest_B1 * ratio_rest_B1
+    if mode == "truncated":
+        mass_B1 = p.top_BK.sum(-1, keepdim=True)
+        grad_BK = p.top_BK * (ratio_BK + 1 - kl_B1 - mass_B1)
+        rest_factor_B1 = -(kl_B1 + mass_B1)
+    else:
+        grad_BK = p.top_BK * (ratio_BK - kl_B1)
+        rest_factor_B1 = ratio_rest_B1 - kl_B1 if mode == "tail" else torch.zeros_like(kl_B1)
+    return _KL(kl_B1, grad_BK, rest_factor_B1 * student.rest_scale_B1)
+
+
+def _forward(p: _Restricted, q: _Restricted, student: "_Parts", mode: Mode) -> _KL:
+    ratio_BK = torch.where(q.top_BK > 0, q.log_top_BK - p.log_top_BK, 0.0)
+    ratio_rest_B1 = torch.where(q.rest_B1 > 0, q.log_rest_B1 - p.log_rest_B1, 0.0)
+    kl_B1 = (q.top_BK * ratio_BK).sum(-1, keepdim=True) + q.rest_B1 * ratio_rest_B1
+    if mode == "tail":
+        # p_j q_r / p_r, as e_j q_r / sum(e): p_r may be too small for a number.
+        factor_B1 = student.rest_scale_B1 - q.rest_B1 / student.rest_sum_B1.clamp(min=1.0)
+        return _KL(kl_B1, p.top_BK - q.top_BK, factor_B1)
+    mass_B1 = q.top_BK.sum(-1, keepdim=True)  # 1 when renormalised
+    is_inside = mode == "renormalised"
+    factor_B1 = torch.zeros_like(mass_B1) if is_inside else mass_B1 * student.rest_scale_B1
+    return _KL(kl_B1, p.top_BK * mass_B1 - q.top_BK, factor_B1)
 
 
 class _Parts(NamedTuple):
@@ -419,13 +440,18 @@ def _full_kl_rows(student_BV: torch.Tensor, teacher_BV: torch.Tensor, direction:
     p_BV, q_BV = log_p_BV.exp(), log_q_BV.exp()
     entropy_B = -torch.where(p_BV > 0, p_BV * log_p_BV, 0.0).sum(-1)
     teacher_entropy_B = -torch.where(q_BV > 0, q_BV * log_q_BV, 0.0).sum(-1)
-    if direction == "reverse":
+    if direction == "forward":
+        kl_B = torch.where(q_BV > 0, q_BV * (log_q_BV - log_p_BV), 0.0).sum(-1)
+        torch.sub(p_BV, q_BV, out=student_BV)
+    else:
         ratio_BV = torch.where(p_BV > 0, log_p_BV - log_q_BV, 0.0)
         kl_B = torch.linalg.vecdot(p_BV, ratio_BV)
         torch.mul(p_BV, ratio_BV.sub_(kl_B[:, None]), out=student_BV)
-    else:
-        kl_B = torch.where(q_BV > 0, q_BV * (log_q_BV - log_p_BV), 0.0).sum(-1)
-        torch.sub(p_BV, q_BV, out=student_BV)
+    if direction == "gated":
+        apart_B = (p_BV - q_BV).abs().sum(-1) / 2
+        forward_B = torch.where(q_BV > 0, q_BV * (log_q_BV - log_p_BV), 0.0).sum(-1)
+        kl_B = torch.lerp(kl_B, forward_B, apart_B)
+        student_BV.lerp_(p_BV - q_BV, apart_B[:, None])
     ones_B = torch.ones_like(kl_B)
     return torch.stack([kl_B, ones_B, ones_B, entropy_B, teacher_entropy_B])
 

@@ -30,6 +30,8 @@ class DistillExample:
     """Whether the length limit ended it."""
     logprobs: tuple[float, ...] = ()
     """Of its tokens at temperature 1, as who sampled it says; may be unknown."""
+    source: str = ""
+    """What it is about, in the caller's words."""
 
     @property
     def spans(self) -> tuple[Span, Span]:
@@ -59,6 +61,8 @@ class Scored:
     """Which of the spans' prefixes, laid end to end, the distinct ones are."""
     weights: tuple[float, ...]
     """What each of these counts."""
+    of_pair: tuple[Sequence[int], ...]
+    """Which of the distinct ones are along each pair of spans."""
 
 
 def scored(
@@ -86,6 +90,7 @@ def scored(
     pairs = sorted(counted)
     rows: list[int] = []
     weights: list[float] = []
+    of_pair: list[list[int]] = []
     # Of the last completion after two prompts: which of the rows its prefixes are.
     before: dict[tuple[Prefix, Prefix], tuple[Prefix, list[int]]] = {}
     laid = 0
@@ -100,12 +105,14 @@ def scored(
         rows += range(laid + shared, laid + student.size)
         weights += [weight] * (student.size - shared)
         before[prompts] = written, places
+        of_pair.append(places)
         laid += student.size
     return Scored(
         student=tuple(student for student, _ in pairs),
         teacher=tuple(teacher for _, teacher in pairs),
         rows=tuple(rows),
         weights=tuple(weights),
+        of_pair=tuple(of_pair),
     )
 
 

@@ -1,4 +1,4 @@
-"""The OPCD loss: reverse KL on the student's top-k tokens (arXiv 2602.12275), and forward KL beside it.
+"""The OPCD loss: reverse KL on the student's top-k tokens (arXiv 2602.12275), and its neighbours.
 
 These are the plain forms, from logits. ``distill/chunked_loss.py`` computes the same from hidden states
 without ever holding the logits of all positions.
@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 
 Mode = Literal["truncated", "renormalised", "tail", "full"]
-Direction = Literal["reverse", "forward"]
+Direction = Literal["reverse", "forward", "gated"]
 
 
 def topk_reverse_kl(
@@ -64,6 +64,31 @@ def forward_kl(
     student_logits_TV, teacher_logits_TV = _checked(student_logits_TV, teacher_logits_TV, k, mode)
     index_TK = teacher_logits_TV.topk(min(k, teacher_logits_TV.shape[-1]), dim=-1).indices
     return _kl(_restricted(teacher_logits_TV, index_TK, mode), _restricted(student_logits_TV, index_TK, mode))
+
+
+def gated_kl(
+    student_logits_TV: torch.Tensor,
+    teacher_logits_TV: torch.Tensor,
+    *,
+    k: int = 256,
+    mode: Mode = "tail",
+) -> torch.Tensor:
+    """G KL(teacher || student) + (1 - g) KL(student || teacher), where g is how far they are apart.
+
+    g is the total variation of the two on the support, from 0 to 1, and no gradient flows through it. The
+    reverse KL's gradient on a token vanishes with the student's probability p of it: what a student hardly
+    says it is never taught. The forward KL's is p - q. So where the two disagree the forward KL teaches, and
+    where they agree the reverse KL, which is OPCD, refines. ToDi (arXiv 2505.16297) gates each token alike.
+
+    The support are the k tokens that the likelier of the two finds most likely. Arguments, result and errors
+    are as in ``topk_reverse_kl``.
+    """
+    student_logits_TV, teacher_logits_TV = _checked(student_logits_TV, teacher_logits_TV, k, mode)
+    likelier_TV = torch.maximum(student_logits_TV.log_softmax(-1), teacher_logits_TV.log_softmax(-1))
+    index_TK = likelier_TV.topk(min(k, likelier_TV.shape[-1]), dim=-1).indices
+    p, q = (_restricted(logits_TV, index_TK, mode) for logits_TV in (student_logits_TV, teacher_logits_TV))
+    apart_T = (p.exp() - q.exp()).abs().sum(-1).detach() / 2
+    return apart_T * _kl(q, p) + (1 - apart_T) * _kl(p, q)
 
 
 def check_top_k(k: int, mode: str) -> None:

@@ -12,8 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from distill.chunked_loss import (
     KLResult,
     ScoredTopK,
-    chunked_forward_kl,
-    chunked_topk_reverse_kl,
+    chunked_kl,
     topk_ids,
 )
 from distill.examples import (
@@ -62,10 +61,12 @@ class StepStats:
     """Mean share of a completion's 4-grams that it had before."""
     nodes: int
     """Tokens that went through the student: the batch's distinct prefixes, or its sequences with padding."""
+    kls: tuple[float, ...] = ()
+    """The KL of each completion of this process, the mean over its tokens."""
 
     def as_dict(self) -> dict[str, float]:
-        """For the log."""
-        return asdict(self)
+        """For the log: all but what is of single completions."""
+        return {name: value for name, value in asdict(self).items() if name != "kls"}
 
 
 class OPCD:
@@ -107,7 +108,9 @@ class OPCD:
             teacher_temperature: Divides the teacher's; below 1 it is sharpened.
             k: See ``topk_reverse_kl``.
             mode: See ``topk_reverse_kl``.
-            direction: ``reverse`` is OPCD; ``forward`` on the teacher's completions is context distillation.
+            direction: ``reverse`` is the paper's OPCD; ``forward`` on the teacher's completions is context
+                distillation; ``gated`` is the reverse KL where student and teacher agree, and the forward KL
+                where they do not. See ``distill.loss``.
             average: What the loss is a mean over; see ``scored``.
             vocabulary: Token ids from here on are padding, with which models of one family differ.
             weight_decay: AdamW's.
@@ -134,10 +137,10 @@ class OPCD:
         sizes = [LMHead.of(student).weight_VD.shape[0]]
         if not isinstance(teacher, ScoringTeacher):
             sizes.append(teacher.head.weight_VD.shape[0])
-        elif direction != "reverse" or mode == "full" or k >= (vocabulary or sizes[0]):
+        elif direction == "forward" or mode == "full" or k >= (vocabulary or sizes[0]):
             raise DistillError(
-                "a teacher on a server is known at the student's top-k only: take the reverse direction, a "
-                f"loss other than full, and a top-k below the {vocabulary or sizes[0]} tokens"
+                "a teacher on a server is known at the student's top-k only: take another direction than "
+                f"forward, a loss other than full, and a top-k below the {vocabulary or sizes[0]} tokens"
             )
         narrow = {p.dtype for p in student.parameters() if p.requires_grad and p.dtype.itemsize < 4}
         if narrow:
@@ -201,6 +204,7 @@ class OPCD:
         self._check_windows(examples)
         batches = self._batches(examples)
         passes: list[torch.Tensor] = []
+        kls: list[tuple[Scored, torch.Tensor]] = []
         nodes = 0
         self._optimizer.zero_grad(set_to_none=True)
         # Every process makes as many passes, since they exchange shards and gradients.
@@ -208,8 +212,9 @@ class OPCD:
         for index, batch in enumerate(batches, 1):
             places, is_last = scored(batch or NOTHING, self._average, total), index == len(batches)
             with self._forward.no_sync() if self._waits_to_sync and not is_last else nullcontext():
-                pass_sums, tokens = self._forward_backward(places, direction, counts=bool(batch))
+                pass_sums, kl_T, tokens = self._forward_backward(places, direction, counts=bool(batch))
             passes.append(pass_sums)
+            kls.append((places, kl_T))
             nodes += tokens
         self.student.eval()
         # Fetched once, at the end: a GPU computes one pass while the next is made ready.
@@ -251,6 +256,7 @@ class OPCD:
             cut_off=cut_off / completions,
             repetition=repeated / completions,
             nodes=int(all_nodes),
+            kls=_of_each(examples, kls),
         )
 
     def _learning_rate(self) -> float:
@@ -268,7 +274,7 @@ class OPCD:
 
     def _forward_backward(
         self, places: Scored, direction: Direction | None = None, *, counts: bool = True
-    ) -> tuple[torch.Tensor, int]:
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Add to the gradients.
 
         Args:
@@ -277,10 +283,11 @@ class OPCD:
             counts: Whether it counts; else it is gone through for the others' sake.
 
         Returns:
-            The pass's part of the step's sums, and its tokens.
+            The pass's part of the step's sums, the KL where it scores, and its tokens.
         """
         self.student.eval()
         direction = direction or self._direction
+        kl_T = torch.empty(0)
         rows = _rows(places)
         of_teacher = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.along(places.teacher)
         teacher_ND = None if of_teacher is None else of_teacher[rows]
@@ -289,9 +296,11 @@ class OPCD:
 
         def score(hidden_TD: torch.Tensor, head: LMHead) -> torch.Tensor:
             """Loss, then what is logged."""
+            nonlocal kl_T
             result = self._compared(
                 (hidden_TD[rows], head), teacher_ND, places, weight_T, direction=direction, mode=self._mode
             )
+            kl_T = result.kl_T
             logged = [(weight_T * stat_T).sum() for stat_T in result[2:]]
             return torch.stack([result.loss, *logged])
 
@@ -299,7 +308,7 @@ class OPCD:
             _compute_again(self.student)
         sums = self._forward(forward_pass, score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
-        return sums.detach(), forward_pass.tokens if counts else 0
+        return sums.detach(), kl_T, forward_pass.tokens if counts else 0
 
     @torch.no_grad()
     def divergences(self, student: LanguageModel, examples: Sequence[DistillExample]) -> list[float]:
@@ -317,26 +326,22 @@ class OPCD:
         self._check_windows(examples)
         # Detached, since the loss makes gradients on its way there, whether torch keeps any or not.
         head = replace(student.head, weight_VD=student.head.weight_VD.detach())
-        found: list[float] = []
+        passes = []
         for first in range(0, len(examples), COMPARED):
-            pairs = [example.spans for example in examples[first : first + COMPARED]]
-            sizes = [of_student.size for of_student, _ in pairs]
-            places = Scored(
-                student=tuple(of_student for of_student, _ in pairs),
-                teacher=tuple(of_teacher for _, of_teacher in pairs),
-                rows=tuple(range(sum(sizes))),
-                weights=(1.0,) * sum(sizes),
-            )
-            kl_T = self._compared(
-                (student.along(places.student), head),
-                None if isinstance(self.teacher, ScoringTeacher) else self.teacher.along(places.teacher),
+            places = scored(examples[first : first + COMPARED])
+            rows = _rows(places)
+            compared = self._compared(
+                (student.along(places.student)[rows], head),
+                None
+                if isinstance(self.teacher, ScoringTeacher)
+                else self.teacher.along(places.teacher)[rows],
                 places,
-                torch.ones(sum(sizes), device=self.student.device),
+                torch.tensor(places.weights, device=self.student.device),
                 direction="reverse",
                 mode="tail",
-            ).kl_T
-            found += [float(kl.mean()) for kl in kl_T.split(sizes)]
-        return found
+            )
+            passes.append((places, compared.kl_T))
+        return list(_of_each(examples, passes))
 
     def _compared(
         self,
@@ -351,24 +356,24 @@ class OPCD:
         """What the student says next at each place, against what the teacher says there."""
         mine = self._narrowed(student[0], student[1].cut(self._vocabulary).at(self._temperature))
         if isinstance(self.teacher, ScoringTeacher):
-            return self._remotely_scored(mine, self.teacher, places, weight_T, mode)
+            return self._remotely_scored(direction, mode, mine, self.teacher, places, weight_T)
         assert teacher_ND is not None
         head = self.teacher.head.cut(self._vocabulary).at(self._teacher_temperature)
-        form = chunked_topk_reverse_kl if direction == "reverse" else chunked_forward_kl
-        return self._scored(form, mode, mine, self._narrowed(teacher_ND, head), weight_T)
+        return self._scored(direction, mode, mine, self._narrowed(teacher_ND, head), weight_T)
 
     def _narrowed(self, hidden_TD: torch.Tensor, head: LMHead) -> tuple[torch.Tensor, LMHead]:
         return hidden_TD.to(self._narrow or hidden_TD.dtype), head.narrowed(self._narrow)
 
     def _scored(
         self,
-        form: Callable[..., KLResult],
+        direction: Direction,
         mode: Mode,
         student: tuple[torch.Tensor, LMHead],
         other: tuple[torch.Tensor, LMHead],
         weight_T: torch.Tensor,
     ) -> KLResult:
-        return form(
+        return chunked_kl(
+            direction,
             student[0],
             student[1].weight_VD,
             other[0],
@@ -383,17 +388,19 @@ class OPCD:
 
     def _remotely_scored(
         self,
+        direction: Direction,
+        mode: Mode,
         student: tuple[torch.Tensor, LMHead],
         teacher: ScoringTeacher,
         places: Scored,
         weight_T: torch.Tensor,
-        mode: Mode,
     ) -> KLResult:
         hidden_TD, head = student
         head_VD = head.weight_VD
         ids_TK = topk_ids(hidden_TD.detach(), head_VD.detach(), k=self._k, chunk=self._chunk, map=head.map)
         scores_TK = teacher.score(places.teacher, places.rows, ids_TK, self._teacher_temperature)
-        return chunked_topk_reverse_kl(
+        return chunked_kl(
+            direction,
             hidden_TD,
             head_VD,
             k=self._k,
@@ -542,6 +549,18 @@ class _Scored(torch.nn.Module):
         self, forward_pass: TreePass | PaddedPass, score: Callable[[torch.Tensor, LMHead], torch.Tensor]
     ) -> torch.Tensor:
         return score(forward_pass.hidden(self.model, self.compute_dtype), LMHead.of(self.model))
+
+
+def _of_each(
+    examples: Sequence[DistillExample], passes: Sequence[tuple[Scored, torch.Tensor]]
+) -> tuple[float, ...]:
+    """The mean KL over each completion's tokens."""
+    found: dict[tuple[Span, Span], float] = {}
+    for places, kl_T in passes:
+        kls = kl_T.tolist()
+        for pair, rows in zip(zip(places.student, places.teacher, strict=True), places.of_pair, strict=True):
+            found[pair] = sum(kls[row] for row in rows) / len(rows)
+    return tuple(found[example.spans] for example in examples)
 
 
 def _rows(places: Scored) -> slice | list[int]:

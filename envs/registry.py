@@ -7,60 +7,37 @@ from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.classic_control.acrobot import AcrobotEnv
-from gymnasium.envs.classic_control.cartpole import CartPoleEnv
-from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
-from gymnasium.envs.toy_text.blackjack import BlackjackEnv
-from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
-from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
-from gymnasium.envs.toy_text.taxi import TaxiEnv
 from gymnasium.spaces import Discrete
 
 from envs.actions import Action, Grammar, action_text, word_grammar
-from envs.adapters import openenv, textarena
-from envs.games.classic_control import acrobot_words, cart_pole_words, mountain_car_words
-from envs.games.cue import CUE_SETTINGS, CueEnv, cue_words
-from envs.games.frozen_lake import frozen_lake_words
-from envs.games.random_lake import RANDOM_LAKE_SETTINGS, RandomFrozenLakeEnv, random_lake_words
-from envs.games.toy_text import TAXI_SETTINGS, blackjack_words, cliff_words, taxi_words
-from envs.questions.choice_env import CHOICE_SETTINGS, ChoiceEnv, choice_words
-from envs.questions.log_env import LOGS_SETTINGS, LogEnv, logs_words
-from envs.questions.math_env import MATH_SETTINGS, MathEnv, math_words
 from envs.spaces import any_words
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords, Example, Success
 
 WordsOf = Callable[[gym.Env[Any, Any]], EnvWords]
 
-OURS: dict[type[gym.Env[Any, Any]], WordsOf] = {
-    FrozenLakeEnv: frozen_lake_words,
-    RandomFrozenLakeEnv: random_lake_words,
-    CueEnv: cue_words,
-    TaxiEnv: taxi_words,
-    CliffWalkingEnv: cliff_words,
-    BlackjackEnv: blackjack_words,
-    CartPoleEnv: cart_pole_words,
-    MountainCarEnv: mountain_car_words,
-    AcrobotEnv: acrobot_words,
-    MathEnv: math_words,
-    ChoiceEnv: choice_words,
-    LogEnv: logs_words,
-    openenv.OpenEnvEnv: openenv.words,
-    textarena.TextArenaEnv: textarena.words,
-}
+_OURS: dict[type[gym.Env[Any, Any]], WordsOf] = {}
 """Env class -> its words."""
 
 _REGISTERED: dict[str, WordsOf] = {}
 """Env id -> its author's words."""
 
-_SETTINGS: dict[str, Mapping[str, Any]] = {
-    "Math-v0": MATH_SETTINGS,
-    "Taxi-v4": TAXI_SETTINGS,
-    "OPCD/RandomFrozenLake-v0": RANDOM_LAKE_SETTINGS,
-    "Choice-v0": CHOICE_SETTINGS,
-    "Logs-v0": LOGS_SETTINGS,
-    "OPCD/Cue-v0": CUE_SETTINGS,
-}
+_SETTINGS: dict[str, Mapping[str, Any]] = {}
 """Env id -> what its author recommends, where that is not what suits most."""
+
+
+def words_of(env: type[gym.Env[Any, Any]]) -> Callable[[WordsOf], WordsOf]:
+    """Make what it decorates the words of all envs of exactly this class."""
+
+    def register(words: WordsOf) -> WordsOf:
+        _OURS[env] = words
+        return words
+
+    return register
+
+
+def recommend(env_id: str, settings: Mapping[str, Any]) -> None:
+    """Make ``settings``, by the names of agents/config.py, the defaults of runs in an env."""
+    _SETTINGS[env_id] = dict(settings)
 
 
 def words_for(env: gym.Env[Any, Any]) -> EnvWords:
@@ -71,7 +48,7 @@ def words_for(env: gym.Env[Any, Any]) -> EnvWords:
     """
     registered = _REGISTERED.get(env.spec.id) if env.spec else None
     bare = env.unwrapped
-    ours = OURS.get(
+    ours = _OURS.get(
         type(bare), any_words
     )  # what is derived from it may show something else, and so may a wrapper
     return (registered or (ours if env.observation_space == bare.observation_space else any_words))(env)
@@ -102,6 +79,8 @@ def register_text(
     situation: Callable[[str], str] | None = None,
     advise: Callable[[str, str], str] | None = None,
     success: Success | None = None,
+    examples: Sequence[Example] | None = None,
+    max_invalid_replies: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Put an env into better words than its spaces give; what is left out, they still give.
@@ -122,6 +101,9 @@ def register_text(
         advise: (situation, action's word) -> the advice to do that there.
         success: What an episode has to reach; by default the spec's reward threshold or a positive return. An
             env's own ``info["is_success"]`` goes before it.
+        examples: Replies of an agent that thinks before it acts, one for each action, at places that it never
+            sees: with ``--replies think`` they are shown as earlier turns. Small models need them.
+        max_invalid_replies: So many unreadable replies in a row end an episode; by default 3.
         settings: What a run in this env does best with, by the names of agents/config.py, such as
             ``{"episodes": 256, "lr": 1e-4}``. What the user asks for goes before it.
 
@@ -142,6 +124,8 @@ def register_text(
         "situation": situation or (None if describe is None else str),
         "advise": advise,
         "success": success,
+        "examples": None if examples is None else tuple(examples),
+        "max_invalid_replies": max_invalid_replies,
     }
 
     def words(env: gym.Env[Any, Any]) -> EnvWords:
@@ -153,7 +137,7 @@ def register_text(
 
     _REGISTERED[env_id] = words
     if settings is not None:
-        _SETTINGS[env_id] = dict(settings)
+        recommend(env_id, settings)
 
 
 def _grammar(

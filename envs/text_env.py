@@ -1,5 +1,6 @@
 """``TextEnv``: any supported Gymnasium environment with text in and text out."""
 
+import dataclasses
 import difflib
 import importlib
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
     """A Gymnasium environment that is read and answered in text; the 5-tuple stays as it is.
 
     ``step`` takes the agent's whole reply. A reply that is no action does not step the env: the turn
-    is spent with reward 0 and no ``info["text/action"]``, and ``max_invalid_replies`` of them in a row
+    is spent with reward 0 and no ``info["text/action"]``, and the words' ``max_invalid_replies`` in a row
     truncate the episode with ``info["text/too_many_invalid"] = True``; an ``info["is_success"]`` of the env
     stays what it was. A readable reply leaves its action's text in ``info["text/action"]`` beside the
     env's own info.
@@ -39,13 +40,13 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(
-        self, env: gym.Env[Any, Any], *, max_invalid_replies: int = 3, replies: Replies = "act"
+        self, env: gym.Env[Any, Any], *, max_invalid_replies: int | None = None, replies: Replies = "act"
     ) -> None:
         """Wrap ``env``.
 
         Args:
             env: Any env whose actions can be written as text.
-            max_invalid_replies: Unreadable replies in a row that end an episode; at least 1.
+            max_invalid_replies: So many unreadable replies in a row end an episode; by default the words say.
             replies: With ``think`` the rules ask for a thought first; see ``envs.thinking``.
 
         Raises:
@@ -53,9 +54,11 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
                 are to ``think``.
         """
         super().__init__(env)
-        if max_invalid_replies < 1:
-            raise EnvError(f"max_invalid_replies must be at least 1, not {max_invalid_replies}")
         words = words_for(env)
+        if max_invalid_replies is not None:
+            words = dataclasses.replace(words, max_invalid_replies=max_invalid_replies)
+        if words.max_invalid_replies < 1:
+            raise EnvError(f"max_invalid_replies must be at least 1, not {words.max_invalid_replies}")
         self._is_text = isinstance(env.action_space, Text) and not words.actions
         if replies == "think":
             if self._is_text:
@@ -65,7 +68,6 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
                 )
             words = thinking(words)
         self.words = words
-        self.max_invalid_replies = max_invalid_replies
         self._now = ""
         self._invalid_in_a_row = 0
         self._success: dict[str, Any] = {}
@@ -88,7 +90,7 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         read = self.words.parse("" if cut_off and self._is_text else action)
         if read is None:
             self._invalid_in_a_row += 1
-            too_many = self._invalid_in_a_row >= self.max_invalid_replies
+            too_many = self._invalid_in_a_row >= self.words.max_invalid_replies
             info = {"text/too_many_invalid": too_many, **cut_off, **self._success}
             return self._now, 0.0, False, too_many, info
         self._invalid_in_a_row = 0
@@ -163,7 +165,7 @@ def make_text_env(
     env_id: str,
     env_kwargs: Mapping[str, Any],
     *,
-    max_invalid_replies: int = 3,
+    max_invalid_replies: int | None = None,
     replies: Replies = "act",
 ) -> TextEnv:
     """The env as text; see ``make_env`` and ``TextEnv`` for the arguments and errors."""

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from envs.actions import Action, Grammar
-from envs.words import EnvWords
+from envs.words import EnvError, EnvWords
 
 Replies = Literal["act", "think"]
 """A reply is an action; or it thinks first, and ends with a line that names one."""
@@ -28,13 +28,23 @@ MAX_LEADING = 8
 
 
 def thinking(words: EnvWords) -> EnvWords:
-    """The words for an agent that thinks before it acts: its replies are not begun."""
-    return replace(
+    """The words for an agent that thinks before it acts: its replies are not begun.
+
+    Raises:
+        EnvError: The action of one of their examples is not read in its reply.
+    """
+    thoughtful = replace(
         words,
         rules="\n".join(filter(None, [words.rules, RULES])),
         reply_prefix="",
         grammar=action_line(words.grammar, words.reply_prefix),
+        thinks=True,
     )
+    for example in words.examples:
+        read = thoughtful.parse(example.reply)
+        if read is None or read.text != example.action or example.action not in words.actions:
+            raise EnvError(f"the example {example.reply!r:.200} is not read as the action {example.action!r}")
+    return thoughtful
 
 
 def action_line(grammar: Grammar, lead: str) -> Grammar:

@@ -59,6 +59,23 @@ POSITIVE_RETURN = Success(means="its return is positive", reached=lambda total, 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A whole reply of an agent that thinks before it acts, at a place that is none of the env's."""
+
+    observation: str
+    """As ``EnvWords.describe`` would word it."""
+    thought: str
+    """What is said before the action; best in the words of the advice to take it."""
+    action: str
+    """One of the action words."""
+
+    @property
+    def reply(self) -> str:
+        """The thought, then the action's line."""
+        return f"{self.thought}\nAction: {self.action}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnvWords:
     """The words of one environment."""
 
@@ -80,6 +97,8 @@ class EnvWords:
 
     ``None`` where there is nothing to advise from outcomes, as with text for an action."""
     success: Success = POSITIVE_RETURN
+    max_invalid_replies: int = 3
+    """So many unreadable replies in a row end an episode; at least 1."""
 
     situation: Callable[[str], str] = str
     """What an observation sentence has in common with those that are to be treated alike, such as the bucket
@@ -88,6 +107,11 @@ class EnvWords:
     chat: Callable[[str], Sequence[tuple[Role, str]]] | None = None
     """Where an observation is a conversation: who says what in it, the user at last. Of an empty observation,
     a user who says nothing."""
+    thinks: bool = False
+    """Whether replies think before they name an action: one without any may have been cut off on its way."""
+    examples: tuple[Example, ...] = ()
+    """Shown as earlier turns to an agent that thinks. A small model keeps to the form of a reply only so, and
+    heeds advice that it has seen heeded."""
 
     def advised(self, situation: str, advice: str) -> str | None:
         """The action that ``advice`` is about, if ``advise`` has worded it."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import pandas as pd
 
+from evals.command import EvalError
 from evals.result import temperature_text
 from evals.stats import wilson_interval
 from experience import ExperienceError
@@ -26,7 +27,7 @@ class DamagedMetricsError(ValueError):
     """A ``metrics.jsonl`` that holds something else; the message names the line."""
 
 
-class UnfinishedRunError(ValueError):
+class UnfinishedRunError(EvalError):
     """A folder without a finished run; the message says what is missing."""
 
 

@@ -1,6 +1,6 @@
 """What a model has forgotten: before and after a training, and against another training.
 
-    python -m evals.forgetting --before smollm2 --after RUN --baseline OTHER_RUN
+    python -m evals.forgetting --after RUN --baseline OTHER_RUN
 
 Held-out text, the built-in tasks, and instructions whose observance a rule can check, all without any context
 in the prompt. A row that gets worse is forgetting, unless it is what was trained.
@@ -8,9 +8,8 @@ in the prompt. A row that gets worse is forgetting, unless it is what was traine
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +24,10 @@ from scipy.stats import ttest_1samp
 from envs.text_env import make_text_env
 from evals.agent_process import ask
 from evals.command import EvalError, run_command
+from evals.finished_run import FinishedRun
 from evals.instructions import INSTRUCTIONS
 from evals.page import write_whole
+from evals.report import write_report
 from evals.result import Comparison
 from evals.stats import CONFIDENCE, wilson_interval
 from experience.masking import masked
@@ -56,6 +57,9 @@ TASKS: Mapping[TaskName, Task] = {
     ),
     "lake": Task(env="FrozenLake-v1", env_kwargs={"is_slippery": False}),
 }
+
+UNKNOWN: Mapping[str, Any] = {"model": "smollm2", "seed": 0}
+"""What is taken to be a training's, where no run's folder says it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,34 +91,36 @@ class Answers:
     """To the instructions."""
 
 
-Examinee = Callable[[Exam], Answers]
-"""A model."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForgettingConfig:
     """Compare what two or three models can do besides what they were trained for."""
 
     after: str
     """The trained model: a run's folder or a model's."""
-    before: str = "smollm2"
-    """The model that it was trained from."""
+    before: str | None = None
+    """The model that it was trained from; by default the one that its run began with, or else `smollm2`."""
     baseline: str | None = None
     """Another training of the same model, such as the off-policy one."""
     output: Path | None = None
-    """Where to write the table as JSON."""
+    """Where to write the table as JSON; by default into the run's folder, whose report then shows it."""
     tasks: tuple[TaskName, ...] = ("sums", "lake")
     """Built-in tasks. `sums` needs opcd-gym[math]."""
     episodes: int = 128
     """Per task, on test seeds."""
     max_new_tokens: int = 48
     """Longest reply to a sum or an instruction; the replies are greedy."""
-    seed: int = 0
-    """A run's: the tasks' episodes are those that such a run is tested on."""
+    seed: int | None = None
+    """A run's: the tasks' episodes are those that it is tested on; by default that run's own, or else 0."""
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
     trust_remote_code: bool = False
     """Let code that comes with a model run."""
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of the finished run whose model it is, if it is one's."""
+        folder = Path(self.after)
+        return folder if (folder / "results.json").is_file() else None
 
     def __post_init__(self) -> None:
         for name in ("episodes", "max_new_tokens"):
@@ -122,29 +128,30 @@ class ForgettingConfig:
                 raise EvalError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-def forgetting(
-    config: ForgettingConfig, console: Console, examinees: Mapping[str, Examinee] | None = None
-) -> dict[str, Any]:
-    """Measure every model; returns the table, which is also written to ``output``.
+def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
+    """Measure every model, each in a process of its own; returns the table, which is also written.
 
     Args:
         config: What to compare.
         console: Where to report progress.
-        examinees: The models by role, where they are loaded already; else each gets a process of its own.
 
     Raises:
         EnvError: A task cannot be had.
         AgentError: A model cannot be had.
+        UnfinishedRunError: A file of the run is damaged.
     """
-    check_tasks(config.tasks)
-    names = {"before": config.before, "after": config.after}
+    for task in config.tasks:  # before anything is spent
+        make_text_env(TASKS[task].env, TASKS[task].env_kwargs).close()
+    known: Mapping[str, Any] = FinishedRun.read(config.run).config if config.run else UNKNOWN
+    if config.seed is None:
+        config = replace(config, seed=known["seed"])
+    names = {"before": config.before or known["model"], "after": config.after}
     if config.baseline is not None:
         names["baseline"] = config.baseline
     scores: dict[str, Scores] = {}
     for role, name in names.items():
         console.print(f"measuring {role}: {printable(name)}", markup=False)
-        examinee = partial(_in_a_process, name, config) if examinees is None else examinees[role]
-        scores[role] = _scores(examinee, config)
+        scores[role] = _scores(name, config)
     table: dict[str, Any] = {"models": names, "rows": []}
     for measure in scores["before"]:
         row: dict[str, Any] = {"measure": measure}
@@ -157,13 +164,12 @@ def forgetting(
                 measure, scores["after"][measure], scores["baseline"][measure]
             )
         table["rows"].append(row)
-    if config.output is not None:
-        write_whole(config.output, json.dumps(masked(table), indent=2) + "\n")
+    if target := config.output or (config.run and config.run / "forgetting.json"):
+        write_whole(target, json.dumps(masked(table), indent=2) + "\n")
     return table
 
 
-def _in_a_process(name: str, config: ForgettingConfig, exam: Exam) -> Answers:
-    """The answers of a model that is loaded for them."""
+def _answers(name: str, config: ForgettingConfig, exam: Exam) -> Answers:
     question: dict[str, Any] = {"model": model_folder(name), "exam": asdict(exam)}
     question |= {"device": config.device, "trust_remote_code": config.trust_remote_code}
     return TypeAdapter(Answers).validate_python(ask("exam", question))
@@ -175,28 +181,17 @@ def model_folder(name: str) -> str:
     return str(model) if model.is_dir() else name
 
 
-def check_tasks(tasks: Iterable[TaskName] = ("sums", "lake")) -> None:
-    """See that the built-in tasks can be had, before anything is spent.
-
-    Raises:
-        EnvError: One cannot.
-    """
-    for task in tasks:
-        make_text_env(TASKS[task].env, TASKS[task].env_kwargs).close()
-
-
-def _scores(examinee: Examinee, config: ForgettingConfig) -> Scores:
+def _scores(name: str, config: ForgettingConfig) -> Scores:
     """Everything that is measured of one model."""
-    answers = examinee(
-        Exam(
-            passages=tuple(HELD_OUT.read_text(encoding="utf-8").split("\n\n")),
-            tasks={name: TASKS[name] for name in config.tasks},
-            episodes=config.episodes,
-            seed=config.seed,
-            instructions=tuple(instruction.prompt for instruction in INSTRUCTIONS),
-            max_new_tokens=config.max_new_tokens,
-        )
+    exam = Exam(
+        passages=tuple(HELD_OUT.read_text(encoding="utf-8").split("\n\n")),
+        tasks={name: TASKS[name] for name in config.tasks},
+        episodes=config.episodes,
+        seed=config.seed or 0,
+        instructions=tuple(instruction.prompt for instruction in INSTRUCTIONS),
+        max_new_tokens=config.max_new_tokens,
     )
+    answers = _answers(name, config, exam)
     followed = [
         float(instruction.is_followed(reply))
         for instruction, reply in zip(INSTRUCTIONS, answers.replies, strict=True)
@@ -279,6 +274,10 @@ def main() -> int:
     def work(console: Console) -> None:
         config = tyro.cli(ForgettingConfig, prog="python -m evals.forgetting")
         print_table(forgetting(config, console))
+        if config.run is not None and config.output is None:
+            console.print(
+                f"report: {write_report(config.run)}", highlight=False, markup=False, soft_wrap=True
+            )
 
     return run_command(work)
 

@@ -96,7 +96,6 @@ def judge(
     *,
     phase: str,
     policy_id: str,
-    fully: bool = False,
 ) -> Verdict:
     """Find the best candidate and decide whether it helps.
 
@@ -106,13 +105,12 @@ def judge(
         play: Who plays.
         phase: Name of this part of the run, for the record.
         policy_id: Which weights play, for the record.
-        fully: Play every candidate on all seeds; then the test is by those that chose the winner as well.
     """
     [without] = play([NO_CONTEXT], seeds)
     alive = list(candidates)
     outcomes: dict[str, dict[int, bool]] = {context.id: {} for context in alive}
     verdicts: dict[str, str] = {}
-    size = len(seeds) if len(alive) == 1 or fully else max(1, len(seeds) // FIRST_RUNG)
+    size = len(seeds) if len(alive) == 1 else max(1, len(seeds) // FIRST_RUNG)
     half = max(1, len(seeds) // 2)
     chosen_on = played = 0
     episodes = len(seeds)

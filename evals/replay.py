@@ -163,11 +163,11 @@ def _looks(
 def _env(run: FinishedRun) -> TextEnv:
     """The run's env, drawing images where it can and we have no drawing of our own."""
     config = run.config
-    name, kwargs, limit = config["env"], dict(config["env_kwargs"]), config["max_invalid_replies"]
+    name, kwargs = config["env"], dict(config["env_kwargs"])
     module, is_in_module, _ = name.partition(":")
     if is_in_module and module not in sys.modules:
         raise ValueError("a folder that is only to be shown has no module imported")
-    make = partial(make_text_env, name, max_invalid_replies=limit, replies=_replies(run))
+    make = partial(make_text_env, name, replies=_replies(run))
     env = make(kwargs)
     if _board(env) is None and "rgb_array" in env.unwrapped.metadata.get("render_modes", ()):
         env.close()

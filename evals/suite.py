@@ -39,12 +39,16 @@ METHODS: Mapping[str, tuple[Arm, Mapping[str, Any] | None]] = {
     "none": ("before", None),
     "in-context": ("before_with_experience", None),
     "off-policy": ("after", {"data": "teacher", "direction": "forward"}),
-    "opcd": ("after", {"data": "student", "direction": "reverse"}),
+    "opcd": ("after", {"data": "student", "direction": "gated"}),
+    "opcd-reverse": ("after", {"data": "student", "direction": "reverse"}),
     "student-forward": ("after", {"data": "student", "direction": "forward"}),
     "teacher-reverse": ("after", {"data": "teacher", "direction": "reverse"}),
+    "teacher-gated": ("after", {"data": "teacher", "direction": "gated"}),
 }
-"""Name -> which of a run's arms it is, and the run's settings. The last four are whose completions x which
-KL. The first two train nothing: they are arms of the run of the suite's first method that does."""
+"""Name -> which of a run's arms it is, and the run's settings.
+
+Most are whose completions x which KL; the paper's is opcd-reverse. The first two train nothing: they are arms
+of the run of the suite's first method that does."""
 UNTRAINED: Mapping[str, Any] = {"steps": 0}
 """The run of these two in a suite without any other."""
 

@@ -1,13 +1,15 @@
 """What stands in the prompt beside the observation."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import bm25s
-
 from experience.insight import Insight
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s takes jax where it is, and jax three quarters of a GPU
+import bm25s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A SQLite file or a PostgreSQL database that holds a store: opened, brought to the present schema, shared.
+"""A SQLite file or a PostgreSQL database that holds a store: opened, given its tables, shared.
 
 Whatever goes wrong in it is an ``ExperienceError`` that says what to do and shows no password.
 """
@@ -16,12 +16,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from experience import ExperienceError
 from experience.masking import masked
+from experience.tables import metadata
 
 VERSION = "0004"
-"""Of the schema; here so that Alembic, which is slow to import, is not needed to see that it is the present
-one."""
+"""Of the schema. Nothing was released before this one; the next has to bring its tables up to date."""
 VERSION_TABLE = "opcd_gym_version"
-"""Alembic's; of our own name, so that another program's database is told apart."""
+"""Has the version; by its name another program's database is told apart."""
 BUSY_SECONDS = 30.0
 """How long a writer waits for another."""
 CONNECT_SECONDS = 10
@@ -46,7 +46,7 @@ class Database:
     """Connections to one database of the present schema."""
 
     def __init__(self, location: str | Path, *, create: bool = True) -> None:
-        """Open it; make or migrate its tables where they are missing or old.
+        """Open it; make its tables where they are missing.
 
         Args:
             location: The path of a SQLite file, or an SQLAlchemy URL, which has "://" in it.
@@ -96,7 +96,7 @@ class Database:
             raise ExperienceError(f"{self.name} cannot be opened: {self._without_secrets(error)}") from error
 
     def _prepare(self, create: bool) -> None:
-        """Bring an empty or an old database to the present schema, wholly or not at all."""
+        """Make the tables of an empty database, all or none."""
         with self.reading() as connection:
             version = self._version(connection)
         if version == VERSION:
@@ -109,20 +109,14 @@ class Database:
             version = self._version(connection)  # others may have been faster
             if version == VERSION:
                 return
-            from alembic import command
-            from alembic.config import Config
-            from alembic.util import CommandError
-
-            config = Config()
-            config.set_main_option("script_location", "experience:migrations")
-            config.attributes["connection"] = connection
-            try:
-                command.upgrade(config, "head")
-            except CommandError as error:
+            if version is not None:
                 raise ExperienceError(
                     f"{self.name} is of schema version {version}, this opcd-gym has {VERSION} and does not "
                     "know that one: use the version that wrote it, or name another store"
-                ) from error
+                )
+            metadata.create_all(connection)
+            connection.exec_driver_sql(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) PRIMARY KEY)")
+            connection.exec_driver_sql(f"INSERT INTO {VERSION_TABLE} VALUES ('{VERSION}')")
 
     def _version(self, connection: sa.Connection) -> str | None:
         """The schema's version; ``None`` in an empty database.

@@ -140,7 +140,7 @@ def _rows(folder: Path, table: sa.Table, count: int) -> Iterator[dict[str, Any]]
         problem = error.errors()[0]
         column = ".".join(map(str, problem["loc"])) or "all of it"
         raise ExperienceError(f"row {found} of {path}: {column}: {problem['msg']}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, NotImplementedError, RecursionError) as error:
         raise ExperienceError(f"{path} cannot be read: {error}") from error
     if found != count:
         raise ExperienceError(f"{folder} has {found} rows of {table.name} and should have {count}")

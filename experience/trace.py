@@ -18,7 +18,7 @@ class StopReason(StrEnum):
     NOT_JUDGED = "not_judged"
     """The env could not tell whether the answer is right: it is neither a success nor a failure."""
     CUT_OFF = "cut_off"
-    """The last reply's thought did not end, so there was nothing in it to read."""
+    """The last reply's thought did not end, with or without tags, so there was nothing in it to read."""
     OUT_OF_TOKENS = "out_of_tokens"
     """The next prompt and reply do not fit the model's context window."""
     ERROR = "error"

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import pytest
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from envs.games.frozen_lake import ACTIONS
+from evals.baselines import Baselines
 from tests import postgres
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores
@@ -39,7 +40,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_llama(
-    seed: int = 0, dtype: torch.dtype = torch.float32, *, tie: bool = True, head_dim: int = 8
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    *,
+    tie: bool = True,
+    head_dim: int = 8,
+    window: int = 512,
 ) -> PreTrainedModel:
     """A random Llama with grouped-query attention and the byte tokenizer's vocabulary."""
     torch.manual_seed(seed)
@@ -50,7 +56,7 @@ def tiny_llama(
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=window,
         tie_word_embeddings=tie,
         bos_token_id=0,
         eos_token_id=1,
@@ -60,6 +66,12 @@ def tiny_llama(
     assert model.config._attn_implementation == "sdpa"
     result: PreTrainedModel = model.to(dtype).eval()
     return result
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the longest tests come first, so that at the end no process waits long for another."""
+    long = {item.path for item in items if item.get_closest_marker("model")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture
@@ -72,20 +84,52 @@ def model() -> PreTrainedModel:
     return tiny_llama()
 
 
+class RememberingBaselines(Baselines):
+    """Seeks the best blind policy once for the same env, seeds and traces: it plays hundreds of policies."""
+
+    found: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.made_of = (args, kwargs)
+
+    def blind(self, candidates: Any, *seeds: Any) -> Any:
+        key = repr((self.made_of, candidates, seeds))
+        if key not in self.found:
+            self.found[key] = super().blind(candidates, *seeds)
+        return self.found[key]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blind_policies_are_sought_once() -> Iterator[None]:
+    """Which takes a third of a tiny run."""
+    with patch("agents.measurement.Baselines", RememberingBaselines):
+        yield
+
+
+@pytest.fixture
+def plain_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end with an empty page, which takes no time: for tests that do not look at it."""
+    monkeypatch.setattr("agents.run.run.write_report", lambda path, _: (path / "report.html").touch())
+
+
 @pytest.fixture(scope="session")
 def walker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_walker(tmp_path_factory.mktemp("walker"))
 
 
-def save_walker(folder: Path, *, head_dim: int = 8, says: str = " {}") -> Path:
+def save_walker(
+    folder: Path, model: PreTrainedModel | None = None, *, says: str = " {}", window: int = 512
+) -> Path:
     """A tiny model that knows four words, the lake's actions, as a Hugging Face folder for ``--model``.
 
     Args:
         folder: Where to.
-        head_dim: Of its attention.
+        model: With a head of its own, of which nothing is kept; by default a Llama.
         says: What it writes for an action, as one token.
+        window: The most that it reads, in bytes.
     """
-    tokenizer, model = byte_tokenizer(), tiny_llama(tie=False, head_dim=head_dim)
+    tokenizer, model = byte_tokenizer(), model or tiny_llama(tie=False, window=window)
     tokenizer.add_tokens([says.format(action) for action in ACTIONS])
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
 from distill import opcd as opcd_module
-from distill.chunked_loss import chunked_topk_reverse_kl
+from distill.chunked_loss import chunked_kl
 from distill.examples import DistillExample
 from distill.lm import padded_lm, tree_attention
 from distill.lm.compiled import as_they_are, compiled_layers
@@ -134,7 +134,7 @@ def exactness(sizes: Sizes, device: torch.device) -> Iterator[Row]:
     for dtype in (torch.float32, torch.bfloat16):
         student_TD, head_VD, teacher_TD, teacher_VD = _inputs(sizes.exact, device, dtype)
         mine = _graded(student_TD, head_VD)
-        result = chunked_topk_reverse_kl(mine[0], mine[1], teacher_TD, teacher_VD, k=64, chunk=64)
+        result = chunked_kl("reverse", mine[0], mine[1], teacher_TD, teacher_VD, k=64, chunk=64)
         result.loss.backward()
         exact = _graded(student_TD.double(), head_VD.double())
         logits_TV = teacher_TD.double() @ teacher_VD.double().T
@@ -166,7 +166,7 @@ def large_loss(sizes: Sizes, device: torch.device) -> Iterator[Row]:
 
     def ours(chunk: int) -> None:
         mine = _graded(student_TD, head_VD)
-        chunked_topk_reverse_kl(mine[0], mine[1], teacher_TD, teacher_VD, chunk=chunk).loss.backward()
+        chunked_kl("reverse", mine[0], mine[1], teacher_TD, teacher_VD, chunk=chunk).loss.backward()
 
     def plain() -> None:
         mine = _graded(student_TD, head_VD)

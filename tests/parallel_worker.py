@@ -1,13 +1,10 @@
 """Some optimiser steps on however many processes were started; the main one saves what came out.
 
-python -m torch.distributed.run --nproc-per-node 2 -m tests.parallel_worker ENGINE OUT [FROM]
-
 With all weights and with adapters: three steps from the beginning, their state after the first; and two
 more steps from such a state in FROM.
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -79,7 +76,3 @@ def main(engine: str, out: str, start: str = "") -> None:
             for _ in range(2):
                 resumed.step(ranks.share(EXAMPLES))
             save(f"{what}-resumed.safetensors", resumed.state())
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

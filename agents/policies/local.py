@@ -169,6 +169,11 @@ class HFPolicy:
             ]
         return completions
 
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Compute prompts together that are going to be asked: one by one each costs a pass of its own."""
+        if prompts:
+            self.lm.hidden([self.encode(prompt) for prompt in prompts])
+
     def complete(
         self, prompts: Sequence[Prefix], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:

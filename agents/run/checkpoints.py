@@ -4,17 +4,21 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from agents.dealing import Distances
 from agents.run.folder import BEST, CHECKPOINT, TRAIN_AGAIN, RunFolderError
 from agents.run.run import Run
 from distill.opcd import StepStats
 
 WRITING_SHARE = 0.05
-"""Of the time that training takes, what writing its files may take: a checkpoint that is due waits for it."""
+"""Of the time that training takes, what writing its files may take."""
+LOST_SECONDS, LOST_FILES = 600.0, 5.0
+"""Of training, what a kill may cost at most, but for one step, even if writing then takes more than that: so
+many seconds, or where it is longer as long as so many files take."""
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -35,6 +39,8 @@ class Progress:
     """The optimiser step after which they were saved; below 0 there are none."""
     first: StepStats | None = None
     """The figures by which a collapse is known: those of the first step on the present kind of data."""
+    distances: Distances = field(default_factory=dict)
+    """What is known of this round's moments."""
 
 
 class Checkpoints:
@@ -43,8 +49,8 @@ class Checkpoints:
     def __init__(self, run: Run) -> None:
         """Of a run whose folder is open; nothing is read yet."""
         self._run = run
-        self._training = self._writing = self._last_writing = 0.0
-        """Seconds so far: of training, of writing files, and of the last file."""
+        self._training = self._writing = self._last_writing = self._kept = 0.0
+        """Seconds so far: of training, of writing files, of the last file, and of training that is kept."""
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -54,13 +60,18 @@ class Checkpoints:
         self._training += time.monotonic() - started
 
     @property
-    def is_worth_it(self) -> bool:
-        """Whether another file now, at the price of the last, leaves enough time to training.
+    def is_due(self) -> bool:
+        """Whether a checkpoint, at the price of the last file, leaves enough time to training; or has to be.
 
         When it is written says nothing about what is computed: from any of them a run ends the same.
         """
-        spent = self._writing + self._last_writing
-        return self._run.ranks.from_main(lambda: spent <= WRITING_SHARE * self._training)
+
+        def decide() -> bool:
+            is_cheap = self._writing + self._last_writing <= WRITING_SHARE * self._training
+            lost = self._training - self._kept
+            return is_cheap or lost >= max(LOST_SECONDS, LOST_FILES * self._last_writing)
+
+        return self._run.ranks.from_main(decide)
 
     def save(self, tensors: Tensors, progress: Progress) -> None:
         """Write the checkpoint: all that the next step depends on.
@@ -69,6 +80,7 @@ class Checkpoints:
             RunFolderError: It cannot be written.
         """
         self._write(CHECKPOINT, tensors, asdict(progress))
+        self._kept = self._training
 
     def load(self) -> tuple[Tensors, Progress | None]:
         """The checkpoint, its tensors on the main process; nothing if there is none.

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.config import MACHINE, SERVED, ConfigError, SelfImproveConfig
+from agents.config import ARGUMENTS, MACHINE, SERVED, ConfigError, SelfImproveConfig
 from agents.run.folder import RunFolderError, read_config
 from distill.parallel import is_main_process
 from envs.adapters import ADAPTERS
@@ -47,7 +47,7 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
         config: What was asked for now. The machine's settings are taken from it.
         path: The run's folder.
         explicit: Whether every value of ``config`` is meant but for ``REACHING``'s defaults; otherwise no
-            default is.
+            default is: in Python nobody can tell what was given.
 
     Raises:
         ConfigError: It contradicts the run.
@@ -120,7 +120,7 @@ def differences(saved: SelfImproveConfig, asked: SelfImproveConfig) -> Iterator[
     """Name, saved and asked value of every setting that differs, but for the folder."""
     for field in dataclasses.fields(SelfImproveConfig):
         was, now = getattr(saved, field.name), getattr(asked, field.name)
-        if was != now and field.name not in ("output", "resume"):
+        if was != now and field.name not in ARGUMENTS:
             yield field.name, was, now
 
 
@@ -134,13 +134,13 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     if not (path / "config.json").exists():
         return config
     saved = saved_config(path)
-    asked = ("compute_dtype", "policy")
+    asked = ("precision", "policy")
     settled = {name: getattr(saved, name) for name in asked if getattr(config, name) == "auto"}
     config = dataclasses.replace(config, **settled)
     for name, was, now in differences(saved, config):
         if not may_differ(name, was, now):
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
-    return resumed(config, path)
+    return resumed(config, path, explicit=True)
 
 
 def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConfig], object]) -> None:
@@ -149,7 +149,7 @@ def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConf
     Args:
         config: What to run.
         path: Its folder.
-        run: How, such as ``self_improve``.
+        run: How: ``self_improve`` with a config that is settled.
 
     Raises:
         ConfigError: See ``begun``, or what ``run`` raises.

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agents import rollout
 from agents.agent import Agent
-from agents.config import ConfigError, SelfImproveConfig
+from agents.config import ARGUMENTS, ConfigError, SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
 from agents.prompts import build_prompt
@@ -36,7 +36,6 @@ from envs.place import vector_env
 from envs.text_env import TextEnv, make_text_env
 from envs.words import EnvError
 from evals.finished_run import check_traces
-from evals.forgetting import check_tasks
 from evals.report import write_report
 from evals.result import EvalResult, judged, success_rate
 from experience.context import NO_CONTEXT, Context
@@ -79,13 +78,10 @@ class Run:
         self.path, self.console, self.ranks = path, console, ranks
         if config.tracker is not None:
             check_available(config.tracker)
-        if config.forgetting:
-            check_tasks()
         make = partial(
             make_text_env,
             config.env,
             config.env_kwargs,
-            max_invalid_replies=config.max_invalid_replies,
             replies=config.replies,
         )
         env = make()
@@ -110,12 +106,16 @@ class Run:
             Database(config.store).close()  # last, since it makes one that is not there
 
     @classmethod
-    def open(cls, config: SelfImproveConfig, console: Console | None = None) -> Self:
+    def open(
+        cls, config: SelfImproveConfig, console: Console | None = None, *, is_settled: bool = False
+    ) -> Self:
         """A new run, or with ``config.resume`` the rest of that one, among all of its processes.
 
         Args:
             config: What to do.
             console: Where to report progress; by default standard error.
+            is_settled: Whether a begun run's config is all that is to be, as ``resumed`` gives it; otherwise
+                its defaults mean nothing.
 
         Raises:
             RunFolderError: The folder cannot be used.
@@ -124,7 +124,7 @@ class Run:
         ranks = Ranks.connect(config.device)
         path = config.resume or config.output or default_output(config.env)
         if config.resume is not None:
-            config = resumed(config, path)
+            config = config if is_settled else resumed(config, path)
         elif ranks.is_main:
             check_free(path)
         console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)
@@ -304,6 +304,11 @@ class Run:
     ) -> None:
         policy.clear()
         ranks = self.ranks
+        if self.agent.max_tokens == 1 and not self.memory.turns:
+            seen = ranks.from_main(lambda: self.store.observations(phases=self.played))
+            policy.prepare(
+                rollout.expected_prompts(self.words, seen, list(phases.values()), self.config.layout)
+            )
         mine = seeds.part(ranks.rank, ranks.size)
         traces = rollout.rollout(
             self.envs,
@@ -446,5 +451,9 @@ def _text(file: Path) -> str:
 
 def _jsonable(config: SelfImproveConfig) -> dict[str, Any]:
     """Without secrets, which are not written down: a resumed run is given them again."""
-    values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    values = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(config).items()
+        if name not in ARGUMENTS
+    }
     return masked(values)

@@ -73,6 +73,7 @@ class LanguageModel(ABC):
         """
         self.model = model
         model.eval()
+        self._weights = tuple(model.parameters())  # to look them up takes longer than to remember a reply
         self.max_bytes = max_bytes
         self.max_nodes = max_nodes
         self.compute_dtype = compute_dtype
@@ -95,7 +96,7 @@ class LanguageModel(ABC):
     @property
     def weights_version(self) -> int:
         """Grows with every in-place change of any weight."""
-        return sum(parameter._version for parameter in self.model.parameters())
+        return sum(weight._version for weight in self._weights)
 
     def clear(self) -> None:
         """Forget everything, as when the weights have changed."""

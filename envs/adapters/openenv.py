@@ -21,6 +21,7 @@ from envs.adapters.limit import with_limit
 from envs.adapters.openenv_session import PATIENCE, Session, ask_for_action
 from envs.any_text import AnyText, clean, first_line
 from envs.deadline import EnvFault, TimeLimit, guarded
+from envs.registry import words_of
 from envs.spaces import any_words
 from envs.words import EnvError, EnvWords
 
@@ -102,6 +103,7 @@ def make(name: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     return with_limit(env, f"openenv/{name.partition('://')[2]}", {"url": name, **settings}, limit)
 
 
+@words_of(OpenEnvEnv)
 def words(env: gym.Env[Any, Any]) -> EnvWords:
     """What the spaces give, and the fields of an action that is an object."""
     action: JsonAction = env.unwrapped.action  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from envs.actions import text_grammar
 from envs.adapters.limit import with_limit
 from envs.adapters.own_draws import OwnDraws
 from envs.any_text import MAX_CHARS, AnyText, clean, first_line
+from envs.registry import words_of
 from envs.words import EnvError, EnvWords, Success
 
 STEP_LIMIT = 200
@@ -127,6 +128,7 @@ def make(name: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     return with_limit(env, f"textarena/{name}", {"game": name, **settings}, limit)
 
 
+@words_of(TextArenaEnv)
 def words(env: gym.Env[Any, Any]) -> EnvWords:
     """The game's own: rules and question are part of what it shows."""
     own: dict[str, Any] = {"rules": "", "question": "", "reply_prefix": "", "actions": (), "advise": None}

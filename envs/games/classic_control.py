@@ -4,14 +4,19 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import gymnasium as gym
+from gymnasium.envs.classic_control.acrobot import AcrobotEnv
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
 from gymnasium.spaces import Box
 
 from envs.actions import word_grammar
 from envs.observations import Components
+from envs.registry import words_of
 from envs.spaces import threshold
 from envs.words import EnvWords, Success
 
 
+@words_of(CartPoleEnv)
 def cart_pole_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for CartPole."""
     return _words(
@@ -23,6 +28,7 @@ def cart_pole_words(env: gym.Env[Any, Any]) -> EnvWords:
     )
 
 
+@words_of(MountainCarEnv)
 def mountain_car_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for MountainCar."""
     return _words(
@@ -34,6 +40,7 @@ def mountain_car_words(env: gym.Env[Any, Any]) -> EnvWords:
     )
 
 
+@words_of(AcrobotEnv)
 def acrobot_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for Acrobot."""
     return _words(

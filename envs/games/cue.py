@@ -1,6 +1,5 @@
 """A game that only those win who remember: what is seen first decides what is right at the end."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -9,25 +8,13 @@ from gymnasium.spaces import Discrete
 
 from envs.actions import word_grammar
 from envs.any_text import AnyText
+from envs.registry import recommend, words_of
 from envs.words import EnvError, EnvWords, Success
 
 CUES = ("red", "green", "blue")
 ACTIONS = ("left", "ahead", "right")
 """The way that is right at the fork, after each of the cues."""
 MAX_CORRIDOR = 50
-CUE_SETTINGS: Mapping[str, Any] = {
-    "memory": "full",
-    "rounds": 1,
-    "episodes": 384,
-    "waves": 8,
-    "steps": 40,
-    "off_policy_steps": 10,
-    "eval_every": 10,
-    "batch_size": 32,
-    "validation_episodes": 64,
-    "test_episodes": 256,
-}
-"""What an agent does best with here; the names are those of agents/config.py."""
 
 
 class CueEnv(gym.Env[str, np.int64]):
@@ -78,6 +65,7 @@ class CueEnv(gym.Env[str, np.int64]):
         return "You are at the fork." if self._walked > self._corridor else "You are in the corridor."
 
 
+@words_of(CueEnv)
 def cue_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for it: what the cue is for is to be found out."""
 
@@ -95,3 +83,20 @@ def cue_words(env: gym.Env[Any, Any]) -> EnvWords:
         advise=advise,
         success=Success(means="the way out is found", reached=lambda total, _: total > 0),
     )
+
+
+gym.register("OPCD/Cue-v0", entry_point=f"{__name__}:CueEnv", max_episode_steps=MAX_CORRIDOR + 2)
+recommend(
+    "OPCD/Cue-v0",
+    {
+        "memory": "full",
+        "rounds": 1,
+        "episodes": 384,
+        "waves": 8,
+        "steps": 40,
+        "eval_every": 10,
+        "batch_size": 32,
+        "validation_episodes": 64,
+        "test_episodes": 256,
+    },
+)

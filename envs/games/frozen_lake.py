@@ -8,7 +8,8 @@ import numpy as np
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
 from envs.actions import word_grammar
-from envs.words import EnvError, EnvWords, Success
+from envs.registry import words_of
+from envs.words import EnvError, EnvWords, Example, Success
 
 ACTIONS = ("left", "down", "right", "up")
 """Gymnasium's actions 0 to 3."""
@@ -25,6 +26,16 @@ def advise_move(place: str, action: str) -> str:
     return f"At {place.removeprefix('You are at ').removesuffix('.')}, move {action}."
 
 
+def examples_at(first: int) -> tuple[Example, ...]:
+    """One for each action, in rows and columns of so high a number that they are on no lake."""
+    examples = []
+    for number, action in enumerate(ACTIONS):
+        place = f"You are at row {first + number}, column {first + 2 * number % len(ACTIONS)}."
+        examples.append(Example(observation=place, thought=advise_move(place, action), action=action))
+    return tuple(examples)
+
+
+@words_of(FrozenLakeEnv)
 def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for any Frozen Lake: 4x4, 8x8, or a map of the user's own.
 
@@ -49,6 +60,7 @@ def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
         describe=partial(describe_place, columns),
         advise=advise_move,
         success=Success(means="the goal is reached", reached=lambda total, _: total > 0),
+        examples=examples_at(max(rows, columns) + 1),
     )
 
 

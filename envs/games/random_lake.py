@@ -1,7 +1,6 @@
 """The paper's Frozen Lake: another small board in each episode, and nothing explained."""
 
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +11,7 @@ from envs.actions import word_grammar
 from envs.any_text import AnyText
 from envs.games.frozen_lake import ACTIONS
 from envs.questions.parts import PartedEnv
+from envs.registry import recommend, words_of
 from envs.words import EnvError, EnvWords, Success
 
 SIDE, HOLES = 3, 2
@@ -19,19 +19,6 @@ MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
 """(row, column) steps of left, down, right, up."""
 MAX_MOVES = 5
 MAX_BUMPS = 2
-RANDOM_LAKE_SETTINGS: Mapping[str, Any] = {
-    "rounds": 1,
-    "episodes": 1536,
-    "waves": 16,
-    "steps": 80,
-    "off_policy_steps": 40,
-    "lr": 5e-5,
-    "lr_schedule": "linear",
-    "batch_size": 40,
-    "validation_episodes": 95,
-    "test_episodes": 128,
-}
-"""What an agent does best with here; the names are those of agents/config.py."""
 
 Board = tuple[str, ...]
 
@@ -136,6 +123,7 @@ class RandomFrozenLakeEnv(PartedEnv[str, np.int64]):
         return " / ".join(" ".join(row) for row in rows)
 
 
+@words_of(RandomFrozenLakeEnv)
 def random_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for it: only how to answer."""
     return EnvWords(
@@ -148,3 +136,21 @@ def random_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
         advise=lambda _, action: f"On this board, move {action}.",
         success=Success(means="the goal is reached", reached=lambda total, _: total > 0),
     )
+
+
+gym.register(
+    "OPCD/RandomFrozenLake-v0", entry_point=f"{__name__}:RandomFrozenLakeEnv", max_episode_steps=MAX_MOVES
+)
+recommend(
+    "OPCD/RandomFrozenLake-v0",
+    {
+        "rounds": 1,
+        "episodes": 1536,
+        "waves": 16,
+        "steps": 60,
+        "eval_every": 20,
+        "batch_size": 40,
+        "validation_episodes": 95,
+        "test_episodes": 128,
+    },
+)

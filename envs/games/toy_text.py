@@ -1,38 +1,25 @@
 """Words for Gymnasium's toy-text environments; Frozen Lake has a file of its own."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
+from gymnasium.envs.toy_text.blackjack import BlackjackEnv
+from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
 from gymnasium.envs.toy_text.taxi import TaxiEnv
 
 from envs.actions import word_grammar
 from envs.games.frozen_lake import advise_move, describe_place
+from envs.registry import recommend, words_of
 from envs.words import EnvWords, Success
 
 STOPS = ("red", "green", "yellow", "blue")
 """Taxi's stops, in the order of its state numbers; the next one is the taxi itself."""
 COLUMNS = 12
 """Of the cliff's grid."""
-TAXI_SETTINGS: Mapping[str, Any] = {
-    "rounds": 1,
-    "episodes": 256,
-    "waves": 8,
-    "steps": 100,
-    "off_policy_steps": 25,
-    "eval_every": 25,
-    "lr": 1e-4,
-    "lr_schedule": "linear",
-    "batch_size": 32,
-    "action_power": 0.5,
-    "validation_episodes": 64,
-    "test_episodes": 500,
-    "max_invalid_replies": 20,
-}
-"""What an agent does best with here; the names are those of agents/config.py."""
 
 
+@words_of(TaxiEnv)
 def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for Taxi."""
     taxi = cast("TaxiEnv", env.unwrapped)
@@ -59,9 +46,11 @@ def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
         describe=describe,
         advise=advise,
         success=Success(means="the passenger is let out at the destination", reached=lambda _, end: end),
+        max_invalid_replies=20,
     )
 
 
+@words_of(CliffWalkingEnv)
 def cliff_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for Cliff Walking, slippery or not. As on the lake, the agent is not shown the map."""
     actions = ("up", "right", "down", "left")
@@ -81,6 +70,7 @@ def cliff_words(env: gym.Env[Any, Any]) -> EnvWords:
     )
 
 
+@words_of(BlackjackEnv)
 def blackjack_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for Blackjack."""
     actions = ("stick", "hit")
@@ -104,3 +94,18 @@ def blackjack_words(env: gym.Env[Any, Any]) -> EnvWords:
         advise=advise,
         success=Success(means="the hand is won", reached=lambda total, _: total > 0),
     )
+
+
+recommend(
+    "Taxi-v4",
+    {
+        "rounds": 1,
+        "episodes": 256,
+        "waves": 8,
+        "steps": 120,
+        "eval_every": 30,
+        "batch_size": 32,
+        "validation_episodes": 64,
+        "test_episodes": 500,
+    },
+)

@@ -3,16 +3,16 @@
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from string import ascii_uppercase
 from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
 
 from envs.actions import text_grammar
-from envs.any_text import AnyText, clean
-from envs.questions.parts import PartedEnv
-from envs.questions.problems import Problem, RowProblems
-from envs.questions.tables import Table, cell_list, cell_text, dataset_table, file_table, is_missing
+from envs.questions.problems import Problem, RowProblems, Source
+from envs.questions.question_env import QuestionEnv
+from envs.questions.tables import Table
+from envs.questions.verify import Verdict
+from envs.registry import recommend, words_of
 from envs.thoughts import outside_thoughts
 from envs.words import EnvError, EnvWords, Success
 
@@ -20,22 +20,6 @@ Match = Literal["tag", "exact", "letter"]
 
 MAX_LABELS = 64
 """More different answers than these are no labels."""
-MAX_QUESTION_CHARS = 32_768
-CHOICE_SETTINGS: Mapping[str, Any] = {
-    "rounds": 1,
-    "episodes": 128,
-    "waves": 1,
-    "steps": 20,
-    "off_policy_steps": 6,
-    "eval_every": 5,
-    "batch_size": 8,
-    "validation_episodes": 64,
-    "test_episodes": 300,
-    "teacher_temperature": 1.0,
-    "eval_temperature": (0.0,),
-    "max_new_tokens": 12,
-}
-"""What an agent does best with here; the names are those of agents/config.py."""
 
 _TAG = re.compile(r"<answer>\s*([^<>]*?)\s*</answer>", re.IGNORECASE)
 _LETTER = re.compile(r"\W*([A-Za-z])(?![A-Za-z'’])")  # noqa: RUF001
@@ -68,63 +52,45 @@ def read_label(reply: str, labels: Sequence[str], match: Match) -> str | None:
     return next((label for label in labels if label.casefold() == said.strip().casefold()), None)
 
 
-class ChoiceEnv(PartedEnv[str, str]):
-    """A question is posed, and the reply names the right label (reward 1) or does not (reward 0).
+class ChoiceEnv(QuestionEnv):
+    """The reply names the right label; see ``QuestionEnv``.
 
-    Questions are dealt to seeds as in ``MathEnv``: those of a part to the seeds of one remainder by 3.
-
-    ``info`` has the right label, ``gold``, and at reset ``gold_reply``, the same in the form that is asked
-    for. After a step it has ``answer`` (the label that was read; ``None`` if the reply is not in the form),
-    ``reason`` and ``is_success``. So form and correctness can be told apart.
+    At reset ``info`` also has ``gold_reply``, the right label in the form that is asked for.
     """
-
-    metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
 
     def __init__(
         self,
         *,
-        file: str | None = None,
-        dataset: str | None = None,
-        dataset_config: str | None = None,
-        dataset_split: str = "train",
-        question: str = "question",
-        answer: str = "answer",
         options: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         match: Match = "tag",
+        **source: Any,
     ) -> None:
-        """Choose where the questions come from: either ``file`` or ``dataset``.
+        """Choose the questions and how they are answered.
 
         Args:
-            file: A JSONL, CSV or Parquet file.
-            dataset: Name of a Hugging Face data set.
-            dataset_config: Its configuration.
-            dataset_split: Which part of it; its questions are dealt into three parts all the same.
-            question: Column of the questions.
-            answer: Column of the answers.
             options: Columns of the options, which are put under the question as ``A. ...``, ``B. ...``; or
                 one column with lists of them.
             labels: What the values of the answers' column are called in replies, such as
                 ``{"0": "no", "1": "yes"}``; by default what they are.
             match: The form that replies must have; see ``read_label``.
+            source: Where the questions come from: a ``Source``.
 
         Raises:
             EnvError: The questions cannot be had, or do not fit the labels.
         """
-        if (file is None) == (dataset is None):
-            raise EnvError("Choice-v0 takes its questions from exactly one of file= and dataset=")
         if match not in get_args(Match):
             raise EnvError(f"match must be one of {', '.join(get_args(Match))}, not {match!r}")
         if bad := [name for name in (labels or {}).values() if not isinstance(name, str)]:
             raise EnvError(f"labels must be text, not {', '.join(map(repr, bad))}")
-        if file is not None:
-            table = file_table(file)
-        else:
-            table = dataset_table(cast("str", dataset), dataset_config, dataset_split)
-        self._problems, self.labels = _questions(
-            table, question, answer, tuple(options), None if labels is None else tuple(labels.items())
+        rows = Source(**source)
+        problems, self.labels = _questions(
+            rows.table(),
+            rows.question,
+            rows.answer,
+            tuple(options),
+            None if labels is None else tuple(labels.items()),
         )
-        self.part_sizes = self._problems.sizes
         if match == "letter" and any(len(label) != 1 or not label.isalpha() for label in self.labels):
             raise EnvError(f"match letter needs labels of one letter, not {', '.join(self.labels)}")
         self.match: Match = match
@@ -133,43 +99,30 @@ class ChoiceEnv(PartedEnv[str, str]):
                 raise EnvError(
                     f"the label {label!r} cannot be given: with match {match} it is read as {read!r}"
                 )
-        self.observation_space = AnyText()
-        self.action_space = AnyText()
-        self._problem: Problem | None = None
+        super().__init__(problems)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Pose a question.
+        """Pose a question; see ``QuestionEnv``."""
+        question, info = super().reset(seed=seed)
+        return question, {**info, "gold_reply": self._reply(info["gold"])}
 
-        Raises:
-            EnvError: There is none of this part.
-        """
-        super().reset(seed=seed)
-        number = self.draw_number(seed)
-        self._problem = problem = self._problems.draw(self.part, number, self.np_random)
-        return problem.question, {"gold": problem.gold, "gold_reply": self._reply(problem.gold)}
-
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Judge a reply."""
-        problem = self._problem
-        assert problem is not None, "reset comes first"
-        answer = read_label(action, self.labels, self.match)
+    def judge(self, reply: str, problem: Problem) -> tuple[Verdict, str]:
+        """See ``QuestionEnv``."""
+        answer = read_label(reply, self.labels, self.match)
         is_right = answer == problem.gold
-        if answer is None:
-            said, reason = "That is in no form that can be read.", f"the reply has no label ({self.match})"
-        else:
-            said, reason = (f"{answer} is {'' if is_right else 'not '}right.",) * 2
-        info = {"gold": problem.gold, "answer": answer, "reason": reason, "is_success": is_right}
-        if not is_right:
-            said += f" The answer is {problem.gold}."
-        return said, float(is_right), True, False, info
+        said = f"{answer} is {'' if is_right else 'not '}right."
+        reason = said if answer is not None else f"the reply has no label ({self.match})"
+        verdict = Verdict(is_correct=is_right, answer=answer, reason=reason)
+        return verdict, said if answer is not None else "That is in no form that can be read."
 
     def _reply(self, label: str) -> str:
         """The label in the form that is asked for."""
         return f"<answer>{label}</answer>" if self.match == "tag" else label
 
 
+@words_of(ChoiceEnv)
 def choice_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for ``Choice-v0``: the question alone, since all else is the system prompt's to say."""
     return EnvWords(
@@ -196,25 +149,9 @@ def _questions(
     labels: tuple[tuple[str, str], ...] | None,
 ) -> tuple[RowProblems, tuple[str, ...]]:
     """The questions, and the labels in order."""
-    if len(options) > len(ascii_uppercase):
-        raise EnvError(f"there can be {len(ascii_uppercase)} options at most, not {len(options)}")
-    columns = {"question": question, "answer": answer, **{f"options ({o})": o for o in options}}
-    frame = table.select(columns)
-    posed, values = [], []
-    for number, (posing, answered, *cells) in enumerate(
-        frame[[question, answer, *options]].values.tolist(), 1
-    ):
-        with table.row(number, question):
-            text = cell_text(posing)
-        with table.row(number, answer):
-            values.append(cell_text(answered, is_answer=True).strip())
-        with table.row(number, ", ".join(options)):
-            posed.append(_pose(text, _options(cells)))
+    posed, values = zip(*table.questions(question, answer, options), strict=True)
+    values = tuple(value.strip() for value in values)
     names = _labels(table.source, answer, values, labels)
-    if (longest := max(map(len, posed))) > MAX_QUESTION_CHARS:
-        raise EnvError(
-            f"{table.source} has a question of {longest} characters; it can have {MAX_QUESTION_CHARS} at most"
-        )
     problems = (Problem(question=q, gold=names[value]) for q, value in zip(posed, values, strict=True))
     return RowProblems(table.source, problems), tuple(dict.fromkeys(names.values()))
 
@@ -251,26 +188,22 @@ def _labels(
     return names
 
 
-def _options(cells: Sequence[Any]) -> list[tuple[str, str]]:
-    """The options of a row with their letters, from a column for each, or from one column with lists.
-
-    An option that is missing leaves its letter out.
-
-    Raises:
-        ValueError: There are too many, or one is no text.
-    """
-    letters: Sequence[str] = ascii_uppercase
-    if len(cells) == 1:
-        [cell] = cells
-        if isinstance(cell, dict) and "text" in cell:  # as in ARC, with the letters beside
-            letters, cell = cell_list(cell.get("label")) or letters, cell["text"]
-        cells = cell_list(cell) or [cell]
-    if len(cells) > len(letters):
-        raise ValueError(f"has {len(cells)} options; there can be {len(letters)} at most")
-    lettered = zip(letters, cells, strict=False)
-    return [(str(letter), cell_text(cell)) for letter, cell in lettered if not is_missing(cell)]
-
-
-def _pose(question: str, options: Sequence[tuple[str, str]]) -> str:
-    """The question with its options under it."""
-    return clean("\n".join([question, *(f"{letter}. {option}" for letter, option in options)])).strip()
+gym.register("Choice-v0", entry_point=f"{__name__}:ChoiceEnv", max_episode_steps=2)
+recommend(
+    "Choice-v0",
+    {
+        "rounds": 1,
+        "episodes": 128,
+        "waves": 1,
+        "steps": 20,
+        "off_policy_steps": 6,
+        "eval_every": 5,
+        "batch_size": 8,
+        "lr": 2e-5,
+        "validation_episodes": 64,
+        "test_episodes": 300,
+        "teacher_temperature": 1.0,
+        "eval_temperature": (0.0,),
+        "max_new_tokens": 12,
+    },
+)

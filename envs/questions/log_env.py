@@ -1,7 +1,7 @@
 """``Logs-v0``: one logged prompt per episode, answered anew; the reply is judged where the log tells how."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -13,27 +13,12 @@ from envs.questions.answers import gold_answer
 from envs.questions.log import LoggedPrompt, System, from_json, read_log
 from envs.questions.parts import PartedEnv
 from envs.questions.verify import shared_verifier
+from envs.registry import recommend, words_of
 from envs.words import EnvError, EnvWords, Success
 
 Check = Literal["contains", "exact", "math"]
 Checker = Callable[[str, str], bool | None]
 """(reply, right answer or the empty text) -> whether it is right; ``None`` if that cannot be said."""
-
-LOGS_SETTINGS: Mapping[str, Any] = {
-    "rounds": 1,
-    "episodes": 10_000,
-    "waves": 1,
-    "steps": 30,
-    "eval_every": 10,
-    "batch_size": 16,
-    "validation_episodes": 64,
-    "test_episodes": 300,
-    "teacher_temperature": 1.0,
-    "eval_temperature": (0.0,),
-    "context_place": "system",
-    "insights_per_prompt": 0,
-}
-"""What an agent does best with here; the names are those of agents/config.py."""
 
 _CHECKERS: dict[str, Checker] = {}
 _WORD = re.compile(r"\w+")
@@ -138,6 +123,7 @@ def judge(reply: str, gold: str, check: str) -> bool | None:
     return any(said[start : start + len(right)] == right for start in range(len(said) - len(right) + 1))
 
 
+@words_of(LogEnv)
 def logs_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for ``Logs-v0``: the conversation alone."""
     return EnvWords(
@@ -152,3 +138,23 @@ def logs_words(env: gym.Env[Any, Any]) -> EnvWords:
         situation=lambda observation: from_json(observation)[-1][1],
         chat=from_json,
     )
+
+
+gym.register("Logs-v0", entry_point=f"{__name__}:LogEnv", max_episode_steps=2)
+recommend(
+    "Logs-v0",
+    {
+        "rounds": 1,
+        "episodes": 10_000,
+        "waves": 1,
+        "steps": 30,
+        "eval_every": 10,
+        "batch_size": 16,
+        "validation_episodes": 64,
+        "test_episodes": 300,
+        "teacher_temperature": 1.0,
+        "eval_temperature": (0.0,),
+        "context_place": "system",
+        "insights_per_prompt": 0,
+    },
+)

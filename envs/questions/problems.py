@@ -12,13 +12,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 
+from envs.any_text import clean
 from envs.questions.answers import gold_answer
 from envs.questions.parts import PARTS
-from envs.questions.tables import Table, cell_text, dataset_table, file_table
+from envs.questions.tables import Table, dataset_table, file_table
 from envs.words import EnvError
 
 DEFAULT_SIZE = 100_000
@@ -36,11 +37,6 @@ class Problem:
     entry: dict[str, Any] | None = None
     """The generator's entry if its own scorer judges."""
 
-    @classmethod
-    def of(cls, question: str, answer: str) -> Self:
-        """A data set's row."""
-        return cls(question=question, gold=gold_answer(answer))
-
     @property
     def part(self) -> int:
         """The part that it belongs to."""
@@ -51,28 +47,6 @@ class Problem:
         """128 bits that depend on the question's words only."""
         words = " ".join(self.question.split())
         return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=16).digest())
-
-
-class Problems(Protocol):
-    """A source of problems."""
-
-    @property
-    def sizes(self) -> tuple[int, ...] | None:
-        """Problems of each part, where they can be counted."""
-        ...
-
-    def draw(self, part: int, number: int, random: np.random.Generator) -> Problem:
-        """A problem of one part.
-
-        Args:
-            part: From 0 to ``PARTS`` - 1.
-            number: Says which one, where the problems can be counted.
-            random: Says which one, where they cannot.
-
-        Raises:
-            EnvError: The part has none.
-        """
-        ...
 
 
 class RowProblems:
@@ -142,56 +116,61 @@ class TaskProblems:
         gold = str(entry["answer"])
         # Of any other form of answer there may be several that are right: the task knows.
         is_plain = re.fullmatch(r"-?[0-9]+(/[0-9]+)?", gold) is not None
-        return Problem(question=entry["question"], gold=gold, entry=None if is_plain else entry)
+        return Problem(question=clean(entry["question"]), gold=gold, entry=None if is_plain else entry)
 
 
-def file_problems(path: str, question: str, answer: str) -> RowProblems:
-    """The problems in a file.
+Problems = RowProblems | TaskProblems
 
-    Args:
-        path: See ``file_table``.
-        question: The questions' column.
-        answer: The answers' column; see ``envs.questions.answers.gold_answer`` for what it may hold.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Rows of questions with their answers, from either ``file`` or ``dataset``."""
+
+    file: str | None = None
+    """A JSONL, CSV or Parquet file."""
+    dataset: str | None = None
+    """Name of a Hugging Face data set, such as ``openai/gsm8k``."""
+    dataset_config: str | None = None
+    """Its configuration, such as ``main``."""
+    dataset_split: str = "train"
+    """Which part of it; its questions are dealt into three parts all the same."""
+    question: str = "question"
+    """Column of the questions."""
+    answer: str = "answer"
+    """Column of the answers."""
+
+    def table(self) -> Table:
+        """What stands there.
+
+        Raises:
+            EnvError: It cannot be had.
+        """
+        if self.file is not None and self.dataset is None:
+            return file_table(self.file)
+        if self.file is None and self.dataset is not None:
+            return dataset_table(self.dataset, self.dataset_config, self.dataset_split)
+        raise EnvError("questions come from exactly one of file= and dataset=")
+
+
+def solution_problems(source: Source) -> RowProblems:
+    r"""Problems whose answers may end solutions: ``#### 42`` or ``\boxed{42}``.
 
     Raises:
-        EnvError: There is no such file or column, the file cannot be read, it has no rows, or one of them has
-            no question or no answer.
+        EnvError: They cannot be had, or a row has no question or no answer.
     """
-    return _row_problems(file_table(path), question, answer)
+    return _solution_problems(source.table(), source.question, source.answer)
 
 
-def dataset_problems(name: str, config: str | None, split: str, question: str, answer: str) -> RowProblems:
-    """The problems of a Hugging Face data set.
-
-    Args:
-        name: Such as ``openai/gsm8k``.
-        config: Its configuration, such as ``main``.
-        split: Which part of it.
-        question: The questions' column.
-        answer: The answers' column.
-
-    Raises:
-        EnvError: The package is missing, or the data set cannot be had, has no such column, or a row has no
-            question or no answer.
-    """
-    return _row_problems(dataset_table(name, config, split), question, answer)
-
-
+# The places of a vector env share what they read.
 @lru_cache(maxsize=8)
-def _row_problems(table: Table, question: str, answer: str) -> RowProblems:
-    frame = table.select({"question": question, "answer": answer})
-
-    def problem(number: int, posed: Any, answered: Any) -> Problem:
-        with table.row(number, question):
-            text = cell_text(posed)
+def _solution_problems(table: Table, question: str, answer: str) -> RowProblems:
+    problems = []
+    for number, (posed, solution) in enumerate(table.questions(question, answer), 1):
+        problems.append(Problem(question=posed, gold=gold_answer(solution)))
         with table.row(number, answer):
-            result = Problem.of(text, cell_text(answered, is_answer=True))
-            if not result.gold:
+            if not problems[-1].gold:
                 raise ValueError("has no answer in it")
-        return result
-
-    rows = zip(frame[question], frame[answer], strict=True)
-    return RowProblems(table.source, (problem(number, *row) for number, row in enumerate(rows, 1)))
+    return RowProblems(table.source, problems)
 
 
 def task_problems(task: str, config: dict[str, Any]) -> TaskProblems:

@@ -3,20 +3,26 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
+from envs.any_text import MAX_CHARS, clean
 from envs.words import EnvError
+
+if TYPE_CHECKING:
+    import pandas as pd  # most processes that play have no use for it, and there may be many
 
 ANSWER_KEYS = ("ground_truth", "answer", "content", "text", "value")
 """Where answers stand in cells that are objects."""
+MAX_QUESTION_CHARS = MAX_CHARS - 8192
+"""An observation is a question, and what is said about the last answer."""
 MAX_FOLDS = 8
 """Of cells in cells."""
 
@@ -27,10 +33,10 @@ class Table:
 
     source: str
     """What it is, for messages."""
-    frame: pd.DataFrame
+    frame: "pd.DataFrame"
     """At least one row."""
 
-    def select(self, columns: Mapping[str, str]) -> pd.DataFrame:
+    def select(self, columns: Mapping[str, str]) -> "pd.DataFrame":
         """Some of the columns, as they are.
 
         Args:
@@ -46,6 +52,35 @@ class Table:
                     f"{self.source} has no column {column!r}: name one with {setting}=; it has {known}"
                 )
         return self.frame[list(dict.fromkeys(columns.values()))]
+
+    def questions(self, question: str, answer: str, options: Sequence[str] = ()) -> list[tuple[str, str]]:
+        """The question, with its options under it, and the answer of each row.
+
+        Args:
+            question: Column of the questions.
+            answer: Column of the answers.
+            options: Columns of the options; or one column with lists of them.
+
+        Raises:
+            EnvError: There is no such column, or a row has no question or no answer.
+        """
+        if len(options) > len(ascii_uppercase):
+            raise EnvError(f"there can be {len(ascii_uppercase)} options at most, not {len(options)}")
+        columns = {"question": question, "answer": answer, **{f"options ({o})": o for o in options}}
+        frame, rows = self.select(columns), []
+        cells_of_rows = zip(*(frame[column] for column in (question, answer, *options)), strict=True)
+        for number, (posing, answered, *cells) in enumerate(cells_of_rows, 1):
+            with self.row(number, question):
+                text = cell_text(posing)
+            with self.row(number, answer):
+                answered = cell_text(answered, is_answer=True)
+            with self.row(number, ", ".join(options)):
+                text = "\n".join([text, *(f"{letter}. {option}" for letter, option in _options(cells))])
+            with self.row(number, question):
+                if len(text) > MAX_QUESTION_CHARS:
+                    raise ValueError(f"has {len(text)} characters; it can have {MAX_QUESTION_CHARS} at most")
+            rows.append((clean(text).strip(), answered))
+        return rows
 
     @contextmanager
     def row(self, number: int, column: str) -> Iterator[None]:
@@ -79,6 +114,8 @@ def file_table(path: str) -> Table:
 # The places of a vector env share what they read.
 @lru_cache(maxsize=8)
 def _file_table(path: str, changed: int) -> Table:
+    import pandas as pd
+
     readers: dict[str, Callable[[str], pd.DataFrame]] = {
         ".jsonl": _read_jsonl,
         ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"),
@@ -99,7 +136,12 @@ def _file_table(path: str, changed: int) -> Table:
 
 @lru_cache(maxsize=8)
 def dataset_table(name: str, config: str | None, split: str) -> Table:
-    """What stands in a Hugging Face data set; see ``dataset_problems``.
+    """What stands in a Hugging Face data set.
+
+    Args:
+        name: Such as ``openai/gsm8k``.
+        config: Its configuration, such as ``main``.
+        split: Which part of it.
 
     Raises:
         EnvError: The package is missing, or the data set cannot be had.
@@ -116,13 +158,13 @@ def dataset_table(name: str, config: str | None, split: str) -> Table:
     return _table(f"the data set {name}", rows.with_format("arrow")[:].to_pandas(integer_object_nulls=True))
 
 
-def _table(source: str, frame: pd.DataFrame) -> Table:
+def _table(source: str, frame: "pd.DataFrame") -> Table:
     if frame.empty:
         raise EnvError(f"{source} is empty")
     return Table(source=source, frame=frame)
 
 
-def _read_parquet(path: str) -> pd.DataFrame:
+def _read_parquet(path: str) -> "pd.DataFrame":
     """With whole numbers as they are: beside a missing one pandas would make floats of them."""
     from pyarrow import parquet
 
@@ -130,8 +172,10 @@ def _read_parquet(path: str) -> pd.DataFrame:
     return frame
 
 
-def _read_jsonl(path: str) -> pd.DataFrame:
+def _read_jsonl(path: str) -> "pd.DataFrame":
     """Line by line: pandas would make dates and floats of what looks like them."""
+    import pandas as pd
+
     rows = []
     with open(path, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
@@ -205,6 +249,8 @@ def is_missing(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """In Python's own types; of JSON in a text, what it holds."""
+    import pandas as pd
+
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if value is pd.NA or value is pd.NaT:
@@ -225,3 +271,23 @@ def _said(messages: list[dict[str, Any]], is_answer: bool) -> list[Any]:
     if told and roles[: len(told)] != [role for role in roles if role != "assistant"]:
         raise ValueError("is a chat of several turns: it must be one question")
     return told
+
+
+def _options(cells: Sequence[Any]) -> list[tuple[str, str]]:
+    """The options of a row with their letters, from a column for each, or from one column with lists.
+
+    An option that is missing leaves its letter out.
+
+    Raises:
+        ValueError: There are too many, or one is no text.
+    """
+    letters: Sequence[str] = ascii_uppercase
+    if len(cells) == 1:
+        [cell] = cells
+        if isinstance(cell, dict) and "text" in cell:  # as in ARC, with the letters beside
+            letters, cell = cell_list(cell.get("label")) or letters, cell["text"]
+        cells = cell_list(cell) or [cell]
+    if len(cells) > len(letters):
+        raise ValueError(f"has {len(cells)} options; there can be {len(letters)} at most")
+    lettered = zip(letters, cells, strict=False)
+    return [(str(letter), cell_text(cell)) for letter, cell in lettered if not is_missing(cell)]

@@ -13,9 +13,8 @@ from agents.config import SelfImproveConfig
 from agents.run.folder import CHECKPOINT
 from agents.self_improve import self_improve
 from distill.opcd import OPCD
-from envs.games.frozen_lake import ACTIONS
 from tests.agents.test_self_improve import KEPT, fail_at, open_gate
-from tests.conftest import byte_tokenizer, save_walker
+from tests.conftest import save_walker
 from tests.distill.test_padded_lm import hybrid
 
 SMALL = {"rounds": 1, "episodes": 6, "waves": 1, "validation_episodes": 3, "test_episodes": 3}
@@ -23,18 +22,8 @@ SMALL = {"rounds": 1, "episodes": 6, "waves": 1, "validation_episodes": 3, "test
 
 @pytest.fixture(scope="module")
 def hybrid_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As ``save_walker``, with recurrent layers."""
-    folder = tmp_path_factory.mktemp("hybrid")
-    tokenizer, model = byte_tokenizer(), hybrid()
-    tokenizer.add_tokens([f" {action}" for action in ACTIONS])
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    with torch.no_grad():
-        head_VD = model.get_output_embeddings().weight
-        head_VD.zero_()
-        head_VD[-len(ACTIONS) :].normal_(std=1.0, generator=torch.Generator().manual_seed(0))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    """A walker with recurrent layers."""
+    return save_walker(tmp_path_factory.mktemp("hybrid"), hybrid())
 
 
 def test_a_hybrid_is_trained_and_goes_on_where_it_was(hybrid_folder: Path, tmp_path: Path) -> None:

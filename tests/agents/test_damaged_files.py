@@ -12,7 +12,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from agents.cli import USER_ERRORS, parse_args
-from agents.config import SelfImproveConfig
 from agents.play import main as play_main
 from agents.run.folder import RunFolder, RunFolderError
 from agents.self_improve import self_improve
@@ -21,16 +20,7 @@ from distill.lm.sealed import DamagedFileError, load_sealed, save_sealed
 from evals.finished_run import UnfinishedRunError
 from evals.report import write_report
 from experience import ExperienceError
-from tests.agents.test_self_improve import KEPT, QUIET, contents, open_gate
-
-
-@pytest.fixture(scope="module")
-def whole(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing damaged."""
-    path = tmp_path_factory.mktemp("whole") / "run"
-    with open_gate():
-        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **KEPT), QUIET)
-    return path
+from tests.agents.test_self_improve import QUIET, contents, open_gate
 
 
 @pytest.fixture

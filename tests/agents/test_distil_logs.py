@@ -61,7 +61,7 @@ def config(tmp_path: Path, walker_folder: Path) -> LogsConfig:
             max_new_tokens=2,
             validation_episodes=8,
             test_episodes=12,
-            compute_dtype="float32",
+            precision="float32",
         ),
     )
 

@@ -18,22 +18,13 @@ from evals.report import write_report
 from experience import ExperienceError
 from experience.addresses import is_elsewhere
 from experience.store import ExperienceStore, open_run
-from tests.agents.test_self_improve import QUIET, TINY, fail_at, flags, open_gate
+from tests.agents.test_self_improve import QUIET, TINY, fail_at, flags
 from tests.conftest import run_main
 
 
-@pytest.fixture(scope="module")
-def own(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    path = tmp_path_factory.mktemp("own") / "run"
-    with open_gate():
-        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
-    return path
-
-
-def gift(own: Path, where: Path, **settings: Any) -> Path:
+def gift(whole: Path, where: Path, **settings: Any) -> Path:
     """The run as somebody else hands it over."""
-    path = shutil.copytree(own, where / "gift")
+    path = shutil.copytree(whole, where / "gift")
     about = json.loads((path / "config.json").read_text())
     about["config"] |= settings
     (path / "config.json").write_text(json.dumps(about))
@@ -44,9 +35,9 @@ CODE = "from pathlib import Path\nPath({marker!r}).touch()\n"
 
 
 def test_a_model_runs_no_code_because_its_folder_says_so(
-    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, marker = gift(own, tmp_path, trust_remote_code=True), tmp_path / "ran"
+    path, marker = gift(whole, tmp_path, trust_remote_code=True), tmp_path / "ran"
     config = json.loads((path / "model" / "config.json").read_text())
     config |= {"model_type": "gift", "auto_map": {"AutoConfig": "gift.C", "AutoModelForCausalLM": "gift.M"}}
     (path / "model" / "config.json").write_text(json.dumps(config))
@@ -63,10 +54,10 @@ def test_a_model_runs_no_code_because_its_folder_says_so(
 
 
 def test_no_module_is_imported_because_a_folder_names_it(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     marker = tmp_path / "ran"
-    path = gift(own, tmp_path, env="gift.evil:FrozenLake-v1")
+    path = gift(whole, tmp_path, env="gift.evil:FrozenLake-v1")
     (path / "evil.py").write_text(CODE.format(marker=str(marker)))
     monkeypatch.syspath_prepend(str(tmp_path))  # as ``python -m`` has the current folder
     assert play_main(["--run", str(path)]) == 2
@@ -80,13 +71,13 @@ def test_no_module_is_imported_because_a_folder_names_it(
     assert parse_args(["--resume", str(path), "--trust-remote-code"]).env == "gift.evil:FrozenLake-v1"
 
 
-def test_an_adapter_is_our_own_code_and_its_server_may_be_elsewhere(own: Path, tmp_path: Path) -> None:
-    game = gift(own, tmp_path / "game", env="textarena:Sokoban-v0")
-    here = gift(own, tmp_path / "here", env="openenv:http://127.0.0.1:8000")
+def test_an_adapter_is_our_own_code_and_its_server_may_be_elsewhere(whole: Path, tmp_path: Path) -> None:
+    game = gift(whole, tmp_path / "game", env="textarena:Sokoban-v0")
+    here = gift(whole, tmp_path / "here", env="openenv:http://127.0.0.1:8000")
     for path in (game, here):
         assert parse_args(["--resume", str(path)]).env
     url = "openenv:http://evil.example.org"
-    path = gift(own, tmp_path / "there", env=url)
+    path = gift(whole, tmp_path / "there", env=url)
     with patch.dict(sys.modules, {"openenv": sys}):  # the client, which says nothing about the server
         with pytest.raises(ConfigError, match=r"reaches other machines by --env openenv:http://evil"):
             parse_args(["--resume", str(path)])
@@ -125,9 +116,9 @@ STORE = "postgresql+psycopg://somebody@db.example.org/x"
     ],
 )
 def test_no_other_machine_is_reached_because_a_folder_names_it(
-    own: Path, tmp_path: Path, settings: dict[str, Any], given: list[str]
+    whole: Path, tmp_path: Path, settings: dict[str, Any], given: list[str]
 ) -> None:
-    path = gift(own, tmp_path, **settings)
+    path = gift(whole, tmp_path, **settings)
     for ask in (
         lambda: parse_args(["--resume", str(path)]),
         lambda: self_improve(SelfImproveConfig(resume=path), QUIET),
@@ -139,8 +130,8 @@ def test_no_other_machine_is_reached_because_a_folder_names_it(
     assert value in (given[1], (given[1],))
 
 
-def test_a_store_elsewhere_is_not_asked(own: Path, tmp_path: Path) -> None:
-    path = gift(own, tmp_path, store=STORE)
+def test_a_store_elsewhere_is_not_asked(whole: Path, tmp_path: Path) -> None:
+    path = gift(whole, tmp_path, store=STORE)
     with patch("experience.store.Database") as database:
         for read in (open_run, write_report):
             with pytest.raises(ExperienceError, match=r"you trust .*, give --store .*db\.example\.org"):
@@ -149,8 +140,8 @@ def test_a_store_elsewhere_is_not_asked(own: Path, tmp_path: Path) -> None:
     database.assert_not_called()
 
 
-def test_a_secret_that_somebody_wrote_down_is_not_reported(own: Path, tmp_path: Path) -> None:
-    path = gift(own, tmp_path, insight_url="http://somebody:secret99@localhost/v1?api_key=hushhush")
+def test_a_secret_that_somebody_wrote_down_is_not_reported(whole: Path, tmp_path: Path) -> None:
+    path = gift(whole, tmp_path, insight_url="http://somebody:secret99@localhost/v1?api_key=hushhush")
     text = write_report(path).read_text(encoding="utf-8")
     assert "http://***@localhost/v1?api_key=***" in text
     assert "secret99" not in text

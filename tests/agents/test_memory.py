@@ -19,7 +19,6 @@ from agents.config import SelfImproveConfig
 from agents.examples import sample_examples
 from agents.memory import ALL_TURNS, Memory
 from agents.moments import Moment
-from agents.policies.chat_template import ChatTemplate
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Policy, Prompt, Sampling
 from agents.policies.scripted import ScriptedPolicy
@@ -42,7 +41,7 @@ from experience.seeds import SeedRange, Split
 from experience.show import show_trace
 from experience.store import ExperienceStore
 from experience.trace import StopReason, Trace
-from tests.agents.test_chat_template import FOLDER, TEMPLATES
+from tests.agents.test_chat_template import FOLDER, TEMPLATES, template
 from tests.agents.test_self_improve import TINY, open_gate
 from tests.conftest import byte_tokenizer, tiny_llama
 
@@ -165,13 +164,6 @@ def chat(reply: str) -> tuple[Message, ...]:
     return (user, Message(role="assistant", content=reply, token_ids=(5,)), user)
 
 
-def template(text: str) -> ChatTemplate:
-    tokenizer = byte_tokenizer()
-    tokenizer.add_tokens(sorted(set(re.findall(r"<[^<> ]+>", text))), special_tokens=True)
-    tokenizer.chat_template = text
-    return ChatTemplate(tokenizer)
-
-
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_templates_keep_what_was_said(name: str) -> None:
     found = template((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"))
@@ -279,7 +271,7 @@ def test_an_episode_is_one_sequence_and_equal_to_turn_by_turn(way: Literal["tree
 
     together, alone = trainer(student), trainer(apart)
     sums = [alone._forward_backward(scored([one], total=len(examples)))[0][0] for one in examples]
-    loss, _ = together._forward_backward(scored(examples))
+    loss, *_ = together._forward_backward(scored(examples))
     assert float(loss[0]) == pytest.approx(sum(map(float, sums)), rel=1e-9)
     for one, other in zip(student.parameters(), apart.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-7)  # a head's loss is fp32

@@ -13,22 +13,11 @@ from agents.config import SelfImproveConfig
 from agents.play import main, play
 from agents.policies.policy import Prompt, Sampling
 from agents.policies.scripted import ScriptedPolicy
-from agents.self_improve import self_improve
 from experience.context import NO_CONTEXT, Context
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
-from tests.agents.test_self_improve import QUIET, TINY, open_gate
 
 DRY = SelfImproveConfig(env="FrozenLake-v1", env_kwargs={"is_slippery": False})
-
-
-@pytest.fixture(scope="module")
-def run(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on the dry lake."""
-    path = tmp_path_factory.mktemp("play") / "run"
-    with open_gate():
-        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
-    return path
 
 
 def told(reply: Any, context: Context = NO_CONTEXT, seed: int = 2) -> list[str]:
@@ -69,15 +58,15 @@ def test_a_seed_is_the_one_that_the_env_gets(seed: int) -> None:
     assert SeedRange.of_seed(2) == SeedRange(split=Split.TEST, run_seed=0, start=0, size=1)
 
 
-def test_a_run_plays_with_and_without_its_experience(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--run", str(run), "--seed", "5"]) == 0
+def test_a_run_plays_with_and_without_its_experience(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", str(whole), "--seed", "5"]) == 0
     out = capsys.readouterr().out
     without, with_experience = out.split("\nwith experience: FrozenLake-v1, seed 5")
     assert without.startswith("without experience: FrozenLake-v1, seed 5")
     assert "experience: At row 1, column 1, move" in with_experience
     assert "experience: At" not in without
     # As the run's own test episode went.
-    with ExperienceStore(run / "experience.db") as store:
+    with ExperienceStore(whole / "experience.db") as store:
         turns = store.turns(trace_id="test/after@0/5")
         told = re.findall(r"^ +(I move \w+)", without, re.MULTILINE)
         assert told == list(turns["reply"])
@@ -106,11 +95,11 @@ def test_a_text_of_ones_own(walker_folder: Path, tmp_path: Path, capsys: pytest.
     ],
 )
 def test_bad_input_is_one_clear_error(
-    args: list[str], says: str, run: Path, walker_folder: Path, capsys: pytest.CaptureFixture[str]
+    args: list[str], says: str, whole: Path, walker_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = [] if "--model" in args or "--run" in args else ["--model", str(walker_folder)]
     try:
-        code = main([arg.format(run=run) for arg in args] + model)
+        code = main([arg.format(run=whole) for arg in args] + model)
     except SystemExit as stop:  # tyro's own errors
         code = int(stop.code or 0)
     assert code == 2
@@ -119,7 +108,9 @@ def test_bad_input_is_one_clear_error(
     assert captured.out == ""
 
 
-def test_a_run_without_a_model_says_so(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unfinished = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
+def test_a_run_without_a_model_says_so(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
     assert main(["--run", str(unfinished)]) == 2
     assert "has no trained model yet" in capsys.readouterr().err

@@ -32,21 +32,23 @@ def test_memoised_decoding_is_exact_on_the_real_model() -> None:
 
 @pytest.mark.model
 def test_the_agent_learns_to_cross_the_lake(tmp_path: Path) -> None:
-    """Two thirds of the default budget on a lake that is not slippery: from nothing to nearly always."""
+    """A third of the default budget on a lake that is not slippery: from nothing to nearly always."""
     results = self_improve(
         SelfImproveConfig(
             env_kwargs={"is_slippery": False},
             output=tmp_path / "run",
-            rounds=2,
-            episodes=512,
+            rounds=1,
+            episodes=256,
             waves=8,
-            steps=20,
-            validation_episodes=64,
-            test_episodes=200,
+            steps=40,  # all at once, after thirty or so (docs/tried.md)
+            lr=4e-5,
+            validation_episodes=32,
+            test_episodes=64,
+            eval_temperature=(0.7,),
         )
     )
-    assert results["sampled_arms"]["before"]["success_rate"] < 0.1
-    assert results["sampled_arms"]["after"]["success_rate"] > 0.9
+    assert results["arms"]["before"]["success_rate"] < 0.1
+    assert results["arms"]["after"]["success_rate"] > 0.9
     assert results["comparison"]["p_value"] < 1e-6
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert model.num_parameters() > 1e8

@@ -59,10 +59,13 @@ def writer() -> Iterator[Any]:
     httpd.server_close()
 
 
+@pytest.fixture(autouse=True)
+def three_traces_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.reflection.TRACES_READ", 3)
+
+
 def config(walker_folder: Path, path: Path, **settings: Any) -> SelfImproveConfig:
-    return SelfImproveConfig(
-        model=str(walker_folder), output=path, **{**KEPT, "insight_traces": 3, **settings}
-    )
+    return SelfImproveConfig(model=str(walker_folder), output=path, **{**KEPT, **settings})
 
 
 def test_written_insights_go_through_the_gate_into_the_weights(

@@ -6,10 +6,12 @@ import pytest
 
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
 from agents.policies.scripted import ScriptedPolicy
-from agents.rollout import Phase, rollout, turn_seed
+from agents.prompts import Layout
+from agents.rollout import Phase, expected_prompts, rollout, turn_seed
 from envs import TextEnv, make_text_env
 from envs.games.frozen_lake import ACTIONS
 from envs.place import vector_env
+from envs.registry import words_for
 from experience.context import NO_CONTEXT, Context
 from experience.insight import Insight
 from experience.seeds import SeedRange, Split
@@ -191,3 +193,18 @@ def test_out_of_tokens() -> None:
 def test_turn_seeds_differ() -> None:
     seeds = {turn_seed(r, p, s, t) for r in range(3) for p in "ab" for s in range(5) for t in range(5)}
     assert len(seeds) == 150
+
+
+def test_what_will_be_asked_is_known_where_observations_are_few() -> None:
+    words = words_for(gym.make("FrozenLake-v1"))
+    places = [words.describe(square) for square in range(3)]
+    insights = tuple(
+        Insight(text=words.advise(place, action), observation=place, score=1.0, support=1)  # type: ignore[misc]
+        for place in places[:2]
+        for action in ("left", "down")
+    )
+    exploring = Context(insights=insights, k=1, is_exploring=True)
+    prompts = expected_prompts(words, places, [NO_CONTEXT, exploring], Layout())
+    texts = [prompt.messages[-1].content for prompt in prompts]
+    assert len(texts) == len(set(texts)) == 3 + 4
+    assert expected_prompts(words, [str(i) for i in range(65)], [NO_CONTEXT], Layout()) == []

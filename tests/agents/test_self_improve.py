@@ -4,11 +4,9 @@ import dataclasses
 import io
 import json
 import os
-import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -23,8 +21,6 @@ import gymnasium as gym
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
 from sqlalchemy.exc import OperationalError
@@ -32,8 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
-from agents.dealing import shares
-from agents.examples import sample_examples
+from agents.dealing import deal
 from agents.reflection import Reflection
 from agents.run.folder import RunFolder, RunFolderError
 from agents.run.resume import begun, finish, saved_config
@@ -44,6 +39,7 @@ from distill.opcd import OPCD, DistillError, StepStats
 from experience.context import Context
 from experience.store import ExperienceStore
 from experience.text import printable
+from tests import processes
 from tests.conftest import run_main, tiny_llama
 
 QUIET = Console(quiet=True)
@@ -111,15 +107,6 @@ def contents(path: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def whole(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
-    path = tmp_path_factory.mktemp("whole") / "run"
-    with open_gate():
-        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **KEPT), QUIET)
-    return path
-
-
 def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
     results = json.loads((whole / "results.json").read_text())
     assert results["schema_version"] == 1
@@ -141,6 +128,7 @@ def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
 
     about = json.loads((whole / "config.json").read_text())
     assert about["config"]["env_kwargs"] == TINY["env_kwargs"]
+    assert not about["config"].keys() & {"output", "resume"}  # a folder may be moved
     assert about["packages"]["gymnasium"]
     assert "git_revision" in about
 
@@ -176,6 +164,7 @@ def test_a_run_that_ended_well_keeps_what_is_of_use(whole: Path, tmp_path: Path)
         assert left == before - {"best.safetensors", "checkpoint.safetensors"}
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_checkpoints_take_little_of_the_time_of_training(
     whole: Path, walker_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +197,7 @@ def test_splits_are_used_for_what_they_are_for(whole: Path) -> None:
     assert by_phase.nunique() == 1
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_the_same_command_gives_the_same_run(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
     with open_gate():
         self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **KEPT), QUIET)
@@ -228,6 +218,7 @@ def fail_at(owner: type, name: str, call: int) -> Callable[[], Any]:
     return lambda: patch.object(owner, name, interrupted)
 
 
+@pytest.mark.usefixtures("plain_reports")
 @pytest.mark.parametrize(
     "interrupt",
     [
@@ -255,34 +246,39 @@ def test_an_interrupted_run_ends_the_same(
     assert contents(path) == contents(whole)
 
 
+def slowly(*arguments: str) -> int:
+    """The command, whose optimiser steps take their time."""
+    step = OPCD.step
+
+    def slow(*args: Any) -> StepStats:
+        time.sleep(0.2)
+        return step(*args)
+
+    with open_gate(), patch.object(OPCD, "step", slow):
+        return processes.command(main, *arguments)
+
+
 def test_kill_dash_nine(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
     """Real kills of a real process, at moments that nobody chose."""
     path = tmp_path / "run"
-    script = (
-        "import sys, time; from tests.agents.test_self_improve import *\n"
-        "slow = OPCD.step\n"
-        "def step(*args):\n    time.sleep(0.2); return slow(*args)\n"
-        "OPCD.step = step\n"
-        "with open_gate(): sys.exit(main())"
-    )
     first = flags(path, walker_folder)
     kills = 0
     while not (path / "report.html").exists():
         arguments = ["--resume", str(path)] if (path / "config.json").exists() else first
-        process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE)
+        process = processes.begin(slowly, *arguments, said=tmp_path / "said")
         try:
             # Wait for work to begin, so that some gets done each time.
             progress = progress_of(path)
             deadline = time.monotonic() + 120
-            while process.poll() is None and progress_of(path) == progress and time.monotonic() < deadline:
+            while process.is_alive() and progress_of(path) == progress and time.monotonic() < deadline:
                 time.sleep(0.02)
             time.sleep(0.45)
-            if kills < 4 and process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+            if kills < 4 and process.is_alive():
+                process.kill()
                 kills += 1
         finally:
-            _, error = process.communicate(timeout=300)
-        assert process.returncode in (0, -signal.SIGKILL), error.decode()
+            process.join(processes.SECONDS)
+        assert process.exitcode in (0, -signal.SIGKILL), (tmp_path / "said").read_text()
     assert kills >= 2
     assert contents(path) == contents(whole)
 
@@ -301,6 +297,7 @@ def test_the_gate_refuses_what_does_not_help(walker_folder: Path, tmp_path: Path
     assert "Nothing was trained" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_a_model_that_never_acts_is_measured_all_the_same(tmp_path: Path) -> None:
     from tests.conftest import byte_tokenizer
 
@@ -335,6 +332,7 @@ def test_any_env_runs_to_its_report(
     assert results["success_means"] in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -354,58 +352,36 @@ def test_curves_go_to_the_users_tracker(walker_folder: Path, tmp_path: Path) -> 
     assert [event.step for event in events.Scalars("validation/success_rate")] == [0, 2, 3]
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5])
-def test_how_often_each_advised_action_is_trained_on(
-    power: float, walker_folder: Path, tmp_path: Path
-) -> None:
-    drawn: list[list[str]] = []
+@pytest.mark.usefixtures("plain_reports")
+def test_what_a_step_asks_is_dealt_by_what_the_last_steps_saw(walker_folder: Path, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+    seen: list[dict[str, float]] = []
 
-    def spy(policy: Any, encode: Any, pairs: Any, *rest: Any, **settings: Any) -> Any:
-        drawn.append([prompt.messages[-1].content for _, prompt in pairs])
-        return sample_examples(policy, encode, pairs, *rest, **settings)
+    def spy(moments: Any, distances: Any, step: int, **settings: Any) -> Any:
+        dealt = deal(moments, distances, step, **settings)
+        seen.append(dict(distances))
+        asked.append([d.name for d in dealt])
+        return dealt
 
-    config = SelfImproveConfig(
-        model=str(walker_folder), output=tmp_path / "run", action_power=power, **{**TINY, "rounds": 1}
-    )
-    with open_gate(), patch("agents.training.sample_examples", spy):
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "rounds": 1})
+    with open_gate(), patch("agents.training.deal", spy):
         self_improve(config, QUIET)
-    assert len(drawn) == TINY["steps"]
-    prompts = {prompt for batch in drawn for prompt in batch}
-    observations = Counter(prompt.rsplit(" ", 1)[1] for prompt in prompts)
-    assert len(set(observations.values())) > 1
-    weights = {action: n**power for action, n in observations.items()}
-    for batch in drawn:
-        actions = Counter(prompt.rsplit(" ", 1)[1] for prompt in batch)
+    assert len(asked) == TINY["steps"]
+    assert seen[0] == {}
+    for names, before, after in zip(asked, seen, seen[1:], strict=False):
+        assert after.keys() == before.keys() | set(names)
+        assert all(kl >= 0 for kl in after.values())
+    for names in asked:
+        actions = Counter(name.split("/")[0] for name in names)
+        assert len(names) == TINY["batch_size"]
         assert len(actions) > 1
-        assert sum(actions.values()) == TINY["batch_size"]
-        for action, weight in weights.items():
-            assert abs(actions[action] - len(batch) * weight / sum(weights.values())) < 1
-        if power == 0:
-            assert max(actions.values()) - min(actions.values()) <= 1
+        assert max(actions.values()) - min(actions.values()) <= 1
 
 
-def test_by_default_each_advised_action_is_trained_on_as_often() -> None:
-    assert SelfImproveConfig().action_power == 0
-
-
-@given(
-    st.lists(st.floats(min_value=1, max_value=100), min_size=1, max_size=20),
-    st.integers(min_value=1, max_value=200),
-    st.integers(),
-)
-def test_shares_are_exact_but_for_rounding(weights: list[float], size: int, seed: int) -> None:
-    parts = shares(weights, size, random.Random(seed))
-    assert sum(parts) == size
-    for part, weight in zip(parts, weights, strict=True):
-        assert abs(part - size * weight / sum(weights)) < 1 + 1e-9
-
-
-def test_shares_are_exact_on_average() -> None:
-    generator = random.Random(0)
-    totals = [
-        sum(column) for column in zip(*(shares([1, 2, 4], 3, generator) for _ in range(7000)), strict=True)
-    ]
-    assert totals == pytest.approx([3000, 6000, 12000], rel=0.05)
+def test_replies_of_one_token_are_not_drawn(walker_folder: Path, tmp_path: Path) -> None:
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "rounds": 1})
+    with open_gate(), patch("agents.training.sample_examples", side_effect=AssertionError):
+        self_improve(config, QUIET)
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -428,7 +404,7 @@ command = partial(run_main, main)
         (["--model", "nowhere"], "neither 'smollm2', nor a folder, nor a .gguf file, nor a hub id"),
         (["--model", "/no/such/model.gguf"], "no GGUF file /no/such/model.gguf"),
         (["--device", "quantum"], "quantum"),
-        (["--insights", "llm", "--insight-prompts", "/no/such.toml"], "/no/such.toml"),
+        (["--insights", "/no/such.toml"], "/no/such.toml"),
         (["--insights", "llm", "--insight-model", "x", "--insight-url", "nowhere"], "nowhere is no endpoint"),
         (["--rounds", "0"], "rounds must be at least 1"),
         (["--episodes", "10", "--waves", "4"], "multiple of waves"),
@@ -503,6 +479,27 @@ def test_resume_with_another_configuration(whole: Path) -> None:
         parse_args(["--resume", str(whole), "--teacher", "http://x:1"])
 
 
+def test_a_flag_that_is_given_counts_if_it_is_the_default_too(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(whole, tmp_path / "run")
+    about = json.loads((path / "config.json").read_text())
+    about["config"] |= {"device": "cpu", "env_timeout": 7.0}
+    (path / "config.json").write_text(json.dumps(about))
+    used: list[SelfImproveConfig] = []
+    opened = Run.__enter__
+
+    def noted(self: Run) -> Run:
+        used.append(self.config)
+        return opened(self)
+
+    with patch.object(Run, "__enter__", noted), patch("agents.run.run.write_report"):
+        assert command(capsys, "--resume", str(path), "--device", "auto")[0] == 0
+        self_improve(SelfImproveConfig(resume=path), QUIET)  # where nothing tells what was given
+    assert [(config.device, config.env_timeout) for config in used] == [("auto", 7), ("cpu", 7)]
+    assert begun(dataclasses.replace(saved_config(path), device="auto"), path).device == "auto"
+
+
 def test_an_experiment_goes_on_with_the_machine_of_now(whole: Path) -> None:
     saved = saved_config(whole)
     asked = dataclasses.replace(saved, resume=None, output=whole, max_nodes=64)
@@ -540,6 +537,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert f"python -m agents.self_improve --resume {path}" in output
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_ctrl_c_waits_for_the_optimiser_step(walker_folder: Path, tmp_path: Path, whole: Path) -> None:
     """A signal inside a step lets it end, is saved at once, and costs no step."""
     original = OPCD.step
@@ -619,14 +617,15 @@ def test_metrics_survive_a_torn_line(tmp_path: Path) -> None:
 # --- every way to distil --------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("plain_reports")
 @pytest.mark.parametrize(
     "change",
     [
         {"teacher": "round", "lora_rank": 2},
         {"lora_rank": 2, "lr": 1e-2},
         {"teacher": "ema", "data": "teacher"},
-        {"teacher": "self", "compute_dtype": "bfloat16", "gradient_checkpointing": True},
-        {"lr_schedule": "linear", "action_power": 0.5},
+        {"teacher": "self", "precision": "mixed", "gradient_checkpointing": True},
+        {"direction": "reverse", "max_new_tokens": 2},
         {"data": "teacher", "direction": "forward"},
     ],
     ids=lambda change: ",".join(map(str, change.values())),
@@ -657,6 +656,7 @@ def test_every_way_to_distil_runs_resumes_and_ends_the_same(
         assert teacher
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_another_model_teaches(walker_folder: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
     model = AutoModelForCausalLM.from_pretrained(walker_folder)
@@ -690,6 +690,7 @@ def test_another_model_teaches(walker_folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_training_that_goes_wrong_ends_early_with_the_best_weights(
     walker_folder: Path, tmp_path: Path
 ) -> None:
@@ -714,6 +715,7 @@ def test_training_that_goes_wrong_ends_early_with_the_best_weights(
         assert torch.equal(one, two)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_a_collapse_is_judged_by_data_of_the_same_kind(walker_folder: Path, tmp_path: Path) -> None:
     judged: list[tuple[StepStats, StepStats]] = []
 
@@ -791,13 +793,7 @@ def failing(every: int) -> list[str]:
 def test_errors_of_the_env_are_counted_and_shown(
     walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = [
-        *flags(tmp_path / "run", walker_folder),
-        "--env",
-        "tests/Failing-v0",
-        "--env-kwargs",
-        '{"every": 4}',
-    ]
+    args = [*flags(tmp_path / "run", walker_folder), *failing(4)]
     code, output = run_main(main, capsys, *args)
     assert code == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -815,13 +811,7 @@ def test_errors_of_the_env_are_counted_and_shown(
 def test_a_run_whose_episodes_all_fail_stops_and_goes_on_when_the_env_is_mended(
     walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = [
-        *flags(tmp_path / "run", walker_folder),
-        "--env",
-        "tests/Failing-v0",
-        "--env-kwargs",
-        '{"every": 1}',
-    ]
+    args = [*flags(tmp_path / "run", walker_folder), *failing(1)]
     code, output = run_main(main, capsys, *args)
     assert code == 2
     assert "tests/Failing-v0 failed in each of 6 episodes of round1/play0, the first" in output

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agents.cli import GROUPS, parse_args
-from agents.config import ConfigError, SelfImproveConfig
+from agents.config import ARGUMENTS, ConfigError, SelfImproveConfig
 from agents.play import PlayConfig
 from agents.policies.policy import Sampling
 from agents.run.resume import default_output
@@ -21,10 +22,9 @@ NAN, INF = math.nan, math.inf
 @pytest.mark.parametrize(
     "name",
     [
-        "temperature", "teacher_temperature", "eval_temperature", "action_power", "lr", "env_timeout",
+        "temperature", "teacher_temperature", "eval_temperature", "lr", "env_timeout",
         "rounds", "episodes", "waves", "steps", "eval_every", "off_policy_steps", "batch_size", "top_k",
-        "max_nodes", "lora_rank", "max_new_tokens", "insight_traces", "insights_per_prompt",
-        "max_invalid_replies", "num_envs",
+        "max_nodes", "lora_rank", "max_new_tokens", "insights_per_prompt", "num_envs",
     ],
 )  # fmt: skip
 def test_no_number_beyond_all_measure(name: str, value: Any) -> None:
@@ -39,7 +39,6 @@ def test_no_number_beyond_all_measure(name: str, value: Any) -> None:
         ("eval_temperature", (0.0, NAN)),
         ("eval_temperature", (1e-9,)),
         ("eval_temperature", ()),
-        ("action_power", 1e6),
         ("temperature", 1e-300),
         ("teacher_temperature", 0.0),
         ("seed", -1),
@@ -99,6 +98,31 @@ def test_an_env_of_ones_own_brings_its_settings() -> None:
     assert SelfImproveConfig.for_env("no_such_module:Any-v0").episodes == SelfImproveConfig().episodes
 
 
+def test_settings_stay_few() -> None:
+    """Beyond that nobody reads them: what always has one value is a constant with a reason."""
+    assert len({field.name for field in dataclasses.fields(SelfImproveConfig)} - {*ARGUMENTS}) <= 50
+
+
+def test_one_precision_for_weights_and_products() -> None:
+    pairs = {
+        precision: (config.weights_dtype, config.products_dtype)
+        for precision in ("auto", "float32", "mixed", "bfloat16")
+        if (config := SelfImproveConfig(precision=precision))
+    }
+    assert pairs == {
+        "auto": ("float32", "auto"),
+        "float32": ("float32", "float32"),
+        "mixed": ("float32", "bfloat16"),
+        "bfloat16": ("bfloat16", "bfloat16"),
+    }
+
+
+def test_a_file_of_prompts_is_for_a_model_that_writes() -> None:
+    config = SelfImproveConfig(insights="mine/prompts.toml")
+    assert (config.insight_kind, config.insight_prompts) == ("llm", Path("mine/prompts.toml"))
+    assert SelfImproveConfig(insights="raw").insight_prompts is None
+
+
 def test_help_shows_the_settings_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_args(["--help"])
@@ -124,6 +148,8 @@ def test_help_shows_the_settings_in_groups(capsys: pytest.CaptureFixture[str]) -
         ({"top_k": 0}, "top_k must be at least 1, not 0"),
         ({"eval_temperature": (0.0, 0.5, 1.0)}, "eval_temperature must have at most 2"),
         ({"loss": "none"}, "loss must be"),
+        ({"precision": "float16"}, "precision must be"),
+        ({"insights": "guesses"}, "insights must be auto, outcomes, llm, raw, or a .toml file"),
     ],
 )
 def test_settings_of_the_distillation_without_sense(change: dict[str, Any], match: str) -> None:

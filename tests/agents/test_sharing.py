@@ -40,7 +40,7 @@ def run(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             steps=0,
             validation_episodes=8,
             test_episodes=8,
-            compute_dtype="float32",
+            precision="float32",
         ),
         QUIET,
     )

@@ -138,7 +138,7 @@ def test_options_stand_under_the_question(inputs: Path) -> None:
         ({"file": "{folder}/broken.csv"}, "cannot be read as csv: .* line 3"),
         ({"file": "{folder}/none.jsonl"}, "none.jsonl cannot be read: No such file"),
         ({"file": "{folder}/blank.jsonl"}, "row 1: 'label' is empty"),
-        ({"file": "{folder}/long.jsonl"}, "has a question of 40000 characters"),
+        ({"file": "{folder}/long.jsonl"}, "row 1: 'text' has 60000 characters; it can have"),
     ],
 )
 def test_bad_questions_are_clear_errors(
@@ -150,7 +150,7 @@ def test_bad_questions_are_clear_errors(
     (tmp_path / "broken.csv").write_text("text,label\nx,0\ny,1,2\n")
     (tmp_path / "blank.jsonl").write_text('{"text": "x", "label": null}\n')
     (tmp_path / "long.jsonl").write_text(
-        "".join(json.dumps({"text": "x" * 40_000, "label": n}) + "\n" for n in range(2))
+        "".join(json.dumps({"text": "x" * 60_000, "label": n}) + "\n" for n in range(2))
     )
     kwargs = {"file": str(inputs), **KWARGS, **change}
     kwargs["file"] = kwargs["file"].replace("{folder}", str(tmp_path))
@@ -224,7 +224,7 @@ TINY: dict[str, Any] = {
     "test_episodes": 6,
     "num_envs": 4,
     "max_new_tokens": 3,
-    "compute_dtype": "float32",
+    "precision": "float32",
 }
 
 
@@ -264,7 +264,7 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
             system_prompt(config, QUIET)
         table = system_prompt(config, QUIET)
     assert sampled[:3] == ["teacher", "student", "student"]
-    assert directions[:3] == ["forward", "reverse", "reverse"]
+    assert directions[:3] == ["forward", "gated", "gated"]
     assert set(sampled[3:]) == {"teacher"}
     assert set(directions[3:]) == {"forward"}
     assert table["arms"].keys() == {"base", "with_prompt", "off_policy", "opcd"}
@@ -392,8 +392,8 @@ def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -
             steps=8,
             off_policy_steps=5,
             eval_every=8,
-            validation_episodes=24,
-            test_episodes=24,
+            validation_episodes=16,
+            test_episodes=16,
         ),
         QUIET,
     )

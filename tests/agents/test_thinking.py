@@ -5,9 +5,12 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import gymnasium as gym
 import pytest
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -18,11 +21,13 @@ from agents.config import SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from agents.policies.scripted import ScriptedPolicy
+from agents.prompts import Layout, Place, build_prompt
 from agents.rollout import Phase, rollout
 from agents.self_improve import self_improve
 from distill.opcd import OPCD
-from envs import make_text_env
+from envs import EnvError, Example, make_text_env, register_text
 from envs.place import vector_env
+from envs.thinking import Replies
 from evals.finished_run import FinishedRun
 from evals.replay import replay_pairs
 from evals.report import write_report
@@ -47,7 +52,7 @@ THOUGHT = "<think>Is {0} right?</think>\nHm & <hm>.\nAction: {0}\n"
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each of its tokens is a thought and an action."""
-    return save_walker(tmp_path_factory.mktemp("thinker"), says=THOUGHT)
+    return save_walker(tmp_path_factory.mktemp("thinker"), says=THOUGHT, window=2048)
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +118,12 @@ def test_a_thought_is_shown_when_it_is_asked_for(thought: Path, tmp_path: Path) 
     assert 'data-seen="true,true,true"' in seen.html
 
 
-def test_replies_that_are_cut_off_are_counted_apart() -> None:
+@pytest.mark.parametrize("tags", [("<think>", "</think>"), ("", "\n")])
+def test_replies_that_are_cut_off_are_counted_apart(tags: tuple[str, str]) -> None:
     def reply(prompt: Prompt, seed: int) -> str:
         assert prompt.reply_prefix == ""
         assert "Action: ..." in prompt.messages[0].content
-        return "<think>" + "Should I? " * 9 + "</think>Action: right"
+        return tags[0] + "Should I? " * 9 + tags[1] + "Action: right"
 
     def make() -> Any:
         return make_text_env("FrozenLake-v1", {"is_slippery": False}, replies="think")
@@ -135,6 +141,63 @@ def test_replies_that_are_cut_off_are_counted_apart() -> None:
         )
         endings[longest] = (trace.stop_reason, trace.turns[0].action)
     assert endings == {20: ("cut_off", None), 200: ("truncated", "right")}
+
+
+@pytest.mark.parametrize(
+    ("replies", "said", "ending"),
+    [
+        ("act", "banana bread", "invalid_replies"),
+        ("think", "banana bread", "cut_off"),
+        ("think", "banana", "invalid_replies"),
+    ],
+)
+def test_only_who_thinks_is_cut_off(replies: Replies, said: str, ending: str) -> None:
+    """A reply that only acts and is longer than all actions is none, however long it might have become."""
+    make = partial(make_text_env, "FrozenLake-v1", {}, replies=replies)
+    [trace] = rollout(
+        vector_env(make, 1),
+        make().words,
+        ScriptedPolicy(lambda prompt, seed: said),
+        [Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=1))],
+        sampling=Sampling(max_tokens=6),
+        policy_id="scripted",
+        env_id="FrozenLake-v1",
+    )
+    assert trace.stop_reason == ending
+
+
+@pytest.mark.parametrize("advice", [(), ("At row 1, column 1, move up.",)])
+@pytest.mark.parametrize("place", ["after", "before", "system"])
+def test_examples_are_shown_to_who_thinks(advice: tuple[str, ...], place: Place) -> None:
+    """As earlier turns, and where experience stands beside what is seen, they have some too."""
+    act, think = (make_text_env("FrozenLake-v1", {}, replies=replies).words for replies in get_args(Replies))
+    seen = "You are at row 1, column 1."
+    layout = Layout(place=place)
+    bare = build_prompt(act, seen, advice, layout)
+    first, *turns, last = build_prompt(think, seen, advice, layout).messages
+    assert [first.role, *(turn.role for turn in turns)] == ["system", *["user", "assistant"] * 4]
+    assert last == bare.messages[-1]
+    assert len(bare.messages) == 2
+    for user, assistant, action in zip(turns[::2], turns[1::2], act.actions, strict=True):
+        read = think.parse(assistant.content)
+        assert read is not None
+        assert read.text == action
+        told = re.findall(r"Experience: (At row \d, column \d, move \w+\.)", user.content)
+        assert told == ([assistant.content.splitlines()[0]] if advice and place != "system" else [])
+        assert user.content.startswith("Experience" if told and place == "before" else "You are at row")
+
+
+def test_examples_of_ones_own_have_to_be_read() -> None:
+    gym.register("tests/Shown-v0", entry_point="gymnasium.envs.classic_control:CartPoleEnv")
+    shown = Example(observation="It hangs left.", thought="So I push left.", action="left")
+    register_text("tests/Shown-v0", actions=["left", "right"], examples=[shown])
+    words = make_text_env("tests/Shown-v0", {}, replies="think").words
+    told = [message.content for message in build_prompt(words, "It hangs right.").messages[1:3]]
+    assert told == [f"It hangs left. {words.question}".strip(), "So I push left.\nAction: left"]
+    register_text("tests/Shown-v0", actions=["left", "right"], examples=[replace(shown, action="up")])
+    make_text_env("tests/Shown-v0", {})  # nothing is to be read there
+    with pytest.raises(EnvError, match=r"the example 'So I push left.*' is not read as the action 'up'"):
+        make_text_env("tests/Shown-v0", {}, replies="think")
 
 
 @pytest.mark.parametrize(

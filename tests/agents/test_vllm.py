@@ -200,7 +200,7 @@ def test_a_model_that_vllm_does_not_know() -> None:
 def test_the_benchmark_compares_policies(tmp_path: Path) -> None:
     result = bench(
         policies=("hf", "vllm"),
-        model=str(save_walker(tmp_path, head_dim=HEAD_DIM)),
+        model=str(save_walker(tmp_path, tiny_llama(head_dim=HEAD_DIM, tie=False))),
         steps=500,
         num_envs=32,
     )
@@ -244,7 +244,7 @@ def serve(folder: Path, *flags: str) -> Iterator[str]:
 
 
 def test_a_run_with_vllm(tmp_path: Path) -> None:
-    model, run = save_walker(tmp_path, head_dim=HEAD_DIM), tmp_path / "run"
+    model, run = save_walker(tmp_path, tiny_llama(head_dim=HEAD_DIM, tie=False)), tmp_path / "run"
     with open_gate():
         self_improve(SelfImproveConfig(model=str(model), output=run, policy="vllm", **TINY), QUIET)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ABSENT = (
-    "accelerate", "agents", "alembic", "bm25s", "datasets", "envs", "evals", "experience",
+    "accelerate", "agents", "bm25s", "datasets", "envs", "evals", "experience",
     "filelock", "gguf", "gymnasium", "jinja2", "math_verify", "matplotlib", "openai", "pandas",
     "peft", "PIL", "psycopg", "pyarrow", "pydantic", "rapidfuzz", "reasoning_gym", "rich", "scipy",
     "sentence_transformers", "sqlalchemy", "sympy", "trl", "tyro", "vllm", "yaml",

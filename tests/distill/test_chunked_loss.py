@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 from distill.chunked_loss import (
     KLResult,
     ScoredTopK,
-    chunked_forward_kl,
-    chunked_topk_reverse_kl,
+    chunked_kl,
     topk_ids,
 )
 from distill.lm.head import LogitMap
-from distill.loss import Direction, Mode, forward_kl, topk_reverse_kl
+from distill.loss import Direction, Mode, forward_kl, gated_kl, topk_reverse_kl
 
 MODES, DIRECTIONS = get_args(Mode), get_args(Direction)
-PLAIN = {"reverse": topk_reverse_kl, "forward": forward_kl}
-CHUNKED: dict[str, Any] = {"reverse": chunked_topk_reverse_kl, "forward": chunked_forward_kl}
+PLAIN = {"reverse": topk_reverse_kl, "forward": forward_kl, "gated": gated_kl}
 T, V, D = 7, 50, 8
 
 
@@ -63,7 +61,7 @@ MAPS = [
 @pytest.mark.parametrize(("k", "chunk"), [(1, 3), (5, 7), (49, 1), (50, 4), (80, 100)])
 @pytest.mark.parametrize("map", MAPS)
 def test_values_gradients_and_statistics_are_the_plain_ones(
-    direction: str, mode: Mode, k: int, chunk: int, map: LogitMap
+    direction: Direction, mode: Mode, k: int, chunk: int, map: LogitMap
 ) -> None:
     hidden, head, teacher_hidden, teacher_head = inputs()
     teacher_map = LogitMap(scale=1.1, temperature=0.4)
@@ -75,8 +73,8 @@ def test_values_gradients_and_statistics_are_the_plain_ones(
     trained = [hidden, head] + ([map.bias_V] if map.bias_V is not None else [])
     expected = torch.autograd.grad((weights * kl).sum(), trained)
 
-    result: KLResult = CHUNKED[direction](
-        hidden, head, teacher_hidden, teacher_head,
+    result: KLResult = chunked_kl(
+        direction, hidden, head, teacher_hidden, teacher_head,
         k=k, mode=mode, chunk=chunk, weights_T=weights, student_map=map, teacher_map=teacher_map,
     )  # fmt: skip
     counted = weights > 0
@@ -85,7 +83,8 @@ def test_values_gradients_and_statistics_are_the_plain_ones(
     torch.testing.assert_close(torch.autograd.grad(2.5 * result.loss, trained), [2.5 * g for g in expected])
 
     p, q = student_logits.log_softmax(-1)[counted], teacher_logits.log_softmax(-1)[counted]
-    support = (p if direction == "reverse" else q).topk(min(k, V) if mode != "full" else V).indices
+    likely = {"reverse": p, "forward": q, "gated": torch.maximum(p, q)}
+    support = likely[direction].topk(min(k, V) if mode != "full" else V).indices
     for logprobs, mass, entropy in (
         (p, result.student_mass_T, result.student_entropy_T),
         (q, result.teacher_mass_T, result.teacher_entropy_T),
@@ -111,13 +110,14 @@ class Again(torch.autograd.Function):
         return (*grads, None)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", ["reverse", "forward"])  # the gate of the third has no gradient
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_gradcheck(direction: str, mode: Mode, softcap: float | None) -> None:
+def test_gradcheck(direction: Direction, mode: Mode, softcap: float | None) -> None:
     def loss(hidden: torch.Tensor, head: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         map = LogitMap(bias_V=bias, scale=0.9, softcap=softcap, temperature=0.8)
-        result = CHUNKED[direction](
+        result = chunked_kl(
+            direction,
             hidden,
             head,
             normal(3, 5, seed=3),
@@ -127,7 +127,7 @@ def test_gradcheck(direction: str, mode: Mode, softcap: float | None) -> None:
             chunk=2,
             student_map=map,
         )
-        return result.loss  # type: ignore[no-any-return]
+        return result.loss
 
     leaves = [normal(*shape, seed=i).requires_grad_() for i, shape in enumerate([(3, 4), (11, 4), (11,)])]
     apply: Any = Again.apply
@@ -139,7 +139,9 @@ def test_gradcheck(direction: str, mode: Mode, softcap: float | None) -> None:
 def test_any_input_gives_the_plain_value(seed: int, k: int, chunk: int, mode: Mode) -> None:
     hidden, head, teacher_hidden, teacher_head = inputs(seed=seed)
     for direction in DIRECTIONS:
-        result = CHUNKED[direction](hidden, head, teacher_hidden, teacher_head, k=k, mode=mode, chunk=chunk)
+        result = chunked_kl(
+            direction, hidden, head, teacher_hidden, teacher_head, k=k, mode=mode, chunk=chunk
+        )
         plain = PLAIN[direction](hidden @ head.T, teacher_hidden @ teacher_head.T, k=k, mode=mode)
         torch.testing.assert_close(result.kl_T, plain)
 
@@ -147,13 +149,13 @@ def test_any_input_gives_the_plain_value(seed: int, k: int, chunk: int, mode: Mo
 def test_frozen_heads_get_no_gradient_and_tied_ones_get_both() -> None:
     hidden, head, teacher_hidden, teacher_head = inputs()
     frozen = head.detach()
-    chunked_topk_reverse_kl(hidden, frozen, teacher_hidden, teacher_head, k=5).loss.backward()
+    chunked_kl("reverse", hidden, frozen, teacher_hidden, teacher_head, k=5).loss.backward()
     assert hidden.grad is not None
     assert frozen.grad is None
 
     ids = torch.tensor([3, 1, 4, 1, 5, 9, 2])
     embedding = normal(V, D, seed=7).requires_grad_()
-    result = chunked_topk_reverse_kl(embedding[ids].tanh(), embedding, teacher_hidden, teacher_head, k=5)
+    result = chunked_kl("reverse", embedding[ids].tanh(), embedding, teacher_hidden, teacher_head, k=5)
     plain = topk_reverse_kl(embedding[ids].tanh() @ embedding.T, teacher_hidden @ teacher_head.T, k=5)
     [mine] = torch.autograd.grad(result.loss, embedding)
     [expected] = torch.autograd.grad(plain.sum(), embedding)
@@ -162,7 +164,7 @@ def test_frozen_heads_get_no_gradient_and_tied_ones_get_both() -> None:
 
 def test_half_precision_inputs_are_computed_in_single() -> None:
     hidden, head, teacher_hidden, teacher_head = inputs(torch.bfloat16)
-    result = chunked_topk_reverse_kl(hidden, head, teacher_hidden, teacher_head, k=5, chunk=3)
+    result = chunked_kl("reverse", hidden, head, teacher_hidden, teacher_head, k=5, chunk=3)
     wide = [tensor.detach().double().requires_grad_() for tensor in (hidden, head)]
     exact = topk_reverse_kl(wide[0] @ wide[1].T, teacher_hidden.double() @ teacher_head.double().T, k=5)
     assert result.loss.dtype == torch.float32
@@ -175,9 +177,9 @@ def test_half_precision_inputs_are_computed_in_single() -> None:
 
 def test_autocast_does_not_reach_inside() -> None:
     hidden, head, teacher_hidden, teacher_head = inputs(torch.float32)
-    outside = chunked_topk_reverse_kl(hidden, head, teacher_hidden, teacher_head, k=5)
+    outside = chunked_kl("reverse", hidden, head, teacher_hidden, teacher_head, k=5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = chunked_topk_reverse_kl(hidden, head, teacher_hidden, teacher_head, k=5)
+        inside = chunked_kl("reverse", hidden, head, teacher_hidden, teacher_head, k=5)
     assert torch.equal(inside.kl_T, outside.kl_T)
 
 
@@ -186,15 +188,13 @@ def test_autocast_does_not_reach_inside() -> None:
 def test_a_teacher_known_at_the_top_k_only(mode: Mode, temperature: float) -> None:
     """As one that is served elsewhere: its scores of the student's top-k are all that is needed."""
     hidden, head, teacher_hidden, teacher_head = inputs()
-    local = chunked_topk_reverse_kl(
+    local = chunked_kl("reverse",
         hidden, head, teacher_hidden, teacher_head,
         k=5, mode=mode, teacher_map=LogitMap(temperature=temperature),
     )  # fmt: skip
     index = topk_ids(hidden, head, k=5, chunk=2)
     logprobs = (teacher_hidden @ teacher_head.T / temperature).log_softmax(-1).gather(-1, index)
-    remote = chunked_topk_reverse_kl(
-        hidden, head, k=5, mode=mode, chunk=3, scored=ScoredTopK(index, logprobs)
-    )
+    remote = chunked_kl("reverse", hidden, head, k=5, mode=mode, chunk=3, scored=ScoredTopK(index, logprobs))
     torch.testing.assert_close(remote.kl_T, local.kl_T)
     assert remote.teacher_entropy_T.isnan().all()
     for mine, expected in zip(
@@ -207,14 +207,18 @@ def test_a_teacher_known_at_the_top_k_only(mode: Mode, temperature: float) -> No
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_masked_positions_may_hold_anything(direction: str, mode: Mode) -> None:
+def test_masked_positions_may_hold_anything(direction: Direction, mode: Mode) -> None:
     hidden, head, teacher_hidden, teacher_head = inputs()
     weights = torch.ones(T)
     weights[[1, 6]] = 0
-    clean = CHUNKED[direction](hidden, head, teacher_hidden, teacher_head, k=5, mode=mode, weights_T=weights)
+    clean = chunked_kl(
+        direction, hidden, head, teacher_hidden, teacher_head, k=5, mode=mode, weights_T=weights
+    )
     with torch.no_grad():
         hidden[1], teacher_hidden[6] = torch.nan, torch.inf
-    dirty = CHUNKED[direction](hidden, head, teacher_hidden, teacher_head, k=5, mode=mode, weights_T=weights)
+    dirty = chunked_kl(
+        direction, hidden, head, teacher_hidden, teacher_head, k=5, mode=mode, weights_T=weights
+    )
     assert torch.equal(dirty.kl_T, clean.kl_T)
     [grad] = torch.autograd.grad(dirty.loss, hidden)
     assert torch.equal(grad[[1, 6]], torch.zeros(2, D, dtype=torch.float64))
@@ -223,7 +227,7 @@ def test_masked_positions_may_hold_anything(direction: str, mode: Mode) -> None:
 
 def test_nothing_but_masked_positions() -> None:
     hidden, head, teacher_hidden, teacher_head = inputs()
-    result = chunked_topk_reverse_kl(hidden, head, teacher_hidden, teacher_head, weights_T=torch.zeros(T))
+    result = chunked_kl("reverse", hidden, head, teacher_hidden, teacher_head, weights_T=torch.zeros(T))
     assert result.loss.item() == 0
     for grad in torch.autograd.grad(result.loss, (hidden, head)):
         assert not grad.any()
@@ -234,7 +238,7 @@ def test_ties_cost_the_same_whichever_side_they_fall(mode: Mode) -> None:
     """Eight tokens alike for the student, five of which fit the support."""
     hidden, teacher_hidden = torch.ones(1, 1, requires_grad=True), torch.ones(1, 1)
     head, teacher_head = torch.zeros(8, 1), torch.arange(8.0)[:, None] / 8
-    result = chunked_topk_reverse_kl(hidden, head, teacher_hidden, teacher_head, k=5, mode=mode)
+    result = chunked_kl("reverse", hidden, head, teacher_hidden, teacher_head, k=5, mode=mode)
     plain = topk_reverse_kl(hidden @ head.T, teacher_hidden @ teacher_head.T, k=5, mode=mode)
     torch.testing.assert_close(result.kl_T, plain)
     assert result.student_mass_T.item() == pytest.approx(1.0 if mode == "full" else 5 / 8)
@@ -243,13 +247,13 @@ def test_ties_cost_the_same_whichever_side_they_fall(mode: Mode) -> None:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("k", [2, 3])
-def test_impossible_tokens(direction: str, mode: Mode, k: int) -> None:
+def test_impossible_tokens(direction: Direction, mode: Mode, k: int) -> None:
     """Logits of minus infinity on both sides: finite values and gradients."""
     bias = torch.tensor([0.0, 1.0, -torch.inf, 0.5, 0.2])
     hidden, head = torch.zeros(2, 3, requires_grad=True), torch.zeros(5, 3, requires_grad=True)
     map = LogitMap(bias_V=bias)
-    result = CHUNKED[direction](
-        hidden, head, torch.ones(2, 3), torch.ones(5, 3),
+    result = chunked_kl(
+        direction, hidden, head, torch.ones(2, 3), torch.ones(5, 3),
         k=k, mode=mode, student_map=map, teacher_map=map,
     )  # fmt: skip
     assert result.kl_T.isfinite().all()
@@ -262,8 +266,8 @@ def test_what_the_other_excludes_costs_infinitely_much() -> None:
     excluded = LogitMap(bias_V=torch.tensor([0.0, -torch.inf, 0.0]))
     zeros = (torch.zeros(1, 2), torch.zeros(3, 2)) * 2
     for mode in ("tail", "full"):
-        assert chunked_topk_reverse_kl(*zeros, k=2, mode=mode, teacher_map=excluded).loss.item() == math.inf
-        assert chunked_forward_kl(*zeros, k=2, mode=mode, student_map=excluded).loss.item() == math.inf
+        assert chunked_kl("reverse", *zeros, k=2, mode=mode, teacher_map=excluded).loss.item() == math.inf
+        assert chunked_kl("forward", *zeros, k=2, mode=mode, student_map=excluded).loss.item() == math.inf
 
 
 def test_a_sharpened_teachers_tail_does_not_vanish() -> None:
@@ -271,8 +275,8 @@ def test_a_sharpened_teachers_tail_does_not_vanish() -> None:
     hidden = torch.ones(1, 1, requires_grad=True)
     head, teacher_head = torch.zeros(40, 1), torch.zeros(40, 1)
     head[:2], teacher_head[:2] = 2.0, 80.0
-    result = chunked_topk_reverse_kl(
-        hidden, head, torch.ones(1, 1), teacher_head, k=2, teacher_map=LogitMap(temperature=0.4)
+    result = chunked_kl(
+        "reverse", hidden, head, torch.ones(1, 1), teacher_head, k=2, teacher_map=LogitMap(temperature=0.4)
     )
     exact = topk_reverse_kl(hidden @ head.T, torch.ones(1, 1) @ teacher_head.T / 0.4, k=2)
     assert 50 < result.loss.item() < math.inf
@@ -285,7 +289,7 @@ def test_no_more_than_a_chunk_of_logits_is_ever_held() -> None:
     hidden, teacher_hidden = normal(size, D, seed=0).requires_grad_(), normal(size, D, seed=1)
     head, teacher_head = normal(V * 20, D, seed=2).requires_grad_(), normal(V * 20, D, seed=3)
     with torch.profiler.profile(profile_memory=True) as profile:
-        chunked_topk_reverse_kl(hidden, head, teacher_hidden, teacher_head, k=5, chunk=8).loss.backward()
+        chunked_kl("reverse", hidden, head, teacher_hidden, teacher_head, k=5, chunk=8).loss.backward()
     largest = max(event.self_cpu_memory_usage for event in profile.events())
     assert largest <= 8 * V * 20 * 8  # a chunk's logits in fp64
     assert largest < size * V * 20 * 8
@@ -293,7 +297,7 @@ def test_no_more_than_a_chunk_of_logits_is_ever_held() -> None:
 
 def test_it_is_differentiated_once() -> None:
     hidden, head, teacher_hidden, teacher_head = inputs()
-    loss = chunked_topk_reverse_kl(hidden, head, teacher_hidden, teacher_head).loss
+    loss = chunked_kl("reverse", hidden, head, teacher_hidden, teacher_head).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiated twice"):
         loss.backward()
@@ -318,11 +322,12 @@ SCORES = ScoredTopK(torch.zeros(T, 5, dtype=torch.long), torch.zeros(T, 5))
         (GOOD, {"scored": SCORES}, "either as"),
         (GOOD[:2], {"scored": SCORES, "mode": "full"}, "whole distribution"),
         (GOOD[:2], {"scored": SCORES, "k": 4}, "scores must be"),
+        (GOOD[:2], {"scored": SCORES, "direction": "forward"}, "whole distribution"),
     ],
 )
 def test_bad_input(args: list[torch.Tensor], kwargs: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        chunked_topk_reverse_kl(*args, **{"k": 5, **kwargs})
+        chunked_kl(kwargs.pop("direction", "reverse"), *args, **{"k": 5, **kwargs})
 
 
 def test_temperature_must_be_above_zero() -> None:

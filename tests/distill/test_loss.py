@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.experimental.sdft.loss_utils import compute_topk_self_distillation_loss
 
-from distill.loss import Mode, forward_kl, topk_reverse_kl
+from distill.loss import Mode, forward_kl, gated_kl, topk_reverse_kl
 
 MODES = get_args(Mode)
 
@@ -170,3 +170,35 @@ def test_the_tail_has_gradients_where_nothing_is_left_for_it(form: Any) -> None:
         assert torch.isfinite(top.grad).all()
         gradients.append(top.grad)
     torch.testing.assert_close(*gradients)
+
+
+def test_the_gate_is_the_total_variation() -> None:
+    student, teacher = logits(0), logits(1)
+    apart = (student.softmax(-1) - teacher.softmax(-1)).abs().sum(-1) / 2
+    forward, reverse = (form(student, teacher, mode="full") for form in (forward_kl, topk_reverse_kl))
+    torch.testing.assert_close(
+        gated_kl(student, teacher, mode="full"), apart * forward + (1 - apart) * reverse
+    )
+
+
+def test_the_gate_teaches_what_a_student_hardly_says() -> None:
+    """A student that is certain of the wrong token: the right one's logit gets q, where reverse gives p."""
+    student = torch.tensor([[20.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[0.0, 20.0, 0.0]], dtype=torch.float64)
+    [reverse], [gated] = (
+        torch.autograd.grad(form(student, teacher, mode="full").sum(), student)[0].tolist()
+        for form in (topk_reverse_kl, gated_kl)
+    )
+    assert abs(reverse[1]) < 1e-6
+    assert gated[1] == pytest.approx(-1, abs=1e-3)
+
+
+@given(st.integers(0, 10**6), st.floats(0.1, 30))
+def test_a_gated_step_is_bounded_by_its_parts(seed: int, scale: float) -> None:
+    student, teacher = logits(seed, scale=scale).requires_grad_(), logits(seed + 1, scale=scale)
+    grads = [
+        torch.autograd.grad(form(student, teacher, mode="full").sum(), student)[0].abs().amax(-1)
+        for form in (gated_kl, topk_reverse_kl, forward_kl)
+    ]
+    assert (grads[0] <= torch.maximum(grads[1], grads[2]) + 1e-9).all()
+    assert grads[2].max() <= 1

@@ -248,6 +248,15 @@ def test_forward_kl_on_the_same_tokens() -> None:
     assert stats.kl == pytest.approx(total, rel=1e-4)
 
 
+def test_each_completions_kl_is_known_and_their_mean_is_the_steps() -> None:
+    examples = [*EXAMPLES, EXAMPLES[0]]
+    stats = trainer(tiny_llama(0), tiny_llama(1), max_nodes=12).step(examples)
+    assert len(stats.kls) == len(examples)
+    assert stats.kls[0] == stats.kls[-1]
+    assert sum(stats.kls) / len(examples) == pytest.approx(stats.kl, rel=1e-5)
+    assert "kls" not in stats.as_dict()
+
+
 def test_what_is_logged() -> None:
     student, teacher = tiny_llama(0), tiny_llama(1)
     [first, *_] = examples = [dataclasses.replace(EXAMPLES[0], is_cut_off=True), EXAMPLES[3]]
@@ -280,7 +289,7 @@ def test_a_conversation_is_the_same_as_its_turns_and_computes_its_history_once()
     losses = []
     for one in examples:  # one after the other, their gradients added up
         alone._optimizer.zero_grad()
-        sums, _ = alone._forward_backward(scored([one], total=len(examples)))
+        sums, *_ = alone._forward_backward(scored([one], total=len(examples)))
         losses.append(float(sums[0]))
     assert together.kl == pytest.approx(sum(losses), rel=1e-5)
 

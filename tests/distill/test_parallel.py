@@ -13,37 +13,34 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from agents.config import SelfImproveConfig
-from agents.self_improve import self_improve
+from agents.self_improve import main, self_improve
 from distill.parallel import Ranks, like, whole
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
+from tests import parallel_worker
+from tests.processes import command, launch
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def launch(processes: int, module: str, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def torchrun(script: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Two processes, as a user starts them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
-        [*command, "-m", module, *args],
+        [*command, str(script), *args],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])},
         check=False,
         timeout=300,
     )
-
-
-def work(processes: int, engine: str, *folders: Path) -> None:
-    folders[0].mkdir(exist_ok=True)
-    done = launch(processes, "tests.parallel_worker", engine, *map(str, folders))
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process gives."""
     folder = tmp_path_factory.mktemp("one")
-    work(1, "ddp", folder)
+    parallel_worker.main("ddp", str(folder))
     return folder
 
 
@@ -51,7 +48,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_do_what_one_does(engine: str, one: Path, tmp_path: Path) -> None:
     """The same losses, norms of gradients and weights for the same global batch; checkpoints go both ways."""
     two, back = tmp_path / "two", tmp_path / "back"
-    work(2, engine, two, one)
+    for folder in (two, back):
+        folder.mkdir()
+    launch(2, parallel_worker.main, engine, str(two), str(one), said=tmp_path / "said")
     for what in ("full", "lora"):
         expected = json.loads((one / f"{what}.json").read_text())
         for mine, theirs in zip(json.loads((two / f"{what}.json").read_text()), expected, strict=True):
@@ -60,7 +59,7 @@ def test_two_processes_do_what_one_does(engine: str, one: Path, tmp_path: Path) 
         assert_same(two / f"{what}-3.safetensors", one / f"{what}-3.safetensors")
         assert_same(two / f"{what}-policy.safetensors", one / f"{what}-policy.safetensors")
         assert_same(two / f"{what}-resumed.safetensors", one / f"{what}-3.safetensors")
-    work(1, "ddp", back, two)
+    parallel_worker.main("ddp", str(back), str(two))
     for what in ("full", "lora"):
         assert_same(back / f"{what}-resumed.safetensors", one / f"{what}-3.safetensors")
 
@@ -78,42 +77,51 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_a_whole_run_on_two_processes(engine: str, walker_folder: Path, tmp_path: Path) -> None:
-    """Every episode is played once, by either process, as one process plays it; one process writes."""
-    flags = [
+def flags(model: Path, **settings: Any) -> list[str]:
+    """``TINY`` as a command line."""
+    return [
         arg
-        for name, value in (TINY | {"model": str(walker_folder), "engine": engine}).items()
+        for name, value in (TINY | {"model": str(model), **settings}).items()
         for arg in (
             f"--{name.replace('_', '-')}",
             json.dumps(value) if isinstance(value, dict) else str(value),
         )
     ]
+
+
+@pytest.fixture(scope="module")
+def alone(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of one process."""
+    path = tmp_path_factory.mktemp("alone") / "run"
+    self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), Console(quiet=True))
+    return path
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_whole_run_on_two_processes(engine: str, alone: Path, walker_folder: Path, tmp_path: Path) -> None:
+    """Every episode is played once, by either process, as one process plays it; one process writes."""
     two = tmp_path / "two"
-    done = launch(2, "agents.self_improve", *flags, "--output", str(two))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("report:") == 1
+    arguments = flags(walker_folder, engine=engine, output=two)
+    said = launch(2, command, main, *arguments, said=tmp_path / "said")
+    assert said.count("report:") == 1
     results = json.loads((two / "results.json").read_text())
     assert results["processes"] == 2
-    self_improve(
-        SelfImproveConfig(model=str(walker_folder), output=tmp_path / "one", **TINY), Console(quiet=True)
-    )
     columns = ["phase", "seed", "num_turns", "success"]
     tables = []
-    for path in (two, tmp_path / "one"):
+    for path in (two, alone):
         with ExperienceStore(path / "experience.db") as store:
             frame = store.traces()
         # The arms that play trained weights may differ in the last bit of a logit.
         frame = frame[frame["policy_id"].isin(["base", "step0"])]
         tables.append(frame[columns].sort_values(columns).reset_index(drop=True))
     assert tables[0].equals(tables[1])
-    resumed = launch(2, "agents.self_improve", "--resume", str(two))
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    launch(2, command, main, "--resume", str(two), said=tmp_path / "said")
 
 
 def test_a_dead_process_ends_the_run_with_a_message(walker_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    script = (
+    script = tmp_path / "dying.py"
+    script.write_text(
         "import os, sys\n"
         "from distill.opcd import OPCD\n"
         "step, rank = OPCD.step, int(os.environ['RANK'])\n"
@@ -127,23 +135,11 @@ def test_a_dead_process_ends_the_run_with_a_message(walker_folder: Path, tmp_pat
         "from agents.self_improve import main\n"
         "sys.exit(main())\n"
     )
-    (tmp_path / "dying.py").write_text(script)
-    flags = ["--model", str(walker_folder), "--output", str(path)]
-    for name, value in TINY.items():
-        flags += [f"--{name.replace('_', '-')}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "dying.py"), *flags],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        check=False,
-        timeout=300,
-    )
+    done = torchrun(script, *flags(walker_folder, output=path))
     assert done.returncode != 0
     assert "another process of this run has died" in done.stderr
     assert f"--resume {path}" in done.stderr
-    assert launch(2, "agents.self_improve", "--resume", str(path)).returncode == 0
+    launch(2, command, main, "--resume", str(path), said=tmp_path / "said")
     assert (path / "results.json").exists()
 
 

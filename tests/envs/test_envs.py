@@ -1,3 +1,6 @@
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -5,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs import EnvError, TextEnv, make_text_env
+from envs import EnvError, TextEnv, games, make_text_env, register_text
 from envs.games.frozen_lake import ACTIONS, lake_map
 from envs.text_env import make_env
 
@@ -77,6 +80,20 @@ def test_what_the_env_says_of_success_stays_when_replies_are_unreadable() -> Non
     assert info["is_success"] is False
     env.reset(seed=0)
     assert "is_success" not in env.step("hm")[4]
+
+
+def test_an_env_may_have_more_patience() -> None:
+    assert make_text_env("Taxi-v4", {}).words.max_invalid_replies == 20
+    gym.register(
+        "tests/Impatient-v0", "gymnasium.envs.toy_text.frozen_lake:FrozenLakeEnv", max_episode_steps=9
+    )
+    register_text("tests/Impatient-v0", actions=["left", "down", "right", "up"], max_invalid_replies=2)
+    env = make_text_env("tests/Impatient-v0", {})
+    env.reset(seed=0)
+    assert [env.step("hm")[3] for _ in range(2)] == [False, True]
+    register_text("tests/Impatient-v0", max_invalid_replies=0)
+    with pytest.raises(EnvError, match="max_invalid_replies must be at least 1, not 0"):
+        make_text_env("tests/Impatient-v0", {})
 
 
 def test_a_readable_reply_ends_the_row_of_invalid_ones() -> None:
@@ -165,3 +182,15 @@ def test_bad_envs_are_clear_errors(env_id: str, kwargs: dict[str, object], match
     with pytest.raises(EnvError, match=match) as error:
         make_text_env(env_id, kwargs)
     assert "\n" not in str(error.value)
+
+
+def test_a_process_that_plays_loads_no_heavy_library() -> None:
+    """There is one for each place, and it takes as long to begin as its imports."""
+    code = "import sys, envs; print({'pandas', 'torch', 'pyarrow', 'scipy', 'sympy'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_a_game_is_found_by_itself() -> None:
+    names = {f"envs.games.{path.stem}" for path in Path(games.__path__[0]).glob("[!_]*.py")}
+    assert "envs.games.cue" in names
+    assert names <= sys.modules.keys()

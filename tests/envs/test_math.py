@@ -250,7 +250,8 @@ def test_words_as_answers() -> None:
     ("kwargs", "match"),
     [
         ({}, "exactly one of task=, file= and dataset="),
-        ({"task": "gcd", "file": "x.csv"}, "exactly one of"),
+        ({"task": "gcd", "file": "x.csv"}, "a task takes no file"),
+        ({"file": "x.csv", "dataset": "y"}, "exactly one of file= and dataset="),
         ({"task": "chain_sums"}, "reasoning-gym has no task 'chain_sums'; did you mean chain_sum"),
         ({"task": "zzz"}, "no task 'zzz'; there are ab, "),
         (
@@ -298,12 +299,12 @@ def test_a_part_without_problems(tmp_path: Path) -> None:
     path = tmp_path / "one.csv"
     path.write_text("question,answer\nWhat is 1 + 1?,2\n")
     env = gym.make("Math-v0", file=str(path))
-    part = Problem.of("What is 1 + 1?", "2").part
+    part = Problem(question="What is 1 + 1?", gold="2").part
     assert env.reset(seed=part)[0] == "What is 1 + 1?"
     with pytest.raises(EnvError, match="has no problem for seeds of remainder"):
         env.reset(seed=part + 1)
     problems, random = task_problems("lcm", {"size": 1}), np.random.default_rng(0)
-    only = Problem.of(problems._dataset[0]["question"], "").part
+    only = Problem(question=problems._dataset[0]["question"], gold="").part
     assert problems.draw(only, 0, random).part == only
     with pytest.raises(EnvError, match="makes too few different questions"):
         problems.draw((only + 1) % 3, 0, random)
@@ -434,7 +435,7 @@ def test_a_whole_run(walker_folder: Path, tmp_path: Path) -> None:
         env_kwargs=SUMS,
         model=str(walker_folder),
         output=tmp_path / "run",
-        compute_dtype="float32",
+        precision="float32",
         rounds=1,
         episodes=2,
         waves=1,
@@ -464,7 +465,7 @@ def test_no_problem_is_tested_twice(walker_folder: Path, tmp_path: Path) -> None
     path = tmp_path / "few.jsonl"
     path.write_text("".join(json.dumps({"question": f"q {n}", "answer": n}) + "\n" for n in range(30)))
     config = SelfImproveConfig.for_env(
-        "Math-v0", env_kwargs={"file": str(path)}, model=str(walker_folder), compute_dtype="float32"
+        "Math-v0", env_kwargs={"file": str(path)}, model=str(walker_folder), precision="float32"
     )
     said = StringIO()
     run = Run(config, tmp_path / "run", console=Console(file=said), ranks=Ranks.connect("cpu"))

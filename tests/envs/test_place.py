@@ -31,8 +31,9 @@ SOON = TimeLimit(processor=0.3, clock=0.6)
 ENV = "tests.envs.odd_env:tests/Odd-v0"
 
 
-def make_odd(does: str) -> TextEnv:
-    return make_text_env(ENV, {"does": does})
+def odd(does: str) -> Callable[[], TextEnv]:
+    """Makes the env; nothing of this file goes along, which a process of its own would have to import."""
+    return partial(make_text_env, ENV, {"does": does})
 
 
 def play(
@@ -43,7 +44,7 @@ def play(
     policy = ScriptedPolicy(lambda *_: " 1")
     try:
         traces = rollout(
-            envs, make_odd("").words, policy, [phase], sampling=Sampling(), policy_id="p", env_id="e"
+            envs, odd("")().words, policy, [phase], sampling=Sampling(), policy_id="p", env_id="e"
         )
         return sorted(traces, key=lambda trace: trace.seed)
     finally:
@@ -52,7 +53,7 @@ def play(
 
 @pytest.mark.parametrize("does", [name for name in ODDITIES if name not in DEADLY])
 def test_what_an_env_does_is_its_own_episodes(does: str) -> None:
-    traces = play(partial(make_odd, does))
+    traces = play(odd(does))
     assert len(traces) == 6
     for trace in traces:
         if trace.seed % 2 == 0 or "fine" in does:
@@ -72,7 +73,7 @@ def test_what_an_env_does_is_its_own_episodes(does: str) -> None:
 
 
 def test_a_process_that_hangs_or_dies_is_begun_again() -> None:
-    place = ProcessPlace(partial(make_odd, "c loop"), TimeLimit(processor=0.3, clock=0.3))
+    place = ProcessPlace(odd("c loop"), TimeLimit(processor=0.3, clock=0.3))
     for seed, fault in ((1, "hung for 0.3 s"), (2, None)):
         place.begin(seed)
         assert place.outcome().fault is None
@@ -87,7 +88,7 @@ def test_a_process_that_hangs_or_dies_is_begun_again() -> None:
 
 @pytest.mark.parametrize(("does", "how"), [("dies", "exit code 0"), ("killed", "signal 9")])
 def test_a_process_that_ends_is_a_fault_of_its_episode(does: str, how: str) -> None:
-    traces = play(partial(make_odd, does), vectorization="async", num_envs=1, n=3)
+    traces = play(odd(does), vectorization="async", num_envs=1, n=3)
     assert [trace.error for trace in traces] == [None, f"its process ended, {how}", None]
 
 
@@ -106,7 +107,7 @@ class Judged(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def test_success_does_not_depend_on_how_many_play_side_by_side() -> None:
-    played = [play(lambda: TextEnv(Judged(make_odd("").env)), num, 40) for num in (1, 2, 4, 8)]
+    played = [play(lambda: TextEnv(Judged(odd("")().env)), num, 40) for num in (1, 2, 4, 8)]
     assert played[0] == played[1] == played[2] == played[3]
     assert sum(trace.success for trace in played[0]) == 24
 
@@ -132,7 +133,7 @@ def test_after_a_fault_the_env_is_made_anew() -> None:
         made.append(1)
         if len(made) == 2:
             sys.exit(0)
-        return make_odd("exit")
+        return odd("exit")()
 
     place = LocalPlace(make)
     place.begin(1)
@@ -164,9 +165,9 @@ def test_what_is_cut_off_or_not_judged_is_told_apart() -> None:
         def step(self, action: Any) -> Any:
             return 0, 0.0, False, True, {"not_judged": True}
 
-    [trace] = play(lambda: TextEnv(Unsure(make_odd("").env)), n=1)
+    [trace] = play(lambda: TextEnv(Unsure(odd("")().env)), n=1)
     assert trace.stop_reason == StopReason.NOT_JUDGED
-    env = make_odd("")
+    env = odd("")()
     env.reset(seed=0)
     info = env.step("I choose action <think> 1")[4]
     assert (info["text/cut_off"], "text/action" in info) == (True, False)
@@ -175,7 +176,7 @@ def test_what_is_cut_off_or_not_judged_is_told_apart() -> None:
 
 
 def test_a_phase_that_only_fails_is_an_error() -> None:
-    traces = play(partial(make_odd, "exit"))
+    traces = play(odd("exit"))
     check_played(traces)
     check_played([])
     with pytest.raises(EnvError, match=r"e failed in each of 3 episodes of p, the first .*SystemExit: 0"):

@@ -11,7 +11,7 @@ import pytest
 
 from envs import EnvError
 from envs.questions.answers import gold_answer
-from envs.questions.problems import Problem, dataset_problems, file_problems
+from envs.questions.problems import Problem, Source, solution_problems
 from envs.questions.tables import cell_text
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 + 1?"}]
@@ -27,7 +27,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def problems(path: str, question: str = "question", answer: str = "answer") -> list[Problem]:
-    found = file_problems(path, question, answer)
+    found = solution_problems(Source(file=path, question=question, answer=answer))
     random = np.random.default_rng(0)
     return [found.draw(part, n, random) for part, size in enumerate(found.sizes) for n in range(size)]
 
@@ -174,7 +174,7 @@ def test_large_whole_numbers_of_a_data_set(tmp_path: Path) -> None:
     folder.mkdir()
     rows = [{"prompt": CHAT, "answer": {"ground_truth": 2**53 + 1}}]
     datasets.Dataset.from_list(rows).to_parquet(folder / "train.parquet")
-    found = dataset_problems(str(folder), None, "train", "prompt", "answer")
+    found = solution_problems(Source(dataset=str(folder), question="prompt"))
     part = found.sizes.index(1)
     assert found.draw(part, 0, np.random.default_rng(0)).gold == str(2**53 + 1)
 

@@ -6,9 +6,11 @@ from unittest.mock import patch
 
 import pytest
 
+from agents.asked import exam
 from agents.config import SelfImproveConfig
 from agents.self_improve import self_improve
-from evals.forgetting import ForgettingConfig
+from evals.forgetting import ForgettingConfig, forgetting
+from evals.report import write_report
 from tests.agents.test_self_improve import QUIET, TINY, open_gate
 
 LITTLE = partial(ForgettingConfig, tasks=("lake",), episodes=2, max_new_tokens=1)
@@ -16,9 +18,12 @@ LITTLE = partial(ForgettingConfig, tasks=("lake",), episodes=2, max_new_tokens=1
 
 @pytest.fixture(scope="session")
 def lake(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on the lake, which has also measured what was forgotten; not to be changed."""
+    """A finished run on the lake, of which was also measured what it forgot; not to be changed."""
     path = tmp_path_factory.mktemp("lake") / "run"
-    config = SelfImproveConfig(model=str(walker_folder), output=path, forgetting=True, **TINY)
-    with open_gate(), patch("agents.measurement.ForgettingConfig", LITTLE):
+    config = SelfImproveConfig(model=str(walker_folder), output=path, **TINY)
+    with open_gate():
         self_improve(config, QUIET)
+    with patch("evals.forgetting.ask", lambda _, question: exam(question)):  # in this process
+        forgetting(LITTLE(after=str(path)), QUIET)
+    write_report(path)
     return path

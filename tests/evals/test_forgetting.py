@@ -1,6 +1,7 @@
 """What else a model can do: instructions that rules check, held-out text, the built-in tasks."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.asked import exam
 from agents.cli import USER_ERRORS
-from agents.config import SelfImproveConfig
 from agents.exam import text_nats
 from agents.policies.local import HFPolicy
-from agents.self_improve import self_improve
 from envs.words import EnvError
 from evals.agent_process import AgentError
 from evals.command import EvalError
 from evals.forgetting import HELD_OUT, TEXT, ForgettingConfig, forgetting, main, model_folder, print_table
 from evals.instructions import INSTRUCTIONS, MAX_REPLY_CHARS, RULES, Instruction
-from tests.agents.test_self_improve import QUIET, TINY
+from tests.agents.test_self_improve import QUIET
 from tests.conftest import byte_tokenizer, tiny_llama
 from tests.evals.conftest import LITTLE
 
@@ -149,24 +148,34 @@ def test_without_a_baseline(walker_folder: Path, ruined: Path) -> None:
     print_table(table, Console(quiet=True))
 
 
-def test_a_run_measures_it_too_if_asked(walker_folder: Path, lake: Path) -> None:
-    table = json.loads((lake / "forgetting.json").read_text())
-    assert [row["measure"] for row in table["rows"]] == [TEXT, "lake", "instructions"]
-    assert "What else it can do" in (lake / "report.html").read_text()
-    # The same as the command finds out of the folder that the run left.
-    again = forgetting(LITTLE(before=str(walker_folder), after=str(lake)), QUIET)
-    assert again["rows"][0]["after"]["mean"] == pytest.approx(table["rows"][0]["after"]["mean"], abs=1e-6)
-    assert again["rows"][1:] == table["rows"][1:]
+def test_a_runs_report_shows_what_its_model_has_forgotten(
+    walker_folder: Path, lake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Compared with the model that the run began with, in the run's folder, if nothing else is asked for."""
+    run = shutil.copytree(lake, tmp_path / "run")
+    before = json.loads((run / "forgetting.json").read_text())
+    assert before["models"] == {"before": str(walker_folder), "after": str(lake)}
+    assert [row["measure"] for row in before["rows"]] == [TEXT, "lake", "instructions"]
+    for file in ("forgetting.json", "report.html"):
+        (run / file).unlink()
+    command = ["forgetting", "--after", str(run), "--tasks", "lake", "--episodes", "2"]
+    with patch.object(sys, "argv", [*command, "--max-new-tokens", "1"]):
+        assert main() == 0
+    # In processes of their own the same is found.
+    again = json.loads((run / "forgetting.json").read_text())
+    assert again["rows"][0]["after"]["mean"] == pytest.approx(before["rows"][0]["after"]["mean"], abs=1e-6)
+    assert again["rows"][1:] == before["rows"][1:]
+    assert "What else it can do" in (run / "report.html").read_text()
+    assert str(run / "report.html") in "".join(capsys.readouterr().err.split("\n"))
 
 
-def test_a_missing_task_is_said_before_the_run(walker_folder: Path, tmp_path: Path) -> None:
-    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", forgetting=True, **TINY)
+def test_a_missing_task_is_said_before_any_model_is_loaded(walker_folder: Path) -> None:
     with (
         patch("evals.forgetting.make_text_env", side_effect=EnvError("sums need opcd-gym[math]")),
+        patch("evals.forgetting.ask", side_effect=AssertionError),
         pytest.raises(EnvError, match="opcd-gym"),
     ):
-        self_improve(config, QUIET)
-    assert not (tmp_path / "run").exists()
+        forgetting(LITTLE(after=str(walker_folder)), QUIET)
 
 
 def test_a_run_stands_for_its_model(ruined: Path) -> None:

@@ -1,4 +1,4 @@
-"""The store: on SQLite and on PostgreSQL, filled by many, killed, migrated, exported and shown."""
+"""The store: on SQLite and on PostgreSQL, filled by many, killed, exported and shown."""
 
 import dataclasses
 import json
@@ -17,13 +17,10 @@ from unittest.mock import patch
 import pandas as pd
 import pytest
 import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experience import ExperienceError, database, exchange, show, tables
+from experience import ExperienceError, database, exchange, show
 from experience.context import ContextScore
 from experience.database import VERSION, VERSION_TABLE
 from experience.exchange import export_run, import_run
@@ -33,8 +30,6 @@ from experience.text import printable
 from experience.trace import StopReason, Trace
 from tests.benchmarks import store as benchmark
 from tests.store_worker import fill, make_trace, make_turn
-
-MIGRATIONS = Path(database.__file__).parent / "migrations"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -279,27 +274,11 @@ def test_many_writers_that_are_killed(
 
 
 def test_writers_load_no_heavy_library() -> None:
-    code = (
-        "import sys, tests.store_worker\n"
-        "print({'pandas', 'torch', 'alembic', 'pyarrow', 'scipy'} & {*sys.modules})"
-    )
+    code = "import sys, tests.store_worker\nprint({'pandas', 'torch', 'pyarrow', 'scipy'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
 # --- versions ------------------------------------------------------------------------------------
-
-
-def test_the_last_version_is_the_present_one() -> None:
-    assert ScriptDirectory(str(MIGRATIONS)).get_heads() == [VERSION]
-
-
-def test_migrations_lead_to_the_tables(location: str) -> None:
-    ExperienceStore(location).close()
-    engine = sa.create_engine(url_of(location))
-    with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-        assert list(compare_metadata(context, tables.metadata)) == []
-    engine.dispose()
 
 
 @pytest.mark.parametrize("version", ["0003", "0099"])
@@ -596,6 +575,10 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         export_run(source, folder)
     (folder / "turns-00000.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(ExperienceError, match=r"turns-00000.parquet cannot be read"):
+        import_run(folder, target)
+    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow.parquet.write_table(pyarrow.table({"reply": [b"bytes"]}), folder / "turns-00000.parquet")
+    with pytest.raises(ExperienceError, match=r"turns-00000.parquet cannot be read: .* bytes"):
         import_run(folder, target)
     (folder / "turns-00000.parquet").unlink()
     with pytest.raises(ExperienceError, match=r"has 0 rows of turns and should have 4"):

@@ -137,6 +137,9 @@ class VLLMPolicy(HFPolicy):
         """See ``HFPolicy``."""
         return min(self.lm.window, self.engine.window)
 
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Nothing: the engine takes what comes together."""
+
     def clear(self) -> None:
         """Forget everything, and give back the engine's memory."""
         super().clear()

@@ -1,0 +1,54 @@
+"""When a checkpoint is written: neither so often that it costs much, nor so rarely that a kill does."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agents.run.checkpoints import LOST_SECONDS, WRITING_SHARE, Checkpoints, Progress
+from distill.parallel import Ranks
+
+STEP = 20.0
+"""Seconds that an optimiser step takes here."""
+
+
+def hours_of_training(hours: float, writing: float, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When checkpoints are written, in seconds of training, if one takes ``writing`` seconds."""
+    clock, trained, written = 0.0, 0.0, []
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+
+    def save(*_: Any) -> None:
+        nonlocal clock
+        clock += writing
+
+    run: Any = SimpleNamespace(ranks=Ranks(), folder=SimpleNamespace(save_tensors=save))
+    checkpoints = Checkpoints(run)
+    checkpoints.save_best({}, 0, 0.5)
+    while trained < hours * 3600:
+        with checkpoints.training():
+            clock += STEP
+            trained += STEP
+        if checkpoints.is_due:
+            checkpoints.save({}, Progress())
+            written.append(trained)
+    return written
+
+
+@pytest.mark.parametrize("writing", [0.1, 5.0, 29.0])
+def test_writing_takes_little_of_the_time_of_training(
+    writing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = hours_of_training(5, writing, monkeypatch)
+    assert (1 + len(written)) * writing <= WRITING_SHARE * 5 * 3600
+    assert max(after - before for before, after in zip([0.0, *written], written, strict=False)) <= (
+        2 * max(STEP, writing / WRITING_SHARE)
+    )
+
+
+@pytest.mark.parametrize(("writing", "lost"), [(60.0, LOST_SECONDS), (360.0, 1800.0)])
+def test_a_kill_costs_ten_minutes_or_what_five_files_take(
+    writing: float, lost: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = hours_of_training(5, writing, monkeypatch)
+    gaps = [after - before for before, after in zip([0.0, *written], written, strict=False)]
+    assert lost <= min(gaps) <= max(gaps) <= lost + STEP

@@ -1,0 +1,71 @@
+"""Real processes that begin with everything imported: each is a fork of a server that imported it once."""
+
+import atexit
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["agents.self_improve", "accelerate", "tests.parallel_worker", "hypothesis"])
+SECONDS = 300
+
+
+def begin(
+    call: Callable[..., Any], *args: Any, said: Path, environment: Mapping[str, str] | None = None
+) -> BaseProcess:
+    """Begin ``call(*args)`` in a new process.
+
+    Args:
+        call: Picklable; the process ends with what it returns.
+        args: Picklable.
+        said: What it writes to standard output and error is appended to this file.
+        environment: Variables beside this process's.
+    """
+    threads = torch.get_num_threads()  # as many as here, so that sums are added up in the same order
+    work = (call, args, said, dict(environment or {}), threads)
+    process = _CONTEXT.Process(target=_work, args=work, daemon=True)  # it ends with this one
+    process.start()
+    return process
+
+
+def command(main: Callable[[], int], *arguments: str) -> int:
+    """A command with its arguments, for ``begin``."""
+    sys.argv = ["command", *arguments]
+    return main()
+
+
+def launch(size: int, call: Callable[..., Any], *args: Any, said: Path) -> str:
+    """``call(*args)`` in processes that are one run, as torchrun starts them; returns what they said."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    together |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+    processes = [begin(call, *args, said=said, environment=together | rank) for rank in ranks]
+    for process in processes:
+        process.join(SECONDS)
+        process.kill()
+    text = said.read_text(encoding="utf-8")
+    assert [process.exitcode for process in processes] == [0] * size, text[-3000:]
+    return text
+
+
+def _work(
+    call: Callable[..., Any], args: tuple[Any, ...], said: Path, environment: dict[str, str], threads: int
+) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    try:
+        sys.exit(call(*args))
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
