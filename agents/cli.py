@@ -24,6 +24,7 @@ from agents.config import (
 from agents.policies.vllm.policy import VLLMError
 from agents.run.folder import RunFolderError, is_disk_full
 from agents.run.resume import REACHING, resumed, saved_config
+from agents.sharing import SharingError
 from distill.lm.load import ModelError
 from distill.opcd import DistillError
 from distill.parallel import is_lost_connection, lost_ranks
@@ -38,6 +39,7 @@ USER_ERRORS = (
     ExperienceError,
     ModelError,
     RunFolderError,
+    SharingError,
     VLLMError,
 )
 """What can go wrong without a bug of ours: one clear line, no stack trace."""
@@ -120,6 +122,9 @@ class Command:
     measuring: MeasuringSettings
     json: bool = False
     """Print the results as one JSON object, and nothing else, on standard output."""
+    push_to_hub: str | None = None
+    """Share the model, and traces and insights as a data set, when the run has ended: the name of a
+    repository, such as me/lake, or a new folder, such as ./shared."""
 
     @property
     def config(self) -> SelfImproveConfig:
@@ -159,8 +164,8 @@ GROUPS: dict[str, type[Any]] = {
 }
 
 
-def parse_command(args: Sequence[str] | None = None) -> tuple[SelfImproveConfig, bool]:
-    """The command line as a configuration, with ``--resume`` the saved one; and whether to print JSON.
+def parse_command(args: Sequence[str] | None = None) -> tuple[SelfImproveConfig, Command]:
+    """The command line as a configuration, with ``--resume`` the saved one; and as it was given.
 
     Raises:
         RunFolderError: ``--resume`` names no run.
@@ -170,13 +175,13 @@ def parse_command(args: Sequence[str] | None = None) -> tuple[SelfImproveConfig,
     env.add_argument("--env", default=SelfImproveConfig().env)
     command = Command.parse(args, SelfImproveConfig.for_env(env.parse_known_args(args)[0].env))
     if command.run.resume is None:
-        return command.config, command.json
+        return command.config, command
     # Parsed again over the saved values, so that only flags that were really given can differ from them.
     # Servers and the like are to be given again, whatever the folder says.
     unsaid = {name: getattr(SelfImproveConfig(), name) for name in REACHING}
     saved = dataclasses.replace(saved_config(command.run.resume), **unsaid)
     given = Command.parse(args, saved).config
-    return resumed(given, command.run.resume, explicit=True), command.json
+    return resumed(given, command.run.resume, explicit=True), command
 
 
 def parse_args(args: Sequence[str] | None = None) -> SelfImproveConfig:

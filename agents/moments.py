@@ -36,16 +36,22 @@ class Moment:
 
     def prompts_for(self, agent: Agent, words: EnvWords, layout: Layout) -> Pair:
         """The same, with the latest of what is remembered there: as much as both models can read."""
-
-        def can_read(policy: HFPolicy, prompt: Prompt) -> bool:
-            return len(policy.encode(prompt)) + agent.max_tokens <= policy.window
-
         moment = self
         while True:
-            bare, informed = pair = moment.prompts(words, layout)
-            if not moment.remembered or (can_read(agent.student, bare) and can_read(agent.teacher, informed)):
+            pair = moment.prompts(words, layout)
+            if not moment.remembered or fits(agent, pair):
                 return pair
             moment = replace(moment, remembered=moment.remembered[1:])
+
+
+def fits(agent: Agent, pair: Pair) -> bool:
+    """Whether the student can read the bare prompt, and the teacher the other, and there is room to reply."""
+
+    def can_read(policy: HFPolicy, prompt: Prompt) -> bool:
+        return len(policy.encode(prompt)) + agent.max_tokens <= policy.window
+
+    bare, informed = pair
+    return can_read(agent.student, bare) and can_read(agent.teacher, informed)
 
 
 Moments = Mapping[str, Sequence[Moment]]

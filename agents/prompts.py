@@ -58,7 +58,9 @@ def build_prompt(
         past: The turns that the agent remembers; see ``exchange``.
     """
     layout = layout or Layout()
-    system = [words.rules]
+    said, system = _earlier(words, observation), [words.rules]
+    if said and said[0].role == "system":
+        system.append(said.pop(0).content)
     turns: tuple[Message, ...] = ()
     is_beside = layout.place in ("after", "before")
     if experience and not is_beside:
@@ -68,7 +70,7 @@ def build_prompt(
         system.append(first)
     beside = experience if is_beside else ()
     now = Message(role="user", content=_told(words, observation, beside, layout))
-    messages = (*_examples(words, bool(beside), layout), *turns, *past, now)
+    messages = (*_examples(words, bool(beside), layout), *turns, *past, *said, now)
     if rules := "\n".join(filter(None, system)):  # without any, the chat template may have some of its own
         messages = (Message(role="system", content=rules), *messages)
     return Prompt(messages=messages, reply_prefix=words.reply_prefix)
@@ -101,7 +103,16 @@ def _told(words: EnvWords, observation: str, experience: Sequence[str], layout: 
     return "\n".join(reversed(told) if layout.place == "before" else told)
 
 
+def _earlier(words: EnvWords, observation: str) -> list[Message]:
+    """What was said before, where the observation is a conversation."""
+    if words.chat is None:
+        return []
+    return [Message(role=role, content=text) for role, text in words.chat(observation)[:-1]]
+
+
 def _asked(words: EnvWords, observation: str) -> str:
+    if words.chat is not None:
+        return words.chat(observation)[-1][1]
     return f"{observation} {words.question}".strip()
 
 

@@ -44,8 +44,12 @@ useful are left out."""
 class Reflection:
     """The agent's experience of one run, over all its rounds."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, kind: str | None = None) -> None:
         """Find out how insights are drawn.
+
+        Args:
+            run: Whose experience.
+            kind: How, where it is not for the settings to say: ``fixed`` draws none.
 
         Raises:
             ConfigError: The env's outcomes cannot be put into advice.
@@ -54,7 +58,7 @@ class Reflection:
         """
         self.run = run
         config, words = run.config, run.words
-        kind: str = "fixed" if config.context_file is not None else config.insight_kind
+        kind = kind or ("fixed" if config.context_file is not None else config.insight_kind)
         if kind == "auto":
             kind = "llm" if words.advise is None else "outcomes"
         if kind == "outcomes" and words.advise is None:

@@ -18,10 +18,11 @@ from agents.plan import plan
 from agents.reflection import Reflection
 from agents.run.resume import default_output, reach, saved_config
 from agents.run.run import Run
+from agents.sharing import check_target, share
 from agents.training import Training
 from distill.parallel import is_main_process
 from evals.report import print_summary
-from experience.context import NO_CONTEXT
+from experience.context import NO_CONTEXT, Context
 from experience.masking import masked
 from experience.phase import Phase
 
@@ -60,12 +61,7 @@ def self_improve(
             context = reflection.gate(number, candidates)  # 3. which of it helps on held-out episodes?
             if context is None:
                 continue
-            for step in training.steps(number, context):  # 4. from the prompt into the weights
-                questions = training.draw(step)  # x and context + x, of what was seen while playing
-                examples = training.answer(questions)  # y, from the student on x alone
-                training.update(examples)  # minimises KL(student(y | x) || teacher(y | context + x))
-                if training.is_validation_due:
-                    training.validate()  # on held-out episodes; the best weights are kept
+            distil(training, number, context)  # 4. from the prompt into the weights
             trained = context
         training.load_best()
         run.save_model()
@@ -74,20 +70,35 @@ def self_improve(
         return run.finish(results)
 
 
+def distil(training: Training, number: int, context: Context) -> None:
+    """Train a context into the weights: one round of OPCD, or the rest of it."""
+    for step in training.steps(number, context):
+        questions = training.draw(step)  # x and context + x, of what was seen while playing
+        examples = training.answer(questions)  # y, from the student on x alone
+        training.update(examples)  # minimises KL(student(y | x) || teacher(y | context + x))
+        if training.is_validation_due:
+            training.validate()  # on held-out episodes; the best weights are kept
+
+
 def main() -> int:
     """The command; returns its exit code."""
     path: Path | None = None
 
     def work(console: Console) -> None:
         nonlocal path
-        config, as_json = parse_command()
+        config, command = parse_command()
         path = config.resume or config.output or default_output(config.env)
+        if command.push_to_hub is not None:
+            check_target(command.push_to_hub)
         config = config if config.resume else dataclasses.replace(config, output=path)
         results = self_improve(config, console, is_settled=True)
-        if is_main_process() and as_json:
+        if is_main_process() and command.json:
             print(json.dumps(masked({"run": str(path), **results})))
-        elif is_main_process():
+        elif is_main_process() and "arms" in results:
             print_summary(results, path)
+        if is_main_process() and command.push_to_hub is not None:
+            again = f"python -m agents.self_improve --resume {path} --push-to-hub {command.push_to_hub}"
+            share(path, command.push_to_hub, console, store=config.store, again=again)
 
     def how_to_go_on() -> str:
         if path is None or not (path / "config.json").exists():

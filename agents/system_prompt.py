@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -152,22 +152,14 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
     run = config.run
     if run.output is None:
         raise ConfigError("--output is needed: the folder for the two runs")
-    defaults = SelfImproveConfig.for_env(ENV)
-    for name in ("env", "env_kwargs", "context_file", "context_place", "resume"):
-        if getattr(run, name) != getattr(defaults, name):
-            raise ConfigError(f"--{name.replace('_', '-')} is not for this command, which sets it itself")
+    refuse_settings(run, ENV, "env", "env_kwargs", "context_file", "context_place", "resume")
     if not config.prompt_file.is_file():
         raise ConfigError(f"there is no prompt file {config.prompt_file}")
     if (config.inputs is None) == (config.dataset is None):
         raise ConfigError("the questions come from exactly one of --inputs and --dataset")
     sizes = cast("ChoiceEnv", make_env(ENV, config.env_kwargs).unwrapped).part_sizes
     assert sizes is not None
-    if min(sizes) < MIN_QUESTIONS:
-        raise ConfigError(
-            f"{config.inputs or config.dataset} has {sum(sizes)} different questions, dealt into {sizes[0]} "
-            f"for training, {sizes[1]} for validation and {sizes[2]} for the test: each part needs "
-            f"{MIN_QUESTIONS}"
-        )
+    check_sizes(f"{config.inputs or config.dataset} has {sum(sizes)} different questions", sizes)
     opcd = dataclasses.replace(
         run,
         env_kwargs=config.env_kwargs,
@@ -180,6 +172,31 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
         opcd, data="teacher", direction="forward", off_policy_steps=0, output=run.output / "off-policy"
     )
     return {"opcd": opcd, "off-policy": off_policy}
+
+
+def refuse_settings(run: SelfImproveConfig, env: str, *names: str) -> None:
+    """Make sure that nobody has asked for what a command sets itself.
+
+    Raises:
+        ConfigError: Somebody has.
+    """
+    defaults = SelfImproveConfig.for_env(env)
+    for name in names:
+        if getattr(run, name) != getattr(defaults, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is not for this command, which sets it itself")
+
+
+def check_sizes(what: str, sizes: Sequence[int]) -> None:
+    """Make sure that there is enough to train on, to choose by, and to test with.
+
+    Raises:
+        ConfigError: There is not.
+    """
+    if min(sizes) < MIN_QUESTIONS:
+        raise ConfigError(
+            f"{what}, dealt into {sizes[0]} for training, {sizes[1]} for validation and {sizes[2]} for the "
+            f"test: each part needs {MIN_QUESTIONS}"
+        )
 
 
 def _check_unchanged(output: Path, config: SystemPromptConfig) -> None:

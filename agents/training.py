@@ -4,7 +4,7 @@ A checkpoint holds all that the next step depends on, so training goes on exactl
 step that was.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -38,17 +38,20 @@ class Training:
     Within it an interrupt leaves a checkpoint, so that no optimiser step is done twice.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, score: Callable[["Training"], float] | None = None) -> None:
         """Begin, or go on from the checkpoint in the run's folder.
 
         Args:
             run: One whose folder is open.
+            score: By what the best weights are chosen, the more the better, where it is not the success on
+                validation episodes.
 
         Raises:
             DistillError: Student and teacher do not fit each other, or the checkpoint is of another model.
             RunFolderError: The checkpoint is damaged.
         """
         self.run, self.agent = run, run.agent
+        self._score = score
         self.opcd = make_opcd(run)
         self.teacher = self.opcd.teacher
         self._checkpoints = Checkpoints(run)
@@ -211,18 +214,13 @@ class Training:
         return not done == 0 < self._progress.round_start
 
     def validate(self) -> None:
-        """Play the bare student on validation; keep its weights if they are the best so far.
+        """Score the bare student on validation; keep its weights if they are the best so far.
 
         Raises:
             RunFolderError: The weights cannot be written.
         """
         run, step = self.run, self.opcd.step_count
-        seeds, temperatures = run.validation_seeds, run.config.eval_temperature
-        frames = [
-            run.play(Phase.validation(step, temperature), self.agent.student, seeds, temperature)
-            for temperature in temperatures
-        ]
-        score = sum(map(success_rate, frames)) / len(frames)
+        score = self._success(step) if self._score is None else self._score(self)
         if score > self._progress.best_score:
             self._checkpoints.save_best(self.opcd.weights(), step, score)
             self._note(best_score=score, best_step=step)
@@ -231,7 +229,7 @@ class Training:
             kind="validation",
             step=step,
             round=self._progress.round,
-            success_rate=score,
+            **{"success_rate" if self._score is None else "score": score},
             best=self._progress.best_step == step,
         )
 
@@ -242,6 +240,16 @@ class Training:
             self._take_best()
 
     # --- how -----------------------------------------------------------------------------------------
+
+    def _success(self, step: int) -> float:
+        """Of the bare student on validation episodes, the mean over the evaluation temperatures."""
+        run = self.run
+        seeds, temperatures = run.validation_seeds, run.config.eval_temperature
+        frames = [
+            run.play(Phase.validation(step, temperature), self.agent.student, seeds, temperature)
+            for temperature in temperatures
+        ]
+        return sum(map(success_rate, frames)) / len(frames)
 
     @property
     def _answering(self) -> HFPolicy:

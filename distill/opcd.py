@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +26,7 @@ from distill.examples import (
 )
 from distill.lm.compiled import compile_layers
 from distill.lm.head import LMHead
-from distill.lm.language_model import Way, context_window
+from distill.lm.language_model import LanguageModel, Way, context_window
 from distill.lm.padded_lm import PaddedPass
 from distill.lm.prefix_lm import TreePass
 from distill.lm.shards import Shards, part, whole
@@ -319,17 +319,15 @@ class OPCD:
         def score() -> torch.Tensor:
             """Loss, then what is logged."""
             hidden_TD = forward_pass.hidden(self.student, self._compute_dtype)
-            head = LMHead.of(self.student).cut(self._vocabulary).at(self._temperature)
-            student = self._narrowed(hidden_TD[rows], head)
             nonlocal kl_T
-            if isinstance(self.teacher, ScoringTeacher):
-                result = self._remotely_scored(direction, student, self.teacher, places, weight_T)
-            else:
-                assert teacher_ND is not None
-                assert teacher_head is not None
-                head = teacher_head.cut(self._vocabulary).at(self._teacher_temperature)
-                teacher = self._narrowed(teacher_ND, head)
-                result = self._scored(direction, student, teacher, weight_T)
+            result = self._compared(
+                (hidden_TD[rows], LMHead.of(self.student)),
+                None if teacher_ND is None or teacher_head is None else (teacher_ND, teacher_head),
+                places,
+                weight_T,
+                direction=direction,
+                mode=self._mode,
+            )
             kl_T = result.kl_T
             logged = [(weight_T * stat_T).sum() for stat_T in result[2:]]
             return torch.stack([result.loss, *logged])
@@ -340,12 +338,65 @@ class OPCD:
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
         return sums.detach(), kl_T, forward_pass.tokens if counts else 0
 
+    @torch.no_grad()
+    def divergences(self, student: LanguageModel, examples: Sequence[DistillExample]) -> list[float]:
+        """KL(student || teacher) of each completion, the mean over its tokens, in nats; nothing is trained.
+
+        Both are at the temperatures of the training, and what is not in the student's top-k is one bucket.
+
+        Args:
+            student: Whose: what is trained, or what it was.
+            examples: Its completions, all on this process.
+
+        Raises:
+            DistillError: A sequence does not fit a context window.
+        """
+        self._check_windows(examples)
+        # Detached, since the loss makes gradients on its way there, whether torch keeps any or not.
+        head = replace(student.head, weight_VD=student.head.weight_VD.detach())
+        passes = []
+        for first in range(0, len(examples), COMPARED):
+            places = scored(examples[first : first + COMPARED])
+            rows = _rows(places, self.student.device)
+            compared = self._compared(
+                (student.along(places.student)[rows], head),
+                None
+                if isinstance(self.teacher, ScoringTeacher)
+                else (self.teacher.along(places.teacher)[rows], self.teacher.head),
+                places,
+                torch.tensor(places.weights, device=self.student.device),
+                direction="reverse",
+                mode="tail",
+            )
+            passes.append((places, compared.kl_T))
+        return list(_of_each(examples, passes))
+
+    def _compared(
+        self,
+        student: tuple[torch.Tensor, LMHead],
+        teacher: tuple[torch.Tensor, LMHead] | None,
+        places: Scored,
+        weight_T: torch.Tensor,
+        *,
+        direction: Direction,
+        mode: Mode,
+    ) -> KLResult:
+        """What the student says next at each place, against what the teacher says there."""
+        mine = self._narrowed(student[0], student[1].cut(self._vocabulary).at(self._temperature))
+        if isinstance(self.teacher, ScoringTeacher):
+            return self._remotely_scored(direction, mode, mine, self.teacher, places, weight_T)
+        assert teacher is not None
+        hidden_ND, head = teacher
+        theirs = self._narrowed(hidden_ND, head.cut(self._vocabulary).at(self._teacher_temperature))
+        return self._scored(direction, mode, mine, theirs, weight_T)
+
     def _narrowed(self, hidden_TD: torch.Tensor, head: LMHead) -> tuple[torch.Tensor, LMHead]:
         return hidden_TD.to(self._narrow or hidden_TD.dtype), head.narrowed(self._narrow)
 
     def _scored(
         self,
         direction: Direction,
+        mode: Mode,
         student: tuple[torch.Tensor, LMHead],
         other: tuple[torch.Tensor, LMHead],
         weight_T: torch.Tensor,
@@ -357,7 +408,7 @@ class OPCD:
             other[0],
             other[1].weight_VD,
             k=self._k,
-            mode=self._mode,
+            mode=mode,
             chunk=self._chunk,
             weights_T=weight_T,
             student_map=student[1].map,
@@ -367,6 +418,7 @@ class OPCD:
     def _remotely_scored(
         self,
         direction: Direction,
+        mode: Mode,
         student: tuple[torch.Tensor, LMHead],
         teacher: ScoringTeacher,
         places: Scored,
@@ -392,7 +444,7 @@ class OPCD:
             hidden_TD,
             head_VD,
             k=self._k,
-            mode=self._mode,
+            mode=mode,
             chunk=self._chunk,
             weights_T=weight_T,
             student_map=head.map,
@@ -509,6 +561,8 @@ def pass_tokens(model: PreTrainedModel, *, is_checkpointed: bool, is_compiled: b
     return int(min(GPU_MOST_NODES, max(CPU_NODES, GPU_SHARE * free / token_bytes)))
 
 
+COMPARED = 16
+"""Completions that are compared at once, where nothing is trained."""
 NOTHING = (DistillExample(student_prompt_ids=(0,), teacher_prompt_ids=(0,), completion_ids=(0,)),)
 """What a process computes in a pass that only others have work for."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")

@@ -6,6 +6,7 @@ import pkgutil
 from envs import games
 from envs.check import check_text_env
 from envs.questions import choice_env, math_env  # noqa: F401
+from envs.questions.log_env import register_checker
 from envs.registry import register_text
 from envs.text_env import TextEnv, make_env, make_text_env
 from envs.words import EnvError, EnvWords, Example, Success
@@ -19,6 +20,7 @@ __all__ = [
     "check_text_env",
     "make_env",
     "make_text_env",
+    "register_checker",
     "register_text",
 ]
 

@@ -1,13 +1,15 @@
 """What has to be said to turn one environment into text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from envs.actions import Action, Grammar
 from envs.thoughts import outside_thoughts
+
+Role = Literal["system", "user", "assistant"]
 
 MAX_REPLY_CHARS = 4096
 """The last so many characters of a reply are looked at: that is where answers stand."""
@@ -102,6 +104,9 @@ class EnvWords:
     """What an observation sentence has in common with those that are to be treated alike, such as the bucket
     of a number; by default each is its own."""
 
+    chat: Callable[[str], Sequence[tuple[Role, str]]] | None = None
+    """Where an observation is a conversation: who says what in it, the user at last. Of an empty observation,
+    a user who says nothing."""
     thinks: bool = False
     """Whether replies think before they name an action: one without any may have been cut off on its way."""
     examples: tuple[Example, ...] = ()

@@ -1,5 +1,6 @@
 """The checkpoint of a training, and its best weights: files of the run's folder, and what they cost."""
 
+import math
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -35,8 +36,8 @@ class Progress:
     """Optimiser steps before it."""
     is_stopped: bool = False
     """Whether it was ended early."""
-    best_score: float = -1.0
-    """Validation success of the best weights so far."""
+    best_score: float = -math.inf
+    """On validation, of the best weights so far."""
     best_step: int = -1
     """The optimiser step after which they were saved; below 0 there are none."""
     first: StepStats | None = None

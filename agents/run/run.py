@@ -9,7 +9,7 @@ begins with an empty memo, so a repeated phase gives the same result bit for bit
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -240,14 +240,18 @@ class Run:
         self.agent.save(self.path)
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Write the report and drop what only an unfinished run needs; returns the results.
+        """Write the report, if episodes were judged, and drop what only an unfinished run needs.
+
+        Returns:
+            The results.
 
         Raises:
             RunFolderError: The report cannot be written.
             ExperienceError: The experience cannot be read.
         """
         if self.ranks.is_main:
-            write_report(self.path, self.config.store)
+            if "arms" in results:
+                write_report(self.path, self.config.store)
             if not self.config.keep_checkpoints:
                 self.folder.remove(CHECKPOINT, BEST)
         return results
@@ -294,6 +298,18 @@ class Run:
             if seeds.split == Split.TRAIN:
                 self._note_played(phase, frame)
         return frames
+
+    def keep(self, phase: Phase, make: Callable[[], Iterable[Trace]]) -> int:
+        """Keep train episodes that somebody else has played, once; returns how many those are."""
+
+        def add() -> int:
+            traces = list(make()) if self.ranks.is_main else []
+            if self.ranks.is_main:
+                self.store.add_traces(traces)
+            return len(traces)
+
+        self._played.append(phase)
+        return int(self.once(phase, add))
 
     def _play(
         self,

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -540,3 +541,21 @@ def test_the_teachers_own_answers(model: PreTrainedModel, tokenizer: PreTrainedT
         teacher_encode=other_template,
     )
     assert other == dataclasses.replace(one, teacher_prompt_ids=other_template(rich))
+
+
+def test_how_far_each_completion_is_from_the_teacher() -> None:
+    student, teacher = tiny_llama(0, torch.float64), tiny_llama(1, torch.float64)
+    opcd = trainer(student, teacher, mode="truncated")  # what is measured is a KL whatever is minimised
+    expected: list[float] = []
+    for e in EXAMPLES:
+        n = len(e.completion_ids)
+        s = student(torch.tensor([e.student_prompt_ids + e.completion_ids])).logits[0, -n - 1 : -1]
+        t = teacher(torch.tensor([e.teacher_prompt_ids + e.completion_ids])).logits[0, -n - 1 : -1]
+        expected.append(topk_reverse_kl(s / 0.9, t / 0.5, k=16).mean().item())
+    before = {name: p.clone() for name, p in student.named_parameters()}
+    with patch.object(torch.Tensor, "backward", side_effect=AssertionError):
+        assert opcd.divergences(PrefixLM(student), EXAMPLES * 9) == pytest.approx(expected * 9, rel=1e-5)
+    assert all(p.grad is None and torch.equal(p, before[name]) for name, p in student.named_parameters())
+    assert opcd.divergences(PrefixLM(student), []) == []
+    with pytest.raises(DistillError, match="context window"):
+        opcd.divergences(PrefixLM(student), [example((5,), (5,) * 511, (6, 7))])

@@ -1,0 +1,376 @@
+"""Learning from logs: a context, trained into the weights on prompts that people really sent.
+
+    python -m agents.distil_logs --conversations chats.jsonl --context-file rules.txt --output runs/rules
+
+There is no environment to play in. The student answers logged prompts anew, the teacher reads the context
+before them. Two thirds of the conversations are held out: some to choose the best weights by, the others to
+measure how far the agent is from its teacher, before and after. Where the log has right answers, or there is
+a checker, it also says how often replies are right, and nothing is trained unless the context helps. The same
+command again goes on where it was stopped.
+"""
+
+import dataclasses
+import hashlib
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from agents.cli import run_command
+from agents.config import ConfigError, SelfImproveConfig
+from agents.divergence import divergences
+from agents.logged import episodes, held_out
+from agents.measurement import measure
+from agents.moments import Moment
+from agents.reflection import Reflection, insight_from
+from agents.run.folder import peak_rss_bytes
+from agents.run.resume import begun, default_output
+from agents.run.run import CONTEXT, Run
+from agents.self_improve import distil
+from agents.sharing import check_target, command_line, settings_of, share
+from agents.system_prompt import MIN_QUESTIONS, check_sizes, refuse_settings
+from agents.training import Training
+from distill.parallel import is_main_process
+from envs.questions.log import Log, System
+from envs.questions.log_env import LogEnv
+from envs.text_env import make_text_env
+from evals.plots import ARM_LABELS
+from evals.result import rate_text
+from evals.stats import mean_interval
+from experience.context import Context
+from experience.insight import InsightState
+from experience.phase import Phase
+from experience.store import open_run
+from experience.terminal import Terminal
+
+ENV = "Logs-v0"
+PLAY = Phase.play(1, 0)
+LOG = Phase(kind="log")
+"""Which has come to the digest of the log, as it was when the run began."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogsConfig:
+    """Train a context into a model's weights on prompts from saved conversations."""
+
+    conversations: Path
+    """Saved conversations: a .jsonl, .json or .parquet file, or a folder of them or of `datasets`. OpenAI's
+    `messages` or ShareGPT's `conversations`."""
+    experience: Path | None = None
+    """In place of --context-file: a run's folder, whose insights in use are the context."""
+    answer: str = "answer"
+    """Key or column of right answers to the last turn, where the log has any."""
+    checker: str = "contains"
+    """How a reply is held against the answer: it `contains` it, is `exact` but for case and marks, or comes
+    to the same by `math`. Or `module:name` of one of your own, for `envs.register_checker`."""
+    system: System = "keep"
+    """Whether the conversations' own system messages belong to the prompts; `drop` where they hold what is to
+    be trained in."""
+    push_to_hub: str | None = None
+    """Share the model, and the log's prompts, traces and insights as a data set, at the end: the name of a
+    repository, such as me/rules, or a new folder, such as ./shared."""
+    run: Annotated[SelfImproveConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(
+        default_factory=lambda: SelfImproveConfig.for_env(ENV)
+    )
+
+    @property
+    def command(self) -> str:
+        """The same without what is of the machine, for others."""
+        given = {
+            "conversations": self.conversations.name,
+            "experience": None if self.experience is None else self.experience.name,
+            "answer": self.answer if self.answer != "answer" else None,
+            "checker": self.checker if self.checker != "contains" else None,
+            "system": self.system if self.system != "keep" else None,
+            **settings_of(self.run),
+        }
+        return command_line(
+            "distil_logs", {name: value for name, value in given.items() if value is not None}
+        )
+
+    @property
+    def settings(self) -> SelfImproveConfig:
+        """Of the run.
+
+        Raises:
+            ConfigError: They make no sense.
+        """
+        run = self.run
+        refuse_settings(
+            run, ENV, "env", "env_kwargs", "resume", "rounds", "waves", "memory", "replies", "insights"
+        )
+        if (run.context_file is None) == (self.experience is None):
+            raise ConfigError("the context comes from exactly one of --context-file and --experience")
+        if min(run.validation_episodes, run.test_episodes) < MIN_QUESTIONS:
+            raise ConfigError(
+                f"validation_episodes and test_episodes must be at least {MIN_QUESTIONS} each, for intervals"
+            )
+        module, _, check = self.checker.rpartition(":")
+        is_own_place = run.context_place != SelfImproveConfig.for_env(ENV).context_place
+        return dataclasses.replace(
+            run,
+            env=f"{module}:{ENV}" if module else ENV,
+            env_kwargs={
+                "file": str(self.conversations),
+                "answer": self.answer,
+                "check": check,
+                "system": self.system,
+            },
+            context_place="chat" if run.context_file is not None and not is_own_place else run.context_place,
+        )
+
+
+def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
+    """Train, or go on with it, and measure; returns what ``results.json`` holds.
+
+    Args:
+        config: What to do.
+        console: Where to report progress.
+
+    Raises:
+        Exception: One of ``agents.cli.USER_ERRORS``, with a message for the user.
+    """
+    path = config.run.output
+    if path is None:
+        raise ConfigError("--output is needed: the run's folder")
+    settings = begun(config.settings, path)
+    env = make_text_env(settings.env, settings.env_kwargs)
+    bare = cast("LogEnv", env.unwrapped)
+    sizes = bare.part_sizes
+    assert sizes is not None
+    check_sizes(
+        f"{config.conversations} has {sum(sizes)} prompts of {bare.log.conversations} conversations", sizes
+    )
+    is_judged = min(bare.judged[1:]) >= MIN_QUESTIONS
+    run = Run.open(settings if settings.resume else dataclasses.replace(settings, output=path), console)
+    if settings.resume is None:  # before there is a folder
+        held_out(env, run, _context(run, _given(config)))
+    with run:
+        if run.once(LOG, lambda: _digest(config.conversations)) != _digest(config.conversations):
+            raise ConfigError(
+                f"{config.conversations} is not what {path} was begun with: put it back, or take another "
+                "--output"
+            )
+        if run.results is not None and "kl" in run.results:  # it had come to its end
+            return run.finish(run.results)
+        reflection = Reflection(run, "fixed")
+        context = _context(run, run.once(CONTEXT, lambda: run.ranks.from_main(partial(_given, config))))
+        seeds = dataclasses.replace(run.train_seeds(1, 0, 1), size=min(run.config.episodes, sizes[0]))
+        kept = run.keep(PLAY, partial(episodes, env, run, seeds, context, PLAY))
+        if not kept:
+            raise ConfigError("no prompt to train on fits the model's window beside the context: shorten it")
+        about = _about(config.conversations, bare.log, too_long=len(seeds) - kept, is_judged=is_judged)
+        console.print(_told(about), soft_wrap=True)
+        validation, test = held_out(env, run, context)
+        with Training(run, None if is_judged else partial(_closeness, validation)) as training:
+            before = run.once(_kl("before"), lambda: divergences(training, run.agent.base, test, "before"))
+            is_admitted = not is_judged or reflection.gate(1, [context]) is not None
+            if is_admitted:
+                distil(training, 1, context)
+            training.load_best()
+            run.save_model()
+            reflection.settle_on(context if is_admitted else None)
+            after = run.once(_kl("after"), lambda: divergences(training, run.agent.student, test, "after"))
+        results = {
+            **(measure(run, context) if is_judged else _unjudged(run)),
+            "command": config.command,
+            "context": str(config.experience or run.config.context_file),
+            "log": about,
+            "admitted": is_admitted,
+            "kl": {
+                "before": _mean(before),
+                "after": _mean(after),
+                "change": _mean([last - first for first, last in zip(before, after, strict=True)]),
+            },
+            "prompt_tokens": _prompt_tokens(run, test),
+        }
+        if run.ranks.is_main:
+            run.folder.write_json("results.json", results)
+        return run.finish(results)
+
+
+def _context(run: Run, given: str | Sequence[Mapping[str, Any]]) -> Context:
+    """Of a text, or of the insights of another run."""
+    if isinstance(given, str):
+        return Context.fixed(given)
+    return Context(
+        insights=tuple(insight_from(dict(values)) for values in given),
+        k=run.config.insights_per_prompt,
+        situation=run.words.situation,
+    )
+
+
+def _given(config: LogsConfig) -> str | list[dict[str, Any]]:
+    """The text, or the insights."""
+    if config.experience is None:
+        assert config.run.context_file is not None
+        return config.run.context_file.read_text(encoding="utf-8").strip()
+    with open_run(config.experience) as store:
+        insights = [i for i in store.load_insights() if i.state == InsightState.ACTIVE]
+    if not insights:
+        raise ConfigError(f"the run in {config.experience} has no insights in use")
+    return [asdict(insight) for insight in insights]
+
+
+def _digest(path: Path) -> str:
+    """Of all that stands in a file, or in a folder's files."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def _closeness(moments: Sequence[Moment], training: Training) -> float:
+    """Of the student to its teacher: by what the best weights are chosen where there are no answers."""
+    return -statistics.fmean(divergences(training, training.agent.student, moments, "on validation"))
+
+
+def _kl(when: str) -> Phase:
+    return Phase(kind="test", index=f"kl-{when}")
+
+
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    low, high = mean_interval(values)
+    return {"mean": statistics.fmean(values), "ci_low": low, "ci_high": high, "n": len(values)}
+
+
+def _prompt_tokens(run: Run, moments: Sequence[Moment]) -> dict[str, float]:
+    """Of a call, on average: without the context, and with it."""
+    pairs = [moment.prompts(run.words, run.config.layout) for moment in moments]
+    return {
+        "bare": statistics.fmean(len(run.agent.student.encode(bare)) for bare, _ in pairs),
+        "with_context": statistics.fmean(len(run.agent.teacher.encode(informed)) for _, informed in pairs),
+    }
+
+
+def _unjudged(run: Run) -> dict[str, Any]:
+    """What is said of a run in which nothing tells right from wrong."""
+    config = run.config
+    return {
+        "schema_version": 1,
+        "env": config.env,
+        "env_kwargs": config.env_kwargs,
+        "model": config.model,
+        "seed": config.seed,
+        "best_step": run.agent.step,
+        "wall_seconds": run.ranks.from_main(lambda: round(run.folder.seconds, 1)),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "processes": run.ranks.size,
+    }
+
+
+def _about(conversations: Path, log: Log, *, too_long: int, is_judged: bool) -> dict[str, Any]:
+    """What was read, for ``results.json``."""
+    train, validation, test = log.prompts.sizes
+    return {
+        "conversations": str(conversations),
+        "taken": log.conversations,
+        "is_cut": log.is_cut,
+        "prompts": {"train": train, "validation": validation, "test": test},
+        "too_long": too_long,
+        "skipped": dict(log.skipped),
+        "first_skipped": dict(log.first_skipped),
+        "is_judged": is_judged,
+    }
+
+
+def _told(about: Mapping[str, Any]) -> str:
+    """The same as sentences."""
+    prompts, skipped = about["prompts"], about["skipped"]
+    parts = [
+        f"{about['conversations']}: {about['taken']} conversations, {prompts['train']} prompts to train on, "
+        f"{prompts['validation']} and {prompts['test']} held out"
+    ]
+    if about["is_cut"]:
+        parts.append("there is more, which is left out")
+    parts += [
+        f"{n} passed over with {reason} (the first: {about['first_skipped'][reason]})"
+        for reason, n in skipped.items()
+    ]
+    if about["too_long"]:
+        parts.append(
+            f"{about['too_long']} prompts left out, too long for the model's window beside the context"
+        )
+    if not about["is_judged"]:
+        parts.append("with hardly any answers held out: whether the context helps is for you to know")
+    return "; ".join(parts)
+
+
+def print_table(results: Mapping[str, Any], path: Path, console: Console | None = None) -> None:
+    """Before and after, on what was held out."""
+    kl, tokens, arms = results["kl"], results["prompt_tokens"], results.get("arms", {})
+    rich = Table(
+        title=f"{results['log']['conversations']}: {kl['before']['n']} held-out prompts (95% interval)",
+        title_justify="left",
+    )
+    rich.add_column("", no_wrap=True)
+    for column in (*(["right"] if arms else []), "KL to the teacher, nats per token", "tokens"):
+        rich.add_column(column, justify="right")
+    for arm, measured, cost in (
+        ("before", kl["before"], tokens["bare"]),
+        ("before_with_experience", None, tokens["with_context"]),
+        ("after", kl["after"], tokens["bare"]),
+    ):
+        if measured or arm in arms:
+            text = (
+                f"{measured['mean']:.4f} [{measured['ci_low']:.4f}, {measured['ci_high']:.4f}]"
+                if measured
+                else ""
+            )
+            right = [rate_text(arms[arm])] if arms else []
+            rich.add_row(ARM_LABELS[arm].replace("experience", "context"), *right, text, f"{cost:.0f}")
+    console = console or Terminal()
+    console.print(rich)
+    saved = tokens["with_context"] - tokens["bare"]
+    verdict = "" if results["admitted"] else "; the context does not help, so nothing was trained"
+    change = kl["change"]
+    console.print(
+        f"KL after - before: {change['mean']:+.4f} [{change['ci_low']:+.4f}, {change['ci_high']:+.4f}]; "
+        f"{saved:.0f} prompt tokens saved per call{verdict}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"model: {path / 'model'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def main() -> int:
+    """The command; returns its exit code."""
+    path: Path | None = None
+
+    def work(console: Console) -> None:
+        nonlocal path
+        default = LogsConfig(conversations=tyro.MISSING, run=SelfImproveConfig.for_env(ENV))
+        config = tyro.cli(LogsConfig, default=default, prog="python -m agents.distil_logs")
+        path = config.run.output or default_output(ENV)
+        if config.push_to_hub is not None:
+            check_target(config.push_to_hub)
+        settings = dataclasses.replace(config.run, output=path)
+        results = distil_logs(dataclasses.replace(config, run=settings), console)
+        if is_main_process():
+            print_table(results, path)
+            if config.push_to_hub is not None:
+                again = f"the same command with --output {path}"
+                share(path, config.push_to_hub, console, store=config.run.store, again=again)
+
+    def how_to_go_on() -> str:
+        if path is None or not (path / "config.json").exists():
+            return ""
+        return f"Nothing finished is lost: the same command with --output {path} goes on"
+
+    return run_command(work, how_to_go_on)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
