@@ -107,11 +107,11 @@ class RunSettings:
 class PlaySettings:
     """How the agent plays."""
 
-    rounds: AtLeastOne = 2
+    rounds: AtLeastOne = 1
     """How often to play, draw insights, and train."""
-    episodes: AtLeastOne = 768
+    episodes: AtLeastOne = 1536
     """Train episodes per round."""
-    waves: AtLeastOne = 12
+    waves: AtLeastOne = 24
     """Parts of a round's play: the first without experience, each further one with the insights so far."""
     temperature: Temperature = 1.0
     """At which the agent plays and samples while training."""
@@ -159,7 +159,7 @@ class ExperienceSettings:
 class DistilSettings:
     """How the context is trained into the weights."""
 
-    steps: AtLeastZero = 15
+    steps: AtLeastZero = 30
     """Optimiser steps per round; 0 trains nothing, and measures what experience is worth in the prompt."""
     batch_size: AtLeastOne = 64
     """Completions per optimiser step, as many for each action that is advised."""

@@ -90,7 +90,6 @@ recommend(
     "OPCD/Cue-v0",
     {
         "memory": "full",
-        "rounds": 1,
         "episodes": 384,
         "waves": 8,
         "steps": 40,

@@ -144,7 +144,6 @@ gym.register(
 recommend(
     "OPCD/RandomFrozenLake-v0",
     {
-        "rounds": 1,
         "episodes": 1536,
         "waves": 16,
         "steps": 60,

@@ -99,7 +99,6 @@ def blackjack_words(env: gym.Env[Any, Any]) -> EnvWords:
 recommend(
     "Taxi-v4",
     {
-        "rounds": 1,
         "episodes": 256,
         "waves": 8,
         "steps": 120,

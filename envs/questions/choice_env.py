@@ -192,7 +192,6 @@ gym.register("Choice-v0", entry_point=f"{__name__}:ChoiceEnv", max_episode_steps
 recommend(
     "Choice-v0",
     {
-        "rounds": 1,
         "episodes": 128,
         "waves": 1,
         "steps": 20,

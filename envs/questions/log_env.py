@@ -144,7 +144,6 @@ gym.register("Logs-v0", entry_point=f"{__name__}:LogEnv", max_episode_steps=2)
 recommend(
     "Logs-v0",
     {
-        "rounds": 1,
         "episodes": 10_000,
         "waves": 1,
         "steps": 30,

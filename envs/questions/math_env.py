@@ -79,7 +79,6 @@ gym.register("Math-v0", entry_point=f"{__name__}:MathEnv", max_episode_steps=MAX
 recommend(
     "Math-v0",
     {
-        "rounds": 1,
         "episodes": 240,
         "waves": 1,
         "steps": 15,

@@ -40,8 +40,7 @@ def test_the_agent_learns_to_cross_the_lake(tmp_path: Path) -> None:
             rounds=1,
             episodes=256,
             waves=8,
-            steps=40,  # all at once, after thirty or so (docs/tried.md)
-            lr=4e-5,
+            steps=25,
             validation_episodes=32,
             test_episodes=64,
             eval_temperature=(0.7,),
