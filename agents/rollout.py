@@ -290,5 +290,5 @@ def check_played(traces: Sequence[Trace]) -> None:
         reason = first.error or first.stop_reason.replace("_", " ")
         raise EnvError(
             f"{first.env_id} failed in each of {len(traces)} episodes of {first.phase}, the first (seed "
-            f"{first.seed}) with: {reason}; mend the env, then go on with --resume"
+            f"{first.seed}) with: {reason}. Mend the env first"
         )

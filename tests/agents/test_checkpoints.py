@@ -1,5 +1,6 @@
 """When a checkpoint is written: neither so often that it costs much, nor so rarely that a kill does."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,8 @@ def hours_of_training(hours: float, writing: float, monkeypatch: pytest.MonkeyPa
         nonlocal clock
         clock += writing
 
-    run: Any = SimpleNamespace(ranks=Ranks(), folder=SimpleNamespace(save_tensors=save))
+    folder = SimpleNamespace(save_tensors=save)
+    run: Any = SimpleNamespace(ranks=Ranks(), folder=folder, path=Path("nowhere"))
     checkpoints = Checkpoints(run)
     checkpoints.save_best({}, 0, 0.5)
     while trained < hours * 3600:

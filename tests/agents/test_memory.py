@@ -374,7 +374,7 @@ def test_the_student_trains_behind_the_conversations_that_were(walker_folder: Pa
         env="OPCD/Cue-v0",
         model=str(walker_folder),
         output=tmp_path / "run",
-        **(TINY | {"env_kwargs": {}, "rounds": 1, "memory": "full", "max_new_tokens": 1}),
+        **(TINY | {"env_kwargs": {}, "rounds": 1, "memory": "full", "max_new_tokens": 2}),
     )
     with open_gate(), patch("agents.training.sample_examples", noted):
         self_improve(config, Console(quiet=True))

@@ -151,7 +151,7 @@ def test_measuring_goes_before_learning() -> None:
 
 
 def test_nothing_is_ever_raised() -> None:
-    small = replace(asked(1e5), episodes=12, steps=2, validation_episodes=20, test_episodes=30)
+    small = replace(asked(1e5), episodes=12, waves=4, steps=2, validation_episodes=20, test_episodes=30)
     assert fitted(small, outlook(KNOWN), 1e9) == small
     assert fitted(small, outlook(NEW), 60.0).test_episodes <= 30
 

@@ -815,6 +815,11 @@ def test_a_run_whose_episodes_all_fail_stops_and_goes_on_when_the_env_is_mended(
     args = [*flags(tmp_path / "run", walker_folder), *failing(1)]
     code, output = run_main(main, capsys, *args)
     assert code == 2
+    assert "tests/Failing-v0 failed in each of 8 episodes of rehearsal/few, the first" in output
+    assert not (tmp_path / "run").exists()
+    with patch("agents.self_improve.plan"):  # it fails later only
+        code, output = run_main(main, capsys, *args)
+    assert code == 2
     assert "tests/Failing-v0 failed in each of 6 episodes of round1/play0, the first" in output
     assert "SystemExit: 0" in output
     with patch.object(Failing, "reset", lambda self, **kwargs: self.env.reset(**kwargs)):

@@ -453,7 +453,8 @@ def test_two_processes_share_the_servers(walker_folder: Path, tmp_path: Path) ->
         losses.append([entry["kl"] for entry in lines if entry["kind"] == "train"])
     assert traces[0].equals(traces[1])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert alone.loads == fakes[0].loads > fakes[1].loads >= 1
+    assert fakes[0].loads in (alone.loads, alone.loads + 1)  # the rehearsal's engine is handed none again
+    assert fakes[0].loads > fakes[1].loads >= 1
     assert min(fake.completions for fake in fakes) >= 30
     assert f"not asked any more: {fakes[1].url}" in "".join(said.splitlines())
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.lm import load
+from distill.lm import load, save
 from distill.lm.load import EMBEDDED, load_model
 
 
@@ -75,7 +75,7 @@ def test_an_interrupted_conversion_leaves_nothing(cache: Path, monkeypatch: pyte
     def interrupt(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(load, "seal_folder", interrupt)
+    monkeypatch.setattr(save, "seal_folder", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load_model(EMBEDDED, device="cpu")
     assert not any(cache.parent.iterdir())

@@ -201,4 +201,4 @@ def test_a_gated_step_is_bounded_by_its_parts(seed: int, scale: float) -> None:
         for form in (gated_kl, topk_reverse_kl, forward_kl)
     ]
     assert (grads[0] <= torch.maximum(grads[1], grads[2]) + 1e-9).all()
-    assert grads[2].max() <= 1
+    assert grads[2].max() <= 1 + 1e-9

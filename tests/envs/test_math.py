@@ -446,7 +446,7 @@ def test_a_whole_run(walker_folder: Path, tmp_path: Path) -> None:
     )
     results = self_improve(config, Console(quiet=True))
     assert results["arms"].keys() == {
-        "blind", "before", "before_with_experience", "after", "after_with_experience",
+        "blind", "before", "empty_context", "before_with_experience", "after", "after_with_experience",
     }  # fmt: skip
     assert results["arms"]["after"]["n"] == 2
     assert "best blind" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -162,7 +162,7 @@ def test_the_two_by_two_is_all_ways() -> None:
         ),
         (
             "{envs}\nmodels: [m]\nmethods: [opcd]\nseeds: [0]\nsettings:\n  waves: 7",
-            "line 12: settings.waves cannot be: episodes (768) must be a multiple of waves (7)",
+            "line 12: settings.waves cannot be: episodes (1536) must be a multiple of waves (7)",
         ),
         (
             "{envs}seeds: [0]\nmodels: [m]\nmethods:\n- {{method: lr/1, lr: 1}}\n- {{method: lr-1, lr: 2}}",
