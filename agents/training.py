@@ -150,7 +150,7 @@ class Training:
         config, data, policy = self.run.config, self._data, self._answering
         encode, teacher_encode = self.agent.student.encode, self.agent.teacher.encode
         pairs, names = [q.prompts for q in questions], [q.moment for q in questions]
-        if self.agent.max_tokens == 1:
+        if self.agent.max_tokens == 1 and self.agent.engine is None:  # an engine shows that it is in step
             bare, informed = ([encode(b) for b, _ in pairs], [teacher_encode(i) for _, i in pairs])
             return unanswered(bare, informed, names)
         policy.clear()
