@@ -165,7 +165,7 @@ class DistilSettings:
     """Completions per optimiser step, as many for each action that is advised."""
     lr: Annotated[float, Field(ge=1e-12, le=10)] = 1e-4
     """AdamW's learning rate, from which it falls linearly to 0 at the run's end. 1e-4 suits one-word replies
-    of 135M weights, 1e-5 their sentences; 1e-6 to 5e-6 suits 1.7B and more."""
+    of 135M weights, 2e-5 their sentences; 1e-6 to 5e-6 suits 1.7B and more."""
     lora_rank: AtLeastZero = 0
     """Train adapters of this rank in place of all weights; 0 trains all. Adapters want a higher lr."""
     teacher_temperature: Temperature = 0.4

@@ -198,7 +198,7 @@ recommend(
         "off_policy_steps": 6,
         "eval_every": 5,
         "batch_size": 8,
-        "lr": 2e-5,
+        "lr": 5e-5,
         "validation_episodes": 64,
         "test_episodes": 300,
         "teacher_temperature": 1.0,

@@ -84,7 +84,7 @@ recommend(
         "steps": 15,
         "eval_every": 5,
         "batch_size": 16,
-        "lr": 1e-5,
+        "lr": 2e-5,
         "teacher_temperature": 1.0,
         "test_episodes": 512,
         "eval_temperature": (0.0,),
