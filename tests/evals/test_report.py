@@ -395,3 +395,13 @@ def test_a_long_thought_does_not_push_the_action_out_of_sight(lake: Path) -> Non
     found = re.search(r'data-room="(-?\d+)"', visit(lake / "report.html", THINK).html)
     assert found
     assert int(found[1]) >= 0
+
+
+def test_a_run_of_one_temperature_or_without_the_control_has_a_report_too(lake: Path, tmp_path: Path) -> None:
+    for missing in ("sampled_against_empty_context", "against_empty_context"):
+        run = shutil.copytree(lake, tmp_path / missing)
+        results = json.loads((run / "results.json").read_text())
+        del results[missing]
+        (run / "results.json").write_text(json.dumps(results))
+        write_report(run)
+        assert ("Without any experience?" in text_of(run / "report.html")) == (missing.startswith("sampled"))
