@@ -4,12 +4,10 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TypeVar
 
 from agents.moments import Moment, Moments
 from agents.rollout import turn_seed
 
-Item = TypeVar("Item")
 Distances = Mapping[str, float]
 """The last KL that was seen at a moment, in nats, by its name."""
 

@@ -106,43 +106,10 @@ def chunked_kl(
     """
     if scored is not None and (mode == "full" or k >= student_head_VD.shape[0]):
         raise ValueError("mode full needs the teacher's whole distribution, not its scores of a top-k")
-    return _chunked_kl(
-        direction,
-        (student_hidden_TD, student_head_VD, student_map or LogitMap()),
-        (teacher_hidden_TD, teacher_head_VD, teacher_map or LogitMap()),
-        (k, mode, chunk),
-        weights_T,
-        scored,
-    )
-
-
-@torch.no_grad()
-def topk_ids(
-    hidden_TD: torch.Tensor, head_VD: torch.Tensor, *, k: int, chunk: int = 256, map: LogitMap | None = None
-) -> torch.Tensor:
-    """The ids of the k most probable tokens at each position, [T, K]: what a remote teacher has to score."""
-    dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
-    parts = []
-    for hidden_CD in hidden_TD.split(chunk):
-        space_CV = hidden_CD.new_empty((len(hidden_CD), head_VD.shape[0]), dtype=dtype)
-        logits_CV = (map or LogitMap()).apply_(_product(hidden_CD, head_VD, space_CV))
-        parts.append(logits_CV.topk(min(k, head_VD.shape[0]), dim=-1).indices)
-    return torch.cat(parts)
-
-
-def _chunked_kl(
-    direction: Direction,
-    student: tuple[torch.Tensor, torch.Tensor, LogitMap],
-    teacher: tuple[torch.Tensor | None, torch.Tensor | None, LogitMap],
-    settings: tuple[int, Mode, int],
-    weights_T: torch.Tensor | None,
-    scored: ScoredTopK | None,
-) -> KLResult:
-    (hidden_TD, head_VD, student_map), (teacher_hidden_TD, teacher_head_VD, teacher_map) = student, teacher
-    k, mode, chunk = settings
     check_top_k(k, mode)
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, not {chunk}")
+    hidden_TD, head_VD, student_map = student_hidden_TD, student_head_VD, student_map or LogitMap()
     if hidden_TD.dim() != 2 or head_VD.dim() != 2 or hidden_TD.shape[1] != head_VD.shape[1]:
         raise ValueError(
             "hidden states must be [T, D] and the head [V, D]: "
@@ -174,13 +141,27 @@ def _chunked_kl(
         student_map=student_map,
         teacher_hidden_TD=None if teacher_hidden_TD is None else teacher_hidden_TD.detach(),
         teacher_head_VD=None if teacher_head_VD is None else teacher_head_VD.detach(),
-        teacher_map=teacher_map,
+        teacher_map=teacher_map or LogitMap(),
         scored=scored,
         weights_T=weights_T.detach(),
     )
     apply: Any = _ChunkedKL.apply  # untyped in torch
     outputs = apply(hidden_TD, head_VD, student_map.bias_V, call)
     return KLResult(*outputs)
+
+
+@torch.no_grad()
+def topk_ids(
+    hidden_TD: torch.Tensor, head_VD: torch.Tensor, *, k: int, chunk: int = 256, map: LogitMap | None = None
+) -> torch.Tensor:
+    """The ids of the k most probable tokens at each position, [T, K]: what a remote teacher has to score."""
+    dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
+    parts = []
+    for hidden_CD in hidden_TD.split(chunk):
+        space_CV = hidden_CD.new_empty((len(hidden_CD), head_VD.shape[0]), dtype=dtype)
+        logits_CV = (map or LogitMap()).apply_(_product(hidden_CD, head_VD, space_CV))
+        parts.append(logits_CV.topk(min(k, head_VD.shape[0]), dim=-1).indices)
+    return torch.cat(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
