@@ -3,18 +3,17 @@
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 
-from envs.actions import text_grammar
 from envs.questions.problems import Problem, RowProblems, Source
-from envs.questions.question_env import QuestionEnv
+from envs.questions.question_env import QuestionEnv, question_words
 from envs.questions.tables import Table
 from envs.questions.verify import Verdict
 from envs.registry import recommend, words_of
 from envs.thoughts import outside_thoughts
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords
 
 Match = Literal["tag", "exact", "letter"]
 
@@ -125,18 +124,7 @@ class ChoiceEnv(QuestionEnv):
 @words_of(ChoiceEnv)
 def choice_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for ``Choice-v0``: the question alone, since all else is the system prompt's to say."""
-    return EnvWords(
-        rules="",
-        question="",
-        reply_prefix="",
-        actions=(),
-        grammar=text_grammar,
-        describe=lambda observation: cast("str", observation),
-        advise=None,
-        success=Success(
-            means="the right label is given in the right form", reached=lambda total, _: total > 0
-        ),
-    )
+    return question_words(means="the right label is given in the right form")
 
 
 # The places of a vector env share what they read.

@@ -7,14 +7,14 @@ from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
 
-from envs.actions import text_grammar
 from envs.any_text import AnyText
 from envs.questions.answers import gold_answer
 from envs.questions.log import LoggedPrompt, System, from_json, read_log
 from envs.questions.parts import PartedEnv
+from envs.questions.question_env import question_words
 from envs.questions.verify import shared_verifier
 from envs.registry import recommend, words_of
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords
 
 Check = Literal["contains", "exact", "math"]
 Checker = Callable[[str, str], bool | None]
@@ -126,15 +126,8 @@ def judge(reply: str, gold: str, check: str) -> bool | None:
 @words_of(LogEnv)
 def logs_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for ``Logs-v0``: the conversation alone."""
-    return EnvWords(
-        rules="",
-        question="",
-        reply_prefix="",
-        actions=(),
-        grammar=text_grammar,
-        describe=lambda observation: cast("str", observation),
-        advise=None,
-        success=Success(means="the reply is right by the log", reached=lambda total, _: total > 0),
+    return question_words(
+        means="the reply is right by the log",
         situation=lambda observation: from_json(observation)[-1][1],
         chat=from_json,
     )

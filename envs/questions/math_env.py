@@ -1,16 +1,15 @@
 """``Math-v0``: one problem per episode, answered in text."""
 
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 
-from envs.actions import text_grammar
 from envs.questions.problems import Problem, Problems, Source, solution_problems, task_problems
-from envs.questions.question_env import QuestionEnv
+from envs.questions.question_env import QuestionEnv, question_words
 from envs.questions.verify import Verdict, shared_verifier
 from envs.registry import recommend, words_of
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords
 
 MAX_ATTEMPTS = 32
 
@@ -62,15 +61,8 @@ class MathEnv(QuestionEnv):
 @words_of(MathEnv)
 def math_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for ``Math-v0``, for short answers from small models."""
-    return EnvWords(
-        rules="You solve mathematics problems. End with: The answer is <number>.",
-        question="",
-        reply_prefix="",
-        actions=(),
-        grammar=text_grammar,
-        describe=lambda observation: cast("str", observation),
-        advise=None,
-        success=Success(means="the answer is right", reached=lambda total, _: total > 0),
+    return question_words(
+        rules="You solve mathematics problems. End with: The answer is <number>.", means="the answer is right"
     )
 
 

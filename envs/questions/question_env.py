@@ -1,11 +1,13 @@
 """An env that poses one question per episode, and judges what is said to it."""
 
-from typing import Any
+from typing import Any, cast
 
+from envs.actions import text_grammar
 from envs.any_text import AnyText, clean
 from envs.questions.parts import PartedEnv
 from envs.questions.problems import Problem, Problems
 from envs.questions.verify import Verdict
+from envs.words import EnvWords, Success
 
 
 class QuestionEnv(PartedEnv[str, str]):
@@ -68,3 +70,24 @@ class QuestionEnv(PartedEnv[str, str]):
         if self._attempts_left > 0:
             return f"{problem.question}\n{said} Try again.", 0.0, False, False, info
         return clean(f"{said} The answer is {problem.gold}."), 0.0, True, False, info
+
+
+def question_words(*, means: str, rules: str = "", **more: Any) -> EnvWords:
+    """Words of an env that poses one question per episode, which is answered in text.
+
+    Args:
+        means: See ``Success``.
+        rules: The system message, if there is more to say than the question.
+        more: Of ``EnvWords``.
+    """
+    return EnvWords(
+        rules=rules,
+        question="",
+        reply_prefix="",
+        actions=(),
+        grammar=text_grammar,
+        describe=lambda observation: cast("str", observation),
+        advise=None,
+        success=Success(means=means, reached=lambda total, _: total > 0),
+        **more,
+    )
