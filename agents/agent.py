@@ -31,6 +31,7 @@ from distill.opcd import freeze_unreached
 from distill.parallel import Ranks, cast_shards
 from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher, check_same_tokens
 from envs.words import EnvWords
+from experience.whole import appearing
 
 FREE_TEXT_TOKENS = 64
 """The longest reply where it is text, unless the config says otherwise."""
@@ -247,15 +248,9 @@ class Agent:
 @contextmanager
 def _replaced(target: Path) -> Iterator[Path]:
     """A folder to be written, which then takes the place of ``target``."""
-    tmp = target.with_name(f"{target.name}.tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    with clear_errors(target):
-        try:
-            yield tmp
-            shutil.rmtree(target, ignore_errors=True)
-            tmp.rename(target)
-        finally:
-            shutil.rmtree(tmp, ignore_errors=True)
+    with clear_errors(target), appearing(target) as tmp:
+        yield tmp
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def _model_of(loaded: LoadedModel) -> PreTrainedModel:
