@@ -23,7 +23,8 @@ from agents.config import ConfigError, SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Completion, Message, Prompt, Sampling
 from agents.policies.vllm.policy import VLLMError, VLLMPolicy
-from agents.policies.vllm.servers import Server, Servers, scores_in
+from agents.policies.vllm.server import Server, scores_in
+from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import EXACT, ServedTeacher, normalisers
 from agents.run.resume import saved_config
 from agents.self_improve import self_improve
