@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.config import Precision, SelfImproveConfig
 from agents.policies.chat_template import unknown_settings
+from agents.policies.engines import ENGINES
 from agents.policies.local import HFPolicy
-from agents.policies.vllm.engine import LocalEngine
 from agents.policies.vllm.policy import Engine, EnginePolicy, VLLMPolicy
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
@@ -75,7 +75,7 @@ class Agent:
             policy=ranks.from_main(lambda: self._policy_of(loaded.model, words)),
         )
         """With what ``auto`` has turned out to be."""
-        self.engine = self._make_engine(loaded, path) if config.policy_kind == "vllm" else None
+        self.engine = None if config.policy == "hf" else self._make_engine(loaded, path)
         """Who draws for the agent, where it does not do so itself."""
         self.student = self._drawing(loaded)
         self.base = self._drawing(loaded, self.lora) if self.lora else self._drawing(others.pop()[0])
@@ -199,8 +199,8 @@ class Agent:
         config, model = self.config, loaded.model
         if config.policy_urls:
             return Servers(config.policy_urls, loaded.tokenizer, weights=path, ranks=self._ranks)
-        self._console.print("starting vLLM")
-        return LocalEngine(
+        self._console.print(f"starting {config.policy}", markup=False)
+        return ENGINES[config.policy](
             model,
             dtype=autocast(model, config.products_dtype) or model.dtype,
             window=max(VLLM_WINDOW, 2 * (config.max_new_tokens or 0)),

@@ -12,7 +12,7 @@ from distill.lm.head import LMHead
 from distill.lm.language_model import LanguageModel
 from distill.lm.span import Span
 from distill.lm.transfer import sent
-from distill.loss import Direction, Mode
+from distill.loss import Direction, Mode, check_top_k
 from distill.teacher import ScoringTeacher, Teacher
 
 COMPARED = 16
@@ -40,6 +40,17 @@ class Comparison:
     chunk: int
     narrow: torch.dtype | None
     """What the loss multiplies in; a CPU widens instead, and loses nothing."""
+
+    def __post_init__(self) -> None:
+        try:
+            check_top_k(self.k, self.mode)
+        except ValueError as error:
+            raise DistillError(str(error)) from error
+        if isinstance(self.teacher, ScoringTeacher) and (self.mode == "full" or self.k >= self.vocabulary):
+            raise DistillError(
+                "a teacher on a server is known at a top-k only: take a loss other than full, and a top-k "
+                f"below the {self.vocabulary} tokens"
+            )
 
     def teachers(self, places: Scored, rows: slice | torch.Tensor) -> States | None:
         """What the teacher has there; ``None`` of one that is asked about the student's likeliest tokens.

@@ -26,7 +26,7 @@ from distill.lm.reached import freeze_unreached
 from distill.lm.shards import Shards, part, whole
 from distill.lm.support import WAYS
 from distill.lm.transfer import sent
-from distill.loss import Direction, Mode, check_top_k
+from distill.loss import Direction, Mode
 from distill.parallel import Engine, Ranks, like, shared
 from distill.room import chunk_positions, pass_tokens
 from distill.teacher import ScoringTeacher, Teacher
@@ -127,18 +127,9 @@ class OPCD:
         Raises:
             DistillError: Student and teacher do not fit each other, or a setting makes no sense.
         """
-        try:
-            check_top_k(k, mode)
-        except ValueError as error:
-            raise DistillError(str(error)) from error
         sizes = [LMHead.of(student).weight_VD.shape[0]]
         if not isinstance(teacher, ScoringTeacher):
             sizes.append(teacher.head.weight_VD.shape[0])
-        elif mode == "full" or k >= (vocabulary or sizes[0]):
-            raise DistillError(
-                "a teacher on a server is known at a top-k only: take a loss other than full, and a top-k "
-                f"below the {vocabulary or sizes[0]} tokens"
-            )
         narrow = {p.dtype for p in student.parameters() if p.requires_grad and p.dtype.itemsize < 4}
         if narrow:
             raise DistillError(

@@ -395,9 +395,7 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
     assert fakes[0].loads == fakes[1].loads >= 2
     assert fakes[2].loads == 0
     saved = saved_config(tmp_path / "run")
-    assert (saved.policy_kind, saved.policy_urls, saved.teacher_urls) == (
-        *("vllm", tuple(urls[:2]), (urls[2],)),
-    )
+    assert (saved.policy_urls, saved.teacher_urls) == (tuple(urls[:2]), (urls[2],))
     resume = ["--resume", str(tmp_path / "run")]
     assert parse_args(resume).policy_urls == tuple(urls[:2])
     assert parse_args([*resume, "--policy", "http://other:1"]).policy_urls == ("http://other:1",)
