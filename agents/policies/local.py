@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from agents.policies.chat_template import ChatTemplate
 from agents.policies.drawing import DrawTable, draw
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
+from agents.policies.repetition import Repetition
 from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import growth_of, kind_of_length
 from distill.lm.language_model import Way, bytes_per_token, rope_switch
@@ -25,14 +26,14 @@ from envs.thoughts import is_mark
 
 MAX_DISTINCT = 256
 """Distinct prefixes decoded at once: bounds the logits held, [256, V]."""
-MEMO_TOKENS = 16
-"""Replies of more tokens are drawn one beside the other: nobody says the same twice. Of shorter ones every
-distribution is remembered."""
+MEMO_TOKENS, MOST_MEMO_TOKENS = 16, 256
+"""Of replies of at most so many tokens every distribution is remembered; of longer ones, up to the second
+number, where they turn out to repeat. Others are drawn side by side, and nothing is kept of them."""
 CPU_SHARE, GPU_SHARE = 0.125, 0.4
 """Of a machine's memory, and of a GPU's free memory, that keys and values may take, and as much again what is
 kept of conversations with long replies."""
 TABLE_BYTES = 512 << 20
-"""What remembered distributions may take; the oldest go first."""
+"""What remembered distributions may take; what was not asked for longest goes first."""
 DENSE = 0.75
 """Replies that have ended are carried along until so few are left of all."""
 _MARKUP = re.compile(r"\s*[<\[{|\uff5c\u25c1].*[>\]}|\uff5c\u25b7]\s*", re.DOTALL)
@@ -96,6 +97,7 @@ class HFPolicy:
         """Conversations of long replies so far."""
         self._converses = False
         """Whether a reply of its own stood in a prompt: then others will, and what was computed is kept."""
+        self._repetition = Repetition()
         self._tables: OrderedDict[tuple[Prefix, float, float], DrawTable] = OrderedDict()
         self.control_tokens = control_tokens(tokenizer)
         """What only the chat template may put into a prompt."""
@@ -125,6 +127,7 @@ class HFPolicy:
         self._version = self.lm.weights_version
         self.lm.clear()
         self._beginnings.clear()
+        self._repetition.forget()
         for memo in (self._tables, self._encoded, self._pieces, self._decoded):
             memo.clear()
 
@@ -204,6 +207,9 @@ class HFPolicy:
             if len(request.prompt_ids) + sampling.max_tokens > self.window:
                 request.finish_reason = FinishReason.OVERFLOW
         self._answer([request for request in requests if request.finish_reason is None], sampling)
+        if sampling.max_tokens > MEMO_TOKENS:
+            for request in requests:
+                self._repetition.note(request.prompt_ids, tuple(request.token_ids))
         return [self._completion(request) for request in requests]
 
     def _answer(self, requests: Sequence[Request], sampling: Sampling) -> None:
@@ -211,13 +217,17 @@ class HFPolicy:
         if self.lm.weights_version != self._version:
             self.clear()
         can_grow = growth_of(self.lm.model) != "none" and not self._crosses(requests, sampling)
-        if sampling.max_tokens > MEMO_TOKENS and can_grow:
+        if can_grow and not self.remembers(sampling.max_tokens):
             self._beginnings.max_bytes = room(self.lm.model.device)
             for group in self._streams(requests, sampling.max_tokens):
                 self._stream(group, sampling)
             return
         for group in self._groups(requests, sampling.max_tokens):
             self._decode(group, sampling)
+
+    def remembers(self, max_tokens: int) -> bool:
+        """Whether distributions of replies of so many tokens are kept, for who says the same again."""
+        return max_tokens <= (MOST_MEMO_TOKENS if self._repetition.is_common else MEMO_TOKENS)
 
     def _crosses(self, requests: Sequence[Request], sampling: Sampling) -> bool:
         """Whether a reply may grow across the length at which the model's rope changes."""
@@ -311,6 +321,8 @@ class HFPolicy:
         """A table per prefix, those that are not known computed together."""
         how = (sampling.temperature, sampling.top_p)
         tables = {p: self._tables[p, *how] for p in prefixes if (p, *how) in self._tables}
+        for prefix in tables:
+            self._tables.move_to_end((prefix, *how))
         missing = [prefix for prefix in prefixes if prefix not in tables]
         if missing:
             for prefix, logits_V in zip(missing, self.lm.logits(missing), strict=True):

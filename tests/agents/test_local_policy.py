@@ -187,6 +187,29 @@ def test_long_replies_are_what_remembering_gives(
             assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
+def test_long_replies_that_repeat_are_computed_once(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """As thoughts about a few observations do; of replies that differ nothing is kept."""
+    policy, prompts = HFPolicy(model, tokenizer), [prompt("a" * index) for index in range(4)]
+    greedy, drawn = Sampling(max_tokens=100, temperature=0.0), Sampling(max_tokens=100)
+    first = policy.generate(prompts, greedy, range(4))
+    assert len({c.token_ids for c in first}) > 1
+    assert not policy.remembers(100)
+    for _ in range(20):
+        policy.generate(prompts, greedy, range(4))
+    assert policy.remembers(100)
+    assert not policy.remembers(2000)
+    again = policy.generate(prompts, greedy, range(4))
+    assert [c.token_ids for c in again] == [c.token_ids for c in first]
+    computed = policy.lm.computed_tokens
+    policy.generate(prompts, greedy, range(4))
+    assert policy.lm.computed_tokens == computed
+    for start in range(0, 32, 4):
+        policy.generate(prompts, drawn, range(start, start + 4))
+    assert not policy.remembers(100)
+
+
 @pytest.mark.parametrize("make", [tiny_llama, hybrid], ids=["llama", "hybrid"])
 @pytest.mark.parametrize("max_tokens", [4, 24])
 @pytest.mark.parametrize("compute", ["tree", "padded"])
