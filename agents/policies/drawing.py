@@ -23,30 +23,44 @@ BLOCK = 1024
 class DrawTable:
     """All that drawing the token after one prefix takes, on the CPU."""
 
-    logprobs_V: npt.NDArray[np.float32]
-    """At temperature 1."""
+    logits_V: npt.NDArray[np.float32]
+    """What top-p cuts off is -inf."""
+    norm: float
+    """The log of the sum of all their exponentials, at temperature 1."""
     greedy: int
-    cumulative_V: npt.NDArray[np.float64] | None
-    """Running sum of the sampling distribution; ``None`` when greedy."""
+    until_M: npt.NDArray[np.float64] | None
+    """Running sum of the blocks' weights; ``None`` when greedy."""
+    temperature: float
 
     @classmethod
     def of(cls, logits_V: torch.Tensor, sampling: Sampling) -> "DrawTable":
         """The table of one row of logits."""
-        logits_V = logits_V.cpu()
-        cumulative_V = None
+        logits_V = logits_V.detach().float().cpu().clone()  # of its own: a row would keep its whole matrix
+        norm, until_M = float(logits_V.logsumexp(-1)), None
         if sampling.temperature > 0:
-            cumulative_V = sampling_distribution(logits_V, sampling).cumsum(-1).numpy()
-        logprobs_V = logits_V.log_softmax(-1).numpy()
-        return cls(logprobs_V=logprobs_V, greedy=int(logits_V.argmax()), cumulative_V=cumulative_V)
+            if sampling.top_p < 1:
+                logits_V[sampling_distribution(logits_V, sampling) == 0] = -torch.inf
+            weight_1V = _weights(logits_V[None], sampling.temperature)
+            until_M = _blocks(weight_1V).sum(-1, dtype=torch.float64).cumsum(-1)[0].numpy()
+        return cls(logits_V.numpy(), norm, int(logits_V.argmax()), until_M, sampling.temperature)
 
-    def draw(self, uniform: float) -> int:
-        """The token at ``uniform`` in [0, 1) of the cumulative distribution."""
-        if self.cumulative_V is None:
-            return self.greedy
-        total = self.cumulative_V[-1]
-        # A draw next to 1 can fall behind the last token that has any probability.
-        last = np.searchsorted(self.cumulative_V, total)
-        return int(min(np.searchsorted(self.cumulative_V, uniform * total, side="right"), last))
+    def draw(self, uniform: float) -> tuple[int, float]:
+        """The token at ``uniform`` in [0, 1) of the distribution; its log-probability at temperature 1."""
+        token = self.greedy
+        if self.until_M is not None:
+            wanted = uniform * self.until_M[-1]
+            block = _first_above(self.until_M, wanted)
+            before = self.until_M[block - 1] if block else 0.0
+            inside_B = self.logits_V[block * BLOCK :][:BLOCK] - self.logits_V[self.greedy]
+            until_B = np.exp(inside_B / np.float32(self.temperature)).cumsum(dtype=np.float64)
+            token = block * BLOCK + _first_above(until_B, wanted - before)
+        return token, float(self.logits_V[token]) - self.norm
+
+
+def _first_above(until_K: npt.NDArray[np.float64], wanted: float) -> int:
+    """Where a running sum first exceeds what is wanted, at the latest where it ends to grow."""
+    last = np.searchsorted(until_K, until_K[-1])
+    return int(min(np.searchsorted(until_K, wanted, side="right"), last))
 
 
 def draw(
@@ -67,18 +81,27 @@ def draw(
         token_N1 = logits_NV.argmax(-1, keepdim=True)
         return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
     if sampling.top_p < 1:
-        kept = [sampling_distribution(logits_V, sampling).float() for logits_V in logits_NV]
-        weight_NV = torch.stack(kept)
-    else:
-        weight_NV = logits_NV.sub(logits_NV.amax(-1, keepdim=True)).div_(sampling.temperature).exp_()
+        for logits_V in logits_NV:
+            logits_V[sampling_distribution(logits_V, sampling) == 0] = -torch.inf
+    weight_NV = _weights(logits_NV, sampling.temperature)
     token_N1 = _at(weight_NV, torch.tensor(uniforms, dtype=torch.float64, device=logits_NV.device))[:, None]
     return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
 
 
+def _weights(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """[N, V]: probabilities times what their row has in common."""
+    return logits_NV.sub(logits_NV.amax(-1, keepdim=True)).div_(temperature).exp_()
+
+
+def _blocks(weight_NV: torch.Tensor) -> torch.Tensor:
+    """[N, M, BLOCK], the last block filled up with zeros."""
+    padding = -weight_NV.shape[1] % BLOCK
+    return torch.nn.functional.pad(weight_NV, (0, padding)).view(len(weight_NV), -1, BLOCK)
+
+
 def _at(weight_NV: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
     """[N]: the token at ``uniform`` of each running sum, which is taken over blocks, then within one."""
-    padding = -weight_NV.shape[1] % BLOCK
-    weight_NMB = torch.nn.functional.pad(weight_NV, (0, padding)).unflatten(-1, (-1, BLOCK))
+    weight_NMB = _blocks(weight_NV)
     until_NM = weight_NMB.sum(-1, dtype=torch.float64).cumsum(-1)
     wanted_N1 = (uniform_N * until_NM[:, -1])[:, None]
     block_N1 = _place(until_NM, wanted_N1)
