@@ -62,31 +62,44 @@ def draw(
     Returns:
         The tokens, and their log-probabilities at temperature 1.
     """
-    norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
     if sampling.temperature == 0:
         token_N1 = logits_NV.argmax(-1, keepdim=True)
-        return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
-    if sampling.top_p < 1:
-        kept = [sampling_distribution(logits_V, sampling).float() for logits_V in logits_NV]
-        weight_NV = torch.stack(kept)
+        norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
     else:
-        weight_NV = logits_NV.sub(logits_NV.amax(-1, keepdim=True)).div_(sampling.temperature).exp_()
-    token_N1 = _at(weight_NV, torch.tensor(uniforms, dtype=torch.float64, device=logits_NV.device))[:, None]
+        most_N1 = logits_NV.amax(-1, keepdim=True)
+        if sampling.top_p < 1:
+            kept = [sampling_distribution(logits_V, sampling).float() for logits_V in logits_NV]
+            weight_NV = torch.stack(kept)
+        else:
+            weight_NV = logits_NV.sub(most_N1).div_(sampling.temperature).exp_()
+        uniform_N = torch.tensor(uniforms, dtype=torch.float64, device=logits_NV.device)
+        token_N1, sum_N1 = _at(weight_NV, uniform_N)
+        if sampling.temperature == 1 and sampling.top_p == 1:  # then the sum of the weights is known
+            norm_N1 = most_N1 + sum_N1.log().to(most_N1.dtype)
+        else:
+            norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
     return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
 
 
-def _at(weight_NV: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """[N]: the token at ``uniform`` of each running sum, which is taken over blocks, then within one."""
-    padding = -weight_NV.shape[1] % BLOCK
-    weight_NMB = torch.nn.functional.pad(weight_NV, (0, padding)).unflatten(-1, (-1, BLOCK))
-    until_NM = weight_NMB.sum(-1, dtype=torch.float64).cumsum(-1)
-    wanted_N1 = (uniform_N * until_NM[:, -1])[:, None]
+def _at(weight_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token at ``uniform`` of each running sum, which is taken over blocks, then within one.
+
+    Returns:
+        [N, 1] each: the tokens, and what the weights sum up to.
+    """
+    tokens = weight_NV.shape[1]
+    whole = tokens - tokens % BLOCK
+    sums = weight_NV[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1), weight_NV[:, whole:].sum(-1, keepdim=True)
+    until_NM = torch.cat(sums, -1).double().cumsum(-1)  # summed in fp64, all weights would be copied
+    wanted_N1 = uniform_N[:, None] * until_NM[:, -1:]
     block_N1 = _place(until_NM, wanted_N1)
-    before_NM = torch.nn.functional.pad(until_NM, (1, 0))
-    index_N1B = block_N1[:, :, None].expand(-1, -1, BLOCK)
-    within_NB = weight_NMB.gather(1, index_N1B)[:, 0].double().cumsum(-1)
-    inside_N1 = _place(within_NB, wanted_N1 - before_NM.gather(-1, block_N1))
-    return (block_N1 * BLOCK + inside_N1)[:, 0]
+    before_N1 = torch.nn.functional.pad(until_NM, (1, 0)).gather(-1, block_N1)
+    places_NB = block_N1 * BLOCK + torch.arange(BLOCK, device=weight_NV.device)
+    block_NB = weight_NV.gather(-1, places_NB.clamp(max=tokens - 1)).masked_fill_(places_NB >= tokens, 0.0)
+    within_NB = block_NB.double().cumsum(-1)
+    exact_N1 = within_NB[:, -1:] / (until_NM.gather(-1, block_N1) - before_N1)  # 1, but for rounding
+    inside_N1 = _place(within_NB, (wanted_N1 - before_N1) * exact_N1)
+    return block_N1 * BLOCK + inside_N1, until_NM[:, -1:]
 
 
 def _place(until_NK: torch.Tensor, wanted_N1: torch.Tensor) -> torch.Tensor:
