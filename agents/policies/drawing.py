@@ -40,8 +40,8 @@ class DrawTable:
         if sampling.temperature > 0:
             if sampling.top_p < 1:
                 logits_V[sampling_distribution(logits_V, sampling) == 0] = -torch.inf
-            weight_1V = _weights(logits_V[None], sampling.temperature)
-            until_M = _blocks(weight_1V).sum(-1, dtype=torch.float64).cumsum(-1)[0].numpy()
+            weight_1V = logits_V[None].sub(logits_V.amax()).div_(sampling.temperature).exp_()
+            until_M = _until(weight_1V)[0].numpy()
         return cls(logits_V.numpy(), norm, int(logits_V.argmax()), until_M, sampling.temperature)
 
     def draw(self, uniform: float) -> tuple[int, float]:
@@ -53,7 +53,8 @@ class DrawTable:
             before = self.until_M[block - 1] if block else 0.0
             inside_B = self.logits_V[block * BLOCK :][:BLOCK] - self.logits_V[self.greedy]
             until_B = np.exp(inside_B / np.float32(self.temperature)).cumsum(dtype=np.float64)
-            token = block * BLOCK + _first_above(until_B, wanted - before)
+            exact = until_B[-1] / (self.until_M[block] - before)  # 1, but for rounding
+            token = block * BLOCK + _first_above(until_B, (wanted - before) * exact)
         return token, float(self.logits_V[token]) - self.norm
 
 
@@ -76,40 +77,48 @@ def draw(
     Returns:
         The tokens, and their log-probabilities at temperature 1.
     """
-    norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
     if sampling.temperature == 0:
         token_N1 = logits_NV.argmax(-1, keepdim=True)
+        norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
         return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
+    most_N1 = logits_NV.amax(-1, keepdim=True)
     if sampling.top_p < 1:
+        norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
         for logits_V in logits_NV:
             logits_V[sampling_distribution(logits_V, sampling) == 0] = -torch.inf
-    weight_NV = _weights(logits_NV, sampling.temperature)
-    token_N1 = _at(weight_NV, torch.tensor(uniforms, dtype=torch.float64, device=logits_NV.device))[:, None]
+    weight_NV = logits_NV.sub(most_N1).div_(sampling.temperature).exp_()
+    uniform_N = torch.tensor(uniforms, dtype=torch.float64, device=logits_NV.device)
+    token_N1, sum_N1 = _at(weight_NV, uniform_N)
+    if sampling.temperature == 1 and sampling.top_p == 1:  # then the sum of the weights is known
+        norm_N1 = most_N1 + sum_N1.log().to(most_N1.dtype)
+    elif sampling.top_p == 1:
+        norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
     return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
 
 
-def _weights(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:
-    """[N, V]: probabilities times what their row has in common."""
-    return logits_NV.sub(logits_NV.amax(-1, keepdim=True)).div_(temperature).exp_()
+def _until(weight_NV: torch.Tensor) -> torch.Tensor:
+    """[N, M] in fp64: running sums of the weights, block by block; summed in fp64, all would be copied."""
+    whole = weight_NV.shape[1] // BLOCK * BLOCK
+    sums = weight_NV[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1), weight_NV[:, whole:].sum(-1, keepdim=True)
+    return torch.cat(sums, -1).double().cumsum(-1)
 
 
-def _blocks(weight_NV: torch.Tensor) -> torch.Tensor:
-    """[N, M, BLOCK], the last block filled up with zeros."""
-    padding = -weight_NV.shape[1] % BLOCK
-    return torch.nn.functional.pad(weight_NV, (0, padding)).view(len(weight_NV), -1, BLOCK)
+def _at(weight_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token at ``uniform`` of each running sum, which is taken over blocks, then within one.
 
-
-def _at(weight_NV: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """[N]: the token at ``uniform`` of each running sum, which is taken over blocks, then within one."""
-    weight_NMB = _blocks(weight_NV)
-    until_NM = weight_NMB.sum(-1, dtype=torch.float64).cumsum(-1)
-    wanted_N1 = (uniform_N * until_NM[:, -1])[:, None]
+    Returns:
+        [N, 1] each: the tokens, and what the weights sum up to.
+    """
+    tokens, until_NM = weight_NV.shape[1], _until(weight_NV)
+    wanted_N1 = uniform_N[:, None] * until_NM[:, -1:]
     block_N1 = _place(until_NM, wanted_N1)
-    before_NM = torch.nn.functional.pad(until_NM, (1, 0))
-    index_N1B = block_N1[:, :, None].expand(-1, -1, BLOCK)
-    within_NB = weight_NMB.gather(1, index_N1B)[:, 0].double().cumsum(-1)
-    inside_N1 = _place(within_NB, wanted_N1 - before_NM.gather(-1, block_N1))
-    return (block_N1 * BLOCK + inside_N1)[:, 0]
+    before_N1 = torch.nn.functional.pad(until_NM, (1, 0)).gather(-1, block_N1)
+    places_NB = block_N1 * BLOCK + torch.arange(BLOCK, device=weight_NV.device)
+    block_NB = weight_NV.gather(-1, places_NB.clamp(max=tokens - 1)).masked_fill_(places_NB >= tokens, 0.0)
+    within_NB = block_NB.double().cumsum(-1)
+    exact_N1 = within_NB[:, -1:] / (until_NM.gather(-1, block_N1) - before_N1)  # 1, but for rounding
+    inside_N1 = _place(within_NB, (wanted_N1 - before_N1) * exact_N1)
+    return block_N1 * BLOCK + inside_N1, until_NM[:, -1:]
 
 
 def _place(until_NK: torch.Tensor, wanted_N1: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from tokenizers import AddedToken, normalizers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.policies.drawing import DrawTable, draw, sampling_distribution
@@ -154,8 +155,11 @@ def test_scripted_policy() -> None:
 @pytest.mark.parametrize(
     "sampling", [Sampling(temperature=0.0), Sampling(), Sampling(temperature=0.3), Sampling(top_p=0.7)]
 )
-def test_a_token_is_the_same_from_a_table_and_where_the_logits_are(sampling: Sampling) -> None:
-    logits_NV = 3 * torch.randn((64, 2500), generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("vocabulary", [5, 1024, 2500])  # in blocks of 1,024
+def test_a_token_is_the_same_from_a_table_and_where_the_logits_are(
+    sampling: Sampling, vocabulary: int
+) -> None:
+    logits_NV = 3 * torch.randn((64, vocabulary), generator=torch.Generator().manual_seed(0))
     logits_NV[:, 7:900] = -torch.inf
     uniforms = [index / 64 for index in range(63)] + [1 - 2**-53]
     tables = [DrawTable.of(logits_V, sampling) for logits_V in logits_NV]
@@ -163,6 +167,32 @@ def test_a_token_is_the_same_from_a_table_and_where_the_logits_are(sampling: Sam
     tokens, logprobs = draw(logits_NV.clone(), sampling, uniforms)
     assert tokens == [token for token, _ in expected]
     assert logprobs == pytest.approx([logprob for _, logprob in expected], abs=1e-5)
+    alone = [draw(logits_NV[i : i + 1].clone(), sampling, uniforms[i : i + 1])[0][0] for i in range(64)]
+    assert alone == tokens
+
+
+class Made(TorchDispatchMode):
+    """Types of the tensors, as large as ``numel`` or larger, that are made within it."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numel = numel
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **kwargs or {})
+        is_new = isinstance(made, torch.Tensor) and not (func.is_view or func._schema.name.endswith("_"))
+        if is_new and made.numel() >= self.numel:
+            self.dtypes.append(made.dtype)
+        return made
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7)])
+def test_drawing_takes_one_copy_of_the_logits_and_none_in_fp64(sampling: Sampling) -> None:
+    logits_NV = torch.randn((8, 20_000), generator=torch.Generator().manual_seed(0))
+    with Made(logits_NV.numel()) as made:
+        draw(logits_NV, sampling, [0.5] * 8)
+    assert made.dtypes == [torch.float32]
 
 
 def test_long_replies_are_what_remembering_gives(
