@@ -16,9 +16,10 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from agents.run.parts import Joined
 from distill.examples import DistillExample
 from distill.lm.prefix_lm import PrefixLM
+from distill.lm.reached import freeze_unreached
 from distill.lm.shards import whole as full
 from distill.lora import LoRA
-from distill.opcd import OPCD, DistillError, freeze_unreached
+from distill.opcd import OPCD, DistillError
 from distill.optimizer import AdamW8bit, make_optimizer
 from distill.parallel import Engine, Ranks, cast_shards, like
 from distill.teacher import FrozenTeacher
