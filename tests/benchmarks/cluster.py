@@ -118,7 +118,7 @@ def memory(shape: Shape, setup: Setup, *, gloo: bool = False) -> dict[str, float
     layer, ends, head = layer_parameters(shape), end_parameters(shape), shape.vocabulary * shape.width
     moment_bytes = MOMENT_BYTES[setup.optimizer]
     if setup.lora_rank:
-        trained = adapter_parameters(shape, setup.lora_rank)  # whose rows are short: in 32 bits either way
+        trained = adapter_parameters(shape, setup.lora_rank)  # hardly anything, in 8 bits or not
         held = {
             "weights, student and base in one": setup.weight_bytes * size / parts,
             "adapters, their gradients and moments": 16 * trained / parts,
