@@ -2,16 +2,20 @@
 
     python -m tests.benchmarks.cluster --shape qwen3-8b --processes 8 --dry-run
     python -m tests.benchmarks.cluster                 measures here, on CPUs, what the formula says of memory
+    python -m tests.benchmarks.cluster --update        measures here an update of two processes against one
 
 The first computes; its assumptions are printed beside its figures. The second starts two and then four
 processes (gloo) with a model of about 100M random weights, and compares the peak of each with the formula.
+The third takes turns between one and two processes of one core each, with the same completions in all.
 """
 
 import gc
 import json
 import os
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,6 +68,8 @@ MOMENT_BYTES: Mapping[OptimizerKind, float] = {"adamw": 8, "adamw-8bit": 2 * (1 
 """Per weight."""
 ALLOWED = 1.15
 """Peak to formula."""
+FASTER = 1.8
+"""How many times as fast an update has to be on two processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +190,30 @@ def _steps(ranks: Ranks, shape: Shape, lora_rank: int) -> None:
         opcd.state()
 
 
+def update_worker(shape: Shape, completions: int) -> None:
+    """In each process: updates with DDP, without drawing; the main one prints the seconds of each."""
+    ranks = Ranks.connect("cpu")
+    student, base = (shape.model(torch.device("cpu"), torch.float32, "tree") for _ in range(2))
+    opcd = OPCD(student, FrozenTeacher(PrefixLM(base)), lr=1e-5, ranks=ranks, engine="ddp")
+    seconds = []
+    for step in range(4):
+        prompts = [
+            tuple(range(step * completions + i, step * completions + i + 32)) for i in range(completions)
+        ]
+        examples = [
+            DistillExample(
+                student_prompt_ids=prompt, teacher_prompt_ids=(*prompt, 9), completion_ids=prompt[::-1]
+            )
+            for prompt in ranks.share(prompts)
+        ]
+        ranks.gather([0])  # all begin together
+        started = time.perf_counter()
+        opcd.step(examples)
+        seconds.append(max(ranks.gather([time.perf_counter() - started])))
+    if ranks.is_main:
+        print(json.dumps({"taken": seconds[1:]}))  # the first step warms up
+
+
 def _held(peak: bool = False) -> int:
     """Bytes of this process, now or at most since it began."""
     key = "VmHWM:" if peak else "VmRSS:"
@@ -193,16 +223,37 @@ def _held(peak: bool = False) -> int:
 
 def measured(shape: Shape, processes: int, lora_rank: int = 0) -> list[int]:
     """Bytes that each of so many processes took at most for the model."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "tests.benchmarks.cluster", "--worker", shape.name, str(lora_rank)]
     # What is given back to the C library goes back to the system: else it is counted as held.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    return list(map(int, _taken(processes, "--worker", shape.name, str(lora_rank), threshold=1 << 16)))
+
+
+def _taken(processes: int, *worker: str, threshold: int | None = None) -> list[float]:
+    """What workers on one core each say."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if threshold is not None:
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(threshold)
+    command += ["-m", "tests.benchmarks.cluster", *worker]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{processes} processes failed: {done.stderr.strip()[-2000:]}")
     [line] = [line for line in done.stdout.splitlines() if line.startswith('{"taken"')]
-    taken: list[int] = json.loads(line)["taken"]
+    taken: list[float] = json.loads(line)["taken"]
     return taken
+
+
+def compare_update(shape: Shape, console: Console, *, completions: int = 64, turns: int = 3) -> float:
+    """Print the medians of an update on one process and on two; how many times as fast two are."""
+    times: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(turns):
+        for processes, found in times.items():
+            found += _taken(processes, "--update-worker", shape.name, str(completions))
+    one, two = (statistics.median(found) for found in times.values())
+    console.print(
+        f"update, {completions} completions of 32 tokens, {parameters(shape) / 1e6:.0f}M weights, ddp: "
+        f"{one:.2f} s on one process, {two:.2f} s on two of one core each: {one / two:.2f} times as fast"
+    )
+    return one / two
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,6 +398,7 @@ def main(
     optimizer: OptimizerKind = "adamw",
     gpu_memory: float = 80.0,
     dry_run: bool = False,
+    update: bool = False,
 ) -> int:
     """Compute what a run takes (--dry-run), or measure on CPUs that the formula of memory holds.
 
@@ -359,8 +411,11 @@ def main(
         optimizer: As of a run.
         gpu_memory: Of one GPU, in GB.
         dry_run: Start nothing.
+        update: Measure an update on two processes against one, in place of memory.
     """
     console = Console(width=110)
+    if update:
+        return 0 if compare_update(FULL, console) >= FASTER else 1
     if not dry_run:
         return 0 if compare_memory(FULL, console) else 1
     if shape not in SHAPES:
@@ -378,7 +433,8 @@ def main(
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        worker({shape.name: shape for shape in (FULL, QUICK)}[sys.argv[2]], int(sys.argv[3]))
+    if sys.argv[1:2] in (["--worker"], ["--update-worker"]):
+        work = worker if sys.argv[1] == "--worker" else update_worker
+        work({shape.name: shape for shape in (FULL, QUICK)}[sys.argv[2]], int(sys.argv[3]))
     else:
         sys.exit(tyro.cli(main, prog="python -m tests.benchmarks.cluster"))
