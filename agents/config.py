@@ -17,6 +17,7 @@ from agents.prompts import Layout, Place, conversation
 from distill.examples import Data
 from distill.lm.load import Dtype
 from distill.loss import Direction, Mode
+from distill.optimizer import OptimizerKind
 from distill.parallel import Engine
 from distill.teacher import TeacherKind
 from envs.deadline import MAX_SECONDS
@@ -166,6 +167,8 @@ class DistilSettings:
     lr: Annotated[float, Field(ge=1e-12, le=10)] = 1e-4
     """AdamW's learning rate, from which it falls linearly to 0 at the run's end. 1e-4 suits one-word replies
     of 135M weights, 2e-5 their sentences; 1e-6 to 5e-6 suits 1.7B and more."""
+    optimizer: OptimizerKind = "adamw"
+    """`adamw-8bit` keeps AdamW's moments in 8 bits, by bitsandbytes: 2 bytes a weight in place of 8."""
     lora_rank: AtLeastZero = 0
     """Train adapters of this rank in place of all weights; 0 trains all. Adapters want a higher lr."""
     teacher_temperature: Temperature = 0.4

@@ -333,6 +333,7 @@ def make_opcd(run: Run, ranks: Ranks | None = None) -> OPCD:
         mode=config.loss,
         direction=config.direction,
         vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_urls else None,
+        optimizer=config.optimizer,
         warmup_steps=WARMUP_STEPS,
         decay_steps=config.rounds * config.steps,
         max_nodes=config.max_nodes,

@@ -27,6 +27,7 @@ from distill.lm.shards import Shards, part, whole
 from distill.lm.support import WAYS
 from distill.lm.transfer import sent
 from distill.loss import Direction, Mode
+from distill.optimizer import MOMENTS, OptimizerKind, make_optimizer, moments_of
 from distill.parallel import Engine, Ranks, like, shared
 from distill.room import chunk_positions, pass_tokens
 from distill.teacher import ScoringTeacher, Teacher
@@ -83,6 +84,7 @@ class OPCD:
         average: Average = "completions",
         vocabulary: int | None = None,
         weight_decay: float = 0.0,
+        optimizer: OptimizerKind = "adamw",
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         max_grad_norm: float = 1.0,
@@ -111,6 +113,7 @@ class OPCD:
             average: What the loss is a mean over; see ``scored``.
             vocabulary: Token ids from here on are padding, with which models of one family differ.
             weight_decay: AdamW's.
+            optimizer: Whether its moments take 32 bits, or 8 where they can.
             warmup_steps: Over so many steps the learning rate rises linearly to ``lr``.
             decay_steps: Over so many steps it falls linearly to 0, and stays there; ``None`` lets it be.
             max_grad_norm: Gradients with a larger norm are scaled down to it.
@@ -176,8 +179,8 @@ class OPCD:
             compile_layers(student)
         self._compute_dtype = compute_dtype
         self._forward = shared(student, self.ranks, engine)
-        self._optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=lr, weight_decay=weight_decay, fused=True
+        self._optimizer = make_optimizer(
+            optimizer, self.parameters.values(), lr=lr, weight_decay=weight_decay
         )
 
     def step(self, examples: Sequence[DistillExample], direction: Direction | None = None) -> StepStats:
@@ -366,21 +369,21 @@ class OPCD:
             tensors: Put together, on every process.
 
         Raises:
-            DistillError: It is another model's.
+            DistillError: It is another model's, or another optimizer's.
         """
         self.load_weights(tensors)
-        parameters = self.parameters
-        for key in tensors:
-            kind, _, name = key.partition("/")
-            if kind in MOMENTS:
-                self._optimizer.state[parameters[name]][kind] = like(tensors[key], parameters[name])
+        for name, parameter in self.parameters.items():
+            kinds = [kind for kind in MOMENTS if f"{kind}/{name}" in tensors]
+            if kinds and kinds != moments_of(self._optimizer, parameter):
+                raise DistillError("the checkpoint is of another optimizer")
+            state = self._optimizer.state[parameter] if kinds else {}
+            for kind in kinds:
+                state[kind] = like(tensors[f"{kind}/{name}"], parameter)
         self.step_count = int(tensors["step_count"])
 
 
 NOTHING = (DistillExample(student_prompt_ids=(0,), teacher_prompt_ids=(0,), completion_ids=(0,)),)
 """What a process computes in a pass that only others have work for."""
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps per weight."""
 
 
 def _compute_again(model: PreTrainedModel) -> None:

@@ -49,6 +49,11 @@ GENTLE = TINY | {"lr": 1e-5}
 """A walker of this size is certain at first: larger steps turn it to noise, which ends the round."""
 INTERPRETED = Path(__file__).parents[1] / "interpreted_triton"
 """What lets it run its newer model runner there."""
+NEW_RUNNER = {
+    "VLLM_USE_V2_MODEL_RUNNER": "1",
+    "TRITON_INTERPRET": "1",
+    "PYTHONPATH": f"{INTERPRETED}:{os.environ.get('PYTHONPATH', '')}",
+}
 
 
 def prompt(text: str, prefix: str = "I move") -> Prompt:
@@ -346,12 +351,7 @@ def test_a_real_served_teacher_scores_as_a_local_one(tmp_path: Path, runner: str
     logits_NV = policy.lm.logits(prefixes)
     ids_NK = (logits_NV + torch.randn(logits_NV.shape)).topk(200).indices
     flags = ("--logprobs-mode", "processed_logprobs", "--enable-scale-out", "--max-logprobs", "200")
-    interpreted = {
-        "VLLM_USE_V2_MODEL_RUNNER": "1",
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": f"{INTERPRETED}:{os.environ.get('PYTHONPATH', '')}",
-    }
-    with serve(tmp_path / "served", *flags, **(interpreted if runner == "new" else {})) as url:
+    with serve(tmp_path / "served", *flags, **(NEW_RUNNER if runner == "new" else {})) as url:
         teacher = ServedTeacher([url], tokenizer, 0.4, 200)
         greedy = [prompt(text) for text in ("a", "bb")], Sampling(temperature=0, max_tokens=6), (0, 0)
         drawn = EnginePolicy(tiny_llama(seed=7, head_dim=HEAD_DIM), tokenizer, engine=teacher.servers)
@@ -373,3 +373,21 @@ def test_a_real_served_teacher_scores_as_a_local_one(tmp_path: Path, runner: str
                 scores_NK.sort(descending=True).values, logprobs_NV.topk(200).values, atol=1e-4, rtol=0
             )
             assert teacher.cost()["teacher_requests"] in at_once
+
+
+def test_a_server_sharpens_by_itself(tmp_path: Path) -> None:
+    """Then its temperature 1 is 0.4 of the model, and a completion is one request at every position."""
+    model, tokenizer = tiny_llama(head_dim=HEAD_DIM, tie=False), byte_tokenizer()
+    model.save_pretrained(tmp_path / "served")
+    tokenizer.save_pretrained(tmp_path / "served")
+    spans = [Span((9, i, *range(10 * i, 10 * i + 8)), 2) for i in range(1, 17)]
+    prefixes = [span.tokens[:end] for span in spans for end in range(2, len(span.tokens) + 1)]
+    logits_NV = HFPolicy(model, tokenizer).lm.logits(prefixes)
+    ids_NK = (logits_NV + torch.randn(logits_NV.shape)).topk(64).indices
+    flags = ("--enable-scale-out", "--max-logprobs", "64", "--hf-overrides", '{"logit_scale": 2.5}')
+    with serve(tmp_path / "served", *flags, **NEW_RUNNER) as url:
+        teacher = ServedTeacher([url], tokenizer, 1.0, 64)
+        scores_NK = teacher.score(spans, range(len(prefixes)), ids_NK, 1.0)
+    expected_NK = (logits_NV / 0.4).log_softmax(-1).gather(-1, ids_NK)
+    torch.testing.assert_close(scores_NK, expected_NK, atol=1e-4, rtol=0)
+    assert teacher.cost()["teacher_requests"] == 16

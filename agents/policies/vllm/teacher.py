@@ -5,7 +5,8 @@ another temperature T one more number per position is enough, log Z, where Z is 
 vocabulary: then log p_T = log p / T - log Z, exactly. Where the known tokens leave so little that the others
 do not matter, Z comes from them alone (``normalisers``). For all other positions a server tells log p_T of
 one token that is known, the likeliest, and log Z = log p / T - log p_T follows. That is one request for all
-of a batch's, whose prefixes the server's cache has by then.
+of a batch's, whose prefixes the server's cache has by then. A server whose model multiplies its logits by 1/T
+needs no such number: what it calls temperature 1 is T (docs/vllm.md).
 
 Servers that cannot are asked after each prefix for one token, with the log-probabilities of the ids.
 """
