@@ -3,7 +3,6 @@ import pytest
 from tests.benchmarks.cluster import (
     ALLOWED,
     QUICK,
-    SHAPES,
     Machine,
     Setup,
     checkpoint,
@@ -12,6 +11,7 @@ from tests.benchmarks.cluster import (
     memory,
     parameters,
 )
+from tests.gpu_check import SHAPES
 
 
 def test_nobody_holds_a_whole_copy() -> None:
