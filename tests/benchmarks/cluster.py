@@ -7,11 +7,11 @@ The first computes; its assumptions are printed beside its figures. The second s
 processes (gloo) with a model of about 100M random weights, and compares the peak of each with the formula.
 """
 
+import ctypes
 import gc
 import json
-import os
-import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from distill.opcd import OPCD
 from distill.parallel import Engine, Ranks, cast_shards
 from distill.teacher import FrozenTeacher
 from tests.gpu_check import Shape
+from tests.processes import launch
 
 SHAPES: Mapping[str, Shape] = {
     "qwen3-0.6b": Shape(name="0.6B", layers=28, width=1024, heads=16, kv_heads=8, inner=3072, is_tied=True),
@@ -61,6 +62,8 @@ FULL = Shape(
 QUICK = replace(FULL, name="50M", width=320, heads=5, kv_heads=5, inner=1024)
 ALLOWED = 1.15
 """Peak to formula."""
+M_MMAP_THRESHOLD = -3
+"""Of mallopt: from how many bytes on memory is mapped by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +134,9 @@ def memory(shape: Shape, setup: Setup) -> dict[str, float]:
 
 def worker(shape: Shape, lora_rank: int) -> None:
     """In each process: two steps of OPCD, with playing and checkpoints between them."""
+    # What is given back to the C library goes back to the system: else it is counted as held.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    torch.set_num_threads(1)
     ranks = Ranks.connect("cpu")
     _steps(ranks, replace(shape, layers=1, width=32, inner=64), lora_rank)  # libraries are loaded when used
     gc.collect()
@@ -170,14 +176,9 @@ def _held(peak: bool = False) -> int:
 
 def measured(shape: Shape, processes: int, lora_rank: int = 0) -> list[int]:
     """Bytes that each of so many processes took at most for the model."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "tests.benchmarks.cluster", "--worker", shape.name, str(lora_rank)]
-    # What is given back to the C library goes back to the system: else it is counted as held.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{processes} processes failed: {done.stderr.strip()[-2000:]}")
-    [line] = [line for line in done.stdout.splitlines() if line.startswith('{"taken"')]
+    with tempfile.TemporaryDirectory() as folder:
+        said = launch(processes, worker, shape, lora_rank, said=Path(folder) / "said")
+    [line] = [line for line in said.splitlines() if line.startswith('{"taken"')]
     taken: list[int] = json.loads(line)["taken"]
     return taken
 
@@ -330,7 +331,4 @@ def main(
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        worker({shape.name: shape for shape in (FULL, QUICK)}[sys.argv[2]], int(sys.argv[3]))
-    else:
-        sys.exit(tyro.cli(main, prog="python -m tests.benchmarks.cluster"))
+    sys.exit(tyro.cli(main, prog="python -m tests.benchmarks.cluster"))
