@@ -34,11 +34,11 @@ from distill.lora import LoRA
 from experience.endpoint import Endpoint
 from experience.store import ExperienceStore
 from experience.writer import WritingTask
-from tests import processes
 from tests.agents.test_self_improve import QUIET, TINY, open_gate, with_open_gate
 from tests.benchmarks.rollout import bench
 from tests.conftest import byte_tokenizer, save_walker, tiny_llama
-from tests.distill.test_parallel import dies
+from tests.distill.test_parallel import dies, torchrun
+from tests.processes import flags
 
 pytestmark = [
     pytest.mark.vllm,
@@ -270,8 +270,9 @@ def test_two_processes_with_an_engine_each_do_what_one_does(tmp_path: Path) -> N
     runs = tmp_path / "one", tmp_path / "two"
     with open_gate():
         self_improve(SelfImproveConfig(output=runs[0], **settings), QUIET)
-    arguments = processes.flags(output=runs[1], **settings)
-    assert "Traceback" not in processes.launch(2, with_open_gate, *arguments, said=tmp_path / "said")
+    done = torchrun(with_open_gate, *flags(output=runs[1], **settings), folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
     columns = ["phase", "seed", "num_turns", "success", "stop_reason"]
     tables, losses = [], []
     for run in runs:
@@ -289,9 +290,10 @@ def test_two_processes_with_an_engine_each_do_what_one_does(tmp_path: Path) -> N
 
 def test_a_run_goes_on_with_one_engine_when_the_other_is_gone(tmp_path: Path) -> None:
     model, run = save_walker(tmp_path, tiny_llama(tie=False, head_dim=HEAD_DIM)), tmp_path / "run"
-    arguments = processes.flags(output=run, **GENTLE | {"rounds": 1, "model": model, "policy": "vllm"})
-    said = processes.launch(2, dies, *arguments, said=tmp_path / "said", codes=(3, 9))
-    assert "another process of this run has died (rank 1)" in said
+    settings = GENTLE | {"rounds": 1, "model": model, "policy": "vllm"}
+    done = torchrun(dies, *flags(output=run, **settings), folder=tmp_path)
+    assert done.returncode != 0
+    assert "another process of this run has died (rank 1)" in done.stderr
     with open_gate():
         self_improve(SelfImproveConfig(resume=run), QUIET)
     assert json.loads((run / "results.json").read_text())["processes"] == 1

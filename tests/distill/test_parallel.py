@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -30,8 +31,10 @@ from tests.processes import SECONDS, begin, command, flags, launch
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def torchrun(script: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """Two processes, as a user starts them."""
+def torchrun(call: Callable[..., int], *args: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """``call(*args)`` in two processes, as a user starts them, by a script in ``folder``."""
+    script, name = folder / "script.py", call.__name__
+    script.write_text(f"import sys\nfrom {call.__module__} import {name}\nsys.exit({name}(*sys.argv[1:]))\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
         [*command, str(script), *args],
@@ -138,11 +141,7 @@ def test_a_dead_process_ends_the_run_with_a_message(
     if more:
         said = launch(2, dies, *arguments, said=tmp_path / "died", codes=(3, 9))
     else:
-        script = tmp_path / "dying.py"
-        script.write_text(
-            "import sys\nfrom tests.distill.test_parallel import dies\nsys.exit(dies(*sys.argv[1:]))\n"
-        )
-        done = torchrun(script, *arguments)
+        done = torchrun(dies, *arguments, folder=tmp_path)
         assert done.returncode != 0
         said = done.stderr
     assert "another process of this run has died (rank 1)" in said
