@@ -17,20 +17,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.config import Precision, SelfImproveConfig
 from agents.policies.chat_template import unknown_settings
+from agents.policies.engines import ENGINES
 from agents.policies.local import HFPolicy
-from agents.policies.vllm.engine import LocalEngine
 from agents.policies.vllm.policy import Engine, EnginePolicy, VLLMPolicy
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.run.folder import clear_errors
 from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
+from distill.lm.reached import freeze_unreached
 from distill.lm.save import save_reader, save_weights
 from distill.lm.shards import weights_of, whole
 from distill.lora import LoRA
-from distill.opcd import freeze_unreached
 from distill.parallel import Ranks, cast_shards
 from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher, check_same_tokens
 from envs.words import EnvWords
+from experience.whole import appearing
 
 FREE_TEXT_TOKENS = 64
 """The longest reply where it is text, unless the config says otherwise."""
@@ -74,7 +75,7 @@ class Agent:
             policy=ranks.from_main(lambda: self._policy_of(loaded.model, words)),
         )
         """With what ``auto`` has turned out to be."""
-        self.engine = self._make_engine(loaded, path) if config.policy_kind == "vllm" else None
+        self.engine = None if config.policy == "hf" else self._make_engine(loaded, path)
         """Who draws for the agent, where it does not do so itself."""
         self.student = self._drawing(loaded)
         self.base = self._drawing(loaded, self.lora) if self.lora else self._drawing(others.pop()[0])
@@ -198,8 +199,8 @@ class Agent:
         config, model = self.config, loaded.model
         if config.policy_urls:
             return Servers(config.policy_urls, loaded.tokenizer, weights=path, ranks=self._ranks)
-        self._console.print("starting vLLM")
-        return LocalEngine(
+        self._console.print(f"starting {config.policy}", markup=False)
+        return ENGINES[config.policy](
             model,
             dtype=autocast(model, config.products_dtype) or model.dtype,
             window=max(VLLM_WINDOW, 2 * (config.max_new_tokens or 0)),
@@ -247,15 +248,9 @@ class Agent:
 @contextmanager
 def _replaced(target: Path) -> Iterator[Path]:
     """A folder to be written, which then takes the place of ``target``."""
-    tmp = target.with_name(f"{target.name}.tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    with clear_errors(target):
-        try:
-            yield tmp
-            shutil.rmtree(target, ignore_errors=True)
-            tmp.rename(target)
-        finally:
-            shutil.rmtree(tmp, ignore_errors=True)
+    with clear_errors(target), appearing(target) as tmp:
+        yield tmp
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def _model_of(loaded: LoadedModel) -> PreTrainedModel:

@@ -12,6 +12,7 @@ import tyro
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from agents.memory import ALL_TURNS, Memory
+from agents.policies.engines import POLICIES
 from agents.prompts import Layout, Place, conversation
 from distill.examples import Data
 from distill.lm.load import Dtype
@@ -28,7 +29,6 @@ from experience.seeds import STRIDE
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 INSIGHT_KINDS = ("auto", "outcomes", "llm", "raw")
 Precision = Literal["auto", "float32", "mixed", "bfloat16"]
-PolicyKind = Literal["auto", "hf", "vllm"]
 AtLeastOne = Annotated[int, Field(ge=1, le=10**9)]
 AtLeastZero = Annotated[int, Field(ge=0, le=10**9)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
@@ -276,13 +276,6 @@ class SelfImproveConfig(
         return None if self.teacher_urls or self.teacher in get_args(TeacherKind) else self.teacher
 
     @property
-    def policy_kind(self) -> PolicyKind:
-        """What draws, here or on servers."""
-        if self.policy_urls:
-            return "vllm"
-        return self.policy if self.policy in ("hf", "vllm") else "auto"  # type: ignore[return-value]
-
-    @property
     def policy_urls(self) -> tuple[str, ...]:
         """Of the servers that draw, if there are any."""
         return _urls(self.policy)
@@ -338,8 +331,8 @@ class SelfImproveConfig(
             raise ConfigError(
                 f"rounds x episodes must be at most {STRIDE}, not {self.rounds * self.episodes}"
             )
-        if self.policy_kind == "auto" and self.policy != "auto":
-            raise ConfigError(f"policy must be auto, hf, vllm, or servers' URLs, not {self.policy!r}")
+        if not self.policy_urls and self.policy not in POLICIES:
+            raise ConfigError(f"policy must be {', '.join(POLICIES)}, or servers' URLs, not {self.policy!r}")
         if self.insight_kind not in INSIGHT_KINDS:
             raise ConfigError(
                 f"insights must be {', '.join(INSIGHT_KINDS)}, or a .toml file of prompts, "

@@ -36,7 +36,7 @@ def divergences(training: Training, policy: HFPolicy, moments: Sequence[Moment],
                 [turn_seed(config.seed, "held-out", number, 0) for number, _ in part],
                 teacher_encode=run.agent.teacher.encode,
             )
-            found += training.opcd.divergences(policy.lm, examples)
+            found += training.opcd.comparison.divergences(policy.lm, examples)
             bar.update(
                 bar.task_ids[0], advance=len(part), note=f"{statistics.fmean(found):.4f}", refresh=True
             )

@@ -19,7 +19,6 @@ from scipy.optimize import nnls
 
 from agents import rollout
 from agents.examples import sample_examples
-from agents.policies.local import MEMO_TOKENS
 from agents.policies.policy import Completion, Policy, Prompt, Sampling
 from agents.prompts import build_prompt, exchange
 from agents.reflection import INSIGHT_TOKENS, Reflection
@@ -389,9 +388,9 @@ class Rehearsal:
             if agent.scorer is not None:
                 agent.scorer.cost()  # which is counted by step
             agent.teacher.clear()
-        if agent.max_tokens > MEMO_TOKENS:
+        if not agent.student.remembers(agent.max_tokens):
             return seconds * size / part
-        # Short replies are soon all the same: a step costs by its distinct prompts.
+        # What is remembered is soon all the same: a step costs by its distinct prompts.
         distinct = min(size, costs.bare.distinct(config.episodes * costs.bare.turns))
         return seconds * max(1.0, distinct / min(part, len(pairs)))
 

@@ -34,6 +34,7 @@ from experience.insight import InsightState
 from experience.masking import masked, masker
 from experience.store import open_run
 from experience.text import printable
+from experience.whole import appearing
 
 EXPERIENCE = "experience"
 MAX_INSIGHTS = 100
@@ -95,7 +96,10 @@ def share(run: Path, target: str, console: Console, *, store: str | None = None,
             staged = Path(tmp)
             _stage(run, staged, _name(target), store)
             folder = _folder(target)
-            for place in _to_hub(staged, target) if folder is None else [_to_folder(staged, folder)]:
+            if folder is not None:
+                with appearing(folder) as whole:
+                    shutil.copytree(staged, whole)
+            for place in _to_hub(staged, target) if folder is None else (str(folder),):
                 console.print(f"shared: {place}", markup=False, highlight=False, soft_wrap=True)
     except SharingError:
         raise
@@ -118,18 +122,6 @@ def _folder(target: str) -> Path | None:
 
 def _name(target: str) -> str:
     return Path(target.removeprefix(_FILE)).name
-
-
-def _to_folder(staged: Path, folder: Path) -> str:
-    """A copy, which appears when it is whole."""
-    tmp = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    try:
-        shutil.copytree(staged, tmp)
-        tmp.rename(folder)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-    return str(folder)
 
 
 def _to_hub(staged: Path, target: str) -> Iterator[str]:
@@ -174,10 +166,12 @@ def _stage(run: Path, staged: Path, name: str, store: str | None) -> None:
         readme.write(_ABOUT_EXPERIENCE.format(name=name))
     mask = masker()  # a secret may not have been known as one when it was written
     for file in (staged / EXPERIENCE).iterdir():
-        kept = file.with_name(f"{file.name}.tmp")
-        with file.open(encoding="utf-8") as lines, kept.open("w", encoding="utf-8") as masked_lines:
+        with (
+            appearing(file) as tmp,
+            file.open(encoding="utf-8") as lines,
+            tmp.open("w", encoding="utf-8") as masked_lines,
+        ):
             masked_lines.writelines(map(mask, lines))
-        kept.replace(file)
 
 
 def model_card(

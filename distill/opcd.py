@@ -2,19 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from distill.chunked_loss import (
-    KLResult,
-    ScoredTopK,
-    chunked_kl,
-    topk_ids,
-)
+from distill.comparison import Comparison, States, of_each, rows_of
 from distill.examples import (
     Average,
     DistillError,
@@ -26,14 +21,14 @@ from distill.examples import (
 )
 from distill.lm.compiled import compile_layers
 from distill.lm.head import LMHead
-from distill.lm.language_model import LanguageModel, Way, context_window
-from distill.lm.padded_lm import PaddedPass
-from distill.lm.prefix_lm import TreePass
+from distill.lm.language_model import Way, context_window
+from distill.lm.reached import freeze_unreached
 from distill.lm.shards import Shards, part, whole
-from distill.lm.span import Span
+from distill.lm.support import WAYS
 from distill.lm.transfer import sent
-from distill.loss import Direction, Mode, check_top_k
+from distill.loss import Direction, Mode
 from distill.parallel import Engine, Ranks, like, shared
+from distill.room import chunk_positions, pass_tokens
 from distill.teacher import ScoringTeacher, Teacher
 
 __all__ = ["OPCD", "DistillError", "StepStats"]
@@ -132,18 +127,9 @@ class OPCD:
         Raises:
             DistillError: Student and teacher do not fit each other, or a setting makes no sense.
         """
-        try:
-            check_top_k(k, mode)
-        except ValueError as error:
-            raise DistillError(str(error)) from error
         sizes = [LMHead.of(student).weight_VD.shape[0]]
         if not isinstance(teacher, ScoringTeacher):
             sizes.append(teacher.head.weight_VD.shape[0])
-        elif mode == "full" or k >= (vocabulary or sizes[0]):
-            raise DistillError(
-                "a teacher on a server is known at a top-k only: take a loss other than full, and a top-k "
-                f"below the {vocabulary or sizes[0]} tokens"
-            )
         narrow = {p.dtype for p in student.parameters() if p.requires_grad and p.dtype.itemsize < 4}
         if narrow:
             raise DistillError(
@@ -157,13 +143,17 @@ class OPCD:
         self.teacher = teacher
         self.ranks = ranks or Ranks()
         self.step_count = 0
-        self._vocabulary = vocabulary or sizes[0]
-        self._temperature, self._teacher_temperature = temperature, teacher_temperature
-        self._k, self._mode = k, mode
-        on_gpu = student.device.type == "cuda"
-        self._chunk = chunk or (max(1, GPU_LOGITS_BYTES // (4 * self._vocabulary)) if on_gpu else CPU_CHUNK)
-        self._narrow = compute_dtype if on_gpu else None
-        """What the loss multiplies in; a CPU widens instead, and loses nothing."""
+        vocabulary, on_gpu = vocabulary or sizes[0], student.device.type == "cuda"
+        self.comparison = Comparison(
+            teacher=teacher,
+            k=k,
+            mode=mode,
+            temperature=temperature,
+            teacher_temperature=teacher_temperature,
+            vocabulary=vocabulary,
+            chunk=chunk or chunk_positions(student.device, vocabulary),
+            narrow=compute_dtype if on_gpu else None,
+        )
         self._direction: Direction = direction
         self._average: Average = average
         self._lr, self._warmup_steps, self._decay_steps = lr, warmup_steps, decay_steps
@@ -172,7 +162,7 @@ class OPCD:
             student, is_checkpointed=gradient_checkpointing, is_compiled=compute == "padded"
         )
         self._window = context_window(student)
-        self._pass = PASSES[compute]
+        self._pass = WAYS[compute].forward_pass
         self._checkpointing = gradient_checkpointing
         if Shards.of(student) is None:
             freeze_unreached(student, compute)
@@ -204,7 +194,7 @@ class OPCD:
         total, completions = map(int, self.ranks.sums([count(examples, self._average), len(examples)]))
         if not completions:
             raise DistillError("there is nothing to train on: every completion was empty")
-        self._check_windows(examples)
+        self.comparison.check_windows(examples, self._window)
         batches = self._batches(examples)
         passes: list[torch.Tensor] = []
         kls: list[tuple[Scored, torch.Tensor]] = []
@@ -246,13 +236,7 @@ class OPCD:
         torch.autograd.graph.increment_version(list(parameters))
         self._optimizer.zero_grad(set_to_none=True)
         self.step_count += 1
-        names = (
-            "kl",
-            "student_mass",
-            "teacher_mass",
-            "entropy",
-            "teacher_entropy",
-        )
+        names = ("kl", "student_mass", "teacher_mass", "entropy", "teacher_entropy")
         return StepStats(
             **dict(zip(names, reduced, strict=True)),
             grad_norm=norm,
@@ -260,7 +244,7 @@ class OPCD:
             cut_off=cut_off / completions,
             repetition=repeated / completions,
             nodes=int(all_nodes),
-            kls=_of_each(examples, kls),
+            kls=of_each(examples, kls),
         )
 
     def rehearse(self, examples: Sequence[DistillExample], direction: Direction | None = None) -> None:
@@ -273,7 +257,7 @@ class OPCD:
         Raises:
             DistillError: A sequence does not fit a context window.
         """
-        self._check_windows(examples)
+        self.comparison.check_windows(examples, self._window)
         for batch in self._batches(examples):
             self._forward_backward(scored(batch, self._average, count(examples, self._average)), direction)
         self.student.eval()
@@ -308,26 +292,18 @@ class OPCD:
         self.student.eval()
         direction = direction or self._direction
         kl_T = torch.empty(0)
-        rows = _rows(places, self.student.device)
-        of_teacher = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.along(places.teacher)
-        teacher_ND = None if of_teacher is None else of_teacher[rows]
-        forward_pass = self._pass.of(self.student, places.student)
         # Before the pass: where the teacher is in shards, its head is gathered by all.
-        teacher_head = None if isinstance(self.teacher, ScoringTeacher) else self.teacher.head
+        rows = rows_of(places, self.student.device)
+        teacher = self.comparison.teachers(places, rows)
+        forward_pass = self._pass.of(self.student, places.student)
         weight_T = sent([weight * counts for weight in places.weights], self.student.device)
 
         def score() -> torch.Tensor:
             """Loss, then what is logged."""
             hidden_TD = forward_pass.hidden(self.student, self._compute_dtype)
             nonlocal kl_T
-            result = self._compared(
-                (hidden_TD[rows], LMHead.of(self.student)),
-                None if teacher_ND is None or teacher_head is None else (teacher_ND, teacher_head),
-                places,
-                weight_T,
-                direction=direction,
-                mode=self._mode,
-            )
+            mine = States(hidden_TD[rows], LMHead.of(self.student))
+            result = self.comparison.kl(mine, teacher, places, weight_T, direction)
             kl_T = result.kl_T
             logged = [(weight_T * stat_T).sum() for stat_T in result[2:]]
             return torch.stack([result.loss, *logged])
@@ -337,132 +313,6 @@ class OPCD:
         sums = self._forward(score)
         (sums[0] * self.ranks.size).backward()  # gradients are averaged over processes, the loss is not
         return sums.detach(), kl_T, forward_pass.tokens if counts else 0
-
-    @torch.no_grad()
-    def divergences(self, student: LanguageModel, examples: Sequence[DistillExample]) -> list[float]:
-        """KL(student || teacher) of each completion, the mean over its tokens, in nats; nothing is trained.
-
-        Both are at the temperatures of the training, and what is not in the student's top-k is one bucket.
-
-        Args:
-            student: Whose: what is trained, or what it was.
-            examples: Its completions, all on this process.
-
-        Raises:
-            DistillError: A sequence does not fit a context window.
-        """
-        self._check_windows(examples)
-        # Detached, since the loss makes gradients on its way there, whether torch keeps any or not.
-        head = replace(student.head, weight_VD=student.head.weight_VD.detach())
-        passes = []
-        for first in range(0, len(examples), COMPARED):
-            places = scored(examples[first : first + COMPARED])
-            rows = _rows(places, self.student.device)
-            compared = self._compared(
-                (student.along(places.student)[rows], head),
-                None
-                if isinstance(self.teacher, ScoringTeacher)
-                else (self.teacher.along(places.teacher)[rows], self.teacher.head),
-                places,
-                torch.tensor(places.weights, device=self.student.device),
-                direction="reverse",
-                mode="tail",
-            )
-            passes.append((places, compared.kl_T))
-        return list(_of_each(examples, passes))
-
-    def _compared(
-        self,
-        student: tuple[torch.Tensor, LMHead],
-        teacher: tuple[torch.Tensor, LMHead] | None,
-        places: Scored,
-        weight_T: torch.Tensor,
-        *,
-        direction: Direction,
-        mode: Mode,
-    ) -> KLResult:
-        """What the student says next at each place, against what the teacher says there."""
-        mine = self._narrowed(student[0], student[1].cut(self._vocabulary).at(self._temperature))
-        if isinstance(self.teacher, ScoringTeacher):
-            return self._remotely_scored(direction, mode, mine, self.teacher, places, weight_T)
-        assert teacher is not None
-        hidden_ND, head = teacher
-        theirs = self._narrowed(hidden_ND, head.cut(self._vocabulary).at(self._teacher_temperature))
-        return self._scored(direction, mode, mine, theirs, weight_T)
-
-    def _narrowed(self, hidden_TD: torch.Tensor, head: LMHead) -> tuple[torch.Tensor, LMHead]:
-        return hidden_TD.to(self._narrow or hidden_TD.dtype), head.narrowed(self._narrow)
-
-    def _scored(
-        self,
-        direction: Direction,
-        mode: Mode,
-        student: tuple[torch.Tensor, LMHead],
-        other: tuple[torch.Tensor, LMHead],
-        weight_T: torch.Tensor,
-    ) -> KLResult:
-        return chunked_kl(
-            direction,
-            student[0],
-            student[1].weight_VD,
-            other[0],
-            other[1].weight_VD,
-            k=self._k,
-            mode=mode,
-            chunk=self._chunk,
-            weights_T=weight_T,
-            student_map=student[1].map,
-            teacher_map=other[1].map,
-        )
-
-    def _remotely_scored(
-        self,
-        direction: Direction,
-        mode: Mode,
-        student: tuple[torch.Tensor, LMHead],
-        teacher: ScoringTeacher,
-        places: Scored,
-        weight_T: torch.Tensor,
-    ) -> KLResult:
-        hidden_TD, head = student
-        head_VD = head.weight_VD
-        spans, rows, temperature = places.teacher, places.rows, self._teacher_temperature
-        if direction != "forward":
-            ids_TK = topk_ids(
-                hidden_TD.detach(), head_VD.detach(), k=self._k, chunk=self._chunk, map=head.map
-            )
-            scores_TK = teacher.score(spans, rows, ids_TK, temperature)
-        else:
-            ids_TK, scores_TK = teacher.top(spans, rows, self._k, temperature)
-            if (strange := int(ids_TK.max())) >= self._vocabulary:
-                raise DistillError(
-                    f"token {strange} is among the teacher's likeliest, and the student knows "
-                    f"{self._vocabulary}: lower --top-k, or take another direction than forward"
-                )
-        return chunked_kl(
-            direction,
-            hidden_TD,
-            head_VD,
-            k=self._k,
-            mode=mode,
-            chunk=self._chunk,
-            weights_T=weight_T,
-            student_map=head.map,
-            scored=ScoredTopK(*(tensor.to(hidden_TD.device) for tensor in (ids_TK, scores_TK))),
-        )
-
-    def _check_windows(self, examples: Sequence[DistillExample]) -> None:
-        for e in examples:
-            for who, prompt_ids, window in (
-                ("student", e.student_prompt_ids, self._window),
-                ("teacher", e.teacher_prompt_ids, self.teacher.window),
-            ):
-                if (length := len(prompt_ids) + len(e.completion_ids)) > window:
-                    raise DistillError(
-                        f"a prompt of {len(prompt_ids)} tokens and its completion of "
-                        f"{len(e.completion_ids)} make {length}, and the {who}'s context window is "
-                        f"{window}: shorten the prompt or its context"
-                    )
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -527,64 +377,10 @@ class OPCD:
         self.step_count = int(tensors["step_count"])
 
 
-PASSES: Mapping[Way, type[TreePass] | type[PaddedPass]] = {"tree": TreePass, "padded": PaddedPass}
-"""How a student's forward pass is made."""
-
-
-CPU_NODES, CPU_CHUNK = 768, 128
-"""Tokens of a pass and positions of a chunk on a CPU: more take more memory and no less time."""
-GPU_LOGITS_BYTES = 2 << 30
-"""Of a chunk's logits in fp32 on a GPU, which wants large products."""
-GPU_SHARE = 0.6
-"""Of a GPU's free memory, less gradients and moments, that the activations of one pass may take."""
-GPU_MOST_NODES = 32_768
-"""Tokens of a pass beyond which a GPU gets no faster."""
-
-
-def pass_tokens(model: PreTrainedModel, *, is_checkpointed: bool, is_compiled: bool) -> int:
-    """How many tokens one forward and backward pass takes: on a GPU by its free memory.
-
-    Counted per token and layer are copies of the residual stream, of queries, keys and values, and of the
-    gated MLP's three widths, as measured with layers that are compiled; others take twice as much. With
-    checkpointing it is one copy per layer, and one layer of all.
-    """
-    if model.device.type != "cuda":
-        return CPU_NODES
-    config = model.config.get_text_config()
-    width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    heads = getattr(config, "num_attention_heads", 1) * (getattr(config, "head_dim", None) or 0)
-    layer_bytes = (2 if is_compiled else 4) * (6 * width + 6 * max(width, heads) + 4 * inner)
-    layers = config.num_hidden_layers
-    token_bytes = 4 * width * layers + layer_bytes if is_checkpointed else layer_bytes * layers
-    trained = sum(part(p).numel() for p in model.parameters() if p.requires_grad)
-    free = torch.cuda.mem_get_info(model.device)[0] - 12 * trained - 5 * GPU_LOGITS_BYTES
-    return int(min(GPU_MOST_NODES, max(CPU_NODES, GPU_SHARE * free / token_bytes)))
-
-
-COMPARED = 16
-"""Completions that are compared at once, where nothing is trained."""
 NOTHING = (DistillExample(student_prompt_ids=(0,), teacher_prompt_ids=(0,), completion_ids=(0,)),)
 """What a process computes in a pass that only others have work for."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps per weight."""
-
-
-def _of_each(
-    examples: Sequence[DistillExample], passes: Sequence[tuple[Scored, torch.Tensor]]
-) -> tuple[float, ...]:
-    """The mean KL over each completion's tokens."""
-    found: dict[tuple[Span, Span], float] = {}
-    for places, kl_T in passes:
-        kls = kl_T.tolist()
-        for pair, rows in zip(zip(places.student, places.teacher, strict=True), places.of_pair, strict=True):
-            found[pair] = sum(kls[row] for row in rows) / len(rows)
-    return tuple(found[example.spans] for example in examples)
-
-
-def _rows(places: Scored, device: torch.device) -> slice | torch.Tensor:
-    """The index of the distinct ones among the prefixes; everything, where all are, costs nothing."""
-    total = sum(span.size for span in places.student)
-    return slice(None) if len(places.rows) == total else sent(places.rows, device)
 
 
 def _compute_again(model: PreTrainedModel) -> None:
@@ -599,28 +395,3 @@ def _compute_again(model: PreTrainedModel) -> None:
             for name, value in vars(layer).items():
                 if isinstance(value, float) and ("drop" in name or "jitter" in name):
                     setattr(layer, name, 0.0)
-
-
-def freeze_unreached(student: PreTrainedModel, compute: Way) -> None:
-    """Freeze what no text reaches, such as a vision tower: DDP would wait for its gradients.
-
-    ``OPCD`` does it itself but for a model that comes in shards, of which it can only be found out before.
-    Which of many experts a token reaches is chance: they all stay.
-    """
-    if not any(p.requires_grad for p in student.parameters()):
-        return
-    student.eval()
-    with torch.enable_grad():
-        hidden_ND = PASSES[compute].of(student, [Span((0, 0), 2)]).hidden(student, None)
-    reached = {id(LMHead.of(student).weight_VD), id(LMHead.of(student).map.bias_V)}
-    seen, waiting = set(), [hidden_ND.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        reached.add(id(getattr(node, "variable", None)))
-        waiting += [following for following, _ in node.next_functions]
-    for name, parameter in student.named_parameters():
-        if id(parameter) not in reached and "expert" not in name:
-            parameter.requires_grad_(False)

@@ -1,6 +1,5 @@
 """Pages of HTML that need nothing but themselves: no network, no other file."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import jinja2
 
 from experience.masking import masked
+from experience.whole import appearing
 
 
 def write_page(target: Path, template: str, **values: Any) -> Path:
@@ -35,13 +35,8 @@ def write_page(target: Path, template: str, **values: Any) -> Path:
 def write_whole(target: Path, text: str) -> Path:
     """Write a file, whole or not at all, and the folder that it is in; returns the path."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    tmp = target.with_name(f"{target.name}.tmp")
-    try:
-        tmp.unlink(missing_ok=True)  # it may be a link to elsewhere
+    with appearing(target) as tmp:
         tmp.write_text(masked(text), encoding="utf-8", newline="")
-        os.replace(tmp, target)
-    finally:
-        tmp.unlink(missing_ok=True)
     return target
 
 

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from agents.run.parts import Joined
 from distill.examples import DistillExample
 from distill.lm.prefix_lm import PrefixLM
+from distill.lm.reached import freeze_unreached
 from distill.lora import LoRA
-from distill.opcd import OPCD, freeze_unreached
+from distill.opcd import OPCD
 from distill.parallel import Engine, Ranks, cast_shards
 from distill.teacher import FrozenTeacher
 from tests.conftest import tiny_llama

@@ -23,30 +23,45 @@ BLOCK = 1024
 class DrawTable:
     """All that drawing the token after one prefix takes, on the CPU."""
 
-    logprobs_V: npt.NDArray[np.float32]
-    """At temperature 1."""
+    logits_V: npt.NDArray[np.float32]
+    """What top-p cuts off is -inf."""
+    norm: float
+    """The log of the sum of all their exponentials, at temperature 1."""
     greedy: int
-    cumulative_V: npt.NDArray[np.float64] | None
-    """Running sum of the sampling distribution; ``None`` when greedy."""
+    until_M: npt.NDArray[np.float64] | None
+    """Running sum of the blocks' weights; ``None`` when greedy."""
+    temperature: float
 
     @classmethod
     def of(cls, logits_V: torch.Tensor, sampling: Sampling) -> "DrawTable":
         """The table of one row of logits."""
-        logits_V = logits_V.cpu()
-        cumulative_V = None
+        logits_V = logits_V.detach().float().cpu().clone()  # of its own: a row would keep its whole matrix
+        norm, until_M = float(logits_V.logsumexp(-1)), None
         if sampling.temperature > 0:
-            cumulative_V = sampling_distribution(logits_V, sampling).cumsum(-1).numpy()
-        logprobs_V = logits_V.log_softmax(-1).numpy()
-        return cls(logprobs_V=logprobs_V, greedy=int(logits_V.argmax()), cumulative_V=cumulative_V)
+            if sampling.top_p < 1:
+                logits_V[sampling_distribution(logits_V, sampling) == 0] = -torch.inf
+            weight_1V = logits_V[None].sub(logits_V.amax()).div_(sampling.temperature).exp_()
+            until_M = _until(weight_1V)[0].numpy()
+        return cls(logits_V.numpy(), norm, int(logits_V.argmax()), until_M, sampling.temperature)
 
-    def draw(self, uniform: float) -> int:
-        """The token at ``uniform`` in [0, 1) of the cumulative distribution."""
-        if self.cumulative_V is None:
-            return self.greedy
-        total = self.cumulative_V[-1]
-        # A draw next to 1 can fall behind the last token that has any probability.
-        last = np.searchsorted(self.cumulative_V, total)
-        return int(min(np.searchsorted(self.cumulative_V, uniform * total, side="right"), last))
+    def draw(self, uniform: float) -> tuple[int, float]:
+        """The token at ``uniform`` in [0, 1) of the distribution; its log-probability at temperature 1."""
+        token = self.greedy
+        if self.until_M is not None:
+            wanted = uniform * self.until_M[-1]
+            block = _first_above(self.until_M, wanted)
+            before = self.until_M[block - 1] if block else 0.0
+            inside_B = self.logits_V[block * BLOCK :][:BLOCK] - self.logits_V[self.greedy]
+            until_B = np.exp(inside_B / np.float32(self.temperature)).cumsum(dtype=np.float64)
+            exact = until_B[-1] / (self.until_M[block] - before)  # 1, but for rounding
+            token = block * BLOCK + _first_above(until_B, (wanted - before) * exact)
+        return token, float(self.logits_V[token]) - self.norm
+
+
+def _first_above(until_K: npt.NDArray[np.float64], wanted: float) -> int:
+    """Where a running sum first exceeds what is wanted, at the latest where it ends to grow."""
+    last = np.searchsorted(until_K, until_K[-1])
+    return int(min(np.searchsorted(until_K, wanted, side="right"), last))
 
 
 def draw(
@@ -62,31 +77,48 @@ def draw(
     Returns:
         The tokens, and their log-probabilities at temperature 1.
     """
-    norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
     if sampling.temperature == 0:
         token_N1 = logits_NV.argmax(-1, keepdim=True)
+        norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
         return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
+    most_N1 = logits_NV.amax(-1, keepdim=True)
     if sampling.top_p < 1:
-        kept = [sampling_distribution(logits_V, sampling).float() for logits_V in logits_NV]
-        weight_NV = torch.stack(kept)
-    else:
-        weight_NV = logits_NV.sub(logits_NV.amax(-1, keepdim=True)).div_(sampling.temperature).exp_()
-    token_N1 = _at(weight_NV, torch.tensor(uniforms, dtype=torch.float64, device=logits_NV.device))[:, None]
+        norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
+        for logits_V in logits_NV:
+            logits_V[sampling_distribution(logits_V, sampling) == 0] = -torch.inf
+    weight_NV = logits_NV.sub(most_N1).div_(sampling.temperature).exp_()
+    uniform_N = torch.tensor(uniforms, dtype=torch.float64, device=logits_NV.device)
+    token_N1, sum_N1 = _at(weight_NV, uniform_N)
+    if sampling.temperature == 1 and sampling.top_p == 1:  # then the sum of the weights is known
+        norm_N1 = most_N1 + sum_N1.log().to(most_N1.dtype)
+    elif sampling.top_p == 1:
+        norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
     return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
 
 
-def _at(weight_NV: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """[N]: the token at ``uniform`` of each running sum, which is taken over blocks, then within one."""
-    padding = -weight_NV.shape[1] % BLOCK
-    weight_NMB = torch.nn.functional.pad(weight_NV, (0, padding)).unflatten(-1, (-1, BLOCK))
-    until_NM = weight_NMB.sum(-1, dtype=torch.float64).cumsum(-1)
-    wanted_N1 = (uniform_N * until_NM[:, -1])[:, None]
+def _until(weight_NV: torch.Tensor) -> torch.Tensor:
+    """[N, M] in fp64: running sums of the weights, block by block; summed in fp64, all would be copied."""
+    whole = weight_NV.shape[1] // BLOCK * BLOCK
+    sums = weight_NV[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1), weight_NV[:, whole:].sum(-1, keepdim=True)
+    return torch.cat(sums, -1).double().cumsum(-1)
+
+
+def _at(weight_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token at ``uniform`` of each running sum, which is taken over blocks, then within one.
+
+    Returns:
+        [N, 1] each: the tokens, and what the weights sum up to.
+    """
+    tokens, until_NM = weight_NV.shape[1], _until(weight_NV)
+    wanted_N1 = uniform_N[:, None] * until_NM[:, -1:]
     block_N1 = _place(until_NM, wanted_N1)
-    before_NM = torch.nn.functional.pad(until_NM, (1, 0))
-    index_N1B = block_N1[:, :, None].expand(-1, -1, BLOCK)
-    within_NB = weight_NMB.gather(1, index_N1B)[:, 0].double().cumsum(-1)
-    inside_N1 = _place(within_NB, wanted_N1 - before_NM.gather(-1, block_N1))
-    return (block_N1 * BLOCK + inside_N1)[:, 0]
+    before_N1 = torch.nn.functional.pad(until_NM, (1, 0)).gather(-1, block_N1)
+    places_NB = block_N1 * BLOCK + torch.arange(BLOCK, device=weight_NV.device)
+    block_NB = weight_NV.gather(-1, places_NB.clamp(max=tokens - 1)).masked_fill_(places_NB >= tokens, 0.0)
+    within_NB = block_NB.double().cumsum(-1)
+    exact_N1 = within_NB[:, -1:] / (until_NM.gather(-1, block_N1) - before_N1)  # 1, but for rounding
+    inside_N1 = _place(within_NB, (wanted_N1 - before_N1) * exact_N1)
+    return block_N1 * BLOCK + inside_N1, until_NM[:, -1:]
 
 
 def _place(until_NK: torch.Tensor, wanted_N1: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from agents.policies.chat_template import ChatTemplate
 from agents.policies.drawing import DrawTable, draw
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
+from agents.policies.repetition import Repetition
 from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import growth_of, kind_of_length
 from distill.lm.language_model import Way, bytes_per_token, rope_switch
@@ -25,14 +26,14 @@ from envs.thoughts import is_mark
 
 MAX_DISTINCT = 256
 """Distinct prefixes decoded at once: bounds the logits held, [256, V]."""
-MEMO_TOKENS = 16
-"""Replies of more tokens are drawn one beside the other: nobody says the same twice. Of shorter ones every
-distribution is remembered."""
+MEMO_TOKENS, MOST_MEMO_TOKENS = 16, 256
+"""Of replies of at most so many tokens every distribution is remembered; of longer ones, up to the second
+number, as long as they repeat. Others are drawn side by side, and nothing is kept of them."""
 CPU_SHARE, GPU_SHARE = 0.125, 0.4
 """Of a machine's memory, and of a GPU's free memory, that keys and values may take, and as much again what is
 kept of conversations with long replies."""
-TABLE_BYTES = 512 << 20
-"""What remembered distributions may take; the oldest go first."""
+TABLE_BYTES = 256 << 20
+"""What remembered distributions may take; what was not asked for longest goes first."""
 DENSE = 0.75
 """Replies that have ended are carried along until so few are left of all."""
 _MARKUP = re.compile(r"\s*[<\[{|\uff5c\u25c1].*[>\]}|\uff5c\u25b7]\s*", re.DOTALL)
@@ -48,9 +49,12 @@ class Request:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    place: int = field(init=False)
+    """See ``Repetition``."""
 
     def __post_init__(self) -> None:
         self.draws = random.Random(self.seed)
+        self.place = hash(self.prompt_ids)
 
     @property
     def sequence(self) -> Prefix:
@@ -96,6 +100,7 @@ class HFPolicy:
         """Conversations of long replies so far."""
         self._converses = False
         """Whether a reply of its own stood in a prompt: then others will, and what was computed is kept."""
+        self._repetition = Repetition()
         self._tables: OrderedDict[tuple[Prefix, float, float], DrawTable] = OrderedDict()
         self.control_tokens = control_tokens(tokenizer)
         """What only the chat template may put into a prompt."""
@@ -125,6 +130,7 @@ class HFPolicy:
         self._version = self.lm.weights_version
         self.lm.clear()
         self._beginnings.clear()
+        self._repetition.forget()
         for memo in (self._tables, self._encoded, self._pieces, self._decoded):
             memo.clear()
 
@@ -211,13 +217,17 @@ class HFPolicy:
         if self.lm.weights_version != self._version:
             self.clear()
         can_grow = growth_of(self.lm.model) != "none" and not self._crosses(requests, sampling)
-        if sampling.max_tokens > MEMO_TOKENS and can_grow:
-            self._beginnings.max_bytes = room(self.lm.model.device)
-            for group in self._streams(requests, sampling.max_tokens):
-                self._stream(group, sampling)
-            return
-        for group in self._groups(requests, sampling.max_tokens):
-            self._decode(group, sampling)
+        if not can_grow or self.remembers(sampling.max_tokens):
+            for group in self._groups(requests, sampling.max_tokens):
+                self._decode(group, sampling, can_leave=can_grow)
+            requests = [request for request in requests if request.finish_reason is None]
+        self._beginnings.max_bytes = room(self.lm.model.device)
+        for group in self._streams(requests, sampling.max_tokens):
+            self._stream(group, sampling)
+
+    def remembers(self, max_tokens: int) -> bool:
+        """Whether distributions of replies of so many tokens are kept, for who says the same again."""
+        return max_tokens <= (MOST_MEMO_TOKENS if self._repetition.is_common else MEMO_TOKENS)
 
     def _crosses(self, requests: Sequence[Request], sampling: Sampling) -> bool:
         """Whether a reply may grow across the length at which the model's rope changes."""
@@ -249,14 +259,14 @@ class HFPolicy:
             yield group
 
     def _stream(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Draw long replies, a token of each at a time, where the logits are."""
-        prompts = sorted({request.prompt_ids for request in requests})
-        place = {prompt: index for index, prompt in enumerate(prompts)}
+        """Draw long replies, or the rest of them, a token of each at a time, where the logits are."""
+        begun = sorted({request.sequence for request in requests})
+        index = {sequence: number for number, sequence in enumerate(begun)}
         rows = list(requests)  # of the decoding; those that have ended stay until enough have
         with torch.no_grad(), self.lm.within():
-            decoding, computed = self._beginnings.read(prompts)
+            decoding, computed = self._beginnings.read(begun)
             self.lm.computed_tokens += computed
-            decoding.keep([place[request.prompt_ids] for request in rows])
+            decoding.keep([index[request.sequence] for request in rows])
             head = self.lm.head
             while True:
                 live = [row for row, request in enumerate(rows) if request.finish_reason is None]
@@ -293,8 +303,12 @@ class HFPolicy:
             group.append(request)
         yield group
 
-    def _decode(self, requests: Sequence[Request], sampling: Sampling) -> None:
+    def _decode(self, requests: Sequence[Request], sampling: Sampling, *, can_leave: bool) -> None:
+        """Draw from distributions that are remembered; may leave off where replies prove not to repeat."""
         for _ in range(sampling.max_tokens):
+            if can_leave and not self.remembers(sampling.max_tokens):
+                self._tables.clear()
+                return
             waiting: dict[Prefix, list[Request]] = {}
             for request in requests:
                 if request.finish_reason is None:
@@ -304,18 +318,19 @@ class HFPolicy:
                 chunk = prefixes[start : start + MAX_DISTINCT]
                 for prefix, table in self._draw_tables(chunk, sampling).items():
                     for request in waiting[prefix]:
-                        token = table.draw(request.draws.random())
-                        self._extend(request, token, float(table.logprobs_V[token]), sampling)
+                        self._extend(request, *table.draw(request.draws.random()), sampling)
 
     def _draw_tables(self, prefixes: Sequence[Prefix], sampling: Sampling) -> dict[Prefix, DrawTable]:
         """A table per prefix, those that are not known computed together."""
         how = (sampling.temperature, sampling.top_p)
         tables = {p: self._tables[p, *how] for p in prefixes if (p, *how) in self._tables}
+        for prefix in tables:
+            self._tables.move_to_end((prefix, *how))
         missing = [prefix for prefix in prefixes if prefix not in tables]
         if missing:
             for prefix, logits_V in zip(missing, self.lm.logits(missing), strict=True):
                 tables[prefix] = self._tables[prefix, *how] = DrawTable.of(logits_V, sampling)
-            bytes_each = 12 * len(next(iter(tables.values())).logprobs_V)  # fp32 and fp64
+            bytes_each = next(iter(tables.values())).logits_V.nbytes
             while len(self._tables) > max(1, TABLE_BYTES // bytes_each):
                 self._tables.popitem(last=False)
         return tables
@@ -324,6 +339,8 @@ class HFPolicy:
         """Add the token that was drawn."""
         request.token_ids.append(token)
         request.logprobs.append(logprob)
+        if sampling.max_tokens > MEMO_TOKENS:
+            request.place = self._repetition.note(request.place, token)
         if token in self._eos_ids:
             request.finish_reason = FinishReason.STOP
         elif len(request.token_ids) == sampling.max_tokens:

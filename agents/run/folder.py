@@ -3,7 +3,6 @@
 import errno
 import importlib.metadata
 import json
-import os
 import platform
 import resource
 import secrets
@@ -24,6 +23,7 @@ from agents.run.parts import Joined, Parts
 from distill.lm.sealed import DamagedFileError, load_sealed, save_sealed
 from evals.finished_run import DamagedMetricsError, read_metrics
 from experience.masking import masked
+from experience.whole import appearing
 
 PACKAGES = ("opcd-gym", "gymnasium", "torch", "transformers", "numpy", "pandas", "sqlalchemy")
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
@@ -195,14 +195,8 @@ class RunFolder:
             Parts(self.path / name).remove_others()
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        tmp = self.path / f"{name}.tmp"
-        with clear_errors(self.path / name) as target:
-            try:
-                tmp.unlink(missing_ok=True)  # it may be a link to elsewhere
-                write(tmp)
-                os.replace(tmp, target)
-            finally:
-                tmp.unlink(missing_ok=True)
+        with clear_errors(self.path / name) as target, appearing(target) as tmp:
+            write(tmp)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCach
 from distill.lm.compiled import as_they_are, compiled_layers
 from distill.lm.language_model import cache_argument, decoder_of, rope_switch
 from distill.lm.shards import run
+from distill.lm.spare_columns import SpareColumns, spare_columns
 
 STEADY = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Attention that is not planned anew for each length: cuDNN's is, and doubles a token's time on an H100."""
@@ -87,7 +88,8 @@ class Decoding:
     @property
     def bytes(self) -> int:
         """What is held for the sequences."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self._cache))
+        storages = [tensor.untyped_storage() for tensor in _tensors(self._cache)]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     @classmethod
     def joined(cls, decodings: Sequence["Decoding"]) -> "Decoding":
@@ -146,6 +148,8 @@ class Decoding:
                 **extra,
             )
             output: Any = run(self._model, forward)
+        if self._cache is None:
+            spare_columns(output[self._cache_name])
         self._cache, self.hidden = output[self._cache_name], output.last_hidden_state[:, -1]
         self.lengths = [length + new for length in self.lengths]
         return self.hidden
@@ -166,6 +170,8 @@ def _joined(name: str, values: Sequence[Any], width: int) -> Any:
             most = width if columns == -2 else first.shape[-1]
             values = _fitted(values, columns, min(most, max(value.shape[columns] for value in values)))
         return torch.cat([*values]) if len(values) > 1 else values[0]
+    if isinstance(first, SpareColumns):
+        return SpareColumns()  # of the new tensors
     if isinstance(first, list | tuple):
         return type(first)(_joined(name, items, width) for items in zip(*values, strict=True))
     if isinstance(first, dict):

@@ -51,7 +51,8 @@ class LanguageModel(ABC):
 
     way: ClassVar[Way]
     """How it computes."""
-    _pass: ClassVar[type[ForwardPass]]
+    forward_pass: ClassVar[type[ForwardPass]]
+    """How what is missing is computed."""
 
     def __init__(
         self,
@@ -149,9 +150,9 @@ class LanguageModel(ABC):
             [N, D], the spans' prefixes end to end, in the model's dtype, on its device.
         """
         found: dict[int, torch.Tensor] = {}
-        for group in self._pass.pack(self.model, [span.tokens for span in spans], self.max_nodes):
+        for group in self.forward_pass.pack(self.model, [span.tokens for span in spans], self.max_nodes):
             asked = [spans[index] for index in group]
-            forward_pass = self._pass.of(self.model, asked)
+            forward_pass = self.forward_pass.of(self.model, asked)
             with self.within():
                 hidden_ND = forward_pass.hidden(self.model, self.compute_dtype)
             found |= zip(group, hidden_ND.split([span.size for span in asked]), strict=True)

@@ -104,7 +104,7 @@ class PaddedLM(LanguageModel):
         super().__init__(model, **settings)
         compile_layers(model)
 
-    _pass = PaddedPass
+    forward_pass = PaddedPass
 
     def _drop_keys(self) -> None:
         self._beginnings = Beginnings(

@@ -57,7 +57,7 @@ class PrefixLM(LanguageModel):
     """``model`` behind a memo; see the module."""
 
     way = "tree"
-    _pass = TreePass
+    forward_pass = TreePass
 
     def _drop_keys(self) -> None:
         self._tree = PrefixTree()

@@ -6,7 +6,7 @@ model's sliding windows, attention chunks and rope switches are narrowed, so tha
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from distill.lm.prefix_lm import PrefixLM
 from distill.lm.span import Prefix
 
 Compute = Literal["auto", "tree", "padded"]
+WAYS: Mapping[Way, type[LanguageModel]] = {"tree": PrefixLM, "padded": PaddedLM}
 
 LONGEST = 22
 """Tokens of the longest probe."""
@@ -72,8 +73,7 @@ class Support:
 
 def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> LanguageModel:
     """The model as a function of prefixes, computed in the given way; see ``LanguageModel``."""
-    lm: LanguageModel = {"tree": PrefixLM, "padded": PaddedLM}[way](model, **settings)
-    return lm
+    return WAYS[way](model, **settings)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import VLLMError
-from agents.policies.vllm.servers import Server
+from agents.policies.vllm.server import Server
 from experience import ExperienceError
 from experience.endpoint import Endpoint
 from experience.writer import WritingTask
@@ -132,7 +132,7 @@ def test_a_vllm_is_bounded(kind: str) -> None:
     started = time.monotonic()
     with (
         raw_server(KINDS[kind]) as (url, _),
-        patch("agents.policies.vllm.servers.MAX_PAUSE", 0.2),
+        patch("agents.policies.vllm.server.MAX_PAUSE", 0.2),
         pytest.raises(VLLMError),
     ):
         Server(url, timeout=0.8)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from tokenizers import AddedToken, normalizers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.policies.drawing import DrawTable, draw, sampling_distribution
@@ -116,7 +117,7 @@ def test_draws_at_the_edges_are_possible_tokens(policy: HFPolicy) -> None:
     logits_V = torch.full((6,), -torch.inf)
     logits_V[1], logits_V[3] = 0.0, 0.0
     table = DrawTable.of(logits_V, Sampling())
-    assert [table.draw(u) for u in (0.0, 0.49, 0.51, np.nextafter(1.0, 0.0))] == [1, 1, 3, 3]
+    assert [table.draw(u)[0] for u in (0.0, 0.49, 0.51, np.nextafter(1.0, 0.0))] == [1, 1, 3, 3]
 
 
 def test_end_of_sequence_stops(policy: HFPolicy) -> None:
@@ -154,16 +155,44 @@ def test_scripted_policy() -> None:
 @pytest.mark.parametrize(
     "sampling", [Sampling(temperature=0.0), Sampling(), Sampling(temperature=0.3), Sampling(top_p=0.7)]
 )
-def test_a_token_is_the_same_from_a_table_and_where_the_logits_are(sampling: Sampling) -> None:
-    logits_NV = 3 * torch.randn((64, 2500), generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("vocabulary", [5, 1024, 2500])  # in blocks of 1,024
+def test_a_token_is_the_same_from_a_table_and_where_the_logits_are(
+    sampling: Sampling, vocabulary: int
+) -> None:
+    logits_NV = 3 * torch.randn((64, vocabulary), generator=torch.Generator().manual_seed(0))
     logits_NV[:, 7:900] = -torch.inf
     uniforms = [index / 64 for index in range(63)] + [1 - 2**-53]
     tables = [DrawTable.of(logits_V, sampling) for logits_V in logits_NV]
     expected = [table.draw(uniform) for table, uniform in zip(tables, uniforms, strict=True)]
     tokens, logprobs = draw(logits_NV.clone(), sampling, uniforms)
-    assert tokens == expected
-    theirs = [float(table.logprobs_V[token]) for table, token in zip(tables, expected, strict=True)]
-    assert logprobs == pytest.approx(theirs, abs=1e-5)
+    assert tokens == [token for token, _ in expected]
+    assert logprobs == pytest.approx([logprob for _, logprob in expected], abs=1e-5)
+    alone = [draw(logits_NV[i : i + 1].clone(), sampling, uniforms[i : i + 1])[0][0] for i in range(64)]
+    assert alone == tokens
+
+
+class Made(TorchDispatchMode):
+    """Types of the tensors, as large as ``numel`` or larger, that are made within it."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numel = numel
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **kwargs or {})
+        is_new = isinstance(made, torch.Tensor) and not (func.is_view or func._schema.name.endswith("_"))
+        if is_new and made.numel() >= self.numel:
+            self.dtypes.append(made.dtype)
+        return made
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7)])
+def test_drawing_takes_one_copy_of_the_logits_and_none_in_fp64(sampling: Sampling) -> None:
+    logits_NV = torch.randn((8, 20_000), generator=torch.Generator().manual_seed(0))
+    with Made(logits_NV.numel()) as made:
+        draw(logits_NV, sampling, [0.5] * 8)
+    assert made.dtypes == [torch.float32]
 
 
 def test_long_replies_are_what_remembering_gives(
@@ -171,6 +200,7 @@ def test_long_replies_are_what_remembering_gives(
 ) -> None:
     """Whoever is beside them, however many fit side by side, and whenever the others end."""
     policy = HFPolicy(model, tokenizer)
+    policy._repetition.is_common = False
     prompts = [prompt("a" * (index % 5)) for index in range(12)]
     sampling, seeds = Sampling(max_tokens=120), list(range(12))
     streamed = policy.generate(prompts, sampling, seeds)
@@ -185,6 +215,30 @@ def test_long_replies_are_what_remembering_gives(
         assert [c.finish_reason for c in others] == [c.finish_reason for c in streamed]
         for mine, theirs in zip(streamed, others, strict=True):
             assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+def test_long_replies_that_repeat_are_computed_once(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """As thoughts about a few observations do; of replies that differ nothing is kept."""
+    policy, prompts = HFPolicy(model, tokenizer), [prompt("a" * index) for index in range(4)]
+    greedy, drawn = Sampling(max_tokens=100, temperature=0.0), Sampling(max_tokens=100)
+    first = policy.generate(prompts * 8, greedy, range(32))
+    assert len({c.token_ids for c in first}) > 1
+    computed = policy.lm.computed_tokens
+    again = policy.generate(prompts * 8, greedy, range(32))
+    assert [c.token_ids for c in again] == [c.token_ids for c in first]
+    assert policy.lm.computed_tokens == computed
+    assert policy.remembers(100)
+    assert not policy.remembers(2000)
+    turned = policy.generate(prompts * 8, drawn, range(32))  # on its way it is seen that they differ
+    assert not policy.remembers(100)
+    anew = HFPolicy(model, tokenizer)
+    anew._repetition.is_common = False
+    streamed = anew.generate(prompts * 8, drawn, range(32))
+    assert [c.token_ids for c in streamed] == [c.token_ids for c in turned]
+    for mine, theirs in zip(streamed, turned, strict=True):
+        assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize("make", [tiny_llama, hybrid], ids=["llama", "hybrid"])
@@ -202,6 +256,7 @@ def test_a_conversation_costs_its_new_tokens(
     if make is hybrid and compute == "tree":
         pytest.skip("it is no tree")
     policy, sampling = HFPolicy(make(), tokenizer, compute=compute), Sampling(max_tokens=max_tokens)
+    policy._repetition.is_common = False  # where that changes on the way, conversations are read anew once
     talks: list[tuple[Message, ...]] = [
         (Message(role="user", content=text),) for text in ("a", "bb", "a long one", "bb")
     ]

@@ -20,7 +20,8 @@ from agents.config import ConfigError, SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Completion, Message, Prompt, Sampling
 from agents.policies.vllm.policy import VLLMError, VLLMPolicy
-from agents.policies.vllm.servers import Server, Servers, scores_in
+from agents.policies.vllm.server import Server, scores_in
+from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import EXACT, ServedTeacher, normalisers
 from agents.run.resume import saved_config
 from agents.self_improve import self_improve
@@ -384,9 +385,7 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
     assert fakes[0].loads == fakes[1].loads >= 2
     assert fakes[2].loads == 0
     saved = saved_config(tmp_path / "run")
-    assert (saved.policy_kind, saved.policy_urls, saved.teacher_urls) == (
-        *("vllm", tuple(urls[:2]), (urls[2],)),
-    )
+    assert (saved.policy_urls, saved.teacher_urls) == (tuple(urls[:2]), (urls[2],))
     resume = ["--resume", str(tmp_path / "run")]
     assert parse_args(resume).policy_urls == tuple(urls[:2])
     assert parse_args([*resume, "--policy", "http://other:1"]).policy_urls == ("http://other:1",)

@@ -66,7 +66,7 @@ def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
     assert both.bytes == 2 * 60 * each
     beginnings.hold(both, {talks[3] + (5,) * 50: 1, talks[2] + (5, 6): 0})  # too much, but the last stays
     assert not any(beginnings.parents(longer))
-    assert beginnings.read([talks[2] + (5, 6, 7)])[0].bytes == 13 * each  # what padded it is gone
+    assert beginnings.read([talks[2] + (5, 6, 7, 8)])[0].bytes == 14 * each  # what padded it is gone
 
 
 def test_an_interrupt_leaves_nothing_that_is_half_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -554,8 +554,10 @@ def test_how_far_each_completion_is_from_the_teacher() -> None:
         expected.append(topk_reverse_kl(s / 0.9, t / 0.5, k=16).mean().item())
     before = {name: p.clone() for name, p in student.named_parameters()}
     with patch.object(torch.Tensor, "backward", side_effect=AssertionError):
-        assert opcd.divergences(PrefixLM(student), EXAMPLES * 9) == pytest.approx(expected * 9, rel=1e-5)
+        assert opcd.comparison.divergences(PrefixLM(student), EXAMPLES * 9) == pytest.approx(
+            expected * 9, rel=1e-5
+        )
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in student.named_parameters())
-    assert opcd.divergences(PrefixLM(student), []) == []
+    assert opcd.comparison.divergences(PrefixLM(student), []) == []
     with pytest.raises(DistillError, match="context window"):
-        opcd.divergences(PrefixLM(student), [example((5,), (5,) * 511, (6, 7))])
+        opcd.comparison.divergences(PrefixLM(student), [example((5,), (5,) * 511, (6, 7))])

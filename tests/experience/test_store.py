@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experience import ExperienceError, database, exchange, show
+from experience import ExperienceError, database, exchange, rows, show
 from experience.context import ContextScore
 from experience.database import VERSION, VERSION_TABLE
 from experience.exchange import export_run, import_run
@@ -436,10 +436,10 @@ def test_a_round_trip_changes_nothing(
         store.finish_phase("p", result)
         store.add_scores([SCORE])
         before = everything(store)
-    with patch.object(exchange, "SHARD", 2):
+    with patch.object(rows, "SHARD", 2):
         export_run(source, folder, format=format)
     import_run(folder, target)
-    with patch.object(exchange, "SHARD", 2):
+    with patch.object(rows, "SHARD", 2):
         export_run(target, again, format=format)
     with ExperienceStore(target, name) as store:
         assert everything(store) == before
@@ -480,7 +480,7 @@ def test_datasets_opens_what_is_exported(
     datasets = pytest.importorskip("datasets")
     with ExperienceStore(tmp_path / "from.db") as store:
         store.add_traces([*two_traces(), make_trace(9, make_turn("a", None), error="it broke")])
-    with patch.object(exchange, "SHARD", 2):
+    with patch.object(rows, "SHARD", 2):
         export_run(str(tmp_path / "from.db"), tmp_path / "folder", format=format)
 
     def opened(table: str) -> Any:
@@ -546,6 +546,14 @@ def test_garbage_is_not_imported(
     if "README" not in file:
         with pytest.raises(ExperienceError, match="has no run; it has: none"):
             ExperienceStore(tmp_path / "to.db", create=False)
+
+
+def test_a_broken_row_is_found_in_its_own_file(tmp_path: Path) -> None:
+    with patch.object(rows, "SHARD", 2):
+        export_run(filled(tmp_path / "from.db"), tmp_path / "folder")
+    spoil(tmp_path / "folder", "turns-00001.jsonl", "reply", "replies")
+    with pytest.raises(ExperienceError, match=r"row 1 of .*turns-00001.jsonl: reply: Field required"):
+        import_run(tmp_path / "folder", str(tmp_path / "to.db"))
 
 
 def test_a_folder_steers_no_terminal(

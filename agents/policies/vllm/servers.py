@@ -1,349 +1,35 @@
-"""vLLM on servers that the user runs (``vllm serve``): they draw for the agent, or score for its teacher.
+"""Several vLLM servers that share the work: they draw for the agent, or score for its teacher.
 
-Prompts and completions travel as token ids, through the OpenAI-compatible ``/v1/completions``; weights travel
-through a folder that the servers see too. A key comes from the environment (``VLLM_API_KEY``).
+New weights travel through a folder that the servers see too.
 """
 
-import base64
-import io
-import math
-import os
-import re
 import secrets
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from agents.policies.policy import Sampling
-from agents.policies.vllm.policy import PROBES, Drawer, Drawn, Gap, VLLMError, Weights
-from distill.lm.span import Prefix, Span
+from agents.policies.vllm.policy import Drawer, Drawn, Gap, VLLMError, Weights
+from agents.policies.vllm.server import TIMEOUT, Server, ServerDownError
+from distill.lm.span import Prefix
 from distill.parallel import ALONE, Ranks
-from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, leads_to
-from experience.masking import masked
 from experience.terminal import shown
 
-KEY = "VLLM_API_KEY"
-OLDEST = (0, 32)
-"""The first vLLM whose endpoints take and give all that is needed."""
 PARALLEL = 64
 """Requests at a time, per server."""
 FILE_BYTES = 1 << 30
 """Of weights on their way that are in memory at a time, and in one file."""
-TIMEOUT = 600.0
-"""Seconds for one request."""
-MAX_PAUSE = 10.0
-"""Seconds that the client waits before it tries again, and some."""
-MAX_IDS = 128
-"""Token ids that vLLM scores in one request."""
-MAX_SEED = 2**63
-MAX_LOGPROB = 0.01
-"""What rounding may add to the logarithm of 1."""
-
-DEV_MODE = (
-    "A server takes new weights only when started with VLLM_SERVER_DEV_MODE=1, in a network that you trust"
-)
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-
-class ServerDownError(VLLMError):
-    """A server does not answer, or fails; another one may do the work."""
-
-
-class Server:
-    """A ``Drawer`` behind a URL."""
-
-    def __init__(self, url: str, *, timeout: float = TIMEOUT) -> None:
-        """Make sure that it is there and new enough.
-
-        Args:
-            url: Such as ``http://localhost:8000``.
-            timeout: Seconds for one request.
-
-        Raises:
-            VLLMError: The client's package is missing, the URL is none, or no usable vLLM answers there.
-        """
-        try:
-            import openai
-        except ImportError as error:
-            raise VLLMError("servers need a client: pip install 'opcd-gym[endpoint]'") from error
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise VLLMError(f"no server's URL: http://host:port is meant, and a key goes into {KEY}")
-        self.name = self.url = url.rstrip("/").removesuffix("/v1")
-        self.down: str | None = None
-        """Why it is not asked any more."""
-        self._errors = openai
-        self._client = openai.OpenAI(
-            base_url=self.url,
-            api_key=os.environ.get(KEY) or "none",
-            timeout=timeout,
-            max_retries=1,
-            http_client=bounded_client(timeout),
-        )
-        self._seconds = 2 * (timeout + MAX_PAUSE)
-        try:
-            self._parsed(self._introduce)
-        except ServerDownError as error:
-            raise VLLMError(f"no vLLM answers: {error}. Is `vllm serve` up there?") from error
-
-    def _introduce(self) -> None:
-        """Ask who it is."""
-        self.version = str(self._field(self._get("/version"), "version"))[:40]
-        models = self._field(self._get("/v1/models"), "data")
-        numbers = [int(number) for number in re.findall(r"\d+", self.version)[:2]]
-        if tuple(numbers) < OLDEST:
-            raise VLLMError(
-                f"{self.url} runs vLLM {self.version}, and {OLDEST[0]}.{OLDEST[1]} is the oldest that will do"
-            )
-        if not models:
-            raise VLLMError(f"{self.url} serves no model")
-        self.model = str(self._field(models[0], "id"))
-        self.window = self._field(models[0], "max_model_len")
-        if type(self.window) is not int or self.window < 1:
-            raise ValueError(f"its window is {self.window!r}")
-
-    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Make sure that token ids mean the same there.
-
-        Raises:
-            VLLMError: They do not.
-        """
-        for text in [message.content for probe in PROBES for message in probe.messages]:
-            body = {"model": self.model, "prompt": text, "add_special_tokens": False}
-            theirs = self._field(self._post("/tokenize", body), "tokens")
-            if theirs != tokenizer(text, add_special_tokens=False)["input_ids"]:
-                raise VLLMError(
-                    f"{self.url} serves {self.model!r} with another tokenizer: {text!r} has "
-                    "other token ids there"
-                )
-
-    def reload(self, folder: Path) -> None:
-        """Take over the weights in ``folder``.
-
-        Raises:
-            VLLMError: The server offers no way to.
-        """
-        self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was computed.
-
-        Raises:
-            VLLMError: The server does not take orders, or still works.
-        """
-        if not self._field(self._post("/reset_prefix_cache", {}), "success"):
-            raise VLLMError(f"{self.url} is at work for somebody else and cannot take new weights")
-
-    def draw(
-        self, prompts: Sequence[Prefix], seeds: Sequence[int], sampling: Sampling, stop_ids: Sequence[int]
-    ) -> list[Drawn]:
-        """See ``Engine``."""
-        return [
-            self._parsed(partial(self._drawn, prompt, seed, sampling, stop_ids))
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-
-    def _drawn(self, prompt: Prefix, seed: int, sampling: Sampling, stop_ids: Sequence[int]) -> Drawn:
-        choice = self._complete(
-            prompt,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=seed % MAX_SEED,
-            stop_token_ids=list(stop_ids),
-            ignore_eos=True,  # the end is what the stop tokens say
-            logprobs=0,  # the drawn token's
-        )
-        token_ids = tuple(self._field(choice, "token_ids"))
-        logprobs = tuple(map(logprob, self._field(self._field(choice, "logprobs"), "token_logprobs")))
-        if strange := [t for t in token_ids if type(t) is not int or t < 0]:
-            raise ValueError(f"a token is {strange[0]!r}")
-        if not 0 < len(token_ids) == len(logprobs) <= sampling.max_tokens:
-            raise VLLMError(
-                f"{self.url} gave {len(token_ids)} tokens and {len(logprobs)} log-probabilities "
-                f"where at most {sampling.max_tokens} were asked for"
-            )
-        return Drawn(token_ids=token_ids, logprobs=logprobs)
-
-    def logprobs(self, sequences: Sequence[Prefix]) -> list[list[float]]:
-        """See ``Engine``."""
-        return [self._parsed(partial(self._logprobs, ids)) for ids in sequences]
-
-    def _logprobs(self, ids: Prefix) -> list[float]:
-        choice = self._complete(ids, max_tokens=1, temperature=1.0, prompt_logprobs=0)
-        scores = self._field(choice, "prompt_logprobs")[1:]
-        return [
-            logprob(self._field(self._field(score, str(token)), "logprob"))
-            for score, token in zip(scores, ids[1:], strict=True)
-        ]
-
-    def score(self, prefix: Prefix, ids: Sequence[int], temperature: float) -> list[float]:
-        """The log-probabilities of ``ids`` after ``prefix``; at ``temperature`` if the server applies it."""
-        parts = [ids[start : start + MAX_IDS] for start in range(0, len(ids), MAX_IDS)]
-        scores = [self._parsed(partial(self._scores, prefix, part, temperature)) for part in parts]
-        return [score for part in scores for score in part]
-
-    def _scores(self, prefix: Prefix, ids: Sequence[int], temperature: float) -> list[float]:
-        choice = self._complete(
-            prefix,
-            max_tokens=1,
-            temperature=temperature,
-            logprobs=len(ids),
-            logprob_token_ids=list(ids),
-            return_tokens_as_token_ids=True,
-        )
-        [given] = self._field(self._field(choice, "logprobs"), "top_logprobs")
-        return [logprob(self._field(given, f"token_id:{token}")) for token in ids]
-
-    def prompt_scores(self, span: Span, ids_TK: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        """The log-probabilities, at temperature 1, of T times K tokens: T after each prefix of ``span``."""
-        return self._parsed(partial(self._prompt_scores, span, ids_TK))
-
-    def _prompt_scores(self, span: Span, ids_TK: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        # One token more: after the last of a prompt it scores nothing.
-        prompt = [*span.tokens, span.tokens[-1]]
-        settings = {
-            "max_tokens": 1,
-            "temperature": 0.0,
-            "detokenize": False,
-            "prompt_logprob_token_ids": ids_TK,
-            "prompt_logprob_start": span.start - 1,  # counted from the prefix of one token
-        }
-        body = {"model": self.model, "token_ids": prompt, "return_token_ids": True}
-        answer = self._post("/inference/v1/generate", {**body, "sampling_params": settings})
-        self._check_prompt(answer, prompt)
-        return scores_in(self._field(answer, "prompt_token_id_logprobs"), (len(ids_TK), len(ids_TK[0])))
-
-    def prompt_top(self, span: Span, k: int) -> list[dict[int, float]]:
-        """The k most probable tokens after each prefix of ``span``, and their log-probabilities at 1."""
-        return self._parsed(partial(self._prompt_top, span, k))
-
-    def _prompt_top(self, span: Span, k: int) -> list[dict[int, float]]:
-        prompt = (*span.tokens, span.tokens[-1])
-        choice = self._complete(prompt, max_tokens=1, temperature=0.0, prompt_logprobs=k)
-        rows = self._field(choice, "prompt_logprobs")[span.start :]
-        if len(rows) != span.size:
-            raise ValueError(f"there are {len(rows)} positions and not {span.size}")
-        found = []
-        for row in rows:
-            scores = {int(token): logprob(self._field(score, "logprob")) for token, score in row.items()}
-            # The prompt's own token is there as well.
-            best = sorted(scores, key=lambda token: (-scores[token], token))[:k]
-            if len(best) < k or min(best) < 0:
-                raise ValueError(f"there are {len(best)} tokens and not {k}")
-            found.append({token: scores[token] for token in best})
-        return found
-
-    def next_best(self, prefixes: Sequence[Prefix], temperature: float) -> list[dict[int, float]]:
-        """A token or two after each prefix, the most probable one among them, scored as by ``score``."""
-        return self._parsed(partial(self._next_best, prefixes, temperature))
-
-    def _next_best(self, prefixes: Sequence[Prefix], temperature: float) -> list[dict[int, float]]:
-        choices = self._choices(
-            list(map(list, prefixes)),
-            max_tokens=1,
-            temperature=temperature,
-            logprobs=1,
-            return_tokens_as_token_ids=True,
-        )
-        answers: dict[int, dict[int, float]] = {}
-        for choice in choices:
-            index = self._field(choice, "index")
-            self._check_prompt(choice, list(prefixes[index]))
-            [given] = self._field(self._field(choice, "logprobs"), "top_logprobs")
-            answers[index] = {
-                int(name.removeprefix("token_id:")): logprob(value) for name, value in given.items()
-            }
-        return [answers[index] for index in range(len(prefixes))]
-
-    def _parsed(self, ask: Callable[[], Result]) -> Result:
-        """What ``ask`` makes of an answer, which may be anything."""
-        try:
-            return ask()
-        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise VLLMError(
-                f"the answer of {self.url} is no completion, or not vLLM's ({str(error)[:200]})"
-            ) from error
-
-    def _complete(self, prompt: Prefix, **settings: Any) -> Any:
-        """The only choice of one completion."""
-        [choice] = self._choices(list(prompt), **settings)
-        self._check_prompt(choice, list(prompt))
-        return choice
-
-    def _check_prompt(self, answer: Any, prompt: list[int]) -> None:
-        if self._field(answer, "prompt_token_ids") != prompt:
-            raise VLLMError(
-                f"{self.url} truncates or changes prompts: one of {len(prompt)} tokens, for instance"
-            )
-
-    def _choices(self, prompt: list[int] | list[list[int]], **settings: Any) -> Any:
-        """Of a completion of one prompt, or of one of each."""
-        body = {
-            "model": self.model,
-            "prompt": prompt,
-            "return_token_ids": True,
-            # The server's defaults may come from the model's folder.
-            **{"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
-            **{"presence_penalty": 0.0, "frequency_penalty": 0.0},
-            **settings,
-        }
-        return self._field(self._post("/v1/completions", body), "choices")
-
-    def _field(self, value: Any, name: str) -> Any:
-        """A field of an answer, which may be anything."""
-        if not isinstance(value, Mapping) or value.get(name) is None:
-            raise VLLMError(
-                f"the answer of {self.url} has no {name}: is it vLLM {OLDEST[0]}.{OLDEST[1]} or newer?"
-            )
-        return value[name]
-
-    def _get(self, path: str) -> Any:
-        return self._ask(path, lambda: self._client.get(path, cast_to=object))
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._ask(path, lambda: self._client.post(path, body=body, cast_to=object))
-
-    def _ask(self, path: str, call: Callable[[], Any]) -> Any:
-        try:
-            return in_time(call, self._seconds)
-        except (self._errors.APITimeoutError, TimeoutError):
-            raise ServerDownError(f"{self.url}: no answer to {path} in {self._client.timeout:g} s") from None
-        except UnboundedAnswerError as error:
-            raise ServerDownError(f"{self.url}{path}: {error}") from None
-        except (RecursionError, ValueError) as error:
-            raise VLLMError(f"the answer of {self.url} to {path} is no JSON ({str(error)[:200]})") from None
-        except self._errors.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise ServerDownError(f"{self.url}: {type(cause).__name__}: {cause}") from None
-        except self._errors.APIStatusError as error:
-            reason = f"{self.url}{path} says {error.status_code}: {_message(error)}{leads_to(error)}"
-            if error.status_code >= 500:
-                raise ServerDownError(reason) from None
-            if error.status_code in (404, 405):
-                version = getattr(self, "version", "unknown")
-                raise VLLMError(
-                    f"{self.url} (vLLM {version}) has no endpoint {path}"
-                    + (f". {DEV_MODE}" if path in ("/collective_rpc", "/reset_prefix_cache") else "")
-                ) from None
-            raise VLLMError(reason) from None
-        except self._errors.OpenAIError as error:
-            raise VLLMError(f"{self.url}{path}: {error}") from None
 
 
 class Servers:
@@ -524,41 +210,3 @@ def _files(weights: Weights) -> Iterator[dict[str, torch.Tensor]]:
             yield tensors
             tensors = {}
     yield tensors
-
-
-def logprob(value: Any) -> float:
-    """A log-probability in an answer, which may be anything.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if type(value) not in (int, float) or not math.isfinite(value) or value > MAX_LOGPROB:
-        raise ValueError(f"a log-probability is {str(value)[:40]}")
-    return float(value)
-
-
-def scores_in(text: Any, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Log-probabilities in an answer, which may be anything, as numpy writes an array, in base64.
-
-    Raises:
-        ValueError: They are none, or not so many.
-    """
-    file = io.BytesIO(base64.b64decode(text, validate=True))
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("an array of another format")
-    found, in_columns, dtype = np.lib.format.read_array_header_1_0(file)
-    if (found, in_columns, dtype) != (shape, False, np.dtype("<f4")):
-        raise ValueError(f"an array of {dtype} {found} and not of float32 {shape}")
-    scores = np.frombuffer(file.read(), dtype="<f4").reshape(shape).copy()
-    if not (scores <= MAX_LOGPROB).all() or np.isinf(scores).any():
-        raise ValueError("a log-probability is none")
-    return scores
-
-
-def _message(error: Any) -> str:
-    """What a server says about a refused request, in one line."""
-    body = error.body
-    if isinstance(body, Mapping) and isinstance(body.get("error"), Mapping):
-        body = body["error"]
-    message = body.get("message") if isinstance(body, Mapping) else None
-    return " ".join(masked(str(message or error)).split())[:300]

@@ -20,7 +20,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from agents.policies.vllm.policy import VLLMError
-from agents.policies.vllm.servers import MAX_IDS, Server, ServerDownError, Servers
+from agents.policies.vllm.server import MAX_IDS, Server, ServerDownError
+from agents.policies.vllm.servers import Servers
 from distill.lm.span import Prefix, Span
 from distill.parallel import ALONE, Ranks
 from experience.terminal import shown
