@@ -8,6 +8,8 @@ VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 # What is never imported needs no bytecode: most of what comes with torch and vLLM.
 PIP := -m pip install --no-compile
+# What is imported is compiled once, also where that is switched off: every process would compile torch anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install install-vllm demo test test-vllm lint
 install: $(VENV)/.installed

@@ -1,11 +1,12 @@
 """Real processes that begin with everything imported: each is a fork of a server that imported it once."""
 
 import atexit
+import json
 import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,28 @@ def command(main: Callable[[], int], *arguments: str) -> int:
     return main()
 
 
-def launch(size: int, call: Callable[..., Any], *args: Any, said: Path) -> str:
-    """``call(*args)`` in processes that are one run, as torchrun starts them; returns what they said."""
+def flags(**settings: Any) -> list[str]:
+    """Settings as a command line."""
+    parts: list[str] = []
+    for name, value in settings.items():
+        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        texts = (json.dumps(value) if isinstance(value, dict) else str(value) for value in values)
+        parts += [f"--{name.replace('_', '-')}", *texts]
+    return parts
+
+
+def launch(
+    size: int, call: Callable[..., Any], *args: Any, said: Path, codes: Sequence[int] | None = None
+) -> str:
+    """``call(*args)`` in processes that are one run, as torchrun starts them; returns what they said.
+
+    Args:
+        size: How many.
+        call: Picklable.
+        args: Picklable.
+        said: What they write is appended to this file.
+        codes: What each has to end with; by default all with 0.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -53,7 +74,7 @@ def launch(size: int, call: Callable[..., Any], *args: Any, said: Path) -> str:
         process.join(SECONDS)
         process.kill()
     text = said.read_text(encoding="utf-8")
-    assert [process.exitcode for process in processes] == [0] * size, text[-3000:]
+    assert [process.exitcode for process in processes] == [*(codes or [0] * size)], text[-3000:]
     return text
 
 

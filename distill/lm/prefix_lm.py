@@ -158,7 +158,7 @@ def tree_hidden(
     if cache is None:
         blocks = tree.blocks(queries, queries)
     else:
-        keys = sorted({above for node in queries for above in tree.ancestors(node)}.union(queries))
+        keys = tree.with_ancestors(queries)
         blocks = tree.blocks(queries, keys)
         blocks = replace(blocks, keys_BP=np.array(keys)[blocks.keys_BP])
         cache.expect(sent(list(queries), device), len(tree))

@@ -6,7 +6,7 @@ forward pass whose result at each node is the one that its sequence alone would 
 Shape letters: Q query nodes, B blocks, L queries of a block, P keys of a block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,15 @@ class PrefixTree:
             above.append(node)
             node = self.parents[node]
         return above
+
+    def with_ancestors(self, nodes: Iterable[int]) -> list[int]:
+        """The nodes and all that are above one of them, ascending; each is visited once."""
+        found: set[int] = set()
+        for node in nodes:
+            while node != ROOT and node not in found:
+                found.add(node)
+                node = self.parents[node]
+        return sorted(found)
 
     def blocks(self, queries: Sequence[int], keys: Sequence[int]) -> "Blocks":
         """The queries cut into blocks that lie on one path each; see ``Blocks``.

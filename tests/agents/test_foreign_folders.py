@@ -18,7 +18,7 @@ from evals.report import write_report
 from experience import ExperienceError
 from experience.addresses import is_elsewhere
 from experience.store import ExperienceStore, open_run
-from tests.agents.test_self_improve import QUIET, TINY, fail_at, flags
+from tests.agents.test_self_improve import QUIET, WHOLE, fail_at, flags
 from tests.conftest import run_main
 
 
@@ -48,7 +48,7 @@ def test_a_model_runs_no_code_because_its_folder_says_so(
     assert parse_args(["--resume", str(path), "--trust-remote-code"]).trust_remote_code
     seen: list[SelfImproveConfig] = []
     (path / "results.json").unlink()
-    given = SelfImproveConfig(model=parse_args(["--resume", str(path)]).model, **TINY)
+    given = SelfImproveConfig(model=parse_args(["--resume", str(path)]).model, **WHOLE)
     finish(given, path, seen.append)
     assert [config.trust_remote_code for config in seen] == [False]
 

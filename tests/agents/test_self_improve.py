@@ -56,9 +56,12 @@ TINY: dict[str, Any] = {
     "validation_episodes": 6,
     "test_episodes": 6,
     "num_envs": 4,
+    "eval_temperature": (0.0,),
 }
 KEPT = TINY | {"keep_checkpoints": True}
 """Its checkpoints can be compared with another's."""
+WHOLE = KEPT | {"eval_temperature": (0.0, 0.7)}
+"""What the fixture ``whole`` has, and what is compared with it."""
 
 
 @pytest.fixture(autouse=True)
@@ -80,12 +83,14 @@ def open_gate() -> Iterator[None]:
 
 
 def flags(path: Path, model: Path) -> list[str]:
-    """``TINY`` as a command line."""
-    arguments = ["--model", str(model), "--output", str(path), "--keep-checkpoints"]
-    for name, value in TINY.items():
-        text = json.dumps(value) if isinstance(value, dict) else str(value)
-        arguments += [f"--{name.replace('_', '-')}", text]
-    return arguments
+    """``WHOLE`` as a command line."""
+    return processes.flags(model=model, output=path, **WHOLE)
+
+
+def with_open_gate(*arguments: str) -> int:
+    """The command, for a process of its own."""
+    with open_gate():
+        return processes.command(main, *arguments)
 
 
 def contents(path: Path) -> dict[str, Any]:
@@ -180,7 +185,7 @@ def test_checkpoints_take_little_of_the_time_of_training(
 
     path = tmp_path / "run"
     with open_gate(), patch.object(RunFolder, "save_tensors", slow):
-        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **KEPT), QUIET)
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **WHOLE), QUIET)
     assert written.count("checkpoint.safetensors") == 1  # at the end of the training
     assert contents(path) == contents(whole)
 
@@ -201,7 +206,7 @@ def test_splits_are_used_for_what_they_are_for(whole: Path) -> None:
 @pytest.mark.usefixtures("plain_reports")
 def test_the_same_command_gives_the_same_run(whole: Path, walker_folder: Path, tmp_path: Path) -> None:
     with open_gate():
-        self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **KEPT), QUIET)
+        self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **WHOLE), QUIET)
     assert contents(tmp_path / "run") == contents(whole)
 
 
@@ -242,7 +247,7 @@ def test_an_interrupted_run_ends_the_same(
     path = tmp_path / "run"
     with open_gate():
         with interrupt(), pytest.raises(KeyboardInterrupt):
-            self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **KEPT), QUIET)
+            self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **WHOLE), QUIET)
         self_improve(parse_args(["--resume", str(path)]), QUIET)
     assert contents(path) == contents(whole)
 
@@ -316,10 +321,13 @@ def test_a_model_that_never_acts_is_measured_all_the_same(tmp_path: Path) -> Non
     ("env", "settings"),
     [
         ("Blackjack-v1", {}),
-        ("CartPole-v1", {"env_kwargs": {"max_episode_steps": 9}, "memory": "last-2"}),
+        ("CartPole-v1", {"env_kwargs": {"max_episode_steps": 4}, "memory": "last-2"}),
         ("OPCD/Cue-v0", {"memory": "full"}),
         ("Pendulum-v1", {"env_kwargs": {"max_episode_steps": 5}, "max_new_tokens": 4}),
-        ("CliffWalking-v1", {"env_kwargs": {"max_episode_steps": 20}, "vectorization": "async"}),
+        (
+            "CliffWalking-v1",
+            {"env_kwargs": {"max_episode_steps": 10}, "vectorization": "async", "num_envs": 2},
+        ),
     ],
 )
 def test_any_env_runs_to_its_report(
@@ -551,7 +559,7 @@ def test_ctrl_c_waits_for_the_optimiser_step(walker_folder: Path, tmp_path: Path
     path = tmp_path / "run"
     with open_gate():
         with patch.object(OPCD, "step", interrupted), pytest.raises(KeyboardInterrupt):
-            self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **KEPT), QUIET)
+            self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **WHOLE), QUIET)
         assert load_file(path / "checkpoint.safetensors")["step_count"].item() == 1
         self_improve(parse_args(["--resume", str(path)]), QUIET)
     assert contents(path) == contents(whole)
@@ -623,19 +631,20 @@ def test_metrics_survive_a_torn_line(tmp_path: Path) -> None:
     "change",
     [
         {"teacher": "round", "lora_rank": 2},
-        {"lora_rank": 2, "lr": 1e-2},
         {"teacher": "ema", "data": "teacher"},
-        {"teacher": "self", "precision": "mixed", "gradient_checkpointing": True},
-        {"direction": "reverse", "max_new_tokens": 2},
-        {"data": "teacher", "direction": "forward"},
+        # Of these a second round would show nothing more.
+        {"rounds": 1, "lora_rank": 2, "lr": 1e-2},
+        {"rounds": 1, "teacher": "self", "precision": "mixed", "gradient_checkpointing": True},
+        {"rounds": 1, "direction": "reverse", "max_new_tokens": 2},
+        {"rounds": 1, "data": "teacher", "direction": "forward"},
     ],
     ids=lambda change: ",".join(map(str, change.values())),
 )
 def test_every_way_to_distil_runs_resumes_and_ends_the_same(
     change: dict[str, Any], walker_folder: Path, tmp_path: Path
 ) -> None:
-    ended = []
-    for interrupt in (None, fail_at(OPCD, "step", 5)):
+    ended, steps_in_all = [], 3 * change.get("rounds", 2)
+    for interrupt in (None, fail_at(OPCD, "step", steps_in_all - 1)):
         path = tmp_path / ("interrupted" if interrupt else "whole")
         config = SelfImproveConfig(model=str(walker_folder), output=path, **(KEPT | change))
         with open_gate():
@@ -649,7 +658,7 @@ def test_every_way_to_distil_runs_resumes_and_ends_the_same(
         assert not any("lora" in name for name, _ in model.named_parameters())
     assert ended[0] == ended[1]
     steps = [entry for entry in ended[0]["metrics"].values() if entry["kind"] == "train"]
-    assert len(steps) == 6
+    assert len(steps) == steps_in_all
     assert all(entry["kl"] > -1e-6 for entry in steps)
     if change.get("teacher") == "round":
         # The second round's teacher is the student of the first: what it imitates has changed.

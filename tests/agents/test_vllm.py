@@ -34,10 +34,11 @@ from distill.lora import LoRA
 from experience.endpoint import Endpoint
 from experience.store import ExperienceStore
 from experience.writer import WritingTask
-from tests.agents.test_self_improve import QUIET, TINY, open_gate
-from tests.agents.test_vllm_servers import OPEN_GATE, launch
+from tests.agents.test_self_improve import QUIET, TINY, open_gate, with_open_gate
 from tests.benchmarks.rollout import bench
 from tests.conftest import byte_tokenizer, save_walker, tiny_llama
+from tests.distill.test_parallel import dies, torchrun
+from tests.processes import flags
 
 pytestmark = [
     pytest.mark.vllm,
@@ -271,16 +272,18 @@ def test_two_processes_with_an_engine_each_do_what_one_does(tmp_path: Path) -> N
     """The same episodes and losses, up to rounding, from the same seeds."""
     model = save_walker(tmp_path, tiny_llama(tie=False, head_dim=HEAD_DIM))
     settings = GENTLE | {"rounds": 1, "model": str(model), "policy": "vllm"}
-    for processes in (1, 2):
-        assert "Traceback" not in launch(
-            processes, tmp_path / "script.py", tmp_path / str(processes), **settings
-        )
+    runs = tmp_path / "one", tmp_path / "two"
+    with open_gate():
+        self_improve(SelfImproveConfig(output=runs[0], **settings), QUIET)
+    done = torchrun(with_open_gate, *flags(output=runs[1], **settings), folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
     columns = ["phase", "seed", "num_turns", "success", "stop_reason"]
     tables, losses = [], []
-    for processes in (1, 2):
-        with ExperienceStore(tmp_path / str(processes) / "experience.db") as store:
+    for run in runs:
+        with ExperienceStore(run / "experience.db") as store:
             tables.append(store.traces()[columns].sort_values(columns).reset_index(drop=True))
-        lines = (tmp_path / str(processes) / "metrics.jsonl").read_text().splitlines()
+        lines = (run / "metrics.jsonl").read_text().splitlines()
         losses.append([entry for entry in map(json.loads, lines) if entry["kind"] == "train"])
     assert tables[0].equals(tables[1])
     assert len(losses[0]) == 3
@@ -290,28 +293,14 @@ def test_two_processes_with_an_engine_each_do_what_one_does(tmp_path: Path) -> N
         assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-3)
 
 
-DYING = """
-import os
-from distill.opcd import OPCD
-step = OPCD.step
-def dies(self, *args):
-    if self.step_count == 2 and os.environ["RANK"] == "1":
-        os._exit(9)
-    return step(self, *args)
-OPCD.step = dies
-"""
-
-
 def test_a_run_goes_on_with_one_engine_when_the_other_is_gone(tmp_path: Path) -> None:
-    model, script, run = (
-        save_walker(tmp_path, tiny_llama(tie=False, head_dim=HEAD_DIM)),
-        tmp_path / "script.py",
-        tmp_path / "run",
-    )
-    settings = GENTLE | {"rounds": 1, "model": str(model), "policy": "vllm"}
-    said = launch(2, script, run, DYING + OPEN_GATE, ends_well=False, **settings)
-    assert "another process of this run has died (rank 1)" in said
-    launch(1, script, run, f"import sys; sys.argv = ['', '--resume', {str(run)!r}]" + OPEN_GATE)
+    model, run = save_walker(tmp_path, tiny_llama(tie=False, head_dim=HEAD_DIM)), tmp_path / "run"
+    settings = GENTLE | {"rounds": 1, "model": model, "policy": "vllm"}
+    done = torchrun(dies, *flags(output=run, **settings), folder=tmp_path)
+    assert done.returncode != 0
+    assert "another process of this run has died (rank 1)" in done.stderr
+    with open_gate():
+        self_improve(SelfImproveConfig(resume=run), QUIET)
     assert json.loads((run / "results.json").read_text())["processes"] == 1
 
 

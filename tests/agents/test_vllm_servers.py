@@ -4,10 +4,7 @@ import base64
 import copy
 import io
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,7 +33,8 @@ from distill.loss import Direction
 from distill.opcd import OPCD, DistillError
 from distill.teacher import FrozenTeacher, ScoringTeacher, Teacher
 from experience.store import ExperienceStore
-from tests.agents.test_self_improve import QUIET, TINY, open_gate
+from tests import processes
+from tests.agents.test_self_improve import QUIET, TINY, open_gate, with_open_gate
 from tests.conftest import byte_tokenizer, tiny_llama
 from tests.fake_vllm import FakeVLLM
 
@@ -47,13 +45,6 @@ def prompt(text: str) -> Prompt:
 
 PROMPTS = [prompt(str(i)) for i in range(24)]
 SHORT = {**TINY, "rounds": 1, "episodes": 4, "steps": 2, "validation_episodes": 2, "test_episodes": 2}
-OPEN_GATE = """
-import sys
-from agents.self_improve import main
-from tests.agents.test_self_improve import open_gate
-with open_gate():
-    sys.exit(main())
-"""
 SAMPLING = Sampling(temperature=0.8, max_tokens=4)
 
 
@@ -381,7 +372,6 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
                     teacher=urls[2],
                     top_k=16,
                     off_policy_steps=1,
-                    eval_temperature=(0.0,),
                     **SHORT,
                 ),
                 QUIET,
@@ -401,37 +391,10 @@ def test_a_run_on_servers(walker_folder: Path, tmp_path: Path) -> None:
     assert parse_args([*resume, "--policy", "http://other:1"]).policy_urls == ("http://other:1",)
 
 
-def launch(
-    processes: int,
-    script: Path,
-    output: Path,
-    text: str = OPEN_GATE,
-    *,
-    ends_well: bool = True,
-    **settings: Any,
-) -> str:
-    """What a run on several processes says, and that it ends as it has to."""
-    script.write_text(text)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", str(script), "--output", str(output)]
-    for name, value in settings.items():
-        command += [f"--{name.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        check=False,
-        timeout=300,
-    )
-    assert (done.returncode == 0) == ends_well, done.stderr[-3000:]
-    return done.stderr
-
-
 def test_two_processes_share_the_servers(walker_folder: Path, tmp_path: Path) -> None:
     """Each has its own, which one of them gives the weights; one that dies is named, and the others go on."""
     walker = load_model(str(walker_folder))
-    settings = SHORT | {"model": str(walker_folder), "eval_temperature": (0.0,)}
+    settings = SHORT | {"model": str(walker_folder)}
     one, two = tmp_path / "one", tmp_path / "two"
     with ExitStack() as stack:
         alone, *fakes = (
@@ -442,7 +405,8 @@ def test_two_processes_share_the_servers(walker_folder: Path, tmp_path: Path) ->
             self_improve(SelfImproveConfig(output=one, policy=alone.url, **settings), QUIET)
         fakes[1].lives = 40
         urls = ",".join(fake.url for fake in fakes)
-        said = launch(2, tmp_path / "script.py", two, **settings | {"policy": urls, "eval_temperature": 0.0})
+        arguments = processes.flags(output=two, policy=urls, **settings)
+        said = processes.launch(2, with_open_gate, *arguments, said=tmp_path / "said")
     columns = ["phase", "seed", "num_turns", "success"]
     traces, losses = [], []
     for output in (one, two):

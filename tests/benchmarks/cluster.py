@@ -9,14 +9,14 @@ processes (gloo) with a model of about 100M random weights, and compares the pea
 The third takes turns between one and two processes of one core each, with the same completions in all.
 """
 
+import ctypes
 import gc
 import json
-import os
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from distill.optimizer import BLOCK, OptimizerKind
 from distill.parallel import Engine, Ranks, cast_shards
 from distill.teacher import FrozenTeacher
 from tests.gpu_check import SHAPES, Shape
+from tests.processes import launch
 
 FULL = Shape(
     name="100M",
@@ -54,6 +55,8 @@ ALLOWED = 1.15
 """Peak to formula."""
 FASTER = 1.8
 """How many times as fast an update has to be on two processes."""
+M_MMAP_THRESHOLD = -3
+"""Of mallopt: from how many bytes on memory is mapped by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,9 @@ def memory(shape: Shape, setup: Setup, *, gloo: bool = False) -> dict[str, float
 
 def worker(shape: Shape, lora_rank: int) -> None:
     """In each process: two steps of OPCD, with playing and checkpoints between them."""
+    # What is given back to the C library goes back to the system: else it is counted as held.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    torch.set_num_threads(1)
     ranks = Ranks.connect("cpu")
     # Libraries are loaded when used, and Python's objects are as many in a model of as many layers.
     _steps(ranks, replace(shape, width=32, inner=64), lora_rank)
@@ -176,6 +182,7 @@ def _steps(ranks: Ranks, shape: Shape, lora_rank: int) -> None:
 
 def update_worker(shape: Shape, completions: int) -> None:
     """In each process: updates with DDP, without drawing; the main one prints the seconds of each."""
+    torch.set_num_threads(1)
     ranks = Ranks.connect("cpu")
     student, base = (shape.model(torch.device("cpu"), torch.float32, "tree") for _ in range(2))
     opcd = OPCD(student, FrozenTeacher(PrefixLM(base)), lr=1e-5, ranks=ranks, engine="ddp")
@@ -207,21 +214,14 @@ def _held(peak: bool = False) -> int:
 
 def measured(shape: Shape, processes: int, lora_rank: int = 0) -> list[int]:
     """Bytes that each of so many processes took at most for the model."""
-    # What is given back to the C library goes back to the system: else it is counted as held.
-    return list(map(int, _taken(processes, "--worker", shape.name, str(lora_rank), threshold=1 << 16)))
+    return list(map(int, _taken(processes, worker, shape, lora_rank)))
 
 
-def _taken(processes: int, *worker: str, threshold: int | None = None) -> list[float]:
+def _taken(processes: int, work: Callable[[Shape, int], None], shape: Shape, number: int) -> list[float]:
     """What workers on one core each say."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if threshold is not None:
-        environment["MALLOC_MMAP_THRESHOLD_"] = str(threshold)
-    command += ["-m", "tests.benchmarks.cluster", *worker]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{processes} processes failed: {done.stderr.strip()[-2000:]}")
-    [line] = [line for line in done.stdout.splitlines() if line.startswith('{"taken"')]
+    with tempfile.TemporaryDirectory() as folder:
+        said = launch(processes, work, shape, number, said=Path(folder) / "said")
+    [line] = [line for line in said.splitlines() if line.startswith('{"taken"')]
     taken: list[float] = json.loads(line)["taken"]
     return taken
 
@@ -231,7 +231,7 @@ def compare_update(shape: Shape, console: Console, *, completions: int = 64, tur
     times: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(turns):
         for processes, found in times.items():
-            found += _taken(processes, "--update-worker", shape.name, str(completions))
+            found += _taken(processes, update_worker, shape, completions)
     one, two = (statistics.median(found) for found in times.values())
     console.print(
         f"update, {completions} completions of 32 tokens, {parameters(shape) / 1e6:.0f}M weights, ddp: "
@@ -417,8 +417,4 @@ def main(
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["--worker"], ["--update-worker"]):
-        work = worker if sys.argv[1] == "--worker" else update_worker
-        work({shape.name: shape for shape in (FULL, QUICK)}[sys.argv[2]], int(sys.argv[3]))
-    else:
-        sys.exit(tyro.cli(main, prog="python -m tests.benchmarks.cluster"))
+    sys.exit(tyro.cli(main, prog="python -m tests.benchmarks.cluster"))

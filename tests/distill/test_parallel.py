@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate.commands.launch import main as accelerate_launch
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
@@ -17,17 +20,21 @@ from transformers import AutoModelForCausalLM
 from agents.config import SelfImproveConfig
 from agents.self_improve import main, self_improve
 from distill.lm.shards import whole
+from distill.opcd import OPCD, StepStats
 from distill.parallel import Ranks, like
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
 from tests import parallel_worker
-from tests.processes import command, launch
+from tests.agents.test_self_improve import open_gate
+from tests.processes import SECONDS, begin, command, flags, launch
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def torchrun(script: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """Two processes, as a user starts them."""
+def torchrun(call: Callable[..., int], *args: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """``call(*args)`` in two processes, as a user starts them, by a script in ``folder``."""
+    script, name = folder / "script.py", call.__name__
+    script.write_text(f"import sys\nfrom {call.__module__} import {name}\nsys.exit({name}(*sys.argv[1:]))\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
         [*command, str(script), *args],
@@ -77,19 +84,8 @@ def assert_same(one: Path, two: Path) -> None:
 TINY: dict[str, Any] = {
     "env_kwargs": {"is_slippery": False}, "rounds": 1, "episodes": 10, "waves": 2, "steps": 3,
     "eval_every": 2, "batch_size": 8, "lr": 1e-3, "validation_episodes": 7, "test_episodes": 6, "num_envs": 4,
+    "eval_temperature": (0.0,),
 }  # fmt: skip
-
-
-def flags(model: Path, **settings: Any) -> list[str]:
-    """``TINY`` as a command line."""
-    return [
-        arg
-        for name, value in (TINY | {"model": str(model), **settings}).items()
-        for arg in (
-            f"--{name.replace('_', '-')}",
-            json.dumps(value) if isinstance(value, dict) else str(value),
-        )
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +100,7 @@ def alone(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_whole_run_on_two_processes(engine: str, alone: Path, walker_folder: Path, tmp_path: Path) -> None:
     """Every episode is played once, by either process, as one process plays it; one process writes."""
     two = tmp_path / "two"
-    arguments = flags(walker_folder, engine=engine, output=two)
+    arguments = flags(**TINY, model=walker_folder, engine=engine, output=two)
     said = launch(2, command, main, *arguments, said=tmp_path / "said")
     assert said.count("report:") == 1
     assert f"{two} on 2 processes ({engine})" in said
@@ -122,30 +118,34 @@ def test_a_whole_run_on_two_processes(engine: str, alone: Path, walker_folder: P
     launch(2, command, main, "--resume", str(two), said=tmp_path / "said")
 
 
+def dies(*arguments: str) -> int:
+    """The command, whose second process is gone after the first optimiser step."""
+    step = OPCD.step
+
+    def dying(self: OPCD, *args: Any) -> StepStats:
+        if self.step_count == 1 and os.environ["RANK"] == "1":
+            os._exit(9)
+        return step(self, *args)
+
+    with open_gate(), patch.object(OPCD, "step", dying):
+        return command(main, *arguments)
+
+
 @pytest.mark.parametrize("more", [[], ["--engine", "fsdp", "--lora-rank", "2"]], ids=["ddp", "fsdp"])
 def test_a_dead_process_ends_the_run_with_a_message(
     more: list[str], walker_folder: Path, tmp_path: Path
 ) -> None:
+    """As torchrun starts them, which ends the others too, and where the others notice it alone."""
     path = tmp_path / "run"
-    script = tmp_path / "dying.py"
-    script.write_text(
-        "import os, sys\n"
-        "from distill.opcd import OPCD\n"
-        "step, rank = OPCD.step, int(os.environ['RANK'])\n"
-        "def dies(self, *args):\n"
-        "    if self.step_count == 1 and rank == 1: os._exit(9)\n"
-        "    return step(self, *args)\n"
-        "OPCD.step = dies\n"
-        "from agents.reflection import Reflection\n"
-        "gate = Reflection.gate\n"
-        "Reflection.gate = lambda self, *args: gate(self, *args) or args[1][0]\n"
-        "from agents.self_improve import main\n"
-        "sys.exit(main())\n"
-    )
-    done = torchrun(script, *flags(walker_folder, output=path), *more)
-    assert done.returncode != 0
-    assert "another process of this run has died (rank 1)" in done.stderr
-    assert f"--resume {path}" in done.stderr
+    arguments = [*flags(**TINY, model=walker_folder, output=path), *more]
+    if more:
+        said = launch(2, dies, *arguments, said=tmp_path / "died", codes=(3, 9))
+    else:
+        done = torchrun(dies, *arguments, folder=tmp_path)
+        assert done.returncode != 0
+        said = done.stderr
+    assert "another process of this run has died (rank 1)" in said
+    assert f"--resume {path}" in said
     launch(2, command, main, "--resume", str(path), said=tmp_path / "said")
     assert (path / "results.json").exists()
     assert not list(path.glob("*.safetensors"))  # of no process
@@ -182,15 +182,16 @@ def test_alone_nothing_is_exchanged() -> None:
 
 def test_a_launcher_that_starts_one_process_of_several_is_noticed(tmp_path: Path) -> None:
     script = tmp_path / "joins.py"
-    script.write_text("from distill.parallel import Ranks\nprint(Ranks.connect('cpu').size)\n")
+    script.write_text("from distill.parallel import Ranks\nprint(Ranks.connect('cpu').size, 'in all')\n")
 
-    def run(*launcher: str) -> subprocess.CompletedProcess[str]:
+    def accelerate(size: int) -> str:
+        """What it says, started by ``accelerate launch``."""
+        said = tmp_path / f"said-{size}"
+        arguments = ("--cpu", "--num_processes", str(size), str(script))
         path = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        command = [sys.executable, "-m", *launcher, str(script)]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=ENVIRONMENT | path, check=False, timeout=120
-        )
+        process = begin(command, accelerate_launch, *arguments, said=said, environment=ENVIRONMENT | path)
+        process.join(SECONDS)
+        return said.read_text(encoding="utf-8")
 
-    accelerate = ("accelerate.commands.launch", "--cpu", "--num_processes")
-    assert "torchrun --nproc-per-node" in run(*accelerate, "2").stderr
-    assert run(*accelerate, "1").stdout.split() == ["1"]
+    assert "torchrun --nproc-per-node" in accelerate(2)
+    assert "1 in all" in accelerate(1)

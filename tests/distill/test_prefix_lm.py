@@ -66,6 +66,8 @@ def test_blocks_show_each_query_its_ancestors(
     for sequence in sequences:
         tree.add(sequence)
     queries = sorted(data.draw(st.sets(st.sampled_from(range(len(tree))), min_size=1)))
+    above = (node for query in queries for node in tree.ancestors(query))
+    assert tree.with_ancestors(queries) == sorted({*queries, *above})
     keys = data.draw(st.permutations(range(len(tree))))
     with patch("distill.lm.prefix_tree.MIN_BLOCK", most):
         blocks = tree.blocks(queries, keys)

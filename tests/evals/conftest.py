@@ -20,7 +20,8 @@ LITTLE = partial(ForgettingConfig, tasks=("lake",), episodes=2, max_new_tokens=1
 def lake(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on the lake, of which was also measured what it forgot; not to be changed."""
     path = tmp_path_factory.mktemp("lake") / "run"
-    config = SelfImproveConfig(model=str(walker_folder), output=path, **(TINY | {"lr": 1e-2}))  # it learns
+    settings = TINY | {"lr": 1e-2, "eval_temperature": (0.0, 0.7)}  # it learns
+    config = SelfImproveConfig(model=str(walker_folder), output=path, **settings)
     with open_gate():
         self_improve(config, QUIET)
     with patch("evals.forgetting.ask", lambda _, question: exam(question)):  # in this process
