@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from agents.agent import Agent
+from agents.policies.local import HFPolicy
 from agents.policies.policy import FinishReason, Policy, Prompt, Sampling
 from agents.policies.vllm.policy import VLLMPolicy
 from distill.examples import Data, DistillError, DistillExample, TokenIds
@@ -83,19 +85,48 @@ def sample_examples(
     return examples
 
 
-def unanswered(
-    student_prompt_ids: Sequence[TokenIds], teacher_prompt_ids: Sequence[TokenIds], names: Sequence[str]
+def answers(
+    agent: Agent, policy: HFPolicy, questions: Sequence[Question], data: Data
 ) -> list[DistillExample]:
-    """Examples of one token each, where nothing has to be drawn: which token it is changes no loss.
+    """What is to be trained on.
 
-    Student and teacher are compared on what comes after the prompts; the token itself is after that.
+    Where a reply is one token and no engine has to show that it is in step, nothing is drawn: student and
+    teacher are compared on what comes after the prompts, and the token itself is after that.
+
+    Args:
+        agent: Whose student and teacher are compared.
+        policy: Who answers: the student, or the teacher from its sharpened distribution, so that its answers
+            are what a data set that it wrote beforehand would hold.
+        questions: To be answered.
+        data: Who ``policy`` is.
+
+    Raises:
+        DistillError: A prompt and its answer do not fit the context window.
     """
-    return [
-        DistillExample(
-            student_prompt_ids=student, teacher_prompt_ids=teacher, completion_ids=ANY_TOKEN, source=name
-        )
-        for student, teacher, name in zip(student_prompt_ids, teacher_prompt_ids, names, strict=True)
-    ]
+    config, encode, teacher_encode = agent.config, agent.student.encode, agent.teacher.encode
+    if agent.max_tokens == 1 and agent.engine is None:
+        return [
+            DistillExample(
+                student_prompt_ids=encode(question.prompts[0]),
+                teacher_prompt_ids=teacher_encode(question.prompts[1]),
+                completion_ids=ANY_TOKEN,
+                source=question.moment,
+            )
+            for question in questions
+        ]
+    return sample_examples(
+        policy,
+        encode,
+        [question.prompts for question in questions],
+        Sampling(
+            temperature=config.temperature if data == "student" else config.teacher_temperature,
+            max_tokens=agent.max_tokens,
+        ),
+        [question.seed for question in questions],
+        data=data,
+        teacher_encode=teacher_encode,
+        names=[question.moment for question in questions],
+    )
 
 
 def rollout_gap(policy: Policy, examples: Sequence[DistillExample], data: Data) -> dict[str, float]:

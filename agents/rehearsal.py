@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import nnls
 
 from agents import rollout
-from agents.examples import sample_examples
+from agents.examples import Question, answers
 from agents.policies.policy import Completion, Policy, Prompt, Sampling
 from agents.prompts import build_prompt, exchange
 from agents.reflection import INSIGHT_TOKENS, Reflection
@@ -353,24 +353,15 @@ class Rehearsal:
         answering = costs.play(costs.bare, size / costs.bare.turns, size)
         part = size if answering < self._seconds / 4 else max(1, size // 4)
         opcd = make_opcd(run, Ranks())
-        is_student = config.data == "student"
-        who = agent.student if is_student else agent.teacher
+        who = agent.student if config.data == "student" else agent.teacher
+        questions = [
+            Question(prompts=pair, seed=seed) for seed, pair in enumerate(islice(cycle(pairs), part))
+        ]
 
         def once() -> float:
             started = time.monotonic()
             who.clear()
-            examples = sample_examples(
-                who,
-                agent.student.encode,
-                list(islice(cycle(pairs), part)),
-                Sampling(
-                    temperature=config.temperature if is_student else config.teacher_temperature,
-                    max_tokens=agent.max_tokens,
-                ),
-                range(part),
-                data=config.data,
-                teacher_encode=agent.teacher.encode,
-            )
+            examples = answers(agent, who, questions, config.data)
             who.clear()
             if examples:
                 opcd.rehearse(examples)

@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import Any, Self
 
 from agents.dealing import deal
-from agents.examples import Pair, Question, rollout_gap, sample_examples, unanswered
+from agents.examples import Pair, Question, answers, rollout_gap
 from agents.moments import Moment, Moments, find_moments
 from agents.policies.local import HFPolicy
-from agents.policies.policy import Sampling
 from agents.run.checkpoints import Checkpoints, Progress
 from agents.run.interrupt import deferred_interrupt
 from agents.run.run import Run
@@ -141,33 +140,12 @@ class Training:
     def answer(self, questions: Sequence[Question]) -> list[DistillExample]:
         """Let the student answer the bare prompts, or off-policy the teacher those with the context.
 
-        The teacher's are drawn from its sharpened distribution, so they are what a data set that it wrote
-        beforehand would hold.
-
         Raises:
             DistillError: A prompt and its answer do not fit the context window.
         """
-        config, data, policy = self.run.config, self._data, self._answering
-        encode, teacher_encode = self.agent.student.encode, self.agent.teacher.encode
-        pairs, names = [q.prompts for q in questions], [q.moment for q in questions]
-        if self.agent.max_tokens == 1 and self.agent.engine is None:  # an engine shows that it is in step
-            bare, informed = ([encode(b) for b, _ in pairs], [teacher_encode(i) for _, i in pairs])
-            return unanswered(bare, informed, names)
-        policy.clear()
-        policy.prepare()
-        return sample_examples(
-            policy,
-            encode,
-            pairs,
-            Sampling(
-                temperature=config.temperature if data == "student" else config.teacher_temperature,
-                max_tokens=self.agent.max_tokens,
-            ),
-            [question.seed for question in questions],
-            data=data,
-            teacher_encode=teacher_encode,
-            names=names,
-        )
+        self._answering.clear()
+        self._answering.prepare()
+        return answers(self.agent, self._answering, questions, self._data)
 
     def update(self, examples: Sequence[DistillExample]) -> None:
         """One optimiser step: the student, on these very tokens, towards the teacher.

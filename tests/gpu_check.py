@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 from unittest.mock import patch
@@ -86,6 +86,24 @@ class Shape:
         return cast("PreTrainedModel", model)
 
 
+SHAPES: Mapping[str, Shape] = {
+    "qwen3-0.6b": Shape(name="0.6B", layers=28, width=1024, heads=16, kv_heads=8, inner=3072, is_tied=True),
+    "qwen3-1.7b": Shape(name="1.7B", layers=28, width=2048, heads=16, kv_heads=8, inner=6144, is_tied=True),
+    "qwen3-8b": Shape(name="8B", layers=36, width=4096, heads=32, kv_heads=8, inner=12288, is_tied=False),
+    "qwen3-32b": Shape(name="32B", layers=64, width=5120, heads=64, kv_heads=8, inner=25600, is_tied=False),
+    "llama-70b": Shape(
+        name="70B",
+        layers=80,
+        width=8192,
+        heads=64,
+        kv_heads=8,
+        inner=28672,
+        is_tied=False,
+        vocabulary=128_256,
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """Of the checks."""
@@ -94,18 +112,9 @@ class Sizes:
     """T, V, D."""
     large: tuple[int, int, int] = (8192, 151_936, 4096)
     shapes: tuple[Shape, ...] = (
-        Shape(name="0.6B", layers=28, width=1024, heads=16, kv_heads=8, inner=3072, is_tied=True),
-        Shape(name="1.7B", layers=28, width=2048, heads=16, kv_heads=8, inner=6144, is_tied=True),
-        Shape(
-            name="8B LoRA",
-            layers=36,
-            width=4096,
-            heads=32,
-            kv_heads=8,
-            inner=12288,
-            is_tied=False,
-            lora_rank=16,
-        ),
+        SHAPES["qwen3-0.6b"],
+        SHAPES["qwen3-1.7b"],
+        replace(SHAPES["qwen3-8b"], name="8B LoRA", lora_rank=16),
     )
     completions: int = 64
     completion: int = 1024

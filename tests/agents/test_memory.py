@@ -376,7 +376,7 @@ def test_the_student_trains_behind_the_conversations_that_were(walker_folder: Pa
         output=tmp_path / "run",
         **(TINY | {"env_kwargs": {}, "rounds": 1, "memory": "full", "max_new_tokens": 2}),
     )
-    with open_gate(), patch("agents.training.sample_examples", noted):
+    with open_gate(), patch("agents.examples.sample_examples", noted):
         self_improve(config, Console(quiet=True))
     assert len(asked) == TINY["steps"] * TINY["batch_size"]
     with ExperienceStore(tmp_path / "run" / "experience.db") as store:

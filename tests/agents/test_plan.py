@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gymnasium as gym
 import pandas as pd
@@ -188,7 +189,9 @@ def test_a_rehearsal_changes_nothing(
 ) -> None:
     """To the digit: weights, traces and figures, where it is measured and where it is not."""
     settings = KEPT | {"rounds": 1, "memory": "last-2"}
-    with open_gate():
+    # Replies of one token are not drawn to be trained on, so not in a rehearsal either.
+    never = patch("agents.examples.sample_examples", side_effect=AssertionError)
+    with open_gate(), never:
         self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path / "a", **settings), QUIET)
     assert measured[0].step > 0
     assert measured[0].informed.decisions > 1

@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,24 +27,8 @@ from distill.lora import LoRA
 from distill.opcd import OPCD
 from distill.parallel import Engine, Ranks, cast_shards
 from distill.teacher import FrozenTeacher
-from tests.gpu_check import Shape
+from tests.gpu_check import SHAPES, Shape
 
-SHAPES: Mapping[str, Shape] = {
-    "qwen3-0.6b": Shape(name="0.6B", layers=28, width=1024, heads=16, kv_heads=8, inner=3072, is_tied=True),
-    "qwen3-1.7b": Shape(name="1.7B", layers=28, width=2048, heads=16, kv_heads=8, inner=6144, is_tied=True),
-    "qwen3-8b": Shape(name="8B", layers=36, width=4096, heads=32, kv_heads=8, inner=12288, is_tied=False),
-    "qwen3-32b": Shape(name="32B", layers=64, width=5120, heads=64, kv_heads=8, inner=25600, is_tied=False),
-    "llama-70b": Shape(
-        name="70B",
-        layers=80,
-        width=8192,
-        heads=64,
-        kv_heads=8,
-        inner=28672,
-        is_tied=False,
-        vocabulary=128_256,
-    ),
-}
 FULL = Shape(
     name="100M",
     layers=36,
