@@ -6,8 +6,9 @@ distribution is kept. Where they are long, no prefix comes twice, and tokens are
 Shape letters: N rows, V vocabulary, B tokens of a block.
 """
 
+import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from agents.policies.policy import Sampling
 
 BLOCK = 1024
 """Tokens whose probabilities are summed before the running sum: it is looked at inside one block only."""
+KEPT_BLOCKS = 4
+"""Whose running sums a table keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,13 @@ class DrawTable:
     until_M: npt.NDArray[np.float64] | None
     """Running sum of the blocks' weights; ``None`` when greedy."""
     temperature: float
+    inside: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
+    """Running sums within the first few blocks that were drawn from: most draws are from one or two."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes at most."""
+        return self.logits_V.nbytes + 8 * min(len(self.logits_V), KEPT_BLOCKS * BLOCK)
 
     @classmethod
     def of(cls, logits_V: torch.Tensor, sampling: Sampling) -> "DrawTable":
@@ -51,17 +61,27 @@ class DrawTable:
             wanted = uniform * self.until_M[-1]
             block = _first_above(self.until_M, wanted)
             before = self.until_M[block - 1] if block else 0.0
-            inside_B = self.logits_V[block * BLOCK :][:BLOCK] - self.logits_V[self.greedy]
-            until_B = np.exp(inside_B / np.float32(self.temperature)).cumsum(dtype=np.float64)
+            until_B = self._inside(block)
             exact = until_B[-1] / (self.until_M[block] - before)  # 1, but for rounding
             token = block * BLOCK + _first_above(until_B, (wanted - before) * exact)
         return token, float(self.logits_V[token]) - self.norm
 
+    def _inside(self, block: int) -> npt.NDArray[np.float64]:
+        """[B]: the running sum of the block's weights."""
+        until_B = self.inside.get(block)
+        if until_B is None:
+            inside_B = self.logits_V[block * BLOCK :][:BLOCK] - self.logits_V[self.greedy]
+            until_B = np.exp(inside_B / np.float32(self.temperature)).cumsum(dtype=np.float64)
+            if len(self.inside) < KEPT_BLOCKS:
+                self.inside[block] = until_B
+        return until_B
+
 
 def _first_above(until_K: npt.NDArray[np.float64], wanted: float) -> int:
     """Where a running sum first exceeds what is wanted, at the latest where it ends to grow."""
-    last = np.searchsorted(until_K, until_K[-1])
-    return int(min(np.searchsorted(until_K, wanted, side="right"), last))
+    if wanted < until_K[-1]:
+        return bisect.bisect_right(until_K, wanted)  # of one number twice as fast as numpy's
+    return bisect.bisect_left(until_K, until_K[-1])
 
 
 def draw(

@@ -330,7 +330,7 @@ class HFPolicy:
         if missing:
             for prefix, logits_V in zip(missing, self.lm.logits(missing), strict=True):
                 tables[prefix] = self._tables[prefix, *how] = DrawTable.of(logits_V, sampling)
-            bytes_each = next(iter(tables.values())).logits_V.nbytes
+            bytes_each = next(iter(tables.values())).bytes
             while len(self._tables) > max(1, TABLE_BYTES // bytes_each):
                 self._tables.popitem(last=False)
         return tables

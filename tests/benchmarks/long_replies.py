@@ -143,6 +143,7 @@ def ways(repeats: int) -> None:
     for column in columns:
         table.add_column(column)
     figures = {}
+    console = Console(stderr=True, width=140)
     for name, examples in batches().items():
         seconds: dict[Way, list[float]] = {way: [] for way in get_args(Way)}
         found: dict[Way, tuple[float, list[torch.Tensor]]] = {}
@@ -161,9 +162,11 @@ def ways(repeats: int) -> None:
         off = max(float((mine - grad).abs().max()) for mine, grad in zip(padded, tree, strict=True)) / largest
         medians = [statistics.median(times) for times in seconds.values()]
         figures[name] = {"seconds": seconds, "loss": [loss, other], "gradients_off": off}
-        cells = (*(f"{one:.1f} s" for one in medians), f"{medians[1] / medians[0]:.2f}")
-        table.add_row(name, *cells, f"{abs(other - loss):.0e}", f"{off:.0e}")
-    Console(stderr=True, width=140).print(table)
+        times = (*(f"{one:.1f} s" for one in medians), f"{medians[1] / medians[0]:.2f}")
+        cells = (name, *times, f"{abs(other - loss):.0e}", f"{off:.0e}")
+        console.print(" | ".join(cells))  # at once: the others take minutes
+        table.add_row(*cells)
+    console.print(table)
     print(json.dumps(figures, indent=2))
 
 
