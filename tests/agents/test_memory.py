@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.config import SelfImproveConfig
-from agents.examples import sample_examples
+from agents.examples import answers
 from agents.memory import ALL_TURNS, Memory
 from agents.moments import Moment
 from agents.policies.local import HFPolicy
@@ -366,9 +366,9 @@ def test_the_cue_env() -> None:
 def test_the_student_trains_behind_the_conversations_that_were(walker_folder: Path, tmp_path: Path) -> None:
     asked: list[tuple[Prompt, Prompt]] = []
 
-    def noted(policy: Any, encode: Any, pairs: Any, *rest: Any, **more: Any) -> list[DistillExample]:
-        asked.extend(pairs)
-        return sample_examples(policy, encode, pairs, *rest, **more)
+    def noted(agent: Any, policy: Any, questions: Any, data: Any) -> list[DistillExample]:
+        asked.extend(question.prompts for question in questions)
+        return answers(agent, policy, questions, data)
 
     config = SelfImproveConfig(
         env="OPCD/Cue-v0",
@@ -376,7 +376,7 @@ def test_the_student_trains_behind_the_conversations_that_were(walker_folder: Pa
         output=tmp_path / "run",
         **(TINY | {"env_kwargs": {}, "rounds": 1, "memory": "full", "max_new_tokens": 2}),
     )
-    with open_gate(), patch("agents.examples.sample_examples", noted):
+    with open_gate(), patch("agents.training.answers", noted):
         self_improve(config, Console(quiet=True))
     assert len(asked) == TINY["steps"] * TINY["batch_size"]
     with ExperienceStore(tmp_path / "run" / "experience.db") as store:

@@ -389,7 +389,7 @@ def test_what_a_step_asks_is_dealt_by_what_the_last_steps_saw(walker_folder: Pat
 
 def test_replies_of_one_token_are_not_drawn(walker_folder: Path, tmp_path: Path) -> None:
     config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "rounds": 1})
-    with open_gate(), patch("agents.training.sample_examples", side_effect=AssertionError):
+    with open_gate(), patch("agents.examples.sample_examples", side_effect=AssertionError):
         self_improve(config, QUIET)
 
 

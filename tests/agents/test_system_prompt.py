@@ -16,7 +16,7 @@ from rich.console import Console
 
 import agents.system_prompt
 from agents.config import ConfigError, SelfImproveConfig
-from agents.examples import sample_examples
+from agents.examples import answers
 from agents.play import PlayConfig, experience, settings
 from agents.policies.policy import Message
 from agents.prompts import Layout, build_prompt, conversation
@@ -247,9 +247,9 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
     directions: list[str] = []
     step = OPCD.step
 
-    def note(*args: Any, **kwargs: Any) -> Any:
-        sampled.append(kwargs["data"])
-        return sample_examples(*args, **kwargs)
+    def note(agent: Any, policy: Any, questions: Any, data: Any) -> Any:
+        sampled.append(data)
+        return answers(agent, policy, questions, data)
 
     def noted_step(self: OPCD, examples: Any, direction: Any) -> Any:
         directions.append(direction)
@@ -257,7 +257,7 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
 
     with (
         open_gate(),
-        patch("agents.training.sample_examples", note),
+        patch("agents.training.answers", note),
         patch.object(OPCD, "step", noted_step),
     ):
         with fail_at(OPCD, "step", 5)(), pytest.raises(KeyboardInterrupt):

@@ -64,7 +64,7 @@ def test_no_mistake() -> None:
     [
         ("old reset", r"reset\(\) has to return \(observation, info\)"),
         ("old step", r"step\(\) has to return \(observation, reward, terminated, truncated, info\)"),
-        ("reset draws", "two episodes of seed 0 begin differently: draw from self.np_random only"),
+        ("reset draws", r"two episodes of seed \d begin differently: draw from self.np_random only"),
         ("step draws", r"episodes of seed \d with the same actions part: draw from self.np_random only"),
         ("left over", "seed 0 begins differently after other episodes"),
         ("no number", "a reward is None: a finite number is needed"),
