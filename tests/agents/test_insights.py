@@ -569,7 +569,7 @@ def server() -> Iterator[Any]:
 
     httpd = HTTPServer(("127.0.0.1", 0), Handler)
     httpd.requests = []  # type: ignore[attr-defined]
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
     yield httpd
     httpd.shutdown()
     httpd.server_close()

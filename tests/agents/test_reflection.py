@@ -53,7 +53,7 @@ def writer() -> Iterator[Any]:
     httpd = HTTPServer(("127.0.0.1", 0), Handler)
     httpd.is_down = False  # type: ignore[attr-defined]
     httpd.url = f"http://127.0.0.1:{httpd.server_port}/v1"  # type: ignore[attr-defined]
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
     yield httpd
     httpd.shutdown()
     httpd.server_close()

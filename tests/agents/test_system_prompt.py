@@ -391,7 +391,7 @@ def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -
             episodes=32,
             steps=6,
             off_policy_steps=4,
-            batch_size=16,
+            batch_size=8,
             eval_every=6,
             eval_temperature=(0.0,),
             validation_episodes=16,

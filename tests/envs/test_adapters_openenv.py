@@ -185,7 +185,7 @@ def web(request: pytest.FixtureRequest) -> Iterator[str]:
             """Nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"openenv:http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
