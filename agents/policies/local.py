@@ -221,6 +221,8 @@ class HFPolicy:
             for group in self._groups(requests, sampling.max_tokens):
                 self._decode(group, sampling, can_leave=can_grow)
             requests = [request for request in requests if request.finish_reason is None]
+            if not requests:
+                return
         self._beginnings.max_bytes = room(self.lm.model.device)
         for group in self._streams(requests, sampling.max_tokens):
             self._stream(group, sampling)
