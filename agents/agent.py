@@ -28,6 +28,7 @@ from distill.lm.reached import freeze_unreached
 from distill.lm.save import save_reader, save_weights
 from distill.lm.shards import weights_of, whole
 from distill.lora import LoRA
+from distill.optimizer import check_available
 from distill.parallel import Ranks, cast_shards
 from distill.teacher import FollowingTeacher, FrozenTeacher, ScoringTeacher, Teacher, check_same_tokens
 from envs.words import EnvWords
@@ -60,10 +61,11 @@ class Agent:
             ranks: This process among those of the run.
 
         Raises:
-            DistillError: Teacher or adapters do not fit the model.
+            DistillError: Teacher or adapters do not fit the model, or the optimizer's package is missing.
             ModelError: The model cannot be had.
             VLLMError: vLLM cannot be used.
         """
+        check_available(config.optimizer)
         self._console, self._ranks = console, ranks
         self.config = config
         self._is_sharded = config.engine == "fsdp" and ranks.size > 1

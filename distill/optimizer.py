@@ -18,6 +18,16 @@ MOMENTS = [*PLAIN, "exp_avg_scale", "exp_avg_sq_scale"]
 """What is kept per weight, the scales where it is in 8 bits."""
 
 
+def check_available(kind: OptimizerKind) -> None:
+    """Make sure that the optimizer can be had.
+
+    Raises:
+        DistillError: The package that has it is not installed.
+    """
+    if kind == "adamw-8bit":
+        _kernels()
+
+
 def make_optimizer(
     kind: OptimizerKind, parameters: Iterable[torch.nn.Parameter], *, lr: float, weight_decay: float
 ) -> torch.optim.AdamW:
@@ -49,12 +59,7 @@ class AdamW8bit(torch.optim.AdamW):
         self, parameters: Iterable[torch.nn.Parameter], *, lr: float, weight_decay: float = 0.0
     ) -> None:
         """See ``make_optimizer``."""
-        try:
-            from bitsandbytes import functional
-        except ImportError as error:
-            raise DistillError(
-                f"--optimizer adamw-8bit needs bitsandbytes ({error}): pip install 'opcd-gym[8bit]'"
-            ) from error
+        functional = _kernels()
         self._update: Callable[..., None] = functional.optimizer_update_8bit_blockwise
         self._make_codes: Callable[..., torch.Tensor] = functional.create_dynamic_map
         self._codes: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -106,6 +111,16 @@ class AdamW8bit(torch.optim.AdamW):
                 self._make_codes(signed=False).to(device),
             )
         return self._codes[device]
+
+
+def _kernels() -> Any:
+    try:
+        from bitsandbytes import functional
+    except ImportError as error:
+        raise DistillError(
+            f"--optimizer adamw-8bit needs bitsandbytes ({error}): pip install 'opcd-gym[8bit]'"
+        ) from error
+    return functional
 
 
 def moments_of(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> list[str]:

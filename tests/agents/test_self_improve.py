@@ -387,6 +387,21 @@ def test_what_a_step_asks_is_dealt_by_what_the_last_steps_saw(walker_folder: Pat
         assert max(actions.values()) - min(actions.values()) <= 1
 
 
+def test_an_optimizer_that_is_not_installed_is_said_before_anything_is_loaded(
+    walker_folder: Path, tmp_path: Path
+) -> None:
+    config = SelfImproveConfig(
+        model=str(walker_folder), output=tmp_path / "run", **TINY, optimizer="adamw-8bit"
+    )
+    with (
+        patch.dict(sys.modules, {"bitsandbytes": None}),
+        patch("agents.agent.load_model", side_effect=AssertionError),
+        pytest.raises(DistillError, match=r"pip install 'opcd-gym\[8bit\]'"),
+    ):
+        self_improve(config, QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 def test_replies_of_one_token_are_not_drawn(walker_folder: Path, tmp_path: Path) -> None:
     config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **{**TINY, "rounds": 1})
     with open_gate(), patch("agents.examples.sample_examples", side_effect=AssertionError):
