@@ -1,8 +1,8 @@
 """How tokens are drawn from logits: by where a number in [0, 1) falls in the cumulative distribution.
 
 The number is the request's own, so a token depends on its prompt, the sampling and the seed, and on nobody
-beside it. Where replies have a few tokens, equal prefixes are drawn from again and again: then a table of the
-distribution is kept. Where they are long, no prefix comes twice, and tokens are drawn where the logits are.
+beside it. Where equal prefixes are drawn from again and again, as in replies of a few tokens, a table of the
+distribution is kept; elsewhere tokens are drawn where the logits are.
 Shape letters: N rows, V vocabulary, B tokens of a block.
 """
 
