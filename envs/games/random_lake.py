@@ -62,20 +62,23 @@ class RandomFrozenLakeEnv(PartedEnv[str, np.int64]):
 
     The boards come in a fixed order: seeds 0, 3, 6, ... pose one after the other, then begin again; so do
     seeds 1, 4, 7, ... and 2, 5, 8, .... With ``held_out`` boards, those are posed by the last of the three
-    only, and no others are. ``info["board"]`` has the board's rows, for reports.
+    only, and no others are: the first of the order, or those from board ``first`` on, round to the
+    beginning. ``info["board"]`` has the board's rows, for reports.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
 
-    def __init__(self, *, held_out: int = 0) -> None:
+    def __init__(self, *, held_out: int = 0, first: int = 0) -> None:
         """Choose the boards.
 
         Raises:
-            EnvError: ``held_out`` leaves no board to train on.
+            EnvError: ``held_out`` leaves no board to train on, or there is no board ``first``.
         """
         all_boards = boards()
-        if not 0 <= held_out < len(all_boards):
-            raise EnvError(f"held_out must be from 0 to {len(all_boards) - 1}, not {held_out}")
+        for name, value in (("held_out", held_out), ("first", first)):
+            if not 0 <= value < len(all_boards):
+                raise EnvError(f"{name} must be from 0 to {len(all_boards) - 1}, not {value}")
+        all_boards = all_boards[first:] + all_boards[:first]
         seen = all_boards[held_out:]
         self._parts = (seen, seen, all_boards[:held_out] or seen)
         self.observation_space = AnyText()

@@ -422,13 +422,17 @@ def test_the_papers_lake_moves_as_it_says() -> None:
     assert [env.step(np.int64(action))[3] for action in (2, 0, 2, 0, 2)][-1] is True  # five moves
 
 
-def test_held_out_boards_are_only_in_tests() -> None:
-    env = gym.make("OPCD/RandomFrozenLake-v0", held_out=5)
+@pytest.mark.parametrize("first", [0, 4, 16])
+def test_held_out_boards_are_only_in_tests(first: int) -> None:
+    env = gym.make("OPCD/RandomFrozenLake-v0", held_out=5, first=first)
     seen = [{tuple(env.reset(seed=3 * n + part)[1]["board"]) for n in range(60)} for part in range(3)]
     assert seen[0] == seen[1]
     assert (len(seen[0]), len(seen[2]), len(seen[0] | seen[2])) == (14, 5, 19)
-    with pytest.raises(EnvError, match="held_out"):
-        make_text_env("OPCD/RandomFrozenLake-v0", {"held_out": 19})
+    order = boards()
+    assert seen[2] == {order[(first + n) % 19] for n in range(5)}
+    for name in ("held_out", "first"):
+        with pytest.raises(EnvError, match=name):
+            make_text_env("OPCD/RandomFrozenLake-v0", {name: 19})
 
 
 # ------------------------------------------------------------------------------------- an env of one's own
