@@ -15,9 +15,9 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.config import Precision, SelfImproveConfig
+from agents.config import ConfigError, Precision, SelfImproveConfig
 from agents.policies.chat_template import unknown_settings
-from agents.policies.engines import ENGINES
+from agents.policies.engines import ENGINES, engine_of
 from agents.policies.local import HFPolicy
 from agents.policies.vllm.policy import Engine, EnginePolicy, VLLMPolicy
 from agents.policies.vllm.servers import Servers
@@ -61,11 +61,18 @@ class Agent:
             ranks: This process among those of the run.
 
         Raises:
+            ConfigError: The processes cannot be dealt out to engines.
             DistillError: Teacher or adapters do not fit the model, or the optimizer's package is missing.
             ModelError: The model cannot be had.
             VLLMError: vLLM cannot be used.
         """
         check_available(config.optimizer)
+        _, together = engine_of(config.policy) or ("", 1)
+        if ranks.size % together:
+            raise ConfigError(
+                f"policy {config.policy} takes {together} processes to an engine, and the run has "
+                f"{ranks.size}: launch a multiple of {together}"
+            )
         self._console, self._ranks = console, ranks
         self.config = config
         self._is_sharded = config.engine == "fsdp" and ranks.size > 1
@@ -202,10 +209,14 @@ class Agent:
         if config.policy_urls:
             return Servers(config.policy_urls, loaded.tokenizer, weights=path, ranks=self._ranks)
         self._console.print(f"starting {config.policy}", markup=False)
-        return ENGINES[config.policy](
+        named = engine_of(config.policy)
+        assert named is not None
+        return ENGINES[named[0]](
             model,
             dtype=autocast(model, config.products_dtype) or model.dtype,
             window=max(VLLM_WINDOW, 2 * (config.max_new_tokens or 0)),
+            ranks=self._ranks,
+            together=named[1],
         )
 
     def _drawing(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:

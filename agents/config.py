@@ -12,7 +12,7 @@ import tyro
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from agents.memory import ALL_TURNS, Memory
-from agents.policies.engines import POLICIES
+from agents.policies.engines import POLICIES, engine_of
 from agents.prompts import Layout, Place, conversation
 from distill.examples import Data
 from distill.lm.load import Dtype
@@ -204,9 +204,10 @@ class ModelSettings:
     weights."""
     policy: str = "auto"
     """Who draws replies: `hf` is transformers, which remembers what it computed; `vllm` is vLLM in this
-    process, and a URL such as http://localhost:8000 a server of it (`vllm serve`). Several are separated by
-    commas; they have to see the run's folder. `auto` is vllm where it is installed, a GPU is there, and
-    replies are text."""
+    process, `vllm:2` one that two processes share (tensor parallelism; so with any number that divides that
+    of the processes), and a URL such as http://localhost:8000 a server of it (`vllm serve`). Several are
+    separated by commas; they have to see the run's folder. `auto` is vllm where it is installed, a GPU is
+    there, and replies are text."""
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
     precision: Precision = "auto"
@@ -334,8 +335,10 @@ class SelfImproveConfig(
             raise ConfigError(
                 f"rounds x episodes must be at most {STRIDE}, not {self.rounds * self.episodes}"
             )
-        if not self.policy_urls and self.policy not in POLICIES:
-            raise ConfigError(f"policy must be {', '.join(POLICIES)}, or servers' URLs, not {self.policy!r}")
+        if not self.policy_urls and self.policy not in POLICIES and engine_of(self.policy) is None:
+            raise ConfigError(
+                f"policy must be {', '.join(POLICIES)}, vllm:N, or servers' URLs, not {self.policy!r}"
+            )
         if self.insight_kind not in INSIGHT_KINDS:
             raise ConfigError(
                 f"insights must be {', '.join(INSIGHT_KINDS)}, or a .toml file of prompts, "

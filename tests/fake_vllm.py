@@ -1,22 +1,29 @@
-"""A server that answers as ``vllm serve`` does, with a transformers model, and can be told to misbehave."""
+"""What answers as ``vllm serve`` does, or as vLLM in the process, with a transformers model.
+
+The server can be told to misbehave.
+"""
 
 import base64
 import io
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import Sampling
+from tests.conftest import byte_tokenizer
 
 
 class FakeVLLM:
@@ -172,3 +179,85 @@ class FakeVLLM:
             server.shutdown()
             server.server_close()
             thread.join()
+
+
+class FakeLLM:
+    """``vllm.LLM``: where several processes share one, it makes sure that they give it the same at a time."""
+
+    def __init__(self, **options: Any) -> None:
+        config = AutoConfig.from_pretrained(options["model"])
+        self.policy = HFPolicy(AutoModelForCausalLM.from_config(config), byte_tokenizer())
+        self.loads = 0
+        self.is_asleep = True
+        size, rank = options.get("tensor_parallel_size", 1), 0
+        groups: list[Any] = [None]
+        if size > 1:
+            assert options["distributed_executor_backend"] == "external_launcher"
+            rank = dist.get_rank()
+            groups = [
+                dist.new_group(range(first, first + size)) for first in range(0, dist.get_world_size(), size)
+            ]
+        self._size, self._group = size, groups[rank // size]
+        shutdown = SimpleNamespace(shutdown=lambda: None)
+        self.llm_engine = SimpleNamespace(engine_core=shutdown)
+        self.slip = 0
+        """Turns what this process draws into something else."""
+
+    def wake_up(self) -> None:
+        self.is_asleep = False
+
+    def sleep(self, level: int) -> None:
+        assert level == 2
+        self.is_asleep = True
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        assert method == "reload_weights"
+        self.is_asleep = False
+        self.policy.lm.model.load_state_dict(dict(kwargs["weights_iterator"]))
+        self.loads += 1
+
+    def reset_prefix_cache(self) -> bool:
+        return True
+
+    def generate(self, prompts: list[Any], settings: list[Any], *, use_tqdm: bool) -> list[Any]:
+        assert prompts
+        assert not self.is_asleep
+        if self._size > 1:
+            weights = sum(
+                float(weight.detach().double().sum()) for weight in self.policy.lm.model.parameters()
+            )
+            given: list[Any] = [None] * self._size
+            dist.all_gather_object(given, (prompts, list(map(vars, settings)), weights), group=self._group)
+            assert all(each == given[0] for each in given)
+        return [
+            self._answer(tuple(prompt["prompt_token_ids"]), vars(each))
+            for prompt, each in zip(prompts, settings, strict=True)
+        ]
+
+    def _answer(self, prompt: tuple[int, ...], settings: dict[str, Any]) -> Any:
+        request = Request(prompt, settings.get("seed", 0))
+        sampling = Sampling(
+            temperature=settings.get("temperature", 1.0),
+            top_p=settings.get("top_p", 1.0),
+            max_tokens=settings["max_tokens"],
+        )
+        self.policy._answer([request], sampling)
+        scores: list[Any] = []
+        if "prompt_logprobs" in settings:
+            logits_TV = self.policy.lm.logits([prompt[:end] for end in range(1, len(prompt))])
+            own = logits_TV.log_softmax(-1)[range(len(prompt) - 1), list(prompt[1:])].tolist()
+            scores = [None, *map(_score, prompt[1:], own)]
+        token_ids = [token ^ self.slip for token in request.token_ids]
+        output = SimpleNamespace(token_ids=token_ids, logprobs=list(map(_score, token_ids, request.logprobs)))
+        return SimpleNamespace(outputs=[output], prompt_logprobs=scores)
+
+
+def _score(token: int, logprob: float) -> dict[int, Any]:
+    return {token: SimpleNamespace(logprob=logprob)}
+
+
+def install() -> None:
+    """Let ``import vllm`` find it in this process."""
+    module: Any = ModuleType("vllm")
+    module.LLM, module.SamplingParams = FakeLLM, SimpleNamespace
+    sys.modules["vllm"] = module

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.config import ARGUMENTS, MACHINE, PLANNED, SERVED, ConfigError, SelfImproveConfig
+from agents.policies.engines import engine_of
 from agents.run.folder import RunFolderError, read_config
 from distill.parallel import is_main_process
 from envs.adapters import ADAPTERS
@@ -72,8 +73,11 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
 def may_differ(name: str, was: Any, now: Any) -> bool:
     """Whether what is computed stays the same when this setting changes: the machine's, or other servers.
 
-    What was saved may also be the same without its secret.
+    So it does where other numbers of processes share an engine. What was saved may also be the same without
+    its secret.
     """
+    if name == "policy" and (before := engine_of(was)) and (after := engine_of(now)):
+        return before[0] == after[0]
     return name in MACHINE or (name in SERVED and "://" in was and "://" in now) or was == masked(now)
 
 

@@ -35,6 +35,7 @@ class Meeting:
 
     def __init__(self) -> None:
         self._helps: list[Callable[[], object]] = []
+        self._agreed: list[tuple[Callable[[], bool], Callable[[], object]]] = []
         self._group: Any = None
         self.is_busy = False
         """Whether they are at work together."""
@@ -50,6 +51,15 @@ class Meeting:
         self._helps += helps
         return len(self._helps) - len(helps)
 
+    def add_agreed(self, wants: Callable[[], bool], work: Callable[[], object]) -> None:
+        """Say what this process does as soon as all want it; all processes do so, in the same order.
+
+        Args:
+            wants: Whether this process does.
+            work: Takes no other process.
+        """
+        self._agreed.append((wants, work))
+
     def join(self, wish: int | None = None, work: Callable[[], Value] | None = None) -> Value | None:
         """Do ``work`` together with the others; without any, wait until nobody has any.
 
@@ -60,10 +70,16 @@ class Meeting:
         if self.is_busy or not self._helps:
             return None if work is None else work()
         while True:
-            wanted = torch.zeros(len(self._helps), dtype=torch.int32)
+            asked = torch.zeros(len(self._helps) + len(self._agreed), dtype=torch.int32)
             if wish is not None:
-                wanted[wish] = 1
-            dist.all_reduce(wanted, group=self._group)
+                asked[wish] = 1
+            for number, (wants, _) in enumerate(self._agreed, len(self._helps)):
+                asked[number] = wants()
+            dist.all_reduce(asked, group=self._group)
+            wanted, votes = asked[: len(self._helps)], asked[len(self._helps) :]
+            for (_, agreed), count in zip(self._agreed, votes.tolist(), strict=True):
+                if count == dist.get_world_size(self._group):
+                    agreed()
             result: Value | None = None
             self.is_busy = True
             try:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -268,14 +269,28 @@ def test_a_run_with_vllm(tmp_path: Path) -> None:
     assert (run / "results.json").exists()
 
 
-def test_two_processes_with_an_engine_each_do_what_one_does(tmp_path: Path) -> None:
-    """The same episodes and losses, up to rounding, from the same seeds."""
-    model = save_walker(tmp_path, tiny_llama(tie=False, head_dim=HEAD_DIM))
-    settings = GENTLE | {"rounds": 1, "model": str(model), "policy": "vllm"}
-    runs = tmp_path / "one", tmp_path / "two"
+@pytest.fixture(scope="module")
+def run_of_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """The settings and the folder of a run in one process."""
+    folder = tmp_path_factory.mktemp("run-of-one")
+    model = save_walker(folder, tiny_llama(tie=False, head_dim=HEAD_DIM))
+    settings = GENTLE | {"rounds": 1, "model": str(model)}
     with open_gate():
-        self_improve(SelfImproveConfig(output=runs[0], **settings), QUIET)
-    done = torchrun(with_open_gate, *flags(output=runs[1], **settings), folder=tmp_path)
+        self_improve(SelfImproveConfig(output=folder / "run", policy="vllm", **settings), QUIET)
+    return settings, folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("policy", "engine"), [("vllm", "ddp"), ("vllm:2", "ddp"), ("vllm:2", "fsdp")], ids=lambda name: name
+)
+def test_two_processes_do_what_one_does(
+    policy: str, engine: str, run_of_one: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """The same episodes and losses, up to rounding, from the same seeds: an engine each, or one for both."""
+    settings, one = run_of_one
+    runs = one, tmp_path / "two"
+    arguments = flags(output=runs[1], policy=policy, engine=engine, **settings)
+    done = torchrun(with_open_gate, *arguments, folder=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     columns = ["phase", "seed", "num_turns", "success", "stop_reason"]

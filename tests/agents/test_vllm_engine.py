@@ -1,7 +1,9 @@
-"""vLLM in the process, without vLLM: what is said when it cannot start, and who has the GPU when."""
+"""vLLM in the process, without vLLM: what is said when it cannot start, who has the GPU when, who draws."""
 
 import importlib.util
+import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -10,12 +12,25 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from agents.cli import USER_ERRORS
+from agents.config import ConfigError, SelfImproveConfig
+from agents.policies.engines import engine_of
+from agents.policies.local import HFPolicy
+from agents.policies.policy import Sampling
 from agents.policies.vllm.engine import LocalEngine
-from agents.policies.vllm.policy import VLLMError
-from tests.conftest import tiny_llama
+from agents.policies.vllm.policy import VLLMError, VLLMPolicy
+from agents.run.resume import may_differ
+from agents.self_improve import self_improve
+from distill.parallel import Ranks
+from experience.store import ExperienceStore
+from tests import processes
+from tests.agents.test_self_improve import QUIET, open_gate, with_open_gate
+from tests.agents.test_vllm_servers import SHORT
+from tests.conftest import byte_tokenizer, tiny_llama
+from tests.fake_vllm import install
 
 
-class FakeLLM:
+class NotingLLM:
     """Notes what it is told."""
 
     def __init__(self, **options: Any) -> None:
@@ -40,7 +55,7 @@ class FakeLLM:
 @pytest.fixture
 def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> Any:
     module: Any = ModuleType("vllm")
-    module.LLM, module.SamplingParams = FakeLLM, SimpleNamespace
+    module.LLM, module.SamplingParams = NotingLLM, SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", module)
     return module
 
@@ -87,3 +102,140 @@ def test_on_a_gpu_it_sleeps_while_the_trainer_works(fake_vllm: Any, monkeypatch:
     engine.load(model.state_dict().items())
     load = f"reload_weights {len(model.state_dict())}"
     assert engine._llm.calls == [load, "reset", "sleep 2", "wake", load, "reset"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "named"),
+    [
+        ("vllm", ("vllm", 1)),
+        ("vllm:1", ("vllm", 1)),
+        ("vllm:16", ("vllm", 16)),
+        ("vllm:0", None),
+        ("vllm:-2", None),
+        ("vllm:2.0", None),
+        ("vllm: 2", None),
+        ("vllm:2\n", None),
+        ("vllm:\u0662", None),
+        ("vllm:", None),
+        ("hf", None),
+        ("http://vllm:2", None),
+    ],
+)
+def test_an_engine_and_how_many_share_it(policy: str, named: tuple[str, int] | None) -> None:
+    assert engine_of(policy) == named
+
+
+def test_a_run_goes_on_with_engines_of_other_sizes() -> None:
+    assert may_differ("policy", "vllm", "vllm:2")
+    assert may_differ("policy", "vllm:2", "vllm")
+    assert not may_differ("policy", "vllm:2", "hf")
+    assert not may_differ("policy", "vllm:2", "http://vllm:2")
+    assert not may_differ("teacher", "vllm:2", "vllm")
+
+
+def test_processes_that_cannot_be_dealt_out(walker_folder: Path, tmp_path: Path) -> None:
+    config = SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", policy="vllm:2")
+    assert ConfigError in USER_ERRORS
+    with pytest.raises(ConfigError, match="takes 2 processes to an engine, and the run has 1: launch a mult"):
+        self_improve(config, QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+PROMPTS = [(5, 6, number) for number in range(12)]
+GREEDY = Sampling(temperature=0, max_tokens=5)
+DRAWN = Sampling(temperature=0.8, max_tokens=5)
+
+
+def sharing() -> None:
+    """In each of four processes, of which two share an engine."""
+    install()
+    ranks, model, tokenizer = Ranks.connect("cpu"), tiny_llama(), byte_tokenizer()
+    engine = LocalEngine(model, dtype=torch.float32, window=256, ranks=ranks, together=2)
+    llm: Any = engine._llm
+    engine._sleeps = True  # as on a GPU
+    policy = VLLMPolicy(model, tokenizer, engine=engine, ranks=ranks)
+    alone = HFPolicy(model, tokenizer)
+
+    def drawn(sampling: Sampling, mine: list[Any]) -> list[tuple[int, ...]]:
+        return [c.token_ids for c in policy.complete(mine, sampling, range(len(mine)))]
+
+    def expected(sampling: Sampling, mine: list[Any]) -> list[tuple[int, ...]]:
+        return [c.token_ids for c in alone.complete(mine, sampling, range(len(mine)))]
+
+    for turn in range(2):
+        policy.prepare()
+        assert llm.loads == turn + 1
+        # As often as it likes, with as many as it likes; one has nothing to ask.
+        for count in range(ranks.rank):
+            mine, sampling = PROMPTS[count : count + ranks.rank], (GREEDY, DRAWN)[count % 2]
+            assert drawn(sampling, mine) == expected(sampling, mine)
+        policy.clear()
+        assert ranks.sums([1]) == [4]
+        assert llm.is_asleep  # when all have released it
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+
+    # What the main process does alone, the others help with, be it that it needs the weights.
+    if ranks.is_main:
+        policy.clear()
+    assert ranks.from_main(partial(drawn, DRAWN, PROMPTS)) == expected(DRAWN, PROMPTS)
+    assert llm.loads == 3
+    assert not llm.is_asleep  # the others have not released it
+    policy.clear()
+    ranks.meeting.join()
+    assert llm.is_asleep
+
+    # Those of one engine that do not draw the same are found out, and nobody waits for them.
+    llm.slip = int(ranks.rank == 3)
+    engine.load(model.state_dict().items(), ranks)
+    engine.holds = policy._own
+    if ranks.rank < 2:
+        assert drawn(GREEDY, PROMPTS[:1]) == expected(GREEDY, PROMPTS[:1])
+    else:
+        with pytest.raises(VLLMError, match="the processes from 2 to 3 share an engine and have drawn diff"):
+            drawn(GREEDY, PROMPTS[:1])
+
+
+def test_processes_share_an_engine(tmp_path: Path) -> None:
+    processes.launch(4, sharing, said=tmp_path / "said")
+
+
+def with_fake_vllm(*arguments: str) -> int:
+    """The command, for a process of its own."""
+    install()
+    return with_open_gate(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("policy", "more"),
+    [("vllm:2", {}), ("vllm", {"engine": "fsdp", "lora_rank": 2})],
+    ids=["engine in parts", "model in parts"],
+)
+@pytest.mark.usefixtures("plain_reports")
+def test_two_processes_do_what_one_does(
+    policy: str,
+    more: dict[str, Any],
+    walker_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The main one rehearses alone before that, with weights that take both to be handed over."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    settings = SHORT | more | {"model": str(walker_folder), "lr": 1e-5}
+    monkeypatch.setitem(sys.modules, "vllm", None)  # to be put back
+    install()
+    with open_gate():
+        self_improve(SelfImproveConfig(output=one, policy="vllm", **settings), QUIET)
+    arguments = processes.flags(output=two, policy=policy, **settings)
+    processes.launch(2, with_fake_vllm, *arguments, said=tmp_path / "said")
+    columns = ["phase", "seed", "num_turns", "success", "stop_reason"]
+    traces, losses = [], []
+    for output in (one, two):
+        with ExperienceStore(output / "experience.db") as store:
+            traces.append(store.traces()[columns].sort_values(columns).reset_index(drop=True))
+        lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+        losses.append([entry["kl"] for entry in lines if entry["kind"] == "train"])
+    assert traces[0].equals(traces[1])
+    assert len(losses[0]) == SHORT["steps"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

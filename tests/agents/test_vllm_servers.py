@@ -425,7 +425,10 @@ def test_two_processes_share_the_servers(walker_folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"policy": "llvm"}, "policy must be auto, hf, vllm, or servers' URLs, not 'llvm'"),
+        ({"policy": "llvm"}, "policy must be auto, hf, vllm, vllm:N, or servers' URLs, not 'llvm'"),
+        ({"policy": "vllm:0"}, "not 'vllm:0'"),
+        ({"policy": "vllm:two"}, "not 'vllm:two'"),
+        ({"policy": "hf:2"}, "not 'hf:2'"),
         ({"teacher": "http://x:1", "loss": "full"}, "a loss other than full"),
     ],
 )

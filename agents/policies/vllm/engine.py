@@ -1,4 +1,10 @@
-"""vLLM in this process. No other module imports it."""
+"""vLLM in this process. No other module imports it.
+
+Several processes may share one: each has a part of the weights (tensor parallelism) and a scheduler of its
+own, and all of them have to be given the same prompts in the same order. So whoever wants something drawn
+comes to the processes' ``Meeting``, and those that wait there help: what each wants drawn is put together,
+all draw all of it, and each takes what is its own. Nobody has to know what the others do meanwhile.
+"""
 
 import atexit
 import copy
@@ -7,7 +13,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from hashlib import blake2b
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -32,17 +40,28 @@ ENVIRONMENT = {
 """vLLM's settings, where the user has none."""
 MEMORY = 0.4
 """The trainer, which waits meanwhile, has the rest."""
+Settings = Mapping[str, Any]
+"""Of vLLM's sampling."""
+Job = tuple[Prefix, Settings]
+"""Something to be drawn."""
 MAX_SEED = 2**63
 """vLLM's seeds are below it."""
 
 
 class LocalEngine:
-    """An ``Engine`` that shares process and device with the trainer."""
+    """An ``Engine`` that shares process and device with the trainer, or processes and devices."""
 
     name = "vLLM"
 
     def __init__(
-        self, model: PreTrainedModel, *, dtype: torch.dtype, window: int, memory: float = MEMORY
+        self,
+        model: PreTrainedModel,
+        *,
+        dtype: torch.dtype,
+        window: int,
+        memory: float = MEMORY,
+        ranks: Ranks = ALONE,
+        together: int = 1,
     ) -> None:
         """Start vLLM with random weights; ``load`` has to come first.
 
@@ -51,6 +70,8 @@ class LocalEngine:
             dtype: What vLLM computes in.
             window: The longest prompt and completion together, in tokens, unless the model's is shorter.
             memory: The share of a GPU's memory that vLLM may take while it draws.
+            ranks: The processes of the run, which all do this.
+            together: So many of them, neighbours, share one engine; it divides their number.
 
         Raises:
             VLLMError: vLLM is not installed, does not know the model, or has too little memory.
@@ -65,11 +86,13 @@ class LocalEngine:
         self.window = min(window, context_window(model))
         on_gpu = model.device.type == "cuda"
         self._sampling_params = vllm.SamplingParams
-        self._sleeps, self._is_asleep = on_gpu, False
+        self._sleeps, self._is_asleep, self._is_idle = on_gpu, False, False
+        self.together, self._ranks = together, ranks
         options: dict[str, Any] = {}
         is_one_of_many = dist.is_initialized() and dist.get_world_size() > 1
         if is_one_of_many:  # who started the processes has started the engine's own too: this one
             options["distributed_executor_backend"] = "external_launcher"
+            options["tensor_parallel_size"] = together
         if on_gpu:
             options |= {"gpu_memory_utilization": memory, "enable_sleep_mode": True}
         else:
@@ -108,13 +131,17 @@ class LocalEngine:
 
         if is_one_of_many:  # before the processes take leave of each other
             atexit.register(self._llm.llm_engine.engine_core.shutdown)
+        if together > 1:
+            self._number = ranks.meeting.add(partial(self._generate_together, []))
+            ranks.meeting.add_agreed(lambda: self._is_idle, self._sleep)
 
     def tested(self, test: Callable[[Drawer], Gap]) -> list[Gap]:
         """See ``Engine``."""
         return [test(self)]
 
     def load(self, weights: Weights, ranks: Ranks = ALONE) -> None:
-        """See ``Engine``: each process has one of its own."""
+        """See ``Engine``: each process has one of its own, or its part of one."""
+        self._is_idle = False
         self._wake()
         with torch.no_grad():
             tensors = ((name, tensor.detach()) for name, tensor in weights)
@@ -164,8 +191,16 @@ class LocalEngine:
         ]
 
     def release(self) -> None:
-        """See ``Engine``: on a GPU weights and cache go, and new weights have to be loaded afterwards."""
-        if self._sleeps and not self._is_asleep:
+        """See ``Engine``: on a GPU weights and cache go, and new weights have to be loaded afterwards.
+
+        With one that several share this is when all have released it, and meet.
+        """
+        self._is_idle = self._sleeps
+        if self._is_idle and self.together == 1:
+            self._sleep()
+
+    def _sleep(self) -> None:
+        if not self._is_asleep:
             self.holds = None
             self._llm.sleep(level=2)
             self._is_asleep = True
@@ -176,11 +211,41 @@ class LocalEngine:
             self._llm.wake_up()
             self._is_asleep = False
 
-    def _generate(self, prompts: Sequence[Prefix], settings: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def _generate(self, prompts: Sequence[Prefix], settings: Sequence[Settings]) -> list[Any]:
+        jobs = list(zip(prompts, settings, strict=True))
+        if self.together == 1:
+            return self._answers(jobs)
+        self._is_idle = False
+        drawn = self._ranks.meeting.join(self._number, partial(self._generate_together, jobs))
+        return cast("list[Any]", drawn)
+
+    def _generate_together(self, jobs: Sequence[Job]) -> list[Any]:
+        """What comes of this process's jobs; those of the others who share the engine are done with them.
+
+        Raises:
+            VLLMError: They have drawn different things.
+        """
+        first = self._ranks.rank - self._ranks.rank % self.together
+        ours = slice(first, first + self.together)
+        asked = self._ranks.gather([jobs])[ours]
+        answers = self._answers([job for each in asked for job in each])
+        ids = [tuple(output.token_ids) for answer in answers for output in answer.outputs]
+        drawn = self._ranks.gather([blake2b(repr(ids).encode(), digest_size=8).digest()])[ours]
+        if len(set(drawn)) > 1:
+            raise VLLMError(
+                f"the processes from {first} to {first + self.together - 1} share an engine and have drawn "
+                "different tokens from the same prompts and seeds: take --policy vllm, or servers"
+            )
+        start = sum(map(len, asked[: self._ranks.rank - first]))
+        return answers[start : start + len(jobs)]
+
+    def _answers(self, jobs: Sequence[Job]) -> list[Any]:
+        if not jobs:
+            return []
         try:
             outputs: list[Any] = self._llm.generate(
-                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-                [self._sampling_params(detokenize=False, **each) for each in settings],
+                [{"prompt_token_ids": list(prompt)} for prompt, _ in jobs],
+                [self._sampling_params(detokenize=False, **settings) for _, settings in jobs],
                 use_tqdm=False,
             )
         except torch.OutOfMemoryError as error:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
 from distill.lm.language_model import LanguageModel
-from distill.lm.shards import weights_of
+from distill.lm.shards import Shards, weights_of
 from distill.lm.span import Prefix
 from distill.lm.stored import as_stored
 from distill.parallel import ALONE, Ranks
@@ -86,6 +86,8 @@ class Engine(Drawer, Protocol):
 
     holds: object
     """Whose weights it has, as ``VLLMPolicy`` notes it; ``None`` when that is not known."""
+    together: int
+    """So many processes make up one, and take their parts of the weights at the same time."""
 
     @property
     def window(self) -> int:
@@ -181,6 +183,7 @@ class VLLMPolicy(EnginePolicy):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        engine: Engine,
         weights: Callable[[], Weights] | None = None,
         ranks: Ranks = ALONE,
         **options: Any,
@@ -190,13 +193,17 @@ class VLLMPolicy(EnginePolicy):
         Args:
             model: See ``HFPolicy``.
             tokenizer: See ``HFPolicy``.
+            engine: See ``EnginePolicy``.
             weights: What the engine is handed; by default the model's own weights.
-            ranks: The processes that have such a policy each.
-            **options: See ``EnginePolicy``.
+            ranks: The processes that have such a policy each. Where the model or the engine is in parts,
+                those who wait for others help to hand over the weights.
+            **options: See ``HFPolicy``.
         """
-        super().__init__(model, tokenizer, **options)
+        super().__init__(model, tokenizer, engine=engine, **options)
         self._ranks = ranks
         self._weights = weights or partial(weights_of, model)
+        takes_all = ranks.size > 1 and (engine.together > 1 or Shards.of(model) is not None)
+        self._number = ranks.meeting.add(partial(self._load, ranks)) if takes_all else None
         dtype = self.lm.compute_dtype or model.dtype
         self._tolerance = TOLERANCE if dtype.itemsize >= 4 else TOLERANCE_16
 
@@ -251,17 +258,23 @@ class VLLMPolicy(EnginePolicy):
     def _sync(self) -> None:
         """Make sure that the engine has this model's weights as they are now, whatever others do."""
         if self.engine.holds != self._own:
-            self._hand_over(ALONE)
+            self._hand_over(ALONE if self._number is None else self._ranks)
 
     @property
     def _own(self) -> object:
         return self, self.lm.weights_version
 
     def _hand_over(self, ranks: Ranks) -> None:
-        self.engine.holds = None  # whatever interrupts this: half a load is taken for nobody's weights
-        self.engine.load(as_stored(self.lm.model, self._weights()), ranks)
+        if self._number is None:
+            self._load(ranks)
+        else:
+            ranks.meeting.join(self._number, partial(self._load, ranks))
         self.prove()
         self.engine.holds = self._own
+
+    def _load(self, ranks: Ranks) -> None:
+        self.engine.holds = None  # whatever interrupts this: half a load is taken for nobody's weights
+        self.engine.load(as_stored(self.lm.model, self._weights()), ranks)
 
 
 def logprob_gap(lm: LanguageModel, scored: Iterable[Scored]) -> Gap:

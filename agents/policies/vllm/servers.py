@@ -60,6 +60,7 @@ class Servers:
         """
         self.name = "vLLM"
         self.holds: object = None
+        self.together = 1
         self._servers = [Server(url, timeout=timeout) for url in dict.fromkeys(urls)]
         self._mine = self._servers[ranks.rank :: ranks.size] or [
             self._servers[ranks.rank % len(self._servers)]
