@@ -77,10 +77,13 @@ class Agent:
         self.config = config
         self._is_sharded = config.engine == "fsdp" and ranks.size > 1
         follows = config.teacher_kind in ("round", "ema")
+        if self._is_sharded and ranks.device is not None:  # what shards are gathered in is part of them
+            precise = ranks.from_main(partial(self._precision_on, ranks.device))
+            self.config = config = replace(config, precision=precise)
         [(loaded, self.lora), *others] = self._copies(1 + (not config.lora_rank) + follows)
         self.config = config = replace(
             config,
-            precision=ranks.from_main(lambda: self._precision_of(loaded.model)),
+            precision=ranks.from_main(lambda: self._precision_on(loaded.model.device)),
             policy=ranks.from_main(lambda: self._policy_of(loaded.model, words)),
         )
         """With what ``auto`` has turned out to be."""
@@ -159,7 +162,7 @@ class Agent:
     def _copies(self, count: int) -> list[tuple[LoadedModel, LoRA | None]]:
         """The agent's model, so often, as it is before training, and the adapters in the first, if any."""
         if self._is_sharded:
-            return cast_shards(self._whole, lambda made: made[0].model, count, self._ranks)
+            return cast_shards(self._whole, lambda made: made[0].model, count, self._ranks, self._gathered)
         loaded, lora = self._whole()
         copies = (replace(loaded, model=copy.deepcopy(loaded.model)) for _ in range(1, count))
         return [(loaded, lora), *((another, None) for another in copies)]
@@ -189,11 +192,16 @@ class Agent:
             self._console.print(note, markup=False)
         return loaded
 
-    def _precision_of(self, model: PreTrainedModel) -> Precision:
+    @property
+    def _gathered(self) -> torch.dtype | None:
+        """What shards are gathered in, where it is not what the weights are in."""
+        return torch.bfloat16 if self.config.precision == "mixed" else None
+
+    def _precision_on(self, device: torch.device) -> Precision:
         """What ``auto`` is: whatever is faster, with weights that take small updates."""
         if self.config.precision != "auto":
             return self.config.precision
-        return "mixed" if compute_dtype("auto", model) == "bfloat16" else "float32"
+        return "mixed" if compute_dtype("auto", device) == "bfloat16" else "float32"
 
     def _policy_of(self, model: PreTrainedModel, words: EnvWords) -> str:
         """What ``auto`` is: where replies are a few words, remembering them beats computing them fast."""
@@ -253,7 +261,9 @@ class Agent:
         if (name := config.teacher_model) is None:
             return self.student if config.teacher_kind == "self" else self.base
         load = partial(self._load, name)
-        [other] = cast_shards(load, _model_of, 1, self._ranks) if self._is_sharded else [load()]
+        [other] = (
+            cast_shards(load, _model_of, 1, self._ranks, self._gathered) if self._is_sharded else [load()]
+        )
         check_same_tokens(tokenizer, other.tokenizer)
         return self._policy(other)
 
@@ -295,7 +305,7 @@ def as_policy(
 
 def autocast(model: PreTrainedModel, dtype: Dtype) -> torch.dtype | None:
     """What the model's matrix products are narrowed to, if its weights are wider; see ``compute_dtype``."""
-    compute: torch.dtype = getattr(torch, compute_dtype(dtype, model))
+    compute: torch.dtype = getattr(torch, compute_dtype(dtype, model.device))
     return compute if compute.itemsize < model.dtype.itemsize else None
 
 

@@ -178,7 +178,7 @@ class OPCD:
         if compute == "padded":
             compile_layers(student)
         self._compute_dtype = compute_dtype
-        self._forward = shared(student, self.ranks, engine)
+        self._forward = shared(student, self.ranks, engine, compute_dtype)
         self._optimizer = make_optimizer(
             optimizer, self.parameters.values(), lr=lr, weight_decay=weight_decay
         )

@@ -183,7 +183,9 @@ def lost_ranks(seconds: float = 1.0) -> list[int]:
         time.sleep(0.01)
 
 
-def shared(model: PreTrainedModel, ranks: Ranks, engine: Engine) -> Callable[[Callable[[], Value]], Value]:
+def shared(
+    model: PreTrainedModel, ranks: Ranks, engine: Engine, narrow: torch.dtype | None = None
+) -> Callable[[Callable[[], Value]], Value]:
     """How all processes together make a forward pass of the model from which gradients flow, averaged.
 
     Args:
@@ -191,23 +193,28 @@ def shared(model: PreTrainedModel, ranks: Ranks, engine: Engine) -> Callable[[Ca
             none yet.
         ranks: The processes.
         engine: See the module's docstring.
+        narrow: See ``Shards``, which alone it is for.
     """
     if ranks.size == 1:
         return Root(model)
     if engine == "ddp":
         return DistributedDataParallel(Root(model), gradient_as_bucket_view=True)
-    return (Shards.of(model) or shard(model, ranks)).run_together
+    return (Shards.of(model) or shard(model, ranks, narrow)).run_together
 
 
-def shard(model: PreTrainedModel, ranks: Ranks) -> Shards:
+def shard(model: PreTrainedModel, ranks: Ranks, narrow: torch.dtype | None = None) -> Shards:
     """Leave of the model, in place, what is this process's part; see ``Shards``."""
     assert ranks.device is not None
     ranks.meeting.join()
-    return Shards(model, ranks.meeting, ranks.device)
+    return Shards(model, ranks.meeting, ranks.device, narrow)
 
 
 def cast_shards(
-    make: Callable[[], Item], model_of: Callable[[Item], PreTrainedModel], copies: int, ranks: Ranks
+    make: Callable[[], Item],
+    model_of: Callable[[Item], PreTrainedModel],
+    copies: int,
+    ranks: Ranks,
+    narrow: torch.dtype | None = None,
 ) -> list[Item]:
     """Copies of something with a model in it, in shards; every process gets its own.
 
@@ -218,6 +225,7 @@ def cast_shards(
         model_of: The model in it.
         copies: How many; their weights are the same, and nothing else is shared.
         ranks: The processes, which do this together.
+        narrow: See ``Shards``.
     """
     assert ranks.device is not None
     made: list[Item] = []
@@ -232,7 +240,7 @@ def cast_shards(
     items: list[Item] = [pickle.loads(form) for _ in range(copies)]  # the main process's, as broadcasts are
     models = [model_of(item) for item in items]
     for model in models:
-        shard(model, ranks)
+        shard(model, ranks, narrow)
     places = [_places(model) for model in models]
     sources = dict(model_of(made[0]).named_parameters()) if made else {}
     for name in [name for name, _ in models[0].named_parameters()]:

@@ -4,13 +4,17 @@ With all weights and with adapters: three steps from the beginning, their state 
 more steps from such a state in FROM.
 """
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -18,12 +22,15 @@ from agents.run.parts import Joined
 from distill.examples import DistillExample
 from distill.lm.prefix_lm import PrefixLM
 from distill.lm.reached import freeze_unreached
+from distill.lm.shards import whole
 from distill.lora import LoRA
 from distill.opcd import OPCD
-from distill.parallel import Engine, Ranks, cast_shards
+from distill.parallel import Engine, Ranks, cast_shards, shard
 from distill.teacher import FrozenTeacher
 from tests.conftest import tiny_llama
 
+GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+"""By which shards are put together; torch 2.13 has a new name for it."""
 EXAMPLES = [
     DistillExample(student_prompt_ids=x, teacher_prompt_ids=(*x, 9, 7), completion_ids=y)
     for x, y in (
@@ -101,3 +108,45 @@ def main(engine: str, out: str, start: str = "") -> None:
             for _ in range(2):
                 resumed.step(ranks.share(EXAMPLES))
             save(f"{what}-resumed.safetensors", resumed.state())
+
+
+def mixed(out: str) -> None:
+    """Products in bfloat16: the same with DDP, and with FSDP2 whose linear layers are gathered in bfloat16."""
+    ranks = Ranks.connect("cpu")
+    found: dict[str, Any] = {}
+    for rank, name in itertools.product((0, 2), ("ddp", "fsdp")):
+        student, base = (tiny_llama(seed) for seed in (0, 1))
+        if rank:
+            LoRA(student, rank=rank, alpha=4)
+        sent: Counter[torch.dtype] = Counter()
+        gather = getattr(dist, GATHER)
+
+        def counting(output: torch.Tensor, *rest: Any, **more: Any) -> Any:
+            sent[output.dtype] += output.nbytes  # noqa: B023 -- of this turn
+            return gather(output, *rest, **more)  # noqa: B023
+
+        if name == "fsdp":
+            shard(base, ranks, torch.bfloat16)
+        opcd = OPCD(
+            student,
+            FrozenTeacher(PrefixLM(base, compute_dtype=torch.bfloat16)),
+            lr=1e-3,
+            k=16,
+            max_nodes=4,
+            compute_dtype=torch.bfloat16,
+            ranks=ranks,
+            engine=cast(Engine, name),
+        )
+        with patch.object(dist, GATHER, counting):
+            stats = [opcd.step(ranks.share(EXAMPLES)).as_dict() for _ in range(2)]
+            gathered = {str(dtype): size for dtype, size in sent.items()}
+        # One passes a token, and the others help.
+        played = ranks.from_main(partial(PrefixLM(student, compute_dtype=torch.bfloat16).logits, [(5, 6, 7)]))
+        weights = {key: whole(p.detach()).flatten()[:200] for key, p in opcd.parameters.items()}
+        assert {weight.dtype for weight in weights.values()} == {torch.float32}
+        weights = {key: weight.tolist() for key, weight in weights.items()}
+        found[f"{name}-{rank}"] = {
+            "stats": stats, "gathered": gathered, "played": played.tolist(), "weights": weights
+        }
+    if ranks.is_main:
+        (Path(out) / "mixed.json").write_text(json.dumps(found))

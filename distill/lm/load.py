@@ -195,16 +195,16 @@ def _check_vocabulary(where: str, model: Any, tokenizer: PreTrainedTokenizerBase
         )
 
 
-def compute_dtype(name: Dtype, model: PreTrainedModel) -> Dtype:
+def compute_dtype(name: Dtype, device: torch.device) -> Dtype:
     """What matrix products are to run in: what was asked for, or for ``auto`` bfloat16 where it is faster.
 
     On a GPU that is so where it has bfloat16; on a CPU it is measured, in a few milliseconds.
     """
     if name != "auto":
         return name
-    if model.device.type == "cuda":
+    if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if model.device.type != "cpu":
+    if device.type != "cpu":
         return "float32"
 
     def seconds(dtype: torch.dtype) -> float:

@@ -131,16 +131,24 @@ class Shards:
             model: Of which every process has the same, or none of it; it is changed in place.
             meeting: Of the processes.
             device: This process's.
-            narrow: What weights are gathered in, where it is not their own type.
+            narrow: What the model's linear layers always compute in, by autocast, where it is not their own
+                type. What autocast would make of their weights is gathered then, so that all is computed as
+                without it and half as much is sent. The shards, and the sums of the processes' gradients, stay
+                in the type of the weights. What is no layer (embedding, head) is gathered as it is.
         """
-        self._model, self._meeting = model, meeting
+        self._model, self._meeting, self._narrow = model, meeting, narrow
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-        policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None)
+        policy = MixedPrecisionPolicy(
+            param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None, cast_forward_inputs=False
+        )
         self._root = Root(model)
         for layer in layers_of(model):
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
+            others = None if narrow is None else _all_but_linear(layer)
+            if others:
+                fully_shard(others, mesh=mesh)
+            fully_shard(layer, mesh=mesh, mp_policy=MixedPrecisionPolicy() if others is None else policy)
         # Not its ends either stay gathered: between forward passes there is nothing but shards.
-        fully_shard(self._root, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        fully_shard(self._root, mesh=mesh, reshard_after_forward=True)
         self._number = meeting.add(self._pass_a_token, self._gather_head)
         vars(model)["_shards"] = self  # no submodule, which it would be as an attribute
 
@@ -180,8 +188,9 @@ class Shards:
             input_ids=torch.zeros((1, 1), dtype=torch.long, device=self._model.device),
             use_cache=False,
         )
-        # In a context of its own: this process may be about to make masks for a pass of another model.
-        Context().run(self._root, forward)
+        with torch.autocast(self._model.device.type, dtype=self._narrow, enabled=self._narrow is not None):
+            # In a context of its own: this process may be about to make masks for a pass of another model.
+            Context().run(self._root, forward)
 
 
 def run(model: PreTrainedModel, work: Callable[[], Value]) -> Value:
@@ -215,6 +224,25 @@ def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 def layers_of(model: PreTrainedModel) -> Sequence[torch.nn.Module]:
     """Its decoder layers, and those of other towers."""
     return [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
+
+
+def _all_but_linear(layer: torch.nn.Module) -> list[torch.nn.Module] | None:
+    """The modules of a layer whose weights autocast leaves as they are: its norms.
+
+    Returns:
+        ``None`` where there are others, which may be read by whom they do not belong to, or be factors of
+        products that autocast does not know.
+    """
+    others = [
+        module
+        for module in layer.modules()
+        if not isinstance(module, torch.nn.Linear) and next(module.parameters(recurse=False), None) is not None
+    ]
+    is_plain = all(
+        next(module.children(), None) is None and all(p.dim() == 1 for p in module.parameters())
+        for module in others
+    )
+    return others if is_plain else None
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
