@@ -111,7 +111,7 @@ def main(engine: str, out: str, start: str = "") -> None:
 
 
 def mixed(out: str) -> None:
-    """Products in bfloat16: the same with DDP, and with FSDP2 whose linear layers are gathered in bfloat16."""
+    """Products in bfloat16, with DDP, and with FSDP2, which gathers linear layers in bfloat16."""
     ranks = Ranks.connect("cpu")
     found: dict[str, Any] = {}
     for rank, name in itertools.product((0, 2), ("ddp", "fsdp")):
@@ -144,9 +144,11 @@ def mixed(out: str) -> None:
         played = ranks.from_main(partial(PrefixLM(student, compute_dtype=torch.bfloat16).logits, [(5, 6, 7)]))
         weights = {key: whole(p.detach()).flatten()[:200] for key, p in opcd.parameters.items()}
         assert {weight.dtype for weight in weights.values()} == {torch.float32}
-        weights = {key: weight.tolist() for key, weight in weights.items()}
         found[f"{name}-{rank}"] = {
-            "stats": stats, "gathered": gathered, "played": played.tolist(), "weights": weights
+            "stats": stats,
+            "gathered": gathered,
+            "played": played.tolist(),
+            "weights": {key: weight.tolist() for key, weight in weights.items()},
         }
     if ranks.is_main:
         (Path(out) / "mixed.json").write_text(json.dumps(found))

@@ -131,10 +131,10 @@ class Shards:
             model: Of which every process has the same, or none of it; it is changed in place.
             meeting: Of the processes.
             device: This process's.
-            narrow: What the model's linear layers always compute in, by autocast, where it is not their own
-                type. What autocast would make of their weights is gathered then, so that all is computed as
-                without it and half as much is sent. The shards, and the sums of the processes' gradients, stay
-                in the type of the weights. What is no layer (embedding, head) is gathered as it is.
+            narrow: What linear layers always compute in, by autocast, where it is not the weights' own type.
+                What autocast would make of their weights is gathered then: half as much is sent, and all is
+                computed as without it. The shards, and the sums of the processes' gradients, stay in the
+                type of the weights. What is no decoder layer (embedding, head) is gathered as it is.
         """
         self._model, self._meeting, self._narrow = model, meeting, narrow
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -236,7 +236,7 @@ def _all_but_linear(layer: torch.nn.Module) -> list[torch.nn.Module] | None:
     others = [
         module
         for module in layer.modules()
-        if not isinstance(module, torch.nn.Linear) and next(module.parameters(recurse=False), None) is not None
+        if type(module) is not torch.nn.Linear and next(module.parameters(recurse=False), None) is not None
     ]
     is_plain = all(
         next(module.children(), None) is None and all(p.dim() == 1 for p in module.parameters())

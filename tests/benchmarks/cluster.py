@@ -6,7 +6,8 @@
 
 The first computes; its assumptions are printed beside its figures. The second starts two and then four
 processes (gloo) with a model of about 100M random weights, and compares the peak of each with the formula.
-The third takes turns between one and two processes of one core each, with the same completions in all.
+The third takes turns between one and two processes of one core each, with the same completions in all: it
+takes some minutes, and two cores that have nothing else to do.
 """
 
 import ctypes
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from agents.policies.vllm.engine import MEMORY
 from distill.examples import DistillExample
 from distill.lm.prefix_lm import PrefixLM
 from distill.lora import LoRA
@@ -49,12 +51,17 @@ FULL = Shape(
 )
 """What memory is measured with: layers are small beside the whole, as they are in large models."""
 QUICK = replace(FULL, name="50M", width=320, heads=5, kv_heads=5, inner=1024)
+UPDATED = replace(FULL, name="24M", layers=8)
+"""What updates are timed with. Both what is sent and what is computed grow with the weights: how many
+there are hardly matters, how many tokens does."""
 MOMENT_BYTES: Mapping[OptimizerKind, float] = {"adamw": 8, "adamw-8bit": 2 * (1 + 4 / BLOCK)}
 """Per weight."""
 ALLOWED = 1.15
 """Peak to formula."""
 FASTER = 1.8
 """How many times as fast an update has to be on two processes."""
+ENGINE_SHARE = 0.8
+"""Of a vLLM's memory that its weights may take; the rest is for its cache."""
 M_MMAP_THRESHOLD = -3
 """Of mallopt: from how many bytes on memory is mapped by itself."""
 
@@ -68,6 +75,8 @@ class Setup:
     lora_rank: int = 0
     weight_bytes: int = 4
     """Per weight that is not trained, and with LoRA of the student's; what is trained is in fp32."""
+    gathered_bytes: int = 4
+    """Per weight of a layer, while its shards are together: 2 with --precision mixed or bfloat16."""
     optimizer: OptimizerKind = "adamw"
 
     @property
@@ -116,7 +125,7 @@ def memory(shape: Shape, setup: Setup, *, gloo: bool = False) -> dict[str, float
             "weights, student and base in one": setup.weight_bytes * size / parts,
             "adapters, their gradients and moments": 16 * trained / parts,
         }
-        gradients = 0
+        ends_gradients = layer_gradients = 0
     else:
         held = {
             "trained weights": 4 * size / parts,
@@ -124,14 +133,14 @@ def memory(shape: Shape, setup: Setup, *, gloo: bool = False) -> dict[str, float
             "moments": moment_bytes * size / parts,
             "base": setup.weight_bytes * size / parts,
         }
-        gradients = 4
+        ends_gradients, layer_gradients = 4, setup.gathered_bytes + 4  # as they come, and in fp32 to be sent
     if parts > 1:
         held["gathered: two layers and the ends, and what their gradients are added up in"] = (
-            2 * (setup.weight_bytes + gradients) * layer + (2 * setup.weight_bytes + gradients) * ends
-        )
+            2 * setup.gathered_bytes + layer_gradients
+        ) * layer + (2 * setup.weight_bytes + ends_gradients) * ends
         held["the teacher's head"] = setup.weight_bytes * head
         if gloo:
-            held["gloo's own copy of the layer that it gathers"] = setup.weight_bytes * layer
+            held["gloo's own copy of the layer that it gathers"] = setup.gathered_bytes * layer
     return held
 
 
@@ -181,7 +190,7 @@ def _steps(ranks: Ranks, shape: Shape, lora_rank: int) -> None:
 
 
 def update_worker(shape: Shape, completions: int) -> None:
-    """In each process: updates with DDP, without drawing; the main one prints the seconds of each."""
+    """In each process: updates with DDP, without drawing; the main one prints the seconds of three."""
     torch.set_num_threads(1)
     ranks = Ranks.connect("cpu")
     student, base = (shape.model(torch.device("cpu"), torch.float32, "tree") for _ in range(2))
@@ -226,18 +235,28 @@ def _taken(processes: int, work: Callable[[Shape, int], None], shape: Shape, num
     return taken
 
 
-def compare_update(shape: Shape, console: Console, *, completions: int = 64, turns: int = 3) -> float:
-    """Print the medians of an update on one process and on two; how many times as fast two are."""
-    times: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(turns):
-        for processes, found in times.items():
-            found += _taken(processes, update_worker, shape, completions)
-    one, two = (statistics.median(found) for found in times.values())
+def compare_update(shape: Shape, console: Console, *, completions: int = 48, turns: int = 5) -> float:
+    """Print what an update takes on one process and on two; returns how many times as fast two are.
+
+    Args:
+        shape: Of the model.
+        console: Where to print.
+        completions: Of an update, on all processes together. By default as many as make whole passes of 768
+            tokens, twice as many on one process as on each of two.
+        turns: Each is one process and then two; the median of their ratios counts.
+    """
     console.print(
-        f"update, {completions} completions of 32 tokens, {parameters(shape) / 1e6:.0f}M weights, ddp: "
-        f"{one:.2f} s on one process, {two:.2f} s on two of one core each: {one / two:.2f} times as fast"
+        f"update, {completions} completions of 32 tokens, {parameters(shape) / 1e6:.0f}M weights, ddp, "
+        "one core for a process; medians of 3 updates"
     )
-    return one / two
+    ratios = []
+    for _ in range(turns):
+        one, two = (statistics.median(_taken(n, update_worker, shape, completions)) for n in (1, 2))
+        ratios.append(one / two)
+        console.print(f"{one:.2f} s on one process, {two:.2f} s on two: {ratios[-1]:.2f} times as fast")
+    ratio = statistics.median(ratios)
+    console.print(f"median: {ratio:.2f} times as fast, wanted {FASTER}")
+    return ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +304,8 @@ def traffic(shape: Shape, setup: Setup, step: Step, machine: Machine) -> dict[st
     if setup.engine == "ddp":
         return {"gradients, all-reduced": 2 * 4 * trained * others}
     student, teacher = (-(-tokens // machine.pass_tokens) for tokens in step.tokens(setup.processes))
-    weights = setup.weight_bytes * parameters(shape) * others
+    layers = shape.layers * layer_parameters(shape)
+    weights = (setup.gathered_bytes * layers + setup.weight_bytes * end_parameters(shape)) * others
     return {
         "weights, gathered for the student, forward and backward": 2 * student * weights,
         "weights, gathered for the teacher": teacher * weights,
@@ -293,23 +313,29 @@ def traffic(shape: Shape, setup: Setup, step: Step, machine: Machine) -> dict[st
     }
 
 
+def engine_processes(shape: Shape, setup: Setup, machine: Machine) -> int | None:
+    """How many processes have to share a vLLM for its weights to fit; ``None`` where all are too few."""
+    room = ENGINE_SHARE * MEMORY * machine.memory
+    numbers = (n for n in range(1, setup.processes + 1) if setup.processes % n == 0)
+    return next((n for n in numbers if 2 * parameters(shape) / n <= room), None)
+
+
 def seconds(shape: Shape, setup: Setup, step: Step, machine: Machine) -> dict[str, float]:
-    """Of one optimiser step, where replies are drawn by a vLLM in each process."""
+    """Of one optimiser step, where replies are drawn by vLLM in the processes."""
     size = parameters(shape)
     student, teacher = step.tokens(setup.processes)
     products = (6 if not setup.lora_rank else 4) + 2  # with activations that are computed again
     computing = (products * student + 2 * teacher) * size / (machine.mfu * machine.flops)
     speed = machine.inside if setup.processes <= machine.size else machine.between
     sending = sum(traffic(shape, setup, step, machine).values()) / speed
-    gpus = -(-2 * size // (0.8 * machine.memory))  # over which an engine's weights are spread
+    together = engine_processes(shape, setup, machine) or setup.processes
+    drawing = step.completion * 2 * size / together / machine.memory_speed
     return {
-        "drawing: each token reads the weights in bf16": step.completion
-        * 2 * size / gpus / machine.memory_speed,
+        f"drawing, --policy vllm:{together}: each token reads the weights in bf16": drawing,
         "computing the update": computing,
         "sending, which goes on beside it": sending,
-        "step: drawing, and the longer of the two": step.completion * 2 * size / gpus / machine.memory_speed
-        + max(computing, sending),
-    }  # fmt: skip
+        "step: drawing, and the longer of the two": drawing + max(computing, sending),
+    }
 
 
 def checkpoint(shape: Shape, setup: Setup, machine: Machine) -> tuple[float, float]:
@@ -344,6 +370,8 @@ def print_costs(shape: Shape, setup: Setup, step: Step, machine: Machine, consol
     table.rows[-1].end_section = True
     for name, value in seconds(shape, setup, step, machine).items():
         table.add_row(name, f"{value:,.1f} s")
+    if engine_processes(shape, setup, machine) is None:
+        table.add_row(f"vLLM, with {MEMORY:.0%} of the memory, DOES NOT FIT: take servers", "")
     table.rows[-1].end_section = True
     written, duration = checkpoint(shape, setup, machine)
     who = ", written by each" if setup.parts > 1 else ""
@@ -386,6 +414,8 @@ def main(
 ) -> int:
     """Compute what a run takes (--dry-run), or measure on CPUs that the formula of memory holds.
 
+    What is computed is for GPUs with bfloat16, where --precision is mixed unless a run is told otherwise.
+
     Args:
         shape: Of the model; see SHAPES.
         processes: GPUs.
@@ -399,7 +429,7 @@ def main(
     """
     console = Console(width=110)
     if update:
-        return 0 if compare_update(FULL, console) >= FASTER else 1
+        return 0 if compare_update(UPDATED, console) >= FASTER else 1
     if not dry_run:
         return 0 if compare_memory(FULL, console) else 1
     if shape not in SHAPES:
@@ -410,6 +440,7 @@ def main(
         engine=engine,
         lora_rank=lora_rank,
         weight_bytes=2 if bf16 else 4,
+        gathered_bytes=2,
         optimizer=optimizer,
     )
     print_costs(SHAPES[shape], setup, Step(), Machine(memory=1e9 * gpu_memory), console)

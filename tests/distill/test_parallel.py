@@ -15,17 +15,19 @@ from accelerate.commands.launch import main as accelerate_launch
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from agents.config import SelfImproveConfig
 from agents.self_improve import main, self_improve
-from distill.lm.shards import whole
+from distill.lm.shards import _all_but_linear, whole
 from distill.opcd import OPCD, StepStats
 from distill.parallel import Ranks, like
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
 from tests import parallel_worker
 from tests.agents.test_self_improve import open_gate
+from tests.conftest import tiny_llama
 from tests.processes import SECONDS, begin, command, flags, launch
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -72,6 +74,39 @@ def test_two_processes_do_what_one_does(engine: str, one: Path, tmp_path: Path) 
     parallel_worker.main("ddp", str(back), str(two))
     for what in ("full", "lora"):
         assert_same(back / f"{what}-resumed.safetensors", one / f"{what}-3.safetensors")
+
+
+def test_shards_are_gathered_in_what_they_are_computed_in(tmp_path: Path) -> None:
+    """In bfloat16 the linear layers are; the rest as it is, and all is computed as with whole copies."""
+    launch(2, parallel_worker.mixed, str(tmp_path), said=tmp_path / "said")
+    found = json.loads((tmp_path / "mixed.json").read_text())
+    for rank in (0, 2):
+        expected, shards = found[f"ddp-{rank}"], found[f"fsdp-{rank}"]
+        for mine, theirs in zip(shards["stats"], expected["stats"], strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-6, rel=1e-6)  # bfloat16 itself is good to 4e-3
+        assert shards["weights"].keys() == expected["weights"].keys()
+        for name, weights in shards["weights"].items():
+            assert weights == pytest.approx(expected["weights"][name], abs=1e-6)
+        assert shards["played"][0] == pytest.approx(expected["played"][0], abs=1e-6)
+    model = tiny_llama()
+    layers = sum(p.numel() for p in model.model.layers.parameters() if p.dim() == 2)
+    others = sum(p.numel() for p in model.parameters()) - layers
+    gathered = found["fsdp-0"]["gathered"]
+    assert gathered.keys() == {"torch.bfloat16", "torch.float32"}
+    times = gathered["torch.bfloat16"] / (2 * layers)
+    assert times == gathered["torch.float32"] / (4 * others)
+    assert times >= 2 * 2 + 1  # forward and backward, and the teacher
+
+
+def test_what_autocast_may_not_narrow_is_gathered_as_it_is() -> None:
+    linear, norm, conv = nn.Linear(4, 4), nn.RMSNorm(4), nn.Conv1d(4, 4, 2)
+    assert _all_but_linear(nn.ModuleList([linear, norm])) == [norm]
+    assert _all_but_linear(nn.ModuleList([linear, nn.Sequential(norm, linear)])) == [norm]
+    assert _all_but_linear(nn.ModuleList([linear])) == []
+    assert _all_but_linear(nn.ModuleList([linear, conv])) is None
+    layer = nn.ModuleList([linear])
+    layer.register_parameter("sinks", nn.Parameter(torch.zeros(4)))  # who has it has others in it
+    assert _all_but_linear(layer) is None
 
 
 def assert_same(one: Path, two: Path) -> None:
