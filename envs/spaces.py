@@ -35,14 +35,7 @@ def any_words(
     success = threshold(env)
     if isinstance(space, Text) and grammar is None:
         return EnvWords(
-            rules=f"{rules} You answer in text.",
-            question="",
-            reply_prefix="",
-            actions=(),
-            grammar=text_grammar,
-            describe=describe,
-            advise=None,
-            success=success,
+            rules=f"{rules} You answer in text.", grammar=text_grammar, describe=describe, success=success
         )
     if grammar is None and not is_supported(space):
         raise EnvError(

@@ -81,18 +81,18 @@ class EnvWords:
 
     rules: str
     """What the game is: the system message. Nothing that is to be learned by playing."""
-    question: str
+    question: str = ""
     """What is asked after each observation."""
-    reply_prefix: str
+    reply_prefix: str = ""
     """What every reply begins with; the agent continues from here."""
-    actions: tuple[str, ...]
+    actions: tuple[str, ...] = ()
     """Every action's text, where they can be counted: in the order of a ``Discrete`` action space. Empty for
     others."""
     grammar: Grammar
     """What a reply, without its prefix, means."""
-    describe: Callable[[Any], str]
+    describe: Callable[[Any], str] = str
     """An observation of the env as a sentence."""
-    advise: Callable[[str, str], str] | None
+    advise: Callable[[str, str], str] | None = None
     """(situation, action text) -> advice to do that there, worded like the observation.
 
     ``None`` where there is nothing to advise from outcomes, as with text for an action."""

@@ -131,8 +131,7 @@ def make(name: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
 @words_of(TextArenaEnv)
 def words(env: gym.Env[Any, Any]) -> EnvWords:
     """The game's own: rules and question are part of what it shows."""
-    own: dict[str, Any] = {"rules": "", "question": "", "reply_prefix": "", "actions": (), "advise": None}
-    return EnvWords(grammar=text_grammar, describe=str, success=SUCCESS, **own)
+    return EnvWords(rules="", grammar=text_grammar, success=SUCCESS)
 
 
 def _why(error: Exception) -> str:

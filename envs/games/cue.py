@@ -24,8 +24,6 @@ class CueEnv(gym.Env[str, np.int64]):
     every move leads on. Who does not remember the colour wins a third of the episodes, whatever is done.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
-
     def __init__(self, *, corridor: int = 1) -> None:
         """Build the way.
 
@@ -79,7 +77,6 @@ def cue_words(env: gym.Env[Any, Any]) -> EnvWords:
         reply_prefix="I go",
         actions=ACTIONS,
         grammar=word_grammar(ACTIONS),
-        describe=str,
         advise=advise,
         success=Success(means="the way out is found", reached=lambda total, _: total > 0),
     )

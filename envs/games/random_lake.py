@@ -66,8 +66,6 @@ class RandomFrozenLakeEnv(PartedEnv[str, np.int64]):
     beginning. ``info["board"]`` has the board's rows, for reports.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
-
     def __init__(self, *, held_out: int = 0, first: int = 0) -> None:
         """Choose the boards.
 
@@ -109,9 +107,9 @@ class RandomFrozenLakeEnv(PartedEnv[str, np.int64]):
         return self._draw(), float(square == "G"), square in "GH", False, {}
 
     @property
-    def board(self) -> tuple[str, ...]:
+    def board(self) -> Board:
         """The present board's rows. For reports: the agent reads its own drawing."""
-        return tuple(self._board)
+        return self._board
 
     @property
     def square(self) -> int:

@@ -45,8 +45,6 @@ class LogEnv(PartedEnv[str, str]):
     ``info["not_judged"] = True``.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
-
     def __init__(
         self, *, file: str, answer: str = "answer", check: str = "contains", system: System = "keep"
     ) -> None:

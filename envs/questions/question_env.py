@@ -1,6 +1,6 @@
 """An env that poses one question per episode, and judges what is said to it."""
 
-from typing import Any, cast
+from typing import Any
 
 from envs.actions import text_grammar
 from envs.any_text import AnyText, clean
@@ -24,8 +24,6 @@ class QuestionEnv(PartedEnv[str, str]):
     neither right nor wrong: it truncates the episode with ``info["not_judged"] = True`` and without
     ``is_success``.
     """
-
-    metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
 
     def __init__(self, problems: Problems, attempts: int = 1) -> None:
         """Pose ``problems``; after a wrong reply an episode goes on while ``attempts`` are left."""
@@ -82,12 +80,7 @@ def question_words(*, means: str, rules: str = "", **more: Any) -> EnvWords:
     """
     return EnvWords(
         rules=rules,
-        question="",
-        reply_prefix="",
-        actions=(),
         grammar=text_grammar,
-        describe=lambda observation: cast("str", observation),
-        advise=None,
         success=Success(means=means, reached=lambda total, _: total > 0),
         **more,
     )
