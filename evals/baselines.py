@@ -231,7 +231,7 @@ class Baselines:
         rate, mean_return = float(start @ rates_S), float(start @ returns_S)
         if not (-1e-9 <= rate <= 1 + 1e-9 and math.isfinite(mean_return)):
             return None
-        return EvalResult.exact(success_rate=rate, mean_return=mean_return)
+        return EvalResult(success_rate=rate, mean_return=mean_return)
 
     def _play(self, actions: Callable[[int], Iterator[Any]], seeds: Iterable[int]) -> EvalResult:
         """One episode per seed with actions that depend on nothing but the seed and the time.

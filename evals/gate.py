@@ -84,6 +84,12 @@ def _rate(outcomes: Outcomes) -> float:
     return sum(outcomes.values()) / len(outcomes) if outcomes else 0.0
 
 
+def _apart(first: Outcomes, second: Outcomes, seeds: Iterable[int]) -> tuple[int, int]:
+    """How many of the seeds only the first won, and only the second."""
+    pairs = [(first[seed], second[seed]) for seed in seeds]
+    return sum(one and not two for one, two in pairs), sum(two and not one for one, two in pairs)
+
+
 def _promise(insight: Insight) -> tuple[bool, bool, float, int]:
     retired = insight.state != InsightState.ACTIVE
     return retired, insight.is_instance_specific, -insight.score, -insight.support
@@ -133,14 +139,29 @@ def judge(
     [best] = alive
     both = outcomes[best.id].keys() & without.keys()
     deciding = [seed for seed in list(seeds)[chosen_on:] or seeds if seed in both]
-    wins = sum(outcomes[best.id][seed] and not without[seed] for seed in deciding)
-    losses = sum(without[seed] and not outcomes[best.id][seed] for seed in deciding)
+    wins, losses = _apart(outcomes[best.id], without, deciding)
     p_value = exact_paired_test(wins, losses)
     admitted = wins > losses and p_value < SIGNIFICANT
     verdicts[best.id] = (
         f"the best; {'admitted' if admitted else 'refused'}: on {len(deciding)} fresh episodes "
         f"{wins} are won with it only, {losses} without it only"
     )
+
+    def score(context: Context) -> ContextScore:
+        known = {seed: won for seed, won in outcomes[context.id].items() if seed in without}
+        return ContextScore(
+            phase=phase,
+            context_id=context.id,
+            insight_ids=tuple(insight.id for insight in context.insights),
+            policy_id=policy_id,
+            seeds=tuple(known),
+            successes=sum(known.values()),
+            successes_without=sum(without[seed] for seed in known),
+            p_value=exact_paired_test(*_apart(known, without, known)),
+            admitted=admitted and context is best,
+            verdict=verdicts[context.id],
+        )
+
     return Verdict(
         context=best,
         admitted=admitted,
@@ -152,44 +173,6 @@ def judge(
         p_value=p_value,
         episodes=episodes,
         episodes_full=(len(candidates) + 1) * len(seeds),
-        scores=tuple(
-            _score(
-                context,
-                outcomes[context.id],
-                without,
-                phase,
-                policy_id,
-                admitted and context is best,
-                verdicts[context.id],
-            )
-            for context in candidates
-        ),
+        scores=tuple(map(score, candidates)),
         outcomes={**outcomes, NO_CONTEXT.id: without},
-    )
-
-
-def _score(
-    context: Context,
-    outcomes: Outcomes,
-    without: Outcomes,
-    phase: str,
-    policy_id: str,
-    admitted: bool,
-    verdict: str,
-) -> ContextScore:
-    outcomes = {seed: won for seed, won in outcomes.items() if seed in without}
-    return ContextScore(
-        phase=phase,
-        context_id=context.id,
-        insight_ids=tuple(insight.id for insight in context.insights),
-        policy_id=policy_id,
-        seeds=tuple(outcomes),
-        successes=sum(outcomes.values()),
-        successes_without=sum(without[seed] for seed in outcomes),
-        p_value=exact_paired_test(
-            sum(won and not without[seed] for seed, won in outcomes.items()),
-            sum(without[seed] and not won for seed, won in outcomes.items()),
-        ),
-        admitted=admitted,
-        verdict=verdict,
     )
