@@ -250,19 +250,15 @@ class OPCD:
             kls=of_each(examples, kls),
         )
 
-    def rehearse(self, examples: Sequence[DistillExample], direction: Direction | None = None) -> None:
+    def rehearse(self, examples: Sequence[DistillExample]) -> None:
         """Compute the gradients of a step, on this process alone, and drop them: to see what it takes.
-
-        Args:
-            examples: At least one.
-            direction: As in ``step``.
 
         Raises:
             DistillError: A sequence does not fit a context window.
         """
         self.comparison.check_windows(examples, self._window)
         for batch in self._batches(examples):
-            self._forward_backward(scored(batch, self._average, count(examples, self._average)), direction)
+            self._forward_backward(scored(batch, self._average, count(examples, self._average)))
         self.student.eval()
         self._optimizer.zero_grad(set_to_none=True)
 
