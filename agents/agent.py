@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,15 @@ class Agent:
             )
         self.teacher = self._policy(others.pop()[0]) if follows else self._make_teacher(loaded.tokenizer)
         """What is imitated, as a policy; ``Training`` lets it follow the student where it has to."""
-        self.writer = self.teacher if self.scorer is None else self._served(loaded, self.scorer)
+        self.writer = self.teacher
+        if self.scorer is not None:
+            self.writer = EnginePolicy(
+                loaded.model,
+                loaded.tokenizer,
+                engine=self.scorer.servers,
+                compute=loaded.support.way,
+                template_settings=config.chat_template_kwargs,
+            )
         """Who answers off-policy: what is imitated, wherever it is."""
         self.max_tokens = reply_tokens(config, self.base, words)
         """Of a reply."""
@@ -224,15 +233,6 @@ class Agent:
             template_settings=self.config.chat_template_kwargs,
         )
 
-    def _served(self, loaded: LoadedModel, teacher: ServedTeacher) -> HFPolicy:
-        return EnginePolicy(
-            loaded.model,
-            loaded.tokenizer,
-            engine=teacher.servers,
-            compute=loaded.support.way,
-            template_settings=self.config.chat_template_kwargs,
-        )
-
     def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
         """The model as a policy; with ``lora`` its adapters are off."""
         return as_policy(loaded, self.config, within=nullcontext if lora is None else lora.off)
@@ -242,7 +242,7 @@ class Agent:
         if (name := config.teacher_model) is None:
             return self.student if config.teacher_kind == "self" else self.base
         load = partial(self._load, name)
-        [other] = cast_shards(load, _model_of, 1, self._ranks) if self._is_sharded else [load()]
+        [other] = cast_shards(load, attrgetter("model"), 1, self._ranks) if self._is_sharded else [load()]
         check_same_tokens(tokenizer, other.tokenizer)
         return self._policy(other)
 
@@ -253,10 +253,6 @@ def _replaced(target: Path) -> Iterator[Path]:
     with clear_errors(target), appearing(target) as tmp:
         yield tmp
         shutil.rmtree(target, ignore_errors=True)
-
-
-def _model_of(loaded: LoadedModel) -> PreTrainedModel:
-    return loaded.model
 
 
 def as_policy(

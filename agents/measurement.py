@@ -1,5 +1,6 @@
 """Before and after on the test seeds, beside the random, the best blind and the optimal policy."""
 
+from contextlib import closing
 from typing import Any
 
 import pandas as pd
@@ -58,23 +59,17 @@ def _baselines(run: Run) -> dict[str, EvalResult]:
     baselines = Baselines(
         config.env, config.env_kwargs, vectorization=config.vectorization, timeout=config.env_timeout
     )
-    try:
-        return _fixed_arms(run, baselines)
-    finally:
-        baselines.close()
-
-
-def _fixed_arms(run: Run, baselines: Baselines) -> dict[str, EvalResult]:
-    if baselines.is_text:  # there is no random text, and no end of texts to choose from
-        constant = baselines.constant(run.validation_seeds, run.test_seeds)
-        return {} if constant is None else {"blind": constant[0]}
-    arms = {"random": baselines.random(run.test_seeds)}
-    if run.words.actions:
-        candidates = _successful_actions(run)
-        arms["blind"], _ = baselines.blind(candidates, run.validation_seeds, run.test_seeds)
-    if (optimal := baselines.optimal()) is not None:
-        arms["optimal"] = optimal
-    return arms
+    with closing(baselines):
+        if baselines.is_text:  # there is no random text, and no end of texts to choose from
+            constant = baselines.constant(run.validation_seeds, run.test_seeds)
+            return {} if constant is None else {"blind": constant[0]}
+        arms = {"random": baselines.random(run.test_seeds)}
+        if run.words.actions:
+            candidates = _successful_actions(run)
+            arms["blind"], _ = baselines.blind(candidates, run.validation_seeds, run.test_seeds)
+        if (optimal := baselines.optimal()) is not None:
+            arms["optimal"] = optimal
+        return arms
 
 
 def _played_arms(

@@ -13,6 +13,7 @@ from evals.gate import Outcomes, judge
 from evals.stats import wilson_interval
 from experience.context import Context
 from experience.seeds import SeedRange, Split
+from experience.terminal import tell
 
 TEST, VALIDATION = 100, 64
 """Episodes below which a plan goes last: for an interval of 10 points to either side, and for a gate that
@@ -201,7 +202,7 @@ def plan(run: Run, reflection: Reflection) -> None:
     chosen, expected, lines = run.ranks.from_main(measured)
     run.settle(chosen, expected)
     for line in lines:
-        run.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        tell(run.console, line)
 
 
 def _tried(candidates: int) -> float:

@@ -9,6 +9,7 @@ With temperature 0 a run's test episode goes as its report shows it: ``--seed`` 
 """
 
 import sys
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -146,9 +147,8 @@ def play(
     def make() -> TextEnv:
         return Narrated(make_env(config.env, config.env_kwargs), config, context, console)
 
-    envs = vector_env(make, 1, timeout=config.env_timeout)
     phase = Phase(name="play", seeds=SeedRange.of_seed(seed), context=context)
-    try:
+    with closing(vector_env(make, 1, timeout=config.env_timeout)) as envs:
         [trace] = rollout(
             envs,
             make().words,
@@ -160,8 +160,6 @@ def play(
             layout=config.layout,
             memory=config.remembered,
         )
-    finally:
-        envs.close()
     outcome = "success" if trace.success else "no success"
     turns = "1 turn" if len(trace.turns) == 1 else f"{len(trace.turns)} turns"
     reason = trace.error or trace.stop_reason.replace("_", " ")

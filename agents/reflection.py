@@ -19,6 +19,7 @@ from experience.merging import merged, settled, with_outcomes
 from experience.outcomes import outcome_insights
 from experience.phase import Phase
 from experience.seeds import SeedRange
+from experience.terminal import tell
 from experience.writer import (
     MARKER,
     InsightPrompts,
@@ -347,12 +348,11 @@ class Reflection:
             what = f"the best of {len(candidates)} contexts, {what}"
         which = "that did not choose it" if len(candidates) > 1 else "of them"
         outcome = "admitted" if verdict.admitted else "refused: nothing is trained, the agent plays on"
-        run.console.print(
+        tell(
+            run.console,
             f"{phase}: with {what}, the teacher succeeds in {verdict.success_rate:.1%} of the "
             f"validation episodes, without in {verdict.success_rate_without:.1%} (p = {verdict.p_value:.2g} "
             f"on {verdict.n} {which}): {outcome}",
-            soft_wrap=True,
-            markup=False,
         )
 
 

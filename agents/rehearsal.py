@@ -8,7 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
@@ -416,7 +416,7 @@ class Rehearsal:
         )
         started, episodes = time.monotonic(), 0
         seeds = SeedRange(split=Split.TRAIN, run_seed=config.seed, start=0, size=1)
-        try:
+        with closing(baselines):
             if baselines.is_text:
                 return 0.0, 1.0
             while episodes < EPISODES and time.monotonic() < started + RANDOM_SECONDS:
@@ -424,8 +424,6 @@ class Rehearsal:
                 baselines.random(replace(seeds, start=episodes, size=size))
                 episodes += size
             steps = max(1, baselines.steps)
-        finally:
-            baselines.close()
         return (time.monotonic() - started) / steps, steps / episodes
 
 

@@ -33,6 +33,7 @@ from experience.exchange import export_run
 from experience.insight import InsightState
 from experience.masking import masked, masker
 from experience.store import open_run
+from experience.terminal import tell
 from experience.text import printable
 from experience.whole import appearing
 
@@ -100,7 +101,7 @@ def share(run: Path, target: str, console: Console, *, store: str | None = None,
                 with appearing(folder) as whole:
                     shutil.copytree(staged, whole)
             for place in _to_hub(staged, target) if folder is None else (str(folder),):
-                console.print(f"shared: {place}", markup=False, highlight=False, soft_wrap=True)
+                tell(console, f"shared: {place}")
     except SharingError:
         raise
     except Exception as error:  # whatever the hub, the network, the disk and the store raise

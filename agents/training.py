@@ -24,6 +24,7 @@ from distill.teacher import FollowingTeacher, FrozenTeacher
 from evals.result import success_rate
 from experience.context import Context
 from experience.phase import Phase
+from experience.terminal import tell
 
 WARMUP_STEPS = 3
 """AdamW knows little of the gradients' sizes yet. Then the learning rate falls to 0 at the run's end."""
@@ -270,11 +271,8 @@ class Training:
         """End the round early, with the best weights; all of it or nothing."""
         run, step, number = self.run, self.opcd.step_count, self._progress.round
         run.log(Phase(kind="stop", index=step), kind="stop", step=step, round=number, reason=reason)
-        run.console.print(
-            f"round {number}: training stops after step {step}: {reason}. "
-            f"The weights of step {self._progress.best_step} are taken",
-            soft_wrap=True,
-        )
+        taken = f"The weights of step {self._progress.best_step} are taken"
+        tell(run.console, f"round {number}: training stops after step {step}: {reason}. {taken}")
         with deferred_interrupt():
             self._take_best()
             self._note(is_stopped=True)

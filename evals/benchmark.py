@@ -30,13 +30,13 @@ from evals.command import run_command
 from evals.finished_run import FinishedRun, UnfinishedRunError
 from evals.page import write_whole
 from evals.report import write_report
-from evals.result import Comparison, EvalResult, judged, rate_text
+from evals.result import Comparison, EvalResult, change_text, judged, rate_text
 from evals.suite import Cell, Check, read_suite
 from experience import ExperienceError
 from experience.masking import masked
 from experience.phase import Phase
 from experience.store import open_run
-from experience.terminal import Terminal
+from experience.terminal import Terminal, tell
 from experience.text import printable
 
 Row = dict[str, Any]
@@ -90,7 +90,7 @@ def run_suite(
         traces += frames
         for cell in sharing:
             rows.append(_row(cell, finished, error))
-            console.print(_line(rows[-1]), markup=False, highlight=False, soft_wrap=True)
+            tell(console, _line(rows[-1]))
         table = {"cells": rows, **_over_seeds(traces)}
         _write(output, table)
     return table
@@ -187,9 +187,8 @@ def print_table(table: dict[str, Any], console: Console) -> None:
     for name in ("difference", "p"):
         pairs.add_column(name, justify="right", no_wrap=True)
     for row in table["pairs"]:
-        difference = f"{row['difference']:+.1%} [{row['ci_low']:+.1%}, {row['ci_high']:+.1%}]"
         methods = f"{row['first']} - {row['second']}"
-        pairs.add_row(task(row), methods, difference, f"{row['p_value']:.2g}")
+        pairs.add_row(task(row), methods, change_text(row), f"{row['p_value']:.2g}")
     console.print(pairs)
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from envs.words import EnvError
 from experience import ExperienceError
-from experience.terminal import Terminal, guard_standard_error
+from experience.terminal import Terminal, guard_standard_error, tell
 
 
 class EvalError(ValueError):
@@ -33,5 +33,5 @@ def run_command(work: Callable[[Console], bool | None], how_to_go_on: str = "") 
             message += f"\n{how_to_go_on}"
     except (EvalError, EnvError, ExperienceError, OSError) as error:
         message, code = f"error: {error}", 2
-    console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    tell(console, message, "bold red")
     return code

@@ -16,7 +16,6 @@ import tyro
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from evals.finished_run import FinishedRun, UnfinishedRunError, check_traces, rows_by_part
 from evals.page import write_page
@@ -31,12 +30,20 @@ from evals.plots import (
     validation_plot,
 )
 from evals.replay import replay_pairs
-from evals.result import CUT_SHORT, Comparison, EvalResult, cut_short_text, rate_text, temperature_text
+from evals.result import (
+    CUT_SHORT,
+    Comparison,
+    EvalResult,
+    change_text,
+    cut_short_text,
+    rate_text,
+    temperature_text,
+)
 from experience import ExperienceError
 from experience.insight import InsightState
 from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
-from experience.terminal import Terminal, shown
+from experience.terminal import Terminal, shown, tell
 
 SHOWN_TRACES = 5
 """Traces named as evidence of an insight; the database has them all."""
@@ -297,23 +304,16 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
     arms = {label: tables[0][arm] for arm, label in ARM_LABELS.items() if arm in tables[0]}
     if any(abs(arm["mean_return"] - arm["success_rate"]) > 1e-9 for arm in arms.values()):
         text = "; ".join(f"{label} {arm['mean_return']:.1f}" for label, arm in arms.items())
-        console.print(f"mean return, {names[0]}: {text}", highlight=False, soft_wrap=True)
+        tell(console, f"mean return, {names[0]}: {text}")
     if text := cut_short_text(results.get("cut_short")):
-        console.print(Text(text, style="bold yellow"), soft_wrap=True)
+        tell(console, text, "bold yellow")
     change = results["comparison"]
-    console.print(
-        f"after - before: {change['difference']:+.1%} [{change['ci_low']:+.1%}, {change['ci_high']:+.1%}], "
-        f"p = {change['p_value']:.2g}, n = {change['n']}; {results['wall_seconds']:.0f} s, "
-        f"{results['peak_rss_bytes'] / 2**30:.1f} GiB",
-        highlight=False,
-        soft_wrap=True,
+    tell(
+        console,
+        f"after - before: {change_text(change)}, p = {change['p_value']:.2g}, n = {change['n']}; "
+        f"{results['wall_seconds']:.0f} s, {results['peak_rss_bytes'] / 2**30:.1f} GiB",
     )
-    console.print(
-        f"report: {path / 'report.html'}   model: {path / 'model'}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    tell(console, f"report: {path / 'report.html'}   model: {path / 'model'}")
 
 
 def main(args: list[str] | None = None) -> None:

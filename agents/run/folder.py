@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -38,7 +38,7 @@ class RunFolderError(RuntimeError):
     """A folder that cannot be used; the message says why and what to do."""
 
 
-class RunFolder:
+class RunFolder(AbstractContextManager["RunFolder", None]):
     """``config.json``, ``metrics.jsonl``, checkpoints and results of one run.
 
     One process at a time holds it, by a lock that the system lets go when the process dies.
@@ -113,9 +113,6 @@ class RunFolder:
     def close(self) -> None:
         """Let go of the folder."""
         self._lock.release()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

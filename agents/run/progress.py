@@ -7,6 +7,8 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from experience.terminal import tell
+
 EVERY = 60.0
 """Seconds between lines."""
 
@@ -70,5 +72,4 @@ class _Bar(Progress):
         while not self._ended.wait(max(0.0, bars.due - time.monotonic())):
             bars.due = time.monotonic() + EVERY
             parts = [f"{task.completed:.0f} of {task.total:.0f}", task.fields["note"], bars.so_far()]
-            line = f"{task.description}: {'; '.join(filter(None, parts))}"
-            bars.console.print(line, soft_wrap=True, markup=False, highlight=False)
+            tell(bars.console, f"{task.description}: {'; '.join(filter(None, parts))}")

@@ -46,7 +46,7 @@ from experience.masking import masked
 from experience.phase import Phase
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
-from experience.terminal import Terminal
+from experience.terminal import Terminal, tell
 from experience.trace import StopReason, Trace
 
 COMMIT_EVERY = 64
@@ -134,7 +134,7 @@ class Run:
             check_free(path)
         console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)
         how = f"{ranks.size} processes ({config.engine})" if ranks.size > 1 else "1 process"
-        console.print(f"{path} on {how}", markup=False, soft_wrap=True)
+        tell(console, f"{path} on {how}")
         return cls(config, path, console=console, ranks=ranks)
 
     def settle(self, config: SelfImproveConfig, expected: Mapping[str, float]) -> None:
@@ -367,12 +367,11 @@ class Run:
         policy.clear()  # what comes next may need the room
         rollout.check_played(held)
         if unfit:  # else they would look like episodes that were lost
-            self.console.print(
+            tell(
+                self.console,
                 f"{title}: {unfit} of {done} episodes ended early, since a prompt and "
                 f"{self.agent.max_tokens} tokens of a reply do not fit the window of {policy.window}: "
                 "take a model with a longer one, or shorten prompts or replies",
-                soft_wrap=True,
-                markup=False,
             )
 
     def _note_played(self, phase: Phase, traces: pd.DataFrame) -> None:
