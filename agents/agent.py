@@ -261,13 +261,7 @@ def as_policy(
     *,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> HFPolicy:
-    """A model as a policy.
-
-    Args:
-        loaded: The model.
-        config: How it computes, and what its chat template is told.
-        within: See ``LanguageModel``.
-    """
+    """A model as a policy, which computes as the settings say, ``within`` as in ``LanguageModel``."""
     return HFPolicy(
         loaded.model,
         loaded.tokenizer,

@@ -130,10 +130,6 @@ class LogsConfig:
 def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
     """Train, or go on with it, and measure; returns what ``results.json`` holds.
 
-    Args:
-        config: What to do.
-        console: Where to report progress.
-
     Raises:
         Exception: One of ``agents.cli.USER_ERRORS``, with a message for the user.
     """

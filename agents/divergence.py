@@ -12,14 +12,7 @@ from agents.training import Training
 
 
 def divergences(training: Training, policy: HFPolicy, moments: Sequence[Moment], title: str) -> list[float]:
-    """How far a policy is from the teacher with the context: of each of its answers, in nats per token.
-
-    Args:
-        training: Whose teacher, and whose temperatures.
-        policy: Who answers the bare prompts.
-        moments: Which.
-        title: For the progress bar.
-    """
+    """How far a policy's answers are from the teacher with the context: of each, in nats per token."""
     run, config = training.run, training.run.config
     mine = run.ranks.share(list(enumerate(moments)))
     sampling = Sampling(temperature=config.temperature, max_tokens=run.agent.max_tokens)

@@ -114,13 +114,7 @@ def answers(
 
 
 def rollout_gap(policy: Policy, examples: Sequence[DistillExample], data: Data) -> dict[str, float]:
-    """How far what drew the completions is from the weights that are trained, for the log.
-
-    Args:
-        policy: Who answered; nothing is to be said of one that computes with the weights themselves.
-        examples: Its answers.
-        data: Who it is.
-    """
+    """How far what drew the completions is from the weights that are trained, if they differ, for the log."""
     if not isinstance(policy, VLLMPolicy):
         return {}
     gap = policy.gap(

@@ -19,10 +19,6 @@ MAX_BLIND_CANDIDATES = 64
 def measure(run: Run, context: Context) -> dict[str, Any]:
     """Measure every arm and write ``results.json``, the run's public contract.
 
-    Args:
-        run: Its base policy is the agent before, its student the agent after.
-        context: Of the arms with experience.
-
     Returns:
         What was written.
     """
@@ -106,11 +102,6 @@ def _empty_context(run: Run, temperature: float, before: pd.DataFrame) -> pd.Dat
     ``teacher_temperature``, and is zero where the student's are the teacher's times the ratio of the two. So
     the limit of that training, whatever its steps and data, is the bare teacher at another temperature:
     nobody has to train it. A greedy agent says what it said before.
-
-    Args:
-        run: The run.
-        temperature: At which the arm is measured.
-        before: The untrained agent's traces at this temperature.
 
     Returns:
         ``None`` where there is no such limit: the teacher follows the student, whose sharpening feeds on

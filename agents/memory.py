@@ -72,12 +72,7 @@ class Memory:
         return THEN.join([*before, words.situation(observation)])
 
     def situations(self, turns: pd.DataFrame, words: EnvWords) -> pd.DataFrame:
-        """The turns, with what was ``seen`` in place of each observation.
-
-        Args:
-            turns: ``ExperienceStore.turns()``.
-            words: The env's.
-        """
+        """``ExperienceStore.turns()``, with what was ``seen`` in place of each observation."""
         if not self.turns:
             return turns.assign(
                 **{name: turns[name].map(words.situation) for name in ("observation", "next_observation")}

@@ -72,11 +72,7 @@ class Outlook:
     test: int
 
     def estimate(self, config: SelfImproveConfig) -> Estimate:
-        """What a run takes if every context is admitted, and nothing ends early.
-
-        Args:
-            config: The run's settings, as far as a plan may change them.
-        """
+        """What a run takes if every context is admitted, and nothing ends early."""
         costs, width = self.costs, config.num_envs
         validation = min(config.validation_episodes, self.validation)
         test = min(config.test_episodes, self.test)
@@ -113,11 +109,6 @@ def fitted(config: SelfImproveConfig, outlook: Outlook, seconds: float) -> SelfI
     What costs precision goes before what costs learning: first test and validation episodes are lowered
     together, to ``TEST`` and ``VALIDATION`` at the least; then train episodes and steps together, to
     ``LEAST_SHARE``; and at last test and validation episodes again.
-
-    Args:
-        config: What was asked for; nothing is ever raised.
-        outlook: How long things take.
-        seconds: What there is.
 
     Raises:
         ConfigError: Not even the least fits.
@@ -166,11 +157,7 @@ def _smaller(config: SelfImproveConfig) -> Iterator[SelfImproveConfig]:
 def plan(run: Run, reflection: Reflection) -> None:
     """Measure a few episodes and a step, say what the run will take, and fit it to its minutes if it has any.
 
-    A run that goes on keeps the plan that it has.
-
-    Args:
-        run: Before its folder is made.
-        reflection: The run's.
+    The run has no folder yet. One that goes on keeps the plan that it has.
 
     Raises:
         ConfigError: The minutes are too few.

@@ -133,16 +133,7 @@ def play(
     context: Context,
     console: Console,
 ) -> Trace:
-    """Play one episode and tell it.
-
-    Args:
-        config: For the env and the prompts.
-        policy: Who plays.
-        sampling: How replies are drawn.
-        seed: What the env is reset with.
-        context: What the agent knows.
-        console: Where to tell it.
-    """
+    """Play one episode and tell it."""
 
     def make() -> TextEnv:
         return Narrated(make_env(config.env, config.env_kwargs), config, context, console)

@@ -46,11 +46,7 @@ class Reflection:
     """The agent's experience of one run, over all its rounds."""
 
     def __init__(self, run: Run, kind: str | None = None) -> None:
-        """Find out how insights are drawn.
-
-        Args:
-            run: Whose experience.
-            kind: How, where it is not for the settings to say: ``fixed`` draws none.
+        """Find out how insights are drawn: by ``kind``, or as the settings say. ``fixed`` draws none.
 
         Raises:
             ConfigError: The env's outcomes cannot be put into advice.
@@ -76,12 +72,7 @@ class Reflection:
         return self.run.config.waves if self.kind == "outcomes" else 1
 
     def explore(self, number: int, wave: int) -> Context:
-        """What sends the agent to what it has not tried: the insights so far, and none in the first wave.
-
-        Args:
-            number: The round's.
-            wave: Which part of its play is to be led.
-        """
+        """What sends the agent to what it has not tried: the insights so far, and none in the first wave."""
         phase = Phase.play(number, wave)
         if wave == 0 or self.run.has(phase):
             return NO_CONTEXT
@@ -111,10 +102,6 @@ class Reflection:
         """How the candidates, at least one, do on validation; the scores go to the store.
 
         The teacher plays the same seeds with and without them, at its temperature.
-
-        Args:
-            round_number: For the record.
-            candidates: What to compare.
         """
         run, config = self.run, self.run.config
         # As it will teach; greedily where replies are text, in which one slip of the dice is a wrong answer.

@@ -178,13 +178,7 @@ class Costs:
     """That the rehearsal took."""
 
     def play(self, kind: Episodes, episodes: float, width: int) -> float:
-        """What a phase takes.
-
-        Args:
-            kind: Of its episodes.
-            episodes: How many.
-            width: How many of them side by side.
-        """
+        """What a phase of so many episodes of a kind takes, ``width`` of them side by side."""
         decisions = episodes * kind.turns
         prompts = kind.distinct(decisions)
         calls = min(prompts, decisions / max(1.0, min(width, episodes)))
@@ -205,12 +199,7 @@ class Rehearsal:
     """One rehearsal of one run."""
 
     def __init__(self, run: Run, reflection: Reflection) -> None:
-        """Take hold of what will play.
-
-        Args:
-            run: Before its folder is made.
-            reflection: The run's.
-        """
+        """Take hold of what will play, before the run's folder is made."""
         self._run, self._reflection = run, reflection
         self._clocked = Clocked(run.agent.student)
         word = len(run.agent.base.tokenizer(" experience")["input_ids"])

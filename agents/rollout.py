@@ -252,15 +252,9 @@ def _episodes(phases: Sequence[Phase], memory: Memory) -> Iterator[_Episode]:
 def expected_prompts(
     words: EnvWords, observations: Sequence[str], contexts: Sequence[Context], layout: Layout
 ) -> list[Prompt]:
-    """What will be asked in an env of few observations, to be computed together.
+    """What will be asked in an env of few observations, of which these were seen, to be computed together.
 
     Where it has many, or where they never come again, nobody knows: then it is nothing.
-
-    Args:
-        words: The env's.
-        observations: Those that were seen so far.
-        contexts: Those of the phases to be played.
-        layout: Where they stand.
     """
     if len(observations) > FEW_OBSERVATIONS:
         return []

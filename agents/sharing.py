@@ -79,14 +79,9 @@ def check_target(target: str) -> None:
 
 
 def share(run: Path, target: str, console: Console, *, store: str | None = None, again: str) -> None:
-    """Share a finished run, and say where its parts are.
+    """Share a finished run, and say where its parts are; see the module.
 
-    Args:
-        run: Its folder.
-        target: A repository's name, or a new folder; see the module.
-        console: Where to say so.
-        store: The database, where the folder does not say it.
-        again: What shares it when it has failed.
+    The database may have to be named, where the folder does not say it. ``again`` shares what failed to be.
 
     Raises:
         SharingError: They could not be put there.
@@ -182,15 +177,7 @@ def model_card(
     about: Mapping[str, Any],
     insights: Sequence[str],
 ) -> str:
-    """What the model is, in Markdown, as the hub shows it.
-
-    Args:
-        name: The model's.
-        config: The run's.
-        results: What ``results.json`` holds.
-        about: What ``config.json`` holds.
-        insights: What was trained in.
-    """
+    """What the model is, in Markdown, as the hub shows it; ``about`` is what ``config.json`` holds."""
     base = _HUB_IDS.get(config.model, config.model)
     is_on_hub = _HUB_ID.fullmatch(base) is not None and "/" in base and not Path(base).exists()
     head = {

@@ -99,11 +99,7 @@ class SystemPromptConfig:
 
 
 def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any]:
-    """Run both trainings; returns what ``system_prompt.json`` holds.
-
-    Args:
-        config: What to do; ``run.output`` is the folder for both.
-        console: Where to report progress.
+    """Run both trainings, in one folder; returns what ``system_prompt.json`` holds.
 
     Raises:
         ConfigError: The prompt, or a setting, makes no sense, there are too few questions, or the folder's

@@ -77,10 +77,6 @@ class Training:
         """The optimiser steps of a round that are still to be done, by their number in the run.
 
         Before the first, the weights are validated as they are.
-
-        Args:
-            number: The round's.
-            context: What the teacher reads.
         """
         run, config = self.run, self.run.config
         if number < self._progress.round:
@@ -125,11 +121,7 @@ class Training:
         return "forward" if self._is_off_policy else self.run.config.direction
 
     def draw(self, step: int) -> list[Question]:
-        """This process's share of what a step asks, by its number and how far the student was last seen.
-
-        Args:
-            step: The optimiser step's number.
-        """
+        """This process's share of what a step asks, by its number and how far the student was last seen."""
         config, distances = self.run.config, self._progress.distances
         dealt = deal(self._moments, distances, step, size=config.batch_size, seed=config.seed)
         # Equal prompts are side by side, so that one process computes them.
@@ -311,11 +303,7 @@ class Training:
 
 
 def make_opcd(run: Run, ranks: Ranks | None = None) -> OPCD:
-    """The update of a run's student.
-
-    Args:
-        run: For its agent and settings.
-        ranks: The processes that share each step, if not those of the run.
+    """The update of a run's student, which the run's processes share, or other ``ranks``.
 
     Raises:
         DistillError: Student and teacher do not fit each other.

@@ -68,13 +68,7 @@ class LoRA:
                 layer._disable_adapters = False
 
     def save(self, folder: Path, adapters: Iterable[tuple[str, torch.Tensor]], *, base: str) -> None:
-        """Write the adapters as peft reads them.
-
-        Args:
-            folder: Is made.
-            adapters: Their weights by name, as among the model's parameters.
-            base: The name of the model that they belong to.
-        """
+        """Write the adapters, named as among the model's parameters, as peft reads them for ``base``."""
         state = {f"{PREFIX}{name}": tensor.cpu() for name, tensor in adapters}
         self._peft.peft_config["default"].base_model_name_or_path = base
         self._peft.save_pretrained(folder, state_dict=state, save_embedding_layers=False)

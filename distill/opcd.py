@@ -340,10 +340,7 @@ class OPCD:
         return {name: part(tensor.detach()).cpu() for name, tensor in tensors if keeps}
 
     def load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over the weights of ``state()`` or ``weights()`` and no moments.
-
-        Args:
-            tensors: Put together, on every process.
+        """Take over the weights of ``state()`` or ``weights()``, put together, on every process; no moments.
 
         Raises:
             DistillError: They are another model's.
@@ -359,10 +356,7 @@ class OPCD:
                 parameter.copy_(like(weight, parameter))
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Continue from ``state()``.
-
-        Args:
-            tensors: Put together, on every process.
+        """Continue from ``state()``, put together, on every process.
 
         Raises:
             DistillError: It is another model's, or another optimizer's.

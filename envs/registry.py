@@ -55,11 +55,7 @@ def words_for(env: gym.Env[Any, Any]) -> EnvWords:
 
 
 def settings_for(env_id: str) -> Mapping[str, Any]:
-    """The settings of a run that the env's author recommends, by name.
-
-    Args:
-        env_id: As for ``make_env``.
-    """
+    """The settings of a run that the env's author recommends, by name."""
     module, _, name = env_id.rpartition(":")
     if module:
         with suppress(Exception):  # whatever comes out of somebody else's code, making the env says it

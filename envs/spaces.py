@@ -18,13 +18,7 @@ def any_words(
     grammar: Grammar | None = None,
     describe: Callable[[Any], str] | None = None,
 ) -> EnvWords:
-    """What the spaces say; the rules of the game have to be learned.
-
-    Args:
-        env: The env.
-        actions: A word for each action, where these are known.
-        grammar: What a reply means, where that is known.
-        describe: An observation as a sentence, where that is known.
+    """What the spaces say, where it is not known better; the rules of the game have to be learned.
 
     Raises:
         EnvError: The actions cannot be written as text, or all that is seen are images.

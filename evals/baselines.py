@@ -38,11 +38,7 @@ episode that ran into its time limit counts as a tenth of them."""
 def expected_steps(actions: int, turns: float, validation: int, test: int) -> float:
     """About how many steps the random and the best blind policy take together.
 
-    Args:
-        actions: Words to act by; without any there is no blind policy.
-        turns: Of an episode, on average.
-        validation: Seeds to choose on.
-        test: Seeds to measure on.
+    An episode has so many ``turns`` on average. Without words to act by there is no blind policy.
     """
     if not actions:
         return test * turns
@@ -81,14 +77,7 @@ class Baselines:
         vectorization: Vectorization = "sync",
         timeout: float | TimeLimit = 0.0,
     ) -> None:
-        """Make the env.
-
-        Args:
-            env_id: See ``make_env``.
-            env_kwargs: See ``make_env``.
-            vectorization: See ``vector_env``.
-            timeout: See ``vector_env``.
-        """
+        """Make the env; see ``make_env`` and ``vector_env``."""
         text_env = make_text_env(env_id, env_kwargs)
         self._env: gym.Env[Any, Any] = text_env.env
         self._words = text_env.words
@@ -131,13 +120,9 @@ class Baselines:
     ) -> tuple[EvalResult, tuple[str, ...]]:
         """The best fixed action sequence, which is repeated until the episode ends.
 
-        The ``candidates`` and all short patterns of actions compete on a few validation seeds, the best of
-        them on all, as many as ``MAX_STEPS`` allow; the winner is measured on test.
-
-        Args:
-            candidates: Further sequences of action texts, such as those of successful episodes.
-            validation: Where to choose.
-            test: Where to measure.
+        The ``candidates``, such as those of successful episodes, and all short patterns of actions compete
+        on a few validation seeds, the best of them on all, as many as ``MAX_STEPS`` allow; the winner is
+        measured on test.
         """
         choices = self._words.actions
         patterns = itertools.chain.from_iterable(
@@ -165,10 +150,6 @@ class Baselines:
 
     def constant(self, validation: SeedRange, test: SeedRange) -> tuple[EvalResult, str] | None:
         """The blind one where actions are text: always the answer that is most often right on validation.
-
-        Args:
-            validation: Where to choose.
-            test: Where to measure.
 
         Returns:
             ``None`` where the env does not say the right answer, as ``info["gold"]`` at reset. Where that has

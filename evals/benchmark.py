@@ -52,14 +52,7 @@ def run_suite(
 ) -> dict[str, Any]:
     """Run what is not finished; returns what ``benchmark.json`` holds.
 
-    A run that fails is reported, and the others go on.
-
-    Args:
-        cells: From ``read_suite``.
-        output: The folder.
-        console: Where to report progress.
-        run: Runs a run, or goes on with it, in its ``output``.
-        check: Says whether the finished runs had the settings that are asked for now.
+    A run that fails is reported, and the others go on. ``run`` and ``check`` are those of the agents.
     """
     rows: list[Row] = []
     traces: list[pd.DataFrame] = []

@@ -17,9 +17,8 @@ class EvalError(ValueError):
 def run_command(work: Callable[[Console], bool | None], how_to_go_on: str = "") -> int:
     """Do a command's work; returns its exit code.
 
-    Args:
-        work: The work, which gets a console for its progress; what it returns is false where it has failed.
-        how_to_go_on: What to advise when it was stopped.
+    The work gets a console for its progress, and returns false where it has failed. When it was stopped,
+    ``how_to_go_on`` is what to advise.
     """
     console = Terminal(stderr=True)
     guard_standard_error()

@@ -131,10 +131,6 @@ class ForgettingConfig:
 def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
     """Measure every model, each in a process of its own; returns the table, which is also written.
 
-    Args:
-        config: What to compare.
-        console: Where to report progress.
-
     Raises:
         EnvError: A task cannot be had.
         AgentError: A model cannot be had.

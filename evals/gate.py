@@ -55,12 +55,7 @@ class Verdict:
 
 
 def exact_paired_test(only_first: int, only_second: int) -> float:
-    """The two-sided p-value of McNemar's exact test.
-
-    Args:
-        only_first: Pairs in which only the first arm succeeded.
-        only_second: Pairs in which only the second did.
-    """
+    """The two-sided p-value of McNemar's exact test, by the pairs in which only one arm succeeded."""
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
@@ -68,12 +63,9 @@ def exact_paired_test(only_first: int, only_second: int) -> float:
 def by_promise(insights: Iterable[Insight], judged: Collection[str] = ()) -> list[Insight]:
     """The order in which insights are to be tried, where not all can be.
 
-    The best of those that were judged before, which is to be beaten; then what is new; then the others, which
-    had their chance. Among each, what merely quotes its problem is last, and then what has retired.
-
-    Args:
-        insights: What is to be ordered.
-        judged: Ids of those that were judged.
+    The best of those that were judged before, by their ids, which is to be beaten; then what is new; then the
+    others, which had their chance. Among each, what merely quotes its problem is last, and then what has
+    retired.
     """
     ranked = sorted(insights, key=_promise)
     old = [insight for insight in ranked if insight.id in judged]
@@ -103,15 +95,7 @@ def judge(
     phase: str,
     policy_id: str,
 ) -> Verdict:
-    """Find the best candidate and decide whether it helps.
-
-    Args:
-        candidates: At least one; none twice.
-        seeds: The validation seeds.
-        play: Who plays.
-        phase: Name of this part of the run, for the record.
-        policy_id: Which weights play, for the record.
-    """
+    """Find the best of the candidates, at least one, on validation seeds, and decide whether it helps."""
     [without] = play([NO_CONTEXT], seeds)
     alive = list(candidates)
     outcomes: dict[str, dict[int, bool]] = {context.id: {} for context in alive}

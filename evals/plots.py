@@ -136,13 +136,7 @@ def mass_plot(train: Sequence[Mapping[str, Any]], k: int) -> Markup:
 
 
 def gate_plot(candidates: Sequence[Arm], without: float, title: str) -> Markup:
-    """Success of each candidate, the best first, against no context.
-
-    Args:
-        candidates: Each with a ``label`` and ``is_admitted`` too.
-        without: Success without any.
-        title: Of the plot.
-    """
+    """Success of each candidate, with ``label`` and ``is_admitted``, the best first, against no context."""
     shown = candidates[:MAX_ROWS]
 
     def draw(axes: Axes) -> None:

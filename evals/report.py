@@ -138,9 +138,6 @@ def ways(run: FinishedRun) -> list[tuple[str, Way, Way]]:
     """(temperature, with experience in the prompt, with it in the weights); none of runs from before.
 
     Seconds depend on the machine, so they stand in ``metrics.jsonl`` and not in ``results.json``.
-
-    Args:
-        run: The run.
     """
     spent = run.phase_seconds()
 
@@ -187,12 +184,7 @@ def _insights(store: ExperienceStore) -> list[dict[str, Any]]:
 def _candidates(
     store: ExperienceStore, insights: list[dict[str, Any]]
 ) -> list[tuple[int, Markup, list[dict[str, Any]]]]:
-    """(round, plot, candidates with the best first) for each gate that had a choice.
-
-    Args:
-        store: For the scores.
-        insights: From ``_insights``.
-    """
+    """(round, plot, candidates with the best first) for each gate that had a choice."""
     texts = {insight["insight_id"]: insight["text"] for insight in insights}
     shown = []
     for phase, scores in store.scores().groupby("phase", sort=False):
@@ -220,10 +212,7 @@ def _candidates(
 def write_comparison(paths: list[Path], target: Path, store: str | None = None) -> Path:
     """Make a page with finished runs side by side.
 
-    Args:
-        paths: The runs' folders.
-        target: The page.
-        store: The database of all of them, where their folders keep its password to themselves.
+    The database of all of them may have to be named, where their folders keep its password to themselves.
 
     Returns:
         The page's path.

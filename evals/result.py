@@ -142,10 +142,7 @@ CUT_SHORT: Mapping[str, str] = {
 
 
 def cut_short(traces: pd.DataFrame) -> dict[str, Any]:
-    """What of a run was cut short, for ``results.json``.
-
-    Args:
-        traces: All of the run's, as ``ExperienceStore.traces()`` gives them.
+    """What of ``ExperienceStore.traces()``, all of a run's, was cut short, for ``results.json``.
 
     Returns:
         ``episodes``, ``endings`` (how many ended for which reason of ``CUT_SHORT``, where any did) and

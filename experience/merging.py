@@ -29,10 +29,7 @@ def is_duplicate(first: str, second: str) -> bool:
 def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -> bool:
     """Whether two texts say the same of the same, but for a negation or for words that exclude each other.
 
-    Args:
-        first: One text.
-        second: The other.
-        opposites: Words that exclude each other, such as an env's actions.
+    Such are the ``opposites``: an env's actions, say.
     """
     difference = _difference(first, second)
     shared = sum((Counter(_words(first)) & Counter(_words(second))).values())

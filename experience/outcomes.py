@@ -46,9 +46,7 @@ class OutcomeModel:
 def outcome_model(turns: pd.DataFrame, actions: Sequence[str]) -> OutcomeModel:
     """Count what followed what.
 
-    Args:
-        turns: ``ExperienceStore.turns()`` of train traces; unreadable replies count for nothing.
-        actions: The env's action words.
+    ``turns`` are ``ExperienceStore.turns()`` of train traces; unreadable replies count for nothing.
 
     Raises:
         ValueError: A turn comes from another split than train.

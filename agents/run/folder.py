@@ -66,12 +66,7 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
     def create(
         cls, path: Path, config: Mapping[str, Any], expected: Mapping[str, float] | None = None
     ) -> Self:
-        """Make a new run's folder.
-
-        Args:
-            path: Where.
-            config: Its settings.
-            expected: Seconds that its parts are expected to take, if anybody has measured.
+        """Make a new run's folder; ``expected`` is what its parts take, in seconds, if anybody has measured.
 
         Raises:
             RunFolderError: It holds another run, or cannot be made.

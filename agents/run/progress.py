@@ -17,12 +17,7 @@ class Bars:
     """The bars of one run, which come one after the other."""
 
     def __init__(self, console: Console, so_far: Callable[[], str]) -> None:
-        """Begin to count the minutes.
-
-        Args:
-            console: Where to report.
-            so_far: How far the whole run is, for the lines.
-        """
+        """Begin to count the minutes; ``so_far`` says for the lines how far the whole run is."""
         self.console, self.so_far = console, so_far
         self.due = time.monotonic() + EVERY
         """When the next line is."""

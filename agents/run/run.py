@@ -65,12 +65,6 @@ class Run:
     def __init__(self, config: SelfImproveConfig, path: Path, *, console: Console, ranks: Ranks) -> None:
         """Load everything, and touch no run folder yet, so that bad input leaves nothing behind.
 
-        Args:
-            config: With ``resume`` set, that run's.
-            path: The run's folder.
-            console: Where to report progress.
-            ranks: This process among those of the run.
-
         Raises:
             ConfigError: The tracker is missing, or the context file does not fit the model's window.
             EnvError: The env cannot be made or put into words, or has nothing to play in one of the splits.
@@ -138,12 +132,7 @@ class Run:
         return cls(config, path, console=console, ranks=ranks)
 
     def settle(self, config: SelfImproveConfig, expected: Mapping[str, float]) -> None:
-        """Take the settings of a plan, before there is a folder.
-
-        Args:
-            config: The run's, with what was planned.
-            expected: Seconds that its parts are expected to take.
-        """
+        """Take the settings of a plan, and the seconds that the run's parts are expected to take."""
         self.config, self._expected = config, expected
 
     def __enter__(self) -> Self:
@@ -201,9 +190,7 @@ class Run:
     def once(self, phase: Phase, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, as JSON gives it back; made once in a run's life, and read from then on.
 
-        Args:
-            phase: What it is of.
-            make: Makes it, on every process; the main one's goes to the store.
+        Every process makes it; the main one's goes to the store.
         """
         return self._once([phase], lambda _: [make()])[0]
 

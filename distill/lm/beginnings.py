@@ -93,12 +93,7 @@ class Beginnings:
         return whole, computed
 
     def hold(self, decoding: Decoding, rows: Mapping[Prefix, int]) -> None:
-        """Keep sequences of a batch; if it is all of them, in order, the batch must not be gone on with.
-
-        Args:
-            decoding: The batch.
-            rows: Where in it each sequence is.
-        """
+        """Keep sequences of a batch; if it is all of them, in order, the batch must not be gone on with."""
         new = {prefix: row for prefix, row in rows.items() if prefix not in self._rows}
         if not new:
             return

@@ -20,13 +20,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder with all that the model's own has, with digests of its weights.
-
-    Args:
-        model: It holds its weights itself.
-        tokenizer: Its tokenizer.
-        folder: New or empty.
-    """
+    """Write a folder with all that the model's own has, with digests of the weights that it holds."""
     save_weights(model, model.state_dict().items(), folder)
     save_reader(model, tokenizer, folder)
 
@@ -74,13 +68,7 @@ def save_weights(
 
 
 def save_reader(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write beside a model's weights what reads for it: its tokenizer, and what reads images, if it does.
-
-    Args:
-        model: Whose.
-        tokenizer: Its tokenizer.
-        folder: Where its weights are.
-    """
+    """Write beside a model's weights what reads for it: its tokenizer, and what reads images, if it does."""
     tokenizer.save_pretrained(folder)
     source = model.name_or_path  # empty of one that was made here
     for name in PROCESSOR_FILES if source else ():

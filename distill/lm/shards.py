@@ -171,9 +171,7 @@ class Shards:
 def run(model: PreTrainedModel, work: Callable[[], Value]) -> Value:
     """A forward pass of the model; where it is in parts, the other processes help.
 
-    Args:
-        model: Which ``work`` uses.
-        work: Goes through the model's layers once.
+    ``work`` goes through the model's layers once.
     """
     shards = Shards.of(model)
     return work() if shards is None else shards.run(work)

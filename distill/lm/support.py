@@ -80,9 +80,7 @@ def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> Languag
 def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
     """Find a way that computes the model exactly, and set the model's attention to it.
 
-    Args:
-        model: In eval mode.
-        compute: ``auto`` takes the tree if it is exact, since it computes shared beginnings once.
+    ``auto`` takes the tree if it is exact, since it computes shared beginnings once.
 
     Raises:
         UnsupportedModelError: There is none.

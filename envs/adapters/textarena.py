@@ -112,11 +112,7 @@ class TextArenaEnv(gym.Env[str, str]):
 
 
 def make(name: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
-    """The game as a Gymnasium env with a step limit.
-
-    Args:
-        name: As TextArena calls it.
-        env_kwargs: In place of the game's own settings; ``max_episode_steps`` is the limit.
+    """The game as a Gymnasium env; ``env_kwargs`` are its settings, but for ``max_episode_steps``, the limit.
 
     Raises:
         EnvError: See ``TextArenaEnv``.

@@ -71,13 +71,7 @@ class QuestionEnv(PartedEnv[str, str]):
 
 
 def question_words(*, means: str, rules: str = "", **more: Any) -> EnvWords:
-    """Words of an env that poses one question per episode, which is answered in text.
-
-    Args:
-        means: See ``Success``.
-        rules: The system message, if there is more to say than the question.
-        more: Of ``EnvWords``.
-    """
+    """Words of an env that poses one question per episode, which is answered in text; see ``EnvWords``."""
     return EnvWords(
         rules=rules,
         grammar=text_grammar,

@@ -90,12 +90,7 @@ class Verifier(AbstractContextManager["Verifier", None]):
         return [_verdict(item[0], next(results)) if isinstance(item, tuple) else item for item in decided]
 
     def score(self, reply: str, entry: dict[str, Any]) -> Verdict:
-        """Whether the task's own scorer is content with the reply's answer.
-
-        Args:
-            reply: Of any content.
-            entry: The problem, as the task made it.
-        """
+        """Whether the task's own scorer is content with the reply's answer."""
         answers = whole_answers(reply)
         if not answers:
             return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
