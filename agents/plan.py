@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from agents.config import PLANNED, ConfigError, SelfImproveConfig
+from agents.costs import Costs, Episodes
 from agents.reflection import MAX_CANDIDATES, TRACES_READ, Reflection
-from agents.rehearsal import Costs, Episodes, Rehearsal
+from agents.rehearsal import Rehearsal
 from agents.run.run import Run
 from evals.baselines import expected_steps
 from evals.gate import Outcomes, judge

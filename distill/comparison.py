@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from distill.chunked_loss import KLResult, ScoredTopK, chunked_kl, topk_ids
+from distill.chunked_loss import KLResult, chunked_kl, topk_ids
 from distill.examples import DistillError, DistillExample, Scored, scored
+from distill.kl_rows import ScoredTopK
 from distill.lm.head import LMHead
 from distill.lm.language_model import LanguageModel
 from distill.lm.span import Span
