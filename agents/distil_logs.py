@@ -83,17 +83,13 @@ class LogsConfig:
     @property
     def command(self) -> str:
         """The same without what is of the machine, for others."""
+        own = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
         given = {
-            "conversations": self.conversations.name,
-            "experience": None if self.experience is None else self.experience.name,
-            "answer": self.answer if self.answer != "answer" else None,
-            "checker": self.checker if self.checker != "contains" else None,
-            "system": self.system if self.system != "keep" else None,
-            **settings_of(self.run),
+            name: value.name if isinstance(value, Path) else value
+            for name, (value, default) in own.items()
+            if name not in ("push_to_hub", "run") and value != default
         }
-        return command_line(
-            "distil_logs", {name: value for name, value in given.items() if value is not None}
-        )
+        return command_line("distil_logs", given | settings_of(self.run))
 
     @property
     def settings(self) -> SelfImproveConfig:
@@ -171,7 +167,7 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
             if is_admitted:
                 distil(training, 1, context)
             training.load_best()
-            run.save_model()
+            run.agent.save(run.path)
             reflection.settle_on(context if is_admitted else None)
             after = run.once(_kl("after"), lambda: divergences(training, run.agent.student, test, "after"))
         results = {

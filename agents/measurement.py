@@ -17,11 +17,7 @@ MAX_BLIND_CANDIDATES = 64
 
 
 def measure(run: Run, context: Context) -> dict[str, Any]:
-    """Measure every arm and write ``results.json``, the run's public contract.
-
-    Returns:
-        What was written.
-    """
+    """Measure every arm and write ``results.json``, the run's public contract; returns what it holds."""
     config = run.config
     fixed = run.ranks.from_main(lambda: _baselines(run))
     first, *others = (_played_arms(run, temperature, context) for temperature in config.eval_temperature)

@@ -29,7 +29,7 @@ from agents.run.resume import check_reach, saved_config
 from distill.lm.load import load_model
 from envs.place import vector_env
 from envs.text_env import TextEnv, make_env, make_text_env
-from envs.words import EnvWords
+from envs.words import EnvWords, Options
 from experience.context import NO_CONTEXT, Context
 from experience.insight import InsightState
 from experience.seeds import SeedRange
@@ -88,9 +88,7 @@ class Narrated(TextEnv):
         self._console = console
         self._observation = ""
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """See ``TextEnv``."""
         observation, info = super().reset(seed=seed, options=options)
         self._past = []

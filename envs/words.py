@@ -10,6 +10,8 @@ from envs.actions import Action, Grammar
 from envs.thoughts import outside_thoughts
 
 Role = Literal["system", "user", "assistant"]
+Options = dict[str, Any] | None
+"""What Gymnasium lets a ``reset`` be given beside a seed; no env here makes use of any."""
 
 MAX_REPLY_CHARS = 4096
 """The last so many characters of a reply are looked at: that is where answers stand."""

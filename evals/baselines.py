@@ -21,7 +21,7 @@ from envs.actions import all_values
 from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
 from envs.place import Outcome, Vectorization, vector_env
 from envs.text_env import make_text_env
-from envs.words import EnvError
+from envs.words import EnvError, Options
 from evals.result import EvalResult
 from experience.seeds import SeedRange
 from experience.trace import StopReason
@@ -51,9 +51,7 @@ def expected_steps(actions: int, turns: float, validation: int, test: int) -> fl
 class _Wordless(gym.Wrapper[str, Any, Any, Any]):
     """An env whose observations nobody reads, and whose actions are its own."""
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         _, info = self.env.reset(seed=seed, options=options)
         return "", info
 
@@ -85,18 +83,14 @@ class Baselines:
         """By their place, not by what the words' grammar makes of them: that may take no bare word."""
         make = partial(_make_wordless, env_id, env_kwargs)
         [self._place] = vector_env(make, 1, vectorization=vectorization, timeout=timeout).places
-        self._steps = 0
+        self.steps = 0
+        """Env steps taken so far."""
 
     def close(self) -> None:
         """Close the env."""
         self._place.close()
         with suppress(EnvFault):
             guarded(self._env.close, CLEANUP)
-
-    @property
-    def steps(self) -> int:
-        """Env steps taken so far."""
-        return self._steps
 
     @property
     def is_text(self) -> bool:
@@ -137,9 +131,9 @@ class Baselines:
 
         def ranked(pool: Iterable[tuple[str, ...]], seeds: Sequence[int]) -> list[tuple[str, ...]]:
             rates: dict[tuple[str, ...], float] = {}
-            started = self._steps
+            started = self.steps
             for sequence in pool:
-                if rates and self._steps - started > MAX_STEPS:
+                if rates and self.steps - started > MAX_STEPS:
                     break
                 rates[sequence] = play(sequence, seeds).success_rate
             return sorted(rates, key=lambda sequence: -rates[sequence])
@@ -247,9 +241,9 @@ class Baselines:
                 return total, False, StopReason.ERROR
             outcome = place.outcome()
             total += outcome.reward
-            self._steps += 1
+            self.steps += 1
         if outcome.fault is not None:
-            self._steps += MAX_STEPS // 10 * outcome.timed_out
+            self.steps += MAX_STEPS // 10 * outcome.timed_out
             return total, False, StopReason.TIMED_OUT if outcome.timed_out else StopReason.ERROR
         if outcome.not_judged:
             return total, False, StopReason.NOT_JUDGED

@@ -93,10 +93,7 @@ def validation_plot(run: FinishedRun) -> Markup:
             _curve(axes, rounds, "train episodes, new round", color=MUTED, marker="s", linestyle="none")
         if best := [entry for entry in run.of_kind("validation") if entry["best"]]:
             axes.axvline(best[-1]["step"], color=INK, linewidth=1, linestyle=":", label="weights kept")
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel("success (95% interval)")
-        _percent(axes)
-        _legend(axes)
+        _rates(axes)
 
     return _plot(draw, "Success while training, nothing in the prompt")
 
@@ -105,13 +102,9 @@ def kl_plot(train: Sequence[Mapping[str, Any]]) -> Markup:
     """The KL to the teacher and both entropies by step."""
 
     def draw(axes: Axes) -> None:
-        steps = [entry["step"] for entry in train]
-        axes.plot(steps, [entry["kl"] for entry in train], label="KL to the teacher")
-        axes.plot(steps, [entry["entropy"] for entry in train], label="entropy of the student")
-        axes.plot(
-            steps, [entry["teacher_entropy"] for entry in train], label="entropy of the teacher", color=MUTED
-        )
-        axes.set_xlabel("optimiser step")
+        _line(axes, train, "kl", "KL to the teacher")
+        _line(axes, train, "entropy", "entropy of the student")
+        _line(axes, train, "teacher_entropy", "entropy of the teacher", color=MUTED)
         axes.set_ylabel("nats per token")
         axes.set_ylim(bottom=min(0.0, *(entry["kl"] for entry in train)))  # truncated goes below
         _legend(axes)
@@ -123,10 +116,8 @@ def mass_plot(train: Sequence[Mapping[str, Any]], k: int) -> Markup:
     """How much of both distributions the KL looks at token by token, by step."""
 
     def draw(axes: Axes) -> None:
-        steps = [entry["step"] for entry in train]
-        axes.plot(steps, [entry["student_mass"] for entry in train], label="of the student")
-        axes.plot(steps, [entry["teacher_mass"] for entry in train], label="of the teacher")
-        axes.set_xlabel("optimiser step")
+        _line(axes, train, "student_mass", "of the student")
+        _line(axes, train, "teacher_mass", "of the teacher")
         axes.set_ylabel("probability")
         axes.set_ylim(top=1.0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -176,10 +167,7 @@ def curves_plot(runs: Mapping[str, FinishedRun], title: str) -> Markup:
         for name, run in runs.items():
             for curve in list(run.validations().values())[:1]:
                 _curve(axes, curve, name)
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel("success (95% interval)")
-        _percent(axes)
-        _legend(axes)
+        _rates(axes)
 
     return _plot(draw, title)
 
@@ -207,6 +195,12 @@ def _curve(axes: Axes, points: Sequence[Arm], label: str, **style: Any) -> None:
     )
 
 
+def _line(axes: Axes, train: Sequence[Mapping[str, Any]], name: str, label: str, **style: Any) -> None:
+    """A figure of every training step."""
+    axes.plot([entry["step"] for entry in train], [entry[name] for entry in train], label=label, **style)
+    axes.set_xlabel("optimiser step")
+
+
 def _errors(arms: Sequence[Arm]) -> list[list[float]]:
     """What matplotlib takes for intervals: how far they go below and above."""
     return [
@@ -227,9 +221,13 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
 PERCENT_TICKS = ([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
 
 
-def _percent(axes: Axes) -> None:
+def _rates(axes: Axes) -> None:
+    """Rates from bottom to top, by step."""
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("success (95% interval)")
     axes.set_ylim(0, 1.04)
     axes.set_yticks(*PERCENT_TICKS)
+    _legend(axes)
 
 
 def _legend(axes: Axes) -> None:

@@ -60,14 +60,11 @@ SUCCESS = "the environment says so, or else its return is positive"
 
 
 def write_report(path: Path, store: str | None = None) -> Path:
-    """Make ``report.html`` in a finished run's folder.
+    """Make ``report.html`` in a finished run's folder; returns its path.
 
     Args:
         path: The folder: ``config.json``, ``metrics.jsonl``, ``results.json`` and ``experience.db``.
         store: The database, where it is elsewhere and the folder keeps its password to itself.
-
-    Returns:
-        The report's path.
 
     Raises:
         ExperienceError: The run's experience cannot be read.
@@ -210,12 +207,9 @@ def _candidates(
 
 
 def write_comparison(paths: list[Path], target: Path, store: str | None = None) -> Path:
-    """Make a page with finished runs side by side.
+    """Make a page with finished runs side by side; returns its path.
 
     The database of all of them may have to be named, where their folders keep its password to themselves.
-
-    Returns:
-        The page's path.
 
     Raises:
         ExperienceError: A run's experience cannot be read.

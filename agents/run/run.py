@@ -222,15 +222,8 @@ class Run:
 
         return self.ranks.from_main(read)
 
-    def save_model(self) -> None:
-        """Write the student to ``model/``, and its adapters; see ``Agent.save``."""
-        self.agent.save(self.path)
-
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write the report, if episodes were judged, and drop what only an unfinished run needs.
-
-        Returns:
-            The results.
 
         Raises:
             RunFolderError: The report cannot be written.

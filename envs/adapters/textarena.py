@@ -21,7 +21,7 @@ from envs.adapters.limit import with_limit
 from envs.adapters.own_draws import OwnDraws
 from envs.any_text import MAX_CHARS, AnyText, clean, first_line
 from envs.registry import words_of
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords, Options, Success
 
 STEP_LIMIT = 200
 """Of a game that has no limit of its own."""
@@ -59,9 +59,7 @@ class TextArenaEnv(gym.Env[str, str]):
         turns = getattr(self._game.state, "max_turns", None)
         return 2 * int(turns) + 2 if turns else STEP_LIMIT
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Begin a game; the seed decides all that is drawn in it."""
         super().reset(seed=seed)
         return self._begin(int(self.np_random.integers(2**31))), {}

@@ -9,7 +9,7 @@ from gymnasium.spaces import Discrete
 from envs.actions import word_grammar
 from envs.any_text import AnyText
 from envs.registry import recommend, words_of
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords, Options, Success
 
 CUES = ("red", "green", "blue")
 ACTIONS = ("left", "ahead", "right")
@@ -37,9 +37,7 @@ class CueEnv(gym.Env[str, np.int64]):
         self._corridor = corridor
         self._cue = self._walked = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Draw a colour."""
         super().reset(seed=seed)
         self._cue, self._walked = int(self.np_random.integers(len(CUES))), 0

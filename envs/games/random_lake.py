@@ -12,7 +12,7 @@ from envs.any_text import AnyText
 from envs.games.frozen_lake import ACTIONS
 from envs.questions.parts import PartedEnv
 from envs.registry import recommend, words_of
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords, Options, Success
 
 SIDE, HOLES = 3, 2
 MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
@@ -85,9 +85,7 @@ class RandomFrozenLakeEnv(PartedEnv[str, np.int64]):
         self._place = (0, 0)
         self._bumps = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Pose a board; without a seed, any of the part of the last seed."""
         super().reset(seed=seed)
         number = self.draw_number(seed)

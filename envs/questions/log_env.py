@@ -14,7 +14,7 @@ from envs.questions.parts import PartedEnv
 from envs.questions.question_env import question_words
 from envs.questions.verify import shared_verifier
 from envs.registry import recommend, words_of
-from envs.words import EnvError, EnvWords
+from envs.words import EnvError, EnvWords, Options
 
 Check = Literal["contains", "exact", "math"]
 Checker = Callable[[str, str], bool | None]
@@ -75,9 +75,7 @@ class LogEnv(PartedEnv[str, str]):
         self.action_space = AnyText()
         self._prompt: LoggedPrompt | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Pose a prompt.
 
         Raises:

@@ -7,7 +7,7 @@ from envs.any_text import AnyText, clean
 from envs.questions.parts import PartedEnv
 from envs.questions.problems import Problem, Problems
 from envs.questions.verify import Verdict
-from envs.words import EnvWords, Success
+from envs.words import EnvWords, Options, Success
 
 
 class QuestionEnv(PartedEnv[str, str]):
@@ -39,9 +39,7 @@ class QuestionEnv(PartedEnv[str, str]):
         """Whether the reply is right, and how to say it."""
         raise NotImplementedError
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Pose a question.
 
         Raises:
