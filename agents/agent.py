@@ -54,12 +54,7 @@ class Agent:
     ) -> None:
         """Load the models.
 
-        Args:
-            config: Which, and how they compute.
-            words: The env's: they say how long replies are.
-            path: The run's folder, through which servers get new weights. Nothing is written yet.
-            console: Where to report progress.
-            ranks: This process among those of the run.
+        Nothing is written yet to ``path``, the run's folder, through which servers get new weights.
 
         Raises:
             DistillError: Teacher or adapters do not fit the model, or the optimizer's package is missing.

@@ -49,11 +49,9 @@ def run_command(
     work: Callable[[Console], None],
     how_to_go_on: Callable[[], str] = lambda: "Nothing finished is lost: the same command goes on",
 ) -> int:
-    """Do a command's work; returns its exit code.
+    """Do a command's work, which gets a console for its progress; returns its exit code.
 
-    Args:
-        work: The work, which gets a console for its progress.
-        how_to_go_on: What to advise when it was stopped, by the user or by the machine; may be nothing.
+    ``how_to_go_on`` is what to advise when it was stopped, by the user or by the machine; may be nothing.
     """
     console = Terminal(stderr=True)
     guard_standard_error()

@@ -60,12 +60,8 @@ def shares(weights: Sequence[float], size: int, generator: random.Random) -> lis
 def spread(distances: Sequence[float | None], size: int, generator: random.Random) -> list[int]:
     """``size`` places: each as often as any other, and the rest without replacement by their distances.
 
-    A place is drawn in proportion to its distance (Efraimidis and Spirakis 2006).
-
-    Args:
-        distances: Of each place, at least 0; ``None`` where it is unknown.
-        size: How many.
-        generator: Draws.
+    A place is drawn in proportion to its distance (Efraimidis and Spirakis 2006), which is at least 0, or
+    ``None`` where it is unknown.
     """
     rounds, rest = divmod(size, len(distances))
     furthest = max((d for d in distances if d is not None), default=1.0)

@@ -85,14 +85,8 @@ def answers(
     """What is to be trained on.
 
     Where a reply is one token and no engine has to show that it is in step, nothing is drawn: student and
-    teacher are compared on what comes after the prompts, and the token itself is after that.
-
-    Args:
-        agent: Whose student and teacher are compared.
-        policy: Who answers: the student, or the teacher from its sharpened distribution, so that its answers
-            are what a data set that it wrote beforehand would hold.
-        questions: To be answered.
-        data: Who ``policy`` is.
+    teacher are compared on what comes after the prompts, and the token itself is after that. The teacher
+    answers from its sharpened distribution: so its answers are what a data set that it wrote would hold.
 
     Raises:
         DistillError: A prompt and its answer do not fit the context window.

@@ -30,12 +30,7 @@ class Memory:
     """So many turns before the present one."""
 
     def of(self, turns: Sequence[Item], left_out: int = 0) -> Sequence[Item]:
-        """Those that are remembered after all ``turns`` of an episode so far, the oldest first.
-
-        Args:
-            turns: In their order.
-            left_out: So many of the oldest did not fit the context window.
-        """
+        """Those that are remembered after all ``turns`` so far, the oldest first, but for those left out."""
         return turns[self.reach(len(turns)) + left_out :]
 
     def reach(self, count: int) -> int:

@@ -35,11 +35,8 @@ class LoRA:
     ) -> None:
         """Put adapters into ``model``; at first they change nothing.
 
-        Args:
-            model: The student.
-            rank: Of the adapters.
-            alpha: The adapters' outputs are scaled by alpha / rank.
-            seed: Of the adapters' first weights: the same on every process, and in a resumed run.
+        Their outputs are scaled by alpha / rank. Their first weights follow from the seed: they are the same
+        on every process, and in a resumed run.
 
         Raises:
             DistillError: The model has a linear layer that cannot be adapted.

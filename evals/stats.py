@@ -16,11 +16,7 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's t interval of a mean, at 95%.
-
-    Args:
-        values: At least two.
-    """
+    """Student's t interval of the mean of at least two values, at 95%."""
     n, mean = len(values), statistics.fmean(values)
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
     return mean - half, mean + half

@@ -96,11 +96,7 @@ def with_outcomes(
 ) -> Insight:
     """``insight`` with what an episode with it in the prompt, against the same without, says about it.
 
-    Args:
-        insight: Alone in the context.
-        outcomes: Seed -> success with it.
-        without: Seed -> success without it; other seeds say nothing.
-        trace_ids: Seed -> the trace with it.
+    Outcomes and traces are by seed. The insight was alone in its context.
     """
     both = [seed for seed in outcomes if seed in without]
     won = [seed for seed in both if outcomes[seed] and not without[seed]]

@@ -108,9 +108,7 @@ class ExperienceStore:
     def set_insights(self, insights: Iterable[Insight], phase: str) -> None:
         """Write ``insights`` with the state that each has; other active ones retire, none is deleted.
 
-        Args:
-            insights: All that are to be in use, and any that are not.
-            phase: What they were drawn for; the second call for a phase changes nothing.
+        They are all that are to be in use, and any that are not. The second call for a phase changes nothing.
         """
         table = tables.insights
         with self._database.writing() as connection:

@@ -270,14 +270,8 @@ def write_insights(
 ) -> list[Insight]:
     """Let a model read each trace and write what it teaches.
 
-    Args:
-        turns: ``ExperienceStore.turns()`` of train traces.
-        endings: The final observation by trace id, in the order in which the traces are to be read.
-        writer: Who writes.
-        prompts: With what prompts.
-        known: The insights there are.
-        seeds: One per trace, for the writer's sampling.
-        forbidden: See ``parse_items``.
+    ``endings`` has the final observations by trace id, in the order in which the traces are to be read; there
+    is a seed for each of them. ``forbidden`` is as for ``parse_items``.
 
     Returns:
         The items in order, duplicates and all; each with its trace as evidence for it.

@@ -95,14 +95,13 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
     @property
     def run_id(self) -> str | None:
         """The run's name in a store that it shares; ``None`` in folders from before there were such."""
-        about = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        run_id: str | None = about.get("run_id")
+        run_id: str | None = _about(self.path).get("run_id")
         return run_id
 
     @property
     def expected_seconds(self) -> float | None:
         """What the whole run is expected to take, if anybody has measured."""
-        expected = json.loads((self.path / "config.json").read_text(encoding="utf-8")).get("expected_seconds")
+        expected = _about(self.path).get("expected_seconds")
         return sum(expected.values()) if expected else None
 
     def close(self) -> None:
@@ -230,11 +229,15 @@ def read_config(path: Path) -> dict[str, Any]:
         RunFolderError: It is no run's folder.
     """
     try:
-        return dict(json.loads((path / "config.json").read_text(encoding="utf-8"))["config"])
+        return dict(_about(path)["config"])
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is not the folder of a run: it has no config.json") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
+
+
+def _about(path: Path) -> Any:
+    return json.loads((path / "config.json").read_text(encoding="utf-8"))
 
 
 def is_disk_full(error: BaseException) -> bool:

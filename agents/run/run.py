@@ -110,11 +110,8 @@ class Run:
     ) -> Self:
         """A new run, or with ``config.resume`` the rest of that one, among all of its processes.
 
-        Args:
-            config: What to do.
-            console: Where to report progress; by default standard error.
-            is_settled: Whether a begun run's config is all that is to be, as ``resumed`` gives it; otherwise
-                its defaults mean nothing.
+        A begun run's config may be settled: all that is to be, as ``resumed`` gives it. Otherwise its
+        defaults mean nothing. Progress is told on standard error, unless there is another console.
 
         Raises:
             RunFolderError: The folder cannot be used.

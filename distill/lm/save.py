@@ -34,11 +34,7 @@ def save_weights(
 ) -> None:
     """Write what ``from_pretrained`` reads: the configuration, and the weights in sealed files.
 
-    Args:
-        model: Whose they are; what it holds itself is not looked at.
-        weights: By name, as in its ``state_dict``.
-        folder: Is made.
-        file_bytes: See ``FILE_BYTES``.
+    They are named as in the model's ``state_dict``; what it holds itself is not looked at.
     """
     own = model.state_dict(keep_vars=True)
     tied = {name for name, other in model.all_tied_weights_keys.items() if own.get(name) is own.get(other)}

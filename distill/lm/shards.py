@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -102,29 +102,18 @@ class Root(torch.nn.Module):
 class Shards:
     """What a model in parts needs to be used; the model knows it, and ``run`` and ``head_of`` ask for it."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        meeting: Meeting,
-        device: torch.device,
-        narrow: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, meeting: Meeting, device: torch.device) -> None:
         """Cut the model's parameters into shards; those on the meta device are still to be filled.
 
-        Args:
-            model: Of which every process has the same, or none of it; it is changed in place.
-            meeting: Of the processes.
-            device: This process's.
-            narrow: What weights are gathered in, where it is not their own type.
+        Every process has the same model, or none of it; it is changed in place.
         """
         self._model, self._meeting = model, meeting
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-        policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None)
         self._root = Root(model)
         for layer in layers_of(model):
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
+            fully_shard(layer, mesh=mesh)
         # Not its ends either stay gathered: between forward passes there is nothing but shards.
-        fully_shard(self._root, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        fully_shard(self._root, mesh=mesh, reshard_after_forward=True)
         self._number = meeting.add(self._pass_a_token, self._gather_head)
         vars(model)["_shards"] = self  # no submodule, which it would be as an attribute
 

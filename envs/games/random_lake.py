@@ -87,7 +87,6 @@ class RandomFrozenLakeEnv(PartedEnv[str, np.int64]):
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Pose a board; without a seed, any of the part of the last seed."""
-        super().reset(seed=seed)
         number = self.draw_number(seed)
         choice = self._parts[self.part]
         self._board, self._place, self._bumps = choice[number % len(choice)], (0, 0), 0

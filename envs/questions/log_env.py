@@ -81,7 +81,6 @@ class LogEnv(PartedEnv[str, str]):
         Raises:
             EnvError: There is none of this part.
         """
-        super().reset(seed=seed)
         number = self.draw_number(seed)
         self._prompt = prompt = cast("LoggedPrompt", self.log.prompts.draw(self.part, number, self.np_random))
         return prompt.question, {"logged": prompt.reply, **({"gold": prompt.gold} if prompt.gold else {})}

@@ -45,7 +45,6 @@ class QuestionEnv(PartedEnv[str, str]):
         Raises:
             EnvError: There is none of this part.
         """
-        super().reset(seed=seed)
         number = self.draw_number(seed)
         self._problem = problem = self._problems.draw(self.part, number, self.np_random)
         self._attempts_left = self.attempts

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from sqlalchemy.exc import OperationalError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from agents.agent import Agent
 from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
 from agents.dealing import deal
@@ -236,7 +237,7 @@ def fail_at(owner: type, name: str, call: int) -> Callable[[], Any]:
         fail_at(OPCD, "step", 5),
         fail_at(RunFolder, "save_tensors", 2),
         fail_at(RunFolder, "save_tensors", 4),
-        fail_at(Run, "save_model", 1),
+        fail_at(Agent, "save", 1),
         fail_at(Training, "validate", 3),
         fail_at(RunFolder, "write_json", 2),
     ],
