@@ -56,7 +56,7 @@ def sample_examples(
         DistillError: A prompt and its completion do not fit the policy's context window.
     """
     teacher_encode = teacher_encode or encode
-    asked = [question.prompts[data == "teacher"] for question in questions]
+    asked = [question.prompts[0 if data == "student" else 1] for question in questions]
     examples = []
     answers = policy.generate(asked, sampling, [question.seed for question in questions])
     for question, completion in zip(questions, answers, strict=True):
@@ -112,11 +112,7 @@ def rollout_gap(policy: Policy, examples: Sequence[DistillExample], data: Data) 
     if not isinstance(policy, VLLMPolicy):
         return {}
     gap = policy.gap(
-        (
-            e.student_prompt_ids if data == "student" else e.teacher_prompt_ids,
-            e.completion_ids,
-            e.logprobs,
-        )
+        (e.student_prompt_ids if data == "student" else e.teacher_prompt_ids, e.completion_ids, e.logprobs)
         for e in examples[:: max(1, len(examples) // GAP_EXAMPLES)]
     )
     return {"rollout_gap": gap.mean, "rollout_gap_max": gap.max}

@@ -78,10 +78,7 @@ def _played_arms(
         for suffix, shown in (("", NO_CONTEXT), ("_with_experience", context)):
             phase = Phase.test(arm + suffix, temperature)
             frames[arm + suffix] = run.play(phase, policy, run.test_seeds, temperature, shown)
-    pairs = {
-        "comparison": ("after", "before"),
-        "context_put_back": ("after_with_experience", "after"),
-    }
+    pairs = {"comparison": ("after", "before"), "context_put_back": ("after_with_experience", "after")}
     if (control := _empty_context(run, temperature, frames["before"])) is not None:
         frames["empty_context"] = control
         pairs["against_empty_context"] = ("after", "empty_context")

@@ -200,11 +200,7 @@ def experience(asked: PlayConfig, config: SelfImproveConfig, words: EnvWords) ->
         return NO_CONTEXT
     with open_run(asked.run, location=asked.store) as store:
         active = [insight for insight in store.load_insights() if insight.state == InsightState.ACTIVE]
-    return Context(
-        insights=tuple(active),
-        k=config.insights_per_prompt,
-        situation=words.situation,
-    )
+    return Context(insights=tuple(active), k=config.insights_per_prompt, situation=words.situation)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -20,14 +20,7 @@ from experience.outcomes import outcome_insights
 from experience.phase import Phase
 from experience.seeds import SeedRange
 from experience.terminal import tell
-from experience.writer import (
-    MARKER,
-    InsightPrompts,
-    Writer,
-    WritingTask,
-    raw_insights,
-    write_insights,
-)
+from experience.writer import MARKER, InsightPrompts, Writer, WritingTask, raw_insights, write_insights
 
 TRACES_READ = 64
 """Of so many traces of each round a writer is asked, which is as many as there can be candidates."""
@@ -129,11 +122,7 @@ class Reflection:
             ]
 
         verdict = judge(
-            candidates,
-            run.validation_seeds,
-            play,
-            phase=str(phase),
-            policy_id=run.agent.weights_of(teacher),
+            candidates, run.validation_seeds, play, phase=str(phase), policy_id=run.agent.weights_of(teacher)
         )
         self._keep(phase, candidates, verdict, trace_ids)
         return verdict
@@ -251,10 +240,7 @@ class Reflection:
 
     def _context(self, insights: Sequence[Insight], k: int, *, is_exploring: bool = False) -> Context:
         return Context(
-            insights=tuple(insights),
-            k=k,
-            situation=self.run.words.situation,
-            is_exploring=is_exploring,
+            insights=tuple(insights), k=k, situation=self.run.words.situation, is_exploring=is_exploring
         )
 
     def _make_writer(self) -> Writer:
@@ -279,8 +265,7 @@ class Reflection:
             store = self.run.store
             known = {insight.id: insight for insight in store.load_insights()}
             store.set_insights(
-                [replace(known.get(i.id, i), state=InsightState.ACTIVE) for i in context.insights],
-                str(phase),
+                [replace(known.get(i.id, i), state=InsightState.ACTIVE) for i in context.insights], str(phase)
             )
 
     def _keep(

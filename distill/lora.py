@@ -25,14 +25,7 @@ class LoRA:
     The model stays the object that it was, with layers replaced in place.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        rank: int,
-        alpha: int,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, rank: int, alpha: int, seed: int = 0) -> None:
         """Put adapters into ``model``; at first they change nothing.
 
         Their outputs are scaled by alpha / rank. Their first weights follow from the seed: they are the same

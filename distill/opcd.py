@@ -10,15 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distill.comparison import Comparison, States, of_each, rows_of
-from distill.examples import (
-    Average,
-    DistillError,
-    DistillExample,
-    Scored,
-    count,
-    repetition,
-    scored,
-)
+from distill.examples import Average, DistillError, DistillExample, Scored, count, repetition, scored
 from distill.lm.compiled import compile_layers
 from distill.lm.head import LMHead
 from distill.lm.language_model import Way, context_window

@@ -137,10 +137,7 @@ def register_text(
 
 
 def _grammar(
-    env: gym.Env[Any, Any],
-    env_id: str,
-    actions: Sequence[str] | None,
-    parse: Callable[[str], Any] | None,
+    env: gym.Env[Any, Any], env_id: str, actions: Sequence[str] | None, parse: Callable[[str], Any] | None
 ) -> Grammar | None:
     space = env.action_space
     first = 0

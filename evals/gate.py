@@ -88,12 +88,7 @@ def _promise(insight: Insight) -> tuple[bool, bool, float, int]:
 
 
 def judge(
-    candidates: Sequence[Context],
-    seeds: SeedRange,
-    play: Play,
-    *,
-    phase: str,
-    policy_id: str,
+    candidates: Sequence[Context], seeds: SeedRange, play: Play, *, phase: str, policy_id: str
 ) -> Verdict:
     """Find the best of the candidates, at least one, on validation seeds, and decide whether it helps."""
     [without] = play([NO_CONTEXT], seeds)

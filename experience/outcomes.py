@@ -110,11 +110,7 @@ def action_values(model: OutcomeModel, *, explore: bool) -> Float:
 
 
 def outcome_insights(
-    turns: pd.DataFrame,
-    actions: Sequence[str],
-    advise: Callable[[str, str], str],
-    *,
-    explore: bool,
+    turns: pd.DataFrame, actions: Sequence[str], advise: Callable[[str, str], str], *, explore: bool
 ) -> list[Insight]:
     """The best action in every situation that was acted in, as an insight.
 

@@ -74,12 +74,7 @@ class Run:
         self.path, self.console, self.ranks = path, console, ranks
         if config.tracker is not None:
             check_available(config.tracker)
-        make = partial(
-            make_text_env,
-            config.env,
-            config.env_kwargs,
-            replies=config.replies,
-        )
+        make = partial(make_text_env, config.env, config.env_kwargs, replies=config.replies)
         env = make()
         self.memory = config.remembered
         self.words = self.memory.words(env.words)
@@ -289,12 +284,7 @@ class Run:
         return int(self.once(phase, add))
 
     def _play(
-        self,
-        title: str,
-        phases: dict[Phase, Context],
-        policy: HFPolicy,
-        seeds: SeedRange,
-        temperature: float,
+        self, title: str, phases: dict[Phase, Context], policy: HFPolicy, seeds: SeedRange, temperature: float
     ) -> None:
         policy.clear()
         policy.prepare()

@@ -108,10 +108,7 @@ class PaddedLM(LanguageModel):
 
     def _drop_keys(self) -> None:
         self._beginnings = Beginnings(
-            self.model,
-            max_tokens=self.max_nodes,
-            max_bytes=self.max_bytes,
-            compute_dtype=self.compute_dtype,
+            self.model, max_tokens=self.max_nodes, max_bytes=self.max_bytes, compute_dtype=self.compute_dtype
         )
 
     def _computed(self, prefixes: Sequence[Prefix], grow: bool) -> dict[Prefix, torch.Tensor]:
