@@ -270,7 +270,7 @@ def test_a_suite_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path:
     assert main(["no-suite", "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "there is no suite no-suite" in error
-    assert "default, paper-lake, seed-efficiency, two-by-two" in error
+    assert "default, held-out, main, paper-lake, " in error
     assert not (tmp_path / "out").exists()
 
 
@@ -325,6 +325,9 @@ def test_one_table_that_goes_on_where_it_was_stopped(
     run = FinishedRun.read(output / "dry/walker/opcd/seed1")
     assert float(rows[-1]["success_rate"]) == run.results["arms"]["after"]["success_rate"]
     assert all(row["error"] == "" for row in rows)
+    assert all(
+        row["git_revision"] and "thread" in row["machine"] and float(row["random"]) >= 0 for row in rows
+    )
 
     assert [row["method"] for row in table["methods"]] == ["none", "in-context", "off-policy", "opcd"]
     assert {row["n"] for row in table["methods"]} == {12}  # both seeds
@@ -424,7 +427,7 @@ def test_methods_differ() -> None:
 
 
 def test_methods_are_compared_on_the_episodes_that_both_have() -> None:
-    def arm(method: str, seeds: range) -> pd.DataFrame:
+    def arm(method: str, seeds: range, *, is_sampled: bool = False) -> pd.DataFrame:
         frame = pd.DataFrame({"seed": seeds, "success": [seed % 2 == 0 for seed in seeds]})
         values = {
             "run_seed": 0,
@@ -432,9 +435,16 @@ def test_methods_are_compared_on_the_episodes_that_both_have() -> None:
             "num_turns": 1,
             "invalid_replies": 0,
             "prompt_tokens": 1,
+            "is_sampled": is_sampled,
         }
         return frame.assign(env="e", model="m", method=method, **values)
 
-    table = _over_seeds([arm("none", range(12)), arm("quick", range(4)), arm("other", range(90, 94))])
+    frames = [arm("none", range(12)), arm("quick", range(4)), arm("other", range(90, 94))]
+    table = _over_seeds([*frames, arm("quick", range(5), is_sampled=True)])
+    assert {row["method"]: row["sampled"] and row["sampled"]["n"] for row in table["methods"]} == {
+        "none": None,
+        "quick": 5,
+        "other": None,
+    }
     assert {row["method"]: row["n"] for row in table["methods"]} == {"none": 12, "quick": 4, "other": 4}
     assert [(row["first"], row["second"], row["n"]) for row in table["pairs"]] == [("quick", "none", 4)]
