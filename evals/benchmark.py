@@ -42,7 +42,7 @@ from experience.text import printable
 
 Row = dict[str, Any]
 
-BASELINES = {"random", "blind", "optimal"}
+BASELINES = ("random", "blind", "optimal")
 """Arms that no model plays."""
 
 
@@ -108,10 +108,8 @@ def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> Row:
         return row
     is_own = cell.arm == "after"  # the others came with a run that did more
     cost = ("best_step", "wall_seconds", "peak_rss_bytes")
-    row |= run.results["arms"][cell.arm]
-    row |= {
-        name: run.results["arms"][name]["success_rate"] for name in BASELINES & run.results["arms"].keys()
-    }
+    arms = run.results["arms"]
+    row |= arms[cell.arm] | {name: arms[name]["success_rate"] for name in BASELINES if name in arms}
     row |= {key: run.results[key] if is_own else None for key in cost}
     return row | {key: run.about.get(key) for key in ("git_revision", "machine")}
 

@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -426,18 +426,27 @@ def test_methods_differ() -> None:
     assert len({str(settings) for _, settings in METHODS.values()}) == len(METHODS) - 1
 
 
+def traces_of(
+    method: str, seeds: range, successes: Iterable[bool], *, run_seed: int = 0, is_sampled: bool = False
+) -> pd.DataFrame:
+    """Episodes of a method."""
+    values: dict[str, Any] = {
+        "env": "lake",
+        "model": "m",
+        "method": method,
+        "run_seed": run_seed,
+        "is_sampled": is_sampled,
+        "total_reward": 1.0,
+        "num_turns": 1,
+        "invalid_replies": 0,
+        "prompt_tokens": 1,
+    }
+    return pd.DataFrame({"seed": seeds, "success": [*successes]}).assign(**values)
+
+
 def test_methods_are_compared_on_the_episodes_that_both_have() -> None:
     def arm(method: str, seeds: range, *, is_sampled: bool = False) -> pd.DataFrame:
-        frame = pd.DataFrame({"seed": seeds, "success": [seed % 2 == 0 for seed in seeds]})
-        values = {
-            "run_seed": 0,
-            "total_reward": 1.0,
-            "num_turns": 1,
-            "invalid_replies": 0,
-            "prompt_tokens": 1,
-            "is_sampled": is_sampled,
-        }
-        return frame.assign(env="e", model="m", method=method, **values)
+        return traces_of(method, seeds, (seed % 2 == 0 for seed in seeds), is_sampled=is_sampled)
 
     frames = [arm("none", range(12)), arm("quick", range(4)), arm("other", range(90, 94))]
     table = _over_seeds([*frames, arm("quick", range(5), is_sampled=True)])
