@@ -15,6 +15,7 @@ from agents.cli import parse_args
 from agents.self_improve import SelfImproveConfig, self_improve
 from envs import check_text_env
 from evals.suite import read_suite
+from evals.tables import fill
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -110,6 +111,11 @@ def commands() -> list[str]:
 def test_commands_have_settings_that_there_are(command: str) -> None:
     arguments = shlex.split(command, comments=True)[3:]
     assert "--resume" in arguments or parse_args(arguments).env
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_figures(page: Path) -> None:
+    assert fill(page) == page.read_text(encoding="utf-8"), "make results writes them"
 
 
 def test_the_readme_is_read_to_the_end() -> None:
