@@ -54,7 +54,10 @@ class Comparison:
             )
 
     def teachers(self, places: Scored, rows: slice | torch.Tensor) -> States | None:
-        """What the teacher has there; ``None`` of one that is asked about the student's likeliest tokens."""
+        """What the teacher has at the places' ``rows_of``.
+
+        ``None`` of one that is asked about the student's likeliest tokens.
+        """
         if isinstance(self.teacher, ScoringTeacher):
             return None
         return States(self.teacher.along(places.teacher)[rows], self.teacher.head)
