@@ -596,36 +596,34 @@ def test_ctrl_c_waits_for_the_optimiser_step(walker_folder: Path, tmp_path: Path
 FULL = OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize(
-    "fill",
-    [
-        lambda: patch("agents.run.folder.save_sealed", side_effect=FULL),
-        lambda: patch("agents.run.run.write_report", side_effect=FULL),
-        lambda: patch.object(PreTrainedModel, "save_pretrained", side_effect=FULL),
-        lambda: patch.object(
-            ExperienceStore,
-            "add_traces",
-            side_effect=OperationalError("INSERT", {}, Exception("database or disk is full")),
-        ),
-    ],
-    ids=["checkpoint", "report", "model", "database"],
-)
+FILLED: dict[str, Callable[[], Any]] = {
+    "database": lambda: patch.object(
+        ExperienceStore,
+        "add_traces",
+        side_effect=OperationalError("INSERT", {}, Exception("database or disk is full")),
+    ),
+    "checkpoint": lambda: patch("agents.run.folder.save_sealed", side_effect=FULL),
+    "model": lambda: patch.object(PreTrainedModel, "save_pretrained", side_effect=FULL),
+    "report": lambda: patch("agents.run.run.write_report", side_effect=FULL),
+}
+"""As a run comes to write them."""
+
+
 def test_a_full_disk_is_said_and_loses_nothing(
-    fill: Callable[[], Any],
-    whole: Path,
-    walker_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    whole: Path, walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run"
+    arguments, resume = flags(path, walker_folder), ["--resume", str(path)]
     with open_gate():
-        with fill():
-            code, output = command(capsys, *flags(path, walker_folder))
-        assert code == 2
-        assert "disk is full" in output
-        assert f"--resume {path}" in output
-        assert not list(path.glob("*.tmp"))
-        assert command(capsys, "--resume", str(path))[0] == 0
+        for what, fill in FILLED.items():
+            with fill():
+                code, output = command(capsys, *arguments)
+            assert code == 2, what
+            assert "disk is full" in output, what
+            assert f"--resume {path}" in output, what
+            assert not list(path.glob("*.tmp")), what
+            arguments = resume
+        assert command(capsys, *resume)[0] == 0
     assert contents(path) == contents(whole)
 
 
