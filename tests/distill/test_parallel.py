@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ from accelerate.commands.launch import main as accelerate_launch
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
-from torch.distributed.run import main as torch_launch
 from transformers import AutoModelForCausalLM
 
 from agents.config import SelfImproveConfig
@@ -30,20 +31,19 @@ from tests.processes import SECONDS, begin, command, flags, launch
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def started(launcher: Callable[[], Any], *arguments: str, said: Path) -> tuple[int | None, str]:
-    """How a command that starts processes of its own ends, and what all of them said."""
-    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = begin(command, launcher, *arguments, said=said, environment=ENVIRONMENT | path)
-    process.join(SECONDS)
-    return process.exitcode, said.read_text(encoding="utf-8")
-
-
-def torchrun(call: Callable[..., int], *args: str, folder: Path) -> tuple[int | None, str]:
+def torchrun(call: Callable[..., int], *args: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """``call(*args)`` in two processes, as a user starts them, by a script in ``folder``."""
     script, name = folder / "script.py", call.__name__
     script.write_text(f"import sys\nfrom {call.__module__} import {name}\nsys.exit({name}(*sys.argv[1:]))\n")
-    arguments = ("--standalone", "--nproc-per-node=2", str(script), *args)
-    return started(torch_launch, *arguments, said=folder / "died")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*command, str(script), *args],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +141,9 @@ def test_a_dead_process_ends_the_run_with_a_message(
     if more:
         said = launch(2, dies, *arguments, said=tmp_path / "died", codes=(3, 9))
     else:
-        code, said = torchrun(dies, *arguments, folder=tmp_path)
-        assert code not in (0, None)
+        done = torchrun(dies, *arguments, folder=tmp_path)
+        assert done.returncode != 0
+        said = done.stderr
     assert "another process of this run has died (rank 1)" in said
     assert f"--resume {path}" in said
     launch(2, command, main, "--resume", str(path), said=tmp_path / "said")
@@ -185,8 +186,12 @@ def test_a_launcher_that_starts_one_process_of_several_is_noticed(tmp_path: Path
 
     def accelerate(size: int) -> str:
         """What it says, started by ``accelerate launch``."""
+        said = tmp_path / f"said-{size}"
         arguments = ("--cpu", "--num_processes", str(size), str(script))
-        return started(accelerate_launch, *arguments, said=tmp_path / f"said-{size}")[1]
+        path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        process = begin(command, accelerate_launch, *arguments, said=said, environment=ENVIRONMENT | path)
+        process.join(SECONDS)
+        return said.read_text(encoding="utf-8")
 
     assert "torchrun --nproc-per-node" in accelerate(2)
     assert "1 in all" in accelerate(1)
