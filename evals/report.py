@@ -9,6 +9,7 @@ Everything is read from the runs' folders, so a page can be made again at any ti
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -241,6 +242,7 @@ def write_comparison(paths: list[Path], target: Path, store: str | None = None) 
         runs=runs,
         settings=settings,
         differing=differing,
+        spread=_spread(list(runs.values())) if differing == ["seed"] else {},
         temperatures=names,
         against_first=_against_first(list(runs.values()), store),
         plots=[
@@ -248,6 +250,15 @@ def write_comparison(paths: list[Path], target: Path, store: str | None = None) 
             curves_plot(runs, "Success on validation while training"),
         ],
     )
+
+
+def _spread(runs: list[FinishedRun]) -> dict[str, tuple[float, float, float]]:
+    """Arm -> the lowest, the median and the highest success rate of runs that differ in their seed alone."""
+    rates = {
+        arm: [run.results["arms"][arm]["success_rate"] for run in runs]
+        for arm in ("before", "before_with_experience", "after")
+    }
+    return {arm: (min(of_arm), median(of_arm), max(of_arm)) for arm, of_arm in rates.items()}
 
 
 def _against_first(runs: list[FinishedRun], store: str | None) -> list[Comparison | None]:

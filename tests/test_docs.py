@@ -13,6 +13,7 @@ from agents.cli import parse_args
 from agents.self_improve import SelfImproveConfig, self_improve
 from envs import check_text_env
 from evals.suite import read_suite
+from evals.tables import fill
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -97,6 +98,11 @@ def test_commands_have_settings_that_there_are(command: str) -> None:
     assert "--resume" in arguments or parse_args(arguments).env
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_figures(page: Path) -> None:
+    assert fill(page) == page.read_text(encoding="utf-8"), "make results writes them"
+
+
 def test_the_readme_is_read_to_the_end() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
 
@@ -114,7 +120,7 @@ def test_what_is_named_is_there(page: Path) -> None:
         target = page.parent / name if name else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
-    if page.name in ("results.md", "tried.md"):  # they name what was there then
+    if page.name in ("results.md", "speed.md", "tried.md"):  # they name what was there then
         return
     for name in re.findall(r"`((?:agents|distill|docs|envs|evals|experience|tests)/[\w./]*)`", text):
         assert (ROOT / name).exists(), name

@@ -260,7 +260,7 @@ def peak_rss_bytes() -> int:
 
 
 def provenance() -> dict[str, Any]:
-    """What produced a run: time, git revision, versions."""
+    """What produced a run: time, git revision, versions, machine."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -272,8 +272,17 @@ def provenance() -> dict[str, Any]:
         "git_revision": _git_revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "machine": machine(),
         "packages": versions,
     }
+
+
+def machine() -> str:
+    """What sums of floating-point numbers depend on: the processor and its threads, or the GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    instructions, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{platform.machine()} {instructions}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _git_revision() -> str | None:

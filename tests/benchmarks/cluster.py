@@ -263,7 +263,7 @@ class Machine:
     flops: float = 989e12
     """Dense bf16 operations per second of an H100, by its data sheet."""
     mfu: float = 0.37
-    """Of them what an update reaches: measured with 1.7B and 8B on one H100 (docs/results.md)."""
+    """Of them what an update reaches: measured with 1.7B and 8B on one H100 (docs/speed.md)."""
     memory_speed: float = 0.6 * 3.35e12
     """Bytes per second, of which decoding is a matter: 60% of the data sheet's."""
     inside: float = 300e9
