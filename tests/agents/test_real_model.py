@@ -60,13 +60,13 @@ def test_the_agent_learns_to_cross_the_lake(tmp_path: Path) -> None:
     """A small budget on a small lake that is not slippery: from nothing to nearly always."""
     results = self_improve(
         SelfImproveConfig(
-            env_kwargs={"is_slippery": False, "desc": ["SFF", "FHF", "FFG"], "max_episode_steps": 25},
+            env_kwargs={"is_slippery": False, "desc": ["SFF", "FHF", "FFG"]},
             output=tmp_path / "run",
             rounds=1,
             episodes=96,
             waves=4,
-            steps=16,
-            eval_every=8,
+            steps=18,
+            eval_every=9,
             validation_episodes=16,
             test_episodes=32,
             eval_temperature=(0.7,),
