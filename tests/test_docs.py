@@ -4,11 +4,9 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from agents.asked import check
 from agents.cli import parse_args
@@ -25,19 +23,6 @@ def blocks(page: str | Path, language: str = r"\w*") -> list[str]:
     """Its blocks of code."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.model
-def test_distilling_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script, *_ = blocks("docs/distill.md", "python")
-    names: dict[str, Any] = {"STEPS": 5, "FOLDER": tmp_path / "model"}
-    exec(compile(script, "docs/distill.md", "exec"), names)
-    losses = [float(loss) for loss in re.findall(r"StepStats\(kl=([\d.]+)", capsys.readouterr().out)]
-    assert len(losses) == 5
-    assert losses[-1] < 0.8 * losses[0]
-    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    before = names["loaded"].model
-    assert not torch.equal(trained.lm_head.weight, before.get_output_embeddings().weight)
 
 
 def test_the_loss_alone() -> None:

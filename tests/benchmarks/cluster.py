@@ -48,7 +48,7 @@ FULL = Shape(
     head_width=64,
 )
 """What memory is measured with: layers are small beside the whole, as they are in large models."""
-QUICK = replace(FULL, name="50M", width=320, heads=5, kv_heads=5, inner=1024)
+QUICK = replace(FULL, name="26M", layers=18, width=320, heads=5, kv_heads=5, inner=1024)
 MOMENT_BYTES: Mapping[OptimizerKind, float] = {"adamw": 8, "adamw-8bit": 2 * (1 + 4 / BLOCK)}
 """Per weight."""
 ALLOWED = 1.15
