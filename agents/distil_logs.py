@@ -41,8 +41,7 @@ from distill.parallel import is_main_process
 from envs.questions.log import Log, System
 from envs.questions.log_env import LogEnv
 from envs.text_env import make_text_env
-from evals.plots import ARM_LABELS
-from evals.result import interval_text, rate_text
+from evals.result import ARM_LABELS, interval_text, rate_text
 from evals.stats import mean_interval
 from experience.context import Context
 from experience.insight import InsightState

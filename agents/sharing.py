@@ -27,8 +27,7 @@ from rich.console import Console
 from agents.config import MACHINE, SelfImproveConfig
 from agents.run.resume import saved_config
 from envs.any_text import first_line
-from evals.plots import ARM_LABELS
-from evals.result import rate_text, temperature_text
+from evals.result import ARM_LABELS, rate_text, temperature_text
 from experience.exchange import export_run
 from experience.insight import InsightState
 from experience.masking import masked, masker

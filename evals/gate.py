@@ -8,8 +8,6 @@ many is lucky.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scipy.stats import binomtest
-
 from experience.context import NO_CONTEXT, Context, ContextScore
 from experience.insight import Insight, InsightState
 from experience.seeds import SeedRange
@@ -56,6 +54,8 @@ class Verdict:
 
 def exact_paired_test(only_first: int, only_second: int) -> float:
     """The two-sided p-value of McNemar's exact test, by the pairs in which only one arm succeeded."""
+    from scipy.stats import binomtest  # here: it takes a second, and most that starts needs none of it
+
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 

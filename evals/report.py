@@ -21,7 +21,6 @@ from rich.table import Table
 from evals.finished_run import FinishedRun, UnfinishedRunError, check_traces, rows_by_part
 from evals.page import write_page
 from evals.plots import (
-    ARM_LABELS,
     arms_plot,
     curves_plot,
     gate_plot,
@@ -32,6 +31,7 @@ from evals.plots import (
 )
 from evals.replay import replay_pairs
 from evals.result import (
+    ARM_LABELS,
     CUT_SHORT,
     Comparison,
     EvalResult,

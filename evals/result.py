@@ -131,6 +131,18 @@ def success_rate(traces: pd.DataFrame) -> float:
     return float(known["success"].mean()) if len(known) else 0.0
 
 
+ARM_LABELS = {
+    "random": "random",
+    "blind": "best blind",
+    "before": "before",
+    "empty_context": "empty-context teacher",
+    "before_with_experience": "before, with experience",
+    "after": "after",
+    "after_with_experience": "after, with experience",
+    "optimal": "optimal",
+}
+"""What a run's arms are called, in order."""
+
 CUT_SHORT: Mapping[str, str] = {
     StopReason.ERROR: "by an error of the env",
     StopReason.TIMED_OUT: "since the env took too long (--env-timeout)",

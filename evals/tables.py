@@ -22,9 +22,8 @@ from rich.console import Console
 from evals.benchmark import BASELINES
 from evals.command import EvalError, run_command
 from evals.page import p_text, percent, points, write_whole
-from evals.plots import ARM_LABELS
 from evals.report import print_summary
-from evals.result import rate_text
+from evals.result import ARM_LABELS, rate_text
 from experience.terminal import Terminal
 
 MARKED = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

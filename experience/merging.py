@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from bm25s.stopwords import STOPWORDS_EN
 from rapidfuzz.distance import Prefix
-from scipy.stats import binomtest
 
 from experience.insight import Insight, InsightState
 
@@ -64,6 +63,8 @@ def settled(insights: Sequence[Insight], opposites: Collection[str] = ()) -> lis
     One retires when the evidence against it prevails significantly, or when it contradicts another that has
     more for it. One that retired for such a reason comes back when the evidence turns.
     """
+    from scipy.stats import binomtest  # here: it takes a second, and most that starts needs none of it
+
     result = []
     for insight in insights:
         state, reason = InsightState.ACTIVE, ""
