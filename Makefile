@@ -1,6 +1,7 @@
 # make demo    install everything into .venv and run the main command
 # make test    the same set-up, then the tests
 # make install just the set-up
+# make results the tables of README and docs, from the figures in docs/figures
 # make test-vllm  an environment with vLLM and bitsandbytes in .venv-vllm, and the tests that need them
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ PIP := -m pip install --no-compile
 # What is imported is compiled once, also where that is switched off: every process would compile torch anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install install-vllm demo test test-vllm lint
+.PHONY: install install-vllm demo test results test-vllm lint
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile
@@ -25,6 +26,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+results: install
+	$(BIN)/python -m evals.tables README.md docs/results.md
 
 install-vllm: $(VENV_VLLM)/.installed
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,7 @@ class Agent:
     ) -> None:
         """Load the models.
 
-        Args:
-            config: Which, and how they compute.
-            words: The env's: they say how long replies are.
-            path: The run's folder, through which servers get new weights. Nothing is written yet.
-            console: Where to report progress.
-            ranks: This process among those of the run.
+        Nothing is written yet to ``path``, the run's folder, through which servers get new weights.
 
         Raises:
             ConfigError: The processes cannot be dealt out to engines.
@@ -101,7 +97,15 @@ class Agent:
             )
         self.teacher = self._policy(others.pop()[0]) if follows else self._make_teacher(loaded.tokenizer)
         """What is imitated, as a policy; ``Training`` lets it follow the student where it has to."""
-        self.writer = self.teacher if self.scorer is None else self._served(loaded, self.scorer)
+        self.writer = self.teacher
+        if self.scorer is not None:
+            self.writer = EnginePolicy(
+                loaded.model,
+                loaded.tokenizer,
+                engine=self.scorer.servers,
+                compute=loaded.support.way,
+                template_settings=config.chat_template_kwargs,
+            )
         """Who answers off-policy: what is imitated, wherever it is."""
         self.max_tokens = reply_tokens(config, self.base, words)
         """Of a reply."""
@@ -243,15 +247,6 @@ class Agent:
             template_settings=self.config.chat_template_kwargs,
         )
 
-    def _served(self, loaded: LoadedModel, teacher: ServedTeacher) -> HFPolicy:
-        return EnginePolicy(
-            loaded.model,
-            loaded.tokenizer,
-            engine=teacher.servers,
-            compute=loaded.support.way,
-            template_settings=self.config.chat_template_kwargs,
-        )
-
     def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
         """The model as a policy; with ``lora`` its adapters are off."""
         return as_policy(loaded, self.config, within=nullcontext if lora is None else lora.off)
@@ -262,7 +257,9 @@ class Agent:
             return self.student if config.teacher_kind == "self" else self.base
         load = partial(self._load, name)
         [other] = (
-            cast_shards(load, _model_of, 1, self._ranks, self._gathered) if self._is_sharded else [load()]
+            cast_shards(load, attrgetter("model"), 1, self._ranks, self._gathered)
+            if self._is_sharded
+            else [load()]
         )
         check_same_tokens(tokenizer, other.tokenizer)
         return self._policy(other)
@@ -276,23 +273,13 @@ def _replaced(target: Path) -> Iterator[Path]:
         shutil.rmtree(target, ignore_errors=True)
 
 
-def _model_of(loaded: LoadedModel) -> PreTrainedModel:
-    return loaded.model
-
-
 def as_policy(
     loaded: LoadedModel,
     config: SelfImproveConfig,
     *,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> HFPolicy:
-    """A model as a policy.
-
-    Args:
-        loaded: The model.
-        config: How it computes, and what its chat template is told.
-        within: See ``LanguageModel``.
-    """
+    """A model as a policy, which computes as the settings say, ``within`` as in ``LanguageModel``."""
     return HFPolicy(
         loaded.model,
         loaded.tokenizer,

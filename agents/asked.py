@@ -42,9 +42,6 @@ class SettingError(ConfigError):
 def config_of(settings: Mapping[str, Any]) -> SelfImproveConfig:
     """The configuration with these settings.
 
-    Args:
-        settings: By name, as JSON has them.
-
     Raises:
         SettingError: One is not known, or cannot be; or they make no sense together.
     """

@@ -30,7 +30,7 @@ from distill.opcd import DistillError
 from distill.parallel import is_lost_connection, lost_ranks
 from envs.words import EnvError
 from experience import ExperienceError
-from experience.terminal import Terminal, guard_standard_error
+from experience.terminal import Terminal, guard_standard_error, tell
 
 USER_ERRORS = (
     ConfigError,
@@ -49,11 +49,9 @@ def run_command(
     work: Callable[[Console], None],
     how_to_go_on: Callable[[], str] = lambda: "Nothing finished is lost: the same command goes on",
 ) -> int:
-    """Do a command's work; returns its exit code.
+    """Do a command's work, which gets a console for its progress; returns its exit code.
 
-    Args:
-        work: The work, which gets a console for its progress.
-        how_to_go_on: What to advise when it was stopped, by the user or by the machine; may be nothing.
+    ``how_to_go_on`` is what to advise when it was stopped, by the user or by the machine; may be nothing.
     """
     console = Terminal(stderr=True)
     guard_standard_error()
@@ -81,11 +79,9 @@ def run_command(
             message, code = "error: the disk is full", 2
         else:
             raise
-    console.print(
-        message, style="bold red" if code != 130 else "bold", markup=False, highlight=False, soft_wrap=True
-    )
+    tell(console, message, "bold red" if code != 130 else "bold")
     if can_go_on and (advice := how_to_go_on()):
-        console.print(advice, markup=False, highlight=False, soft_wrap=True)
+        tell(console, advice)
     return code
 
 
@@ -133,9 +129,8 @@ class Command:
         Raises:
             ConfigError: They make no sense.
         """
-        groups = (getattr(self, name) for name in GROUPS)
         return SelfImproveConfig(
-            **{f.name: getattr(group, f.name) for group in groups for f in dataclasses.fields(group)}
+            **{name: value for group in GROUPS for name, value in vars(getattr(self, group)).items()}
         )
 
     @classmethod
@@ -154,14 +149,10 @@ class Command:
         )
 
 
-GROUPS: dict[str, type[Any]] = {
-    "run": RunSettings,
-    "play": PlaySettings,
-    "experience": ExperienceSettings,
-    "distil": DistilSettings,
-    "models": ModelSettings,
-    "measuring": MeasuringSettings,
+GROUPS: dict[str, Any] = {
+    field.name: field.type for field in dataclasses.fields(Command) if dataclasses.is_dataclass(field.type)
 }
+"""Name of a group of settings -> its class."""
 
 
 def parse_command(args: Sequence[str] | None = None) -> tuple[SelfImproveConfig, Command]:

@@ -29,16 +29,9 @@ def deal(moments: Moments, distances: Distances, step: int, *, size: int, seed: 
     """What a step asks, drawn by its number and what is known of the distances; equal ones side by side.
 
     As many for each action that is advised: a student that is nearly always advised the same learns to do
-    that everywhere. And among an action's moments, those where it is still far from its teacher.
-    Without the former the steps swing from one action to the next, without the latter most of Taxi's are
-    spent on what is learned already (docs/results.md).
-
-    Args:
-        moments: Of which to ask.
-        distances: What is known; a moment that was not asked about yet counts as the furthest known.
-        step: The optimiser step's number.
-        size: How many are asked.
-        seed: The run's.
+    that everywhere. And among an action's moments, those where it is still far from its teacher; one that
+    was not asked about yet counts as the furthest known. Without the former the steps swing from one action
+    to the next, without the latter most of Taxi's are spent on what is learned already (docs/results.md).
     """
     order = random.Random(turn_seed(seed, "order", step, 0))
     batch: list[tuple[str, int]] = []
@@ -67,12 +60,8 @@ def shares(weights: Sequence[float], size: int, generator: random.Random) -> lis
 def spread(distances: Sequence[float | None], size: int, generator: random.Random) -> list[int]:
     """``size`` places: each as often as any other, and the rest without replacement by their distances.
 
-    A place is drawn in proportion to its distance (Efraimidis and Spirakis 2006).
-
-    Args:
-        distances: Of each place, at least 0; ``None`` where it is unknown.
-        size: How many.
-        generator: Draws.
+    A place is drawn in proportion to its distance (Efraimidis and Spirakis 2006), which is at least 0, or
+    ``None`` where it is unknown.
     """
     rounds, rest = divmod(size, len(distances))
     furthest = max((d for d in distances if d is not None), default=1.0)

@@ -41,14 +41,13 @@ from distill.parallel import is_main_process
 from envs.questions.log import Log, System
 from envs.questions.log_env import LogEnv
 from envs.text_env import make_text_env
-from evals.plots import ARM_LABELS
-from evals.result import rate_text
+from evals.result import ARM_LABELS, interval_text, rate_text
 from evals.stats import mean_interval
 from experience.context import Context
 from experience.insight import InsightState
 from experience.phase import Phase
 from experience.store import open_run
-from experience.terminal import Terminal
+from experience.terminal import Terminal, tell
 
 ENV = "Logs-v0"
 PLAY = Phase.play(1, 0)
@@ -83,17 +82,13 @@ class LogsConfig:
     @property
     def command(self) -> str:
         """The same without what is of the machine, for others."""
+        own = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
         given = {
-            "conversations": self.conversations.name,
-            "experience": None if self.experience is None else self.experience.name,
-            "answer": self.answer if self.answer != "answer" else None,
-            "checker": self.checker if self.checker != "contains" else None,
-            "system": self.system if self.system != "keep" else None,
-            **settings_of(self.run),
+            name: value.name if isinstance(value, Path) else value
+            for name, (value, default) in own.items()
+            if name not in ("push_to_hub", "run") and value != default
         }
-        return command_line(
-            "distil_logs", {name: value for name, value in given.items() if value is not None}
-        )
+        return command_line("distil_logs", given | settings_of(self.run))
 
     @property
     def settings(self) -> SelfImproveConfig:
@@ -130,10 +125,6 @@ class LogsConfig:
 def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
     """Train, or go on with it, and measure; returns what ``results.json`` holds.
 
-    Args:
-        config: What to do.
-        console: Where to report progress.
-
     Raises:
         Exception: One of ``agents.cli.USER_ERRORS``, with a message for the user.
     """
@@ -167,7 +158,7 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
         if not kept:
             raise ConfigError("no prompt to train on fits the model's window beside the context: shorten it")
         about = _about(config.conversations, bare.log, too_long=len(seeds) - kept, is_judged=is_judged)
-        console.print(_told(about), soft_wrap=True)
+        tell(console, _told(about))
         validation, test = held_out(env, run, context)
         with Training(run, None if is_judged else partial(_closeness, validation)) as training:
             before = run.once(_kl("before"), lambda: divergences(training, run.agent.base, test, "before"))
@@ -175,7 +166,7 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
             if is_admitted:
                 distil(training, 1, context)
             training.load_best()
-            run.save_model()
+            run.agent.save(run.path)
             reflection.settle_on(context if is_admitted else None)
             after = run.once(_kl("after"), lambda: divergences(training, run.agent.student, test, "after"))
         results = {
@@ -324,25 +315,16 @@ def print_table(results: Mapping[str, Any], path: Path, console: Console | None 
         ("after", kl["after"], tokens["bare"]),
     ):
         if measured or arm in arms:
-            text = (
-                f"{measured['mean']:.4f} [{measured['ci_low']:.4f}, {measured['ci_high']:.4f}]"
-                if measured
-                else ""
-            )
+            text = interval_text(measured, "mean", "{:.4f}") if measured else ""
             right = [rate_text(arms[arm])] if arms else []
             rich.add_row(ARM_LABELS[arm].replace("experience", "context"), *right, text, f"{cost:.0f}")
     console = console or Terminal()
     console.print(rich)
     saved = tokens["with_context"] - tokens["bare"]
     verdict = "" if results["admitted"] else "; the context does not help, so nothing was trained"
-    change = kl["change"]
-    console.print(
-        f"KL after - before: {change['mean']:+.4f} [{change['ci_low']:+.4f}, {change['ci_high']:+.4f}]; "
-        f"{saved:.0f} prompt tokens saved per call{verdict}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(f"model: {path / 'model'}", highlight=False, markup=False, soft_wrap=True)
+    change = interval_text(kl["change"], "mean", "{:+.4f}")
+    tell(console, f"KL after - before: {change}; {saved:.0f} prompt tokens saved per call{verdict}")
+    tell(console, f"model: {path / 'model'}")
 
 
 def main() -> int:

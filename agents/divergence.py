@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from agents.examples import sample_examples
+from agents.examples import Question, sample_examples
 from agents.moments import Moment
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
@@ -12,14 +12,7 @@ from agents.training import Training
 
 
 def divergences(training: Training, policy: HFPolicy, moments: Sequence[Moment], title: str) -> list[float]:
-    """How far a policy is from the teacher with the context: of each of its answers, in nats per token.
-
-    Args:
-        training: Whose teacher, and whose temperatures.
-        policy: Who answers the bare prompts.
-        moments: Which.
-        title: For the progress bar.
-    """
+    """How far a policy's answers are from the teacher with the context: of each, in nats per token."""
     run, config = training.run, training.run.config
     mine = run.ranks.share(list(enumerate(moments)))
     sampling = Sampling(temperature=config.temperature, max_tokens=run.agent.max_tokens)
@@ -28,14 +21,15 @@ def divergences(training: Training, policy: HFPolicy, moments: Sequence[Moment],
         for first in range(0, len(mine), config.num_envs):
             part = mine[first : first + config.num_envs]
             policy.clear()
-            examples = sample_examples(
-                policy,
-                run.agent.student.encode,
-                [moment.prompts(run.words, config.layout) for _, moment in part],
-                sampling,
-                [turn_seed(config.seed, "held-out", number, 0) for number, _ in part],
-                teacher_encode=run.agent.teacher.encode,
-            )
+            questions = [
+                Question(
+                    prompts=moment.prompts(run.words, config.layout),
+                    seed=turn_seed(config.seed, "held-out", number, 0),
+                )
+                for number, moment in part
+            ]
+            encode, teacher_encode = run.agent.student.encode, run.agent.teacher.encode
+            examples = sample_examples(policy, encode, questions, sampling, teacher_encode=teacher_encode)
             found += training.opcd.comparison.divergences(policy.lm, examples)
             bar.update(
                 bar.task_ids[0], advance=len(part), note=f"{statistics.fmean(found):.4f}", refresh=True

@@ -1,6 +1,7 @@
 """A model sits an exam (evals/forgetting.py): it reads passages, plays tasks, and replies to instructions."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 
 from agents.policies.local import HFPolicy
@@ -46,8 +47,7 @@ def _successes(policy: HFPolicy, task: Task, exam: Exam) -> list[bool]:
     if words.actions:
         longest = policy.longest_action(words.reply_prefix, words.actions)
     seeds = SeedRange(split=Split.TEST, run_seed=exam.seed, start=0, size=exam.episodes)
-    envs = vector_env(make, min(NUM_ENVS, exam.episodes))
-    try:
+    with closing(vector_env(make, min(NUM_ENVS, exam.episodes))) as envs:
         traces = rollout(
             envs,
             words,
@@ -58,7 +58,5 @@ def _successes(policy: HFPolicy, task: Task, exam: Exam) -> list[bool]:
             env_id=task.env,
         )
         won = {trace.seed: trace.success for trace in traces}
-    finally:
-        envs.close()
     policy.clear()
     return [won[seed] for seed in sorted(won)]

@@ -33,25 +33,21 @@ class Question:
 def sample_examples(
     policy: Policy,
     encode: Callable[[Prompt], TokenIds],
-    pairs: Sequence[Pair],
+    questions: Sequence[Question],
     sampling: Sampling,
-    seeds: Sequence[int],
     *,
     data: Data = "student",
     teacher_encode: Callable[[Prompt], TokenIds] | None = None,
-    names: Sequence[str] | None = None,
 ) -> list[DistillExample]:
     """Let the policy answer.
 
     Args:
         policy: The student, which answers the bare prompts, or the teacher, which answers those with context.
         encode: A prompt's token ids, in the student's chat template.
-        pairs: (bare prompt, prompt with context).
+        questions: To be answered.
         sampling: How it samples.
-        seeds: One per pair.
         data: Who ``policy`` is: ``student`` makes the data on-policy, ``teacher`` off-policy.
         teacher_encode: The same in the teacher's template, where it has another.
-        names: What the examples' ``source`` is to be.
 
     Returns:
         One example per non-empty completion.
@@ -60,12 +56,10 @@ def sample_examples(
         DistillError: A prompt and its completion do not fit the policy's context window.
     """
     teacher_encode = teacher_encode or encode
-    asked = [bare if data == "student" else with_context for bare, with_context in pairs]
+    asked = [question.prompts[0 if data == "student" else 1] for question in questions]
     examples = []
-    answers = policy.generate(asked, sampling, seeds)
-    for (bare, with_context), completion, name in zip(
-        pairs, answers, names or [""] * len(pairs), strict=True
-    ):
+    answers = policy.generate(asked, sampling, [question.seed for question in questions])
+    for question, completion in zip(questions, answers, strict=True):
         if completion.finish_reason == FinishReason.OVERFLOW:
             raise DistillError(
                 f"a prompt of {completion.prompt_tokens} tokens and {sampling.max_tokens} new ones do not "
@@ -74,12 +68,12 @@ def sample_examples(
         if completion.token_ids:
             examples.append(
                 DistillExample(
-                    student_prompt_ids=encode(bare),
-                    teacher_prompt_ids=teacher_encode(with_context),
+                    student_prompt_ids=encode(question.prompts[0]),
+                    teacher_prompt_ids=teacher_encode(question.prompts[1]),
                     completion_ids=completion.token_ids,
                     is_cut_off=completion.finish_reason == FinishReason.LENGTH,
                     logprobs=completion.logprobs,
-                    source=name,
+                    source=question.moment,
                 )
             )
     return examples
@@ -91,14 +85,8 @@ def answers(
     """What is to be trained on.
 
     Where a reply is one token and no engine has to show that it is in step, nothing is drawn: student and
-    teacher are compared on what comes after the prompts, and the token itself is after that.
-
-    Args:
-        agent: Whose student and teacher are compared.
-        policy: Who answers: the student, or the teacher from its sharpened distribution, so that its answers
-            are what a data set that it wrote beforehand would hold.
-        questions: To be answered.
-        data: Who ``policy`` is.
+    teacher are compared on what comes after the prompts, and the token itself is after that. The teacher
+    answers from its sharpened distribution: so its answers are what a data set that it wrote would hold.
 
     Raises:
         DistillError: A prompt and its answer do not fit the context window.
@@ -114,37 +102,17 @@ def answers(
             )
             for question in questions
         ]
-    return sample_examples(
-        policy,
-        encode,
-        [question.prompts for question in questions],
-        Sampling(
-            temperature=config.temperature if data == "student" else config.teacher_temperature,
-            max_tokens=agent.max_tokens,
-        ),
-        [question.seed for question in questions],
-        data=data,
-        teacher_encode=teacher_encode,
-        names=[question.moment for question in questions],
-    )
+    temperature = config.temperature if data == "student" else config.teacher_temperature
+    sampling = Sampling(temperature=temperature, max_tokens=agent.max_tokens)
+    return sample_examples(policy, encode, questions, sampling, data=data, teacher_encode=teacher_encode)
 
 
 def rollout_gap(policy: Policy, examples: Sequence[DistillExample], data: Data) -> dict[str, float]:
-    """How far what drew the completions is from the weights that are trained, for the log.
-
-    Args:
-        policy: Who answered; nothing is to be said of one that computes with the weights themselves.
-        examples: Its answers.
-        data: Who it is.
-    """
+    """How far what drew the completions is from the weights that are trained, if they differ, for the log."""
     if not isinstance(policy, VLLMPolicy):
         return {}
     gap = policy.gap(
-        (
-            e.student_prompt_ids if data == "student" else e.teacher_prompt_ids,
-            e.completion_ids,
-            e.logprobs,
-        )
+        (e.student_prompt_ids if data == "student" else e.teacher_prompt_ids, e.completion_ids, e.logprobs)
         for e in examples[:: max(1, len(examples) // GAP_EXAMPLES)]
     )
     return {"rollout_gap": gap.mean, "rollout_gap_max": gap.max}

@@ -1,5 +1,6 @@
 """Before and after on the test seeds, beside the random, the best blind and the optimal policy."""
 
+from contextlib import closing
 from typing import Any
 
 import pandas as pd
@@ -16,15 +17,7 @@ MAX_BLIND_CANDIDATES = 64
 
 
 def measure(run: Run, context: Context) -> dict[str, Any]:
-    """Measure every arm and write ``results.json``, the run's public contract.
-
-    Args:
-        run: Its base policy is the agent before, its student the agent after.
-        context: Of the arms with experience.
-
-    Returns:
-        What was written.
-    """
+    """Measure every arm and write ``results.json``, the run's public contract; returns what it holds."""
     config = run.config
     fixed = run.ranks.from_main(lambda: _baselines(run))
     first, *others = (_played_arms(run, temperature, context) for temperature in config.eval_temperature)
@@ -58,23 +51,17 @@ def _baselines(run: Run) -> dict[str, EvalResult]:
     baselines = Baselines(
         config.env, config.env_kwargs, vectorization=config.vectorization, timeout=config.env_timeout
     )
-    try:
-        return _fixed_arms(run, baselines)
-    finally:
-        baselines.close()
-
-
-def _fixed_arms(run: Run, baselines: Baselines) -> dict[str, EvalResult]:
-    if baselines.is_text:  # there is no random text, and no end of texts to choose from
-        constant = baselines.constant(run.validation_seeds, run.test_seeds)
-        return {} if constant is None else {"blind": constant[0]}
-    arms = {"random": baselines.random(run.test_seeds)}
-    if run.words.actions:
-        candidates = _successful_actions(run)
-        arms["blind"], _ = baselines.blind(candidates, run.validation_seeds, run.test_seeds)
-    if (optimal := baselines.optimal()) is not None:
-        arms["optimal"] = optimal
-    return arms
+    with closing(baselines):
+        if baselines.is_text:  # there is no random text, and no end of texts to choose from
+            constant = baselines.constant(run.validation_seeds, run.test_seeds)
+            return {} if constant is None else {"blind": constant[0]}
+        arms = {"random": baselines.random(run.test_seeds)}
+        if run.words.actions:
+            candidates = _successful_actions(run)
+            arms["blind"], _ = baselines.blind(candidates, run.validation_seeds, run.test_seeds)
+        if (optimal := baselines.optimal()) is not None:
+            arms["optimal"] = optimal
+        return arms
 
 
 def _played_arms(
@@ -91,10 +78,7 @@ def _played_arms(
         for suffix, shown in (("", NO_CONTEXT), ("_with_experience", context)):
             phase = Phase.test(arm + suffix, temperature)
             frames[arm + suffix] = run.play(phase, policy, run.test_seeds, temperature, shown)
-    pairs = {
-        "comparison": ("after", "before"),
-        "context_put_back": ("after_with_experience", "after"),
-    }
+    pairs = {"comparison": ("after", "before"), "context_put_back": ("after_with_experience", "after")}
     if (control := _empty_context(run, temperature, frames["before"])) is not None:
         frames["empty_context"] = control
         pairs["against_empty_context"] = ("after", "empty_context")
@@ -111,11 +95,6 @@ def _empty_context(run: Run, temperature: float, before: pd.DataFrame) -> pd.Dat
     ``teacher_temperature``, and is zero where the student's are the teacher's times the ratio of the two. So
     the limit of that training, whatever its steps and data, is the bare teacher at another temperature:
     nobody has to train it. A greedy agent says what it said before.
-
-    Args:
-        run: The run.
-        temperature: At which the arm is measured.
-        before: The untrained agent's traces at this temperature.
 
     Returns:
         ``None`` where there is no such limit: the teacher follows the student, whose sharpening feeds on

@@ -30,12 +30,7 @@ class Memory:
     """So many turns before the present one."""
 
     def of(self, turns: Sequence[Item], left_out: int = 0) -> Sequence[Item]:
-        """Those that are remembered after all ``turns`` of an episode so far, the oldest first.
-
-        Args:
-            turns: In their order.
-            left_out: So many of the oldest did not fit the context window.
-        """
+        """Those that are remembered after all ``turns`` so far, the oldest first, but for those left out."""
         return turns[self.reach(len(turns)) + left_out :]
 
     def reach(self, count: int) -> int:
@@ -72,12 +67,7 @@ class Memory:
         return THEN.join([*before, words.situation(observation)])
 
     def situations(self, turns: pd.DataFrame, words: EnvWords) -> pd.DataFrame:
-        """The turns, with what was ``seen`` in place of each observation.
-
-        Args:
-            turns: ``ExperienceStore.turns()``.
-            words: The env's.
-        """
+        """``ExperienceStore.turns()``, with what was ``seen`` in place of each observation."""
         if not self.turns:
             return turns.assign(
                 **{name: turns[name].map(words.situation) for name in ("observation", "next_observation")}

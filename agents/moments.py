@@ -59,12 +59,7 @@ Moments = Mapping[str, Sequence[Moment]]
 
 
 def find_moments(run: Run, context: Context) -> Moments:
-    """Every train observation so far that the context speaks to; where the agent remembers, every turn.
-
-    Args:
-        run: Whose episodes.
-        context: What advises.
-    """
+    """Every train observation so far that the context speaks to; where the agent remembers, every turn."""
     found: dict[str, list[Moment]] = {}
     for moment, seen in run.ranks.from_main(lambda: _remembered(run) if run.memory.turns else _observed(run)):
         if shown := context.show(moment.observation, situation=seen):

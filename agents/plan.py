@@ -5,14 +5,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from agents.config import PLANNED, ConfigError, SelfImproveConfig
+from agents.costs import Costs, Episodes
 from agents.reflection import MAX_CANDIDATES, TRACES_READ, Reflection
-from agents.rehearsal import Costs, Episodes, Rehearsal
+from agents.rehearsal import Rehearsal
 from agents.run.run import Run
 from evals.baselines import expected_steps
 from evals.gate import Outcomes, judge
 from evals.stats import wilson_interval
 from experience.context import Context
 from experience.seeds import SeedRange, Split
+from experience.terminal import tell
 
 TEST, VALIDATION = 100, 64
 """Episodes below which a plan goes last: for an interval of 10 points to either side, and for a gate that
@@ -71,11 +73,7 @@ class Outlook:
     test: int
 
     def estimate(self, config: SelfImproveConfig) -> Estimate:
-        """What a run takes if every context is admitted, and nothing ends early.
-
-        Args:
-            config: The run's settings, as far as a plan may change them.
-        """
+        """What a run takes if every context is admitted, and nothing ends early."""
         costs, width = self.costs, config.num_envs
         validation = min(config.validation_episodes, self.validation)
         test = min(config.test_episodes, self.test)
@@ -112,11 +110,6 @@ def fitted(config: SelfImproveConfig, outlook: Outlook, seconds: float) -> SelfI
     What costs precision goes before what costs learning: first test and validation episodes are lowered
     together, to ``TEST`` and ``VALIDATION`` at the least; then train episodes and steps together, to
     ``LEAST_SHARE``; and at last test and validation episodes again.
-
-    Args:
-        config: What was asked for; nothing is ever raised.
-        outlook: How long things take.
-        seconds: What there is.
 
     Raises:
         ConfigError: Not even the least fits.
@@ -165,11 +158,7 @@ def _smaller(config: SelfImproveConfig) -> Iterator[SelfImproveConfig]:
 def plan(run: Run, reflection: Reflection) -> None:
     """Measure a few episodes and a step, say what the run will take, and fit it to its minutes if it has any.
 
-    A run that goes on keeps the plan that it has.
-
-    Args:
-        run: Before its folder is made.
-        reflection: The run's.
+    The run has no folder yet. One that goes on keeps the plan that it has.
 
     Raises:
         ConfigError: The minutes are too few.
@@ -201,7 +190,7 @@ def plan(run: Run, reflection: Reflection) -> None:
     chosen, expected, lines = run.ranks.from_main(measured)
     run.settle(chosen, expected)
     for line in lines:
-        run.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        tell(run.console, line)
 
 
 def _tried(candidates: int) -> float:

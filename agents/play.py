@@ -9,6 +9,7 @@ With temperature 0 a run's test episode goes as its report shows it: ``--seed`` 
 """
 
 import sys
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -28,7 +29,7 @@ from agents.run.resume import check_reach, saved_config
 from distill.lm.load import load_model
 from envs.place import vector_env
 from envs.text_env import TextEnv, make_env, make_text_env
-from envs.words import EnvWords
+from envs.words import EnvWords, Options
 from experience.context import NO_CONTEXT, Context
 from experience.insight import InsightState
 from experience.seeds import SeedRange
@@ -87,9 +88,7 @@ class Narrated(TextEnv):
         self._console = console
         self._observation = ""
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """See ``TextEnv``."""
         observation, info = super().reset(seed=seed, options=options)
         self._past = []
@@ -132,23 +131,13 @@ def play(
     context: Context,
     console: Console,
 ) -> Trace:
-    """Play one episode and tell it.
-
-    Args:
-        config: For the env and the prompts.
-        policy: Who plays.
-        sampling: How replies are drawn.
-        seed: What the env is reset with.
-        context: What the agent knows.
-        console: Where to tell it.
-    """
+    """Play one episode and tell it."""
 
     def make() -> TextEnv:
         return Narrated(make_env(config.env, config.env_kwargs), config, context, console)
 
-    envs = vector_env(make, 1, timeout=config.env_timeout)
     phase = Phase(name="play", seeds=SeedRange.of_seed(seed), context=context)
-    try:
+    with closing(vector_env(make, 1, timeout=config.env_timeout)) as envs:
         [trace] = rollout(
             envs,
             make().words,
@@ -160,8 +149,6 @@ def play(
             layout=config.layout,
             memory=config.remembered,
         )
-    finally:
-        envs.close()
     outcome = "success" if trace.success else "no success"
     turns = "1 turn" if len(trace.turns) == 1 else f"{len(trace.turns)} turns"
     reason = trace.error or trace.stop_reason.replace("_", " ")
@@ -213,11 +200,7 @@ def experience(asked: PlayConfig, config: SelfImproveConfig, words: EnvWords) ->
         return NO_CONTEXT
     with open_run(asked.run, location=asked.store) as store:
         active = [insight for insight in store.load_insights() if insight.state == InsightState.ACTIVE]
-    return Context(
-        insights=tuple(active),
-        k=config.insights_per_prompt,
-        situation=words.situation,
-    )
+    return Context(insights=tuple(active), k=config.insights_per_prompt, situation=words.situation)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -50,12 +50,8 @@ def build_prompt(
 ) -> Prompt:
     """The prompt for one decision.
 
-    Args:
-        words: The env's.
-        observation: What the agent sees now.
-        experience: Texts of the insights to show, the most relevant first; none for the bare prompt.
-        layout: Where they stand.
-        past: The turns that the agent remembers; see ``exchange``.
+    The texts of ``experience`` stand in it where the layout says, the most relevant first; without any it is
+    the bare prompt. ``past`` are the turns that the agent remembers; see ``exchange``.
     """
     layout = layout or Layout()
     said, system = _earlier(words, observation), [words.rules]

@@ -19,14 +19,8 @@ from experience.merging import merged, settled, with_outcomes
 from experience.outcomes import outcome_insights
 from experience.phase import Phase
 from experience.seeds import SeedRange
-from experience.writer import (
-    MARKER,
-    InsightPrompts,
-    Writer,
-    WritingTask,
-    raw_insights,
-    write_insights,
-)
+from experience.terminal import tell
+from experience.writer import MARKER, InsightPrompts, Writer, WritingTask, raw_insights, write_insights
 
 TRACES_READ = 64
 """Of so many traces of each round a writer is asked, which is as many as there can be candidates."""
@@ -45,11 +39,7 @@ class Reflection:
     """The agent's experience of one run, over all its rounds."""
 
     def __init__(self, run: Run, kind: str | None = None) -> None:
-        """Find out how insights are drawn.
-
-        Args:
-            run: Whose experience.
-            kind: How, where it is not for the settings to say: ``fixed`` draws none.
+        """Find out how insights are drawn: by ``kind``, or as the settings say. ``fixed`` draws none.
 
         Raises:
             ConfigError: The env's outcomes cannot be put into advice.
@@ -75,12 +65,7 @@ class Reflection:
         return self.run.config.waves if self.kind == "outcomes" else 1
 
     def explore(self, number: int, wave: int) -> Context:
-        """What sends the agent to what it has not tried: the insights so far, and none in the first wave.
-
-        Args:
-            number: The round's.
-            wave: Which part of its play is to be led.
-        """
+        """What sends the agent to what it has not tried: the insights so far, and none in the first wave."""
         phase = Phase.play(number, wave)
         if wave == 0 or self.run.has(phase):
             return NO_CONTEXT
@@ -110,10 +95,6 @@ class Reflection:
         """How the candidates, at least one, do on validation; the scores go to the store.
 
         The teacher plays the same seeds with and without them, at its temperature.
-
-        Args:
-            round_number: For the record.
-            candidates: What to compare.
         """
         run, config = self.run, self.run.config
         # As it will teach; greedily where replies are text, in which one slip of the dice is a wrong answer.
@@ -141,11 +122,7 @@ class Reflection:
             ]
 
         verdict = judge(
-            candidates,
-            run.validation_seeds,
-            play,
-            phase=str(phase),
-            policy_id=run.agent.weights_of(teacher),
+            candidates, run.validation_seeds, play, phase=str(phase), policy_id=run.agent.weights_of(teacher)
         )
         self._keep(phase, candidates, verdict, trace_ids)
         return verdict
@@ -263,10 +240,7 @@ class Reflection:
 
     def _context(self, insights: Sequence[Insight], k: int, *, is_exploring: bool = False) -> Context:
         return Context(
-            insights=tuple(insights),
-            k=k,
-            situation=self.run.words.situation,
-            is_exploring=is_exploring,
+            insights=tuple(insights), k=k, situation=self.run.words.situation, is_exploring=is_exploring
         )
 
     def _make_writer(self) -> Writer:
@@ -291,8 +265,7 @@ class Reflection:
             store = self.run.store
             known = {insight.id: insight for insight in store.load_insights()}
             store.set_insights(
-                [replace(known.get(i.id, i), state=InsightState.ACTIVE) for i in context.insights],
-                str(phase),
+                [replace(known.get(i.id, i), state=InsightState.ACTIVE) for i in context.insights], str(phase)
             )
 
     def _keep(
@@ -347,12 +320,11 @@ class Reflection:
             what = f"the best of {len(candidates)} contexts, {what}"
         which = "that did not choose it" if len(candidates) > 1 else "of them"
         outcome = "admitted" if verdict.admitted else "refused: nothing is trained, the agent plays on"
-        run.console.print(
+        tell(
+            run.console,
             f"{phase}: with {what}, the teacher succeeds in {verdict.success_rate:.1%} of the "
             f"validation episodes, without in {verdict.success_rate_without:.1%} (p = {verdict.p_value:.2g} "
             f"on {verdict.n} {which}): {outcome}",
-            soft_wrap=True,
-            markup=False,
         )
 
 

@@ -8,16 +8,16 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import nnls
 
 from agents import rollout
+from agents.costs import Call, Costs, Episodes, fit
 from agents.examples import Question, answers
 from agents.policies.policy import Completion, Policy, Prompt, Sampling
 from agents.prompts import build_prompt, exchange
@@ -42,9 +42,6 @@ WIDTH, FEW = 16, 4
 """Episodes side by side, and at first: what a call costs by itself is seen in calls of several sizes."""
 EPISODES, PART = 64, 1 / 8
 """Played of each kind at most, and at most as a part of a round's."""
-ALL_NEW = 0.9
-"""Where more of the decisions than this are about prompts that are seen once, further ones are taken to be
-as new."""
 TURN_COLUMNS = (
     *("trace_id", "turn", "split", "success", "observation", "action", "reward", "left_out"),
     *("next_observation", "terminated"),
@@ -55,20 +52,6 @@ RANDOM_SECONDS = 0.5
 
 class Stopped(Exception):  # noqa: N818  (no error)
     """A rehearsal's time is over."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One call of a policy."""
-
-    decisions: int
-    """Prompts answered."""
-    new: int
-    """Distinct prompts that the policy had not answered in this rehearsal."""
-    seconds: float
-    """That it took."""
-    between: float
-    """Seconds that the envs, and the bookkeeping, took since the call before it."""
 
 
 class Clocked:
@@ -118,80 +101,6 @@ class Clocked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Episodes:
-    """How episodes of one kind go: bare or informed, greedy or not."""
-
-    turns: float
-    """Decisions of an episode, on average."""
-    decisions: int
-    """That were seen."""
-    prompts: int
-    """Distinct ones among them."""
-    once: int
-    """Of these, how many were seen once, and twice: from them Chao's estimator knows how many there are."""
-    twice: int
-    has_ended: bool = True
-    """Whether any episode came to its end; else ``turns`` are as many as there may be."""
-
-    def distinct(self, decisions: float) -> float:
-        """How many prompts so many decisions are about.
-
-        Where most are seen again it is the extrapolation of Chao and others (2014), which ends at the number
-        of prompts that there are by Chao1.
-        """
-        more = decisions - self.decisions
-        if more <= 0:
-            return min(decisions, float(self.prompts))
-        if self.once > ALL_NEW * self.decisions:
-            return self.prompts + more * self.once / self.decisions
-        unseen = self.once * (self.once - 1) / (2 * (self.twice + 1))
-        if not unseen:
-            return float(self.prompts)
-        chance = self.once / (self.decisions * unseen + self.once)
-        return self.prompts + unseen * (1.0 - float((1.0 - chance) ** more))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Costs:
-    """What was measured; all times in seconds."""
-
-    bare: Episodes
-    greedy: Episodes
-    """Bare ones, at temperature 0."""
-    exploring: Episodes
-    """With the insights so far."""
-    informed: Episodes
-    """With those that are taken in the end."""
-    per_call: float
-    """Of a call that has new prompts, by itself."""
-    per_prompt: float
-    """Of each new prompt in it."""
-    per_decision: float
-    """Of each decision, the env's step included."""
-    step: float
-    """Of an optimiser step; 0 where that could not be measured."""
-    env_step: float
-    """Of the bare env, as the random policy acts in it."""
-    random_turns: float
-    """Of its episodes."""
-    seconds: float
-    """That the rehearsal took."""
-
-    def play(self, kind: Episodes, episodes: float, width: int) -> float:
-        """What a phase takes.
-
-        Args:
-            kind: Of its episodes.
-            episodes: How many.
-            width: How many of them side by side.
-        """
-        decisions = episodes * kind.turns
-        prompts = kind.distinct(decisions)
-        calls = min(prompts, decisions / max(1.0, min(width, episodes)))
-        return calls * self.per_call + prompts * self.per_prompt + decisions * self.per_decision
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Play:
     """A piece of play that was rehearsed."""
 
@@ -205,12 +114,7 @@ class Rehearsal:
     """One rehearsal of one run."""
 
     def __init__(self, run: Run, reflection: Reflection) -> None:
-        """Take hold of what will play.
-
-        Args:
-            run: Before its folder is made.
-            reflection: The run's.
-        """
+        """Take hold of what will play, before the run's folder is made."""
         self._run, self._reflection = run, reflection
         self._clocked = Clocked(run.agent.student)
         word = len(run.agent.base.tokenizer(" experience")["input_ids"])
@@ -246,7 +150,7 @@ class Rehearsal:
                 self._envs.close()
                 policy.clear()
             calls = self._clocked.calls[1:] or self._clocked.calls  # the first is slow by what it sets up
-            per_call, per_prompt, per_decision = _fitted(calls)
+            per_call, per_prompt, per_decision = fit(calls)
             played = [trace for play in (bare, *waves, informed) for trace in play.traces]
             # Who has learned gets to all that was seen by anybody, with one piece of advice for each.
             found = len({turn.observation for trace in played for turn in trace.turns})
@@ -416,7 +320,7 @@ class Rehearsal:
         )
         started, episodes = time.monotonic(), 0
         seeds = SeedRange(split=Split.TRAIN, run_seed=config.seed, start=0, size=1)
-        try:
+        with closing(baselines):
             if baselines.is_text:
                 return 0.0, 1.0
             while episodes < EPISODES and time.monotonic() < started + RANDOM_SECONDS:
@@ -424,8 +328,6 @@ class Rehearsal:
                 baselines.random(replace(seeds, start=episodes, size=size))
                 episodes += size
             steps = max(1, baselines.steps)
-        finally:
-            baselines.close()
         return (time.monotonic() - started) / steps, steps / episodes
 
 
@@ -450,14 +352,6 @@ def _turns(traces: Sequence[Trace]) -> pd.DataFrame:
             for number, turn in enumerate(trace.turns)
         ]
     return pd.DataFrame(rows, columns=TURN_COLUMNS)
-
-
-def _fitted(calls: Sequence[Call]) -> tuple[float, float, float]:
-    """Seconds per call that computes, per new prompt in it, and per decision, by least squares."""
-    rows = np.array([[call.new > 0, call.new, call.decisions] for call in calls], dtype=float)
-    per_call, per_prompt, per_decision = nnls(rows, np.array([call.seconds for call in calls]))[0].tolist()
-    decisions = sum(call.decisions for call in calls)
-    return per_call, per_prompt, per_decision + sum(call.between for call in calls) / decisions
 
 
 @contextmanager

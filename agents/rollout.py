@@ -88,19 +88,10 @@ def rollout(
     """Play the episodes, as many at once as ``envs`` has places, and yield each when it ends.
 
     What happens in an episode depends on its seed, its phase's name and context, and the policy, not on
-    how many places there are and not on the other episodes.
+    how many places there are and not on the other episodes. The two ids are for the record.
 
-    Args:
-        envs: Where to play; see ``envs.place.vector_env``.
-        words: The env's.
-        policy: Who plays.
-        phases: What to play.
-        sampling: How replies are drawn.
-        policy_id: Which weights play, for the record.
-        env_id: The env, for the record.
-        layout: Where the context stands in the prompt.
-        memory: Which turns before the present one stand in the prompt; by default none. Those that do not
-            fit the context window are left out, the oldest first.
+    The memory says which turns before the present one stand in the prompt, by default none; those that do
+    not fit the context window are left out, the oldest first.
     """
     memory = memory or Memory()
     queue = _episodes(phases, memory)
@@ -252,15 +243,9 @@ def _episodes(phases: Sequence[Phase], memory: Memory) -> Iterator[_Episode]:
 def expected_prompts(
     words: EnvWords, observations: Sequence[str], contexts: Sequence[Context], layout: Layout
 ) -> list[Prompt]:
-    """What will be asked in an env of few observations, to be computed together.
+    """What will be asked in an env of few observations, of which these were seen, to be computed together.
 
     Where it has many, or where they never come again, nobody knows: then it is nothing.
-
-    Args:
-        words: The env's.
-        observations: Those that were seen so far.
-        contexts: Those of the phases to be played.
-        layout: Where they stand.
     """
     if len(observations) > FEW_OBSERVATIONS:
         return []

@@ -64,7 +64,7 @@ def self_improve(
             distil(training, number, context)  # 4. from the prompt into the weights
             trained = context
         training.load_best()
-        run.save_model()
+        agent.save(run.path)
         reflection.settle_on(trained)
         results = measure(run, trained or (candidates or [NO_CONTEXT])[0])  # 5. before and after, on test
         return run.finish(results)

@@ -27,12 +27,12 @@ from rich.console import Console
 from agents.config import MACHINE, SelfImproveConfig
 from agents.run.resume import saved_config
 from envs.any_text import first_line
-from evals.plots import ARM_LABELS
-from evals.result import rate_text, temperature_text
+from evals.result import ARM_LABELS, rate_text, temperature_text
 from experience.exchange import export_run
 from experience.insight import InsightState
 from experience.masking import masked, masker
 from experience.store import open_run
+from experience.terminal import tell
 from experience.text import printable
 from experience.whole import appearing
 
@@ -78,14 +78,9 @@ def check_target(target: str) -> None:
 
 
 def share(run: Path, target: str, console: Console, *, store: str | None = None, again: str) -> None:
-    """Share a finished run, and say where its parts are.
+    """Share a finished run, and say where its parts are; see the module.
 
-    Args:
-        run: Its folder.
-        target: A repository's name, or a new folder; see the module.
-        console: Where to say so.
-        store: The database, where the folder does not say it.
-        again: What shares it when it has failed.
+    The database may have to be named, where the folder does not say it. ``again`` shares what failed to be.
 
     Raises:
         SharingError: They could not be put there.
@@ -100,7 +95,7 @@ def share(run: Path, target: str, console: Console, *, store: str | None = None,
                 with appearing(folder) as whole:
                     shutil.copytree(staged, whole)
             for place in _to_hub(staged, target) if folder is None else (str(folder),):
-                console.print(f"shared: {place}", markup=False, highlight=False, soft_wrap=True)
+                tell(console, f"shared: {place}")
     except SharingError:
         raise
     except Exception as error:  # whatever the hub, the network, the disk and the store raise
@@ -181,15 +176,7 @@ def model_card(
     about: Mapping[str, Any],
     insights: Sequence[str],
 ) -> str:
-    """What the model is, in Markdown, as the hub shows it.
-
-    Args:
-        name: The model's.
-        config: The run's.
-        results: What ``results.json`` holds.
-        about: What ``config.json`` holds.
-        insights: What was trained in.
-    """
+    """What the model is, in Markdown, as the hub shows it; ``about`` is what ``config.json`` holds."""
     base = _HUB_IDS.get(config.model, config.model)
     is_on_hub = _HUB_ID.fullmatch(base) is not None and "/" in base and not Path(base).exists()
     head = {

@@ -31,12 +31,12 @@ from distill.parallel import is_main_process
 from envs.questions.choice_env import ChoiceEnv, Match
 from envs.text_env import make_env
 from evals.finished_run import FinishedRun
-from evals.result import Comparison, EvalResult, rate_text
+from evals.result import Comparison, EvalResult, change_text, rate_text
 from evals.stats import wilson_interval
 from experience.masking import masked
 from experience.phase import Phase
 from experience.store import open_run
-from experience.terminal import Terminal
+from experience.terminal import Terminal, tell
 
 ENV = "Choice-v0"
 MIN_QUESTIONS = 8
@@ -99,11 +99,7 @@ class SystemPromptConfig:
 
 
 def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any]:
-    """Run both trainings; returns what ``system_prompt.json`` holds.
-
-    Args:
-        config: What to do; ``run.output`` is the folder for both.
-        console: Where to report progress.
+    """Run both trainings, in one folder; returns what ``system_prompt.json`` holds.
 
     Raises:
         ConfigError: The prompt, or a setting, makes no sense, there are too few questions, or the folder's
@@ -243,19 +239,11 @@ def print_table(table: Mapping[str, Any], console: Console | None = None) -> Non
         rich.add_row(LABELS[name], rate_text(arm), form, f"{_tokens(arms, name):.0f}")
     console = console or Terminal()
     console.print(rich)
-    console.print(
-        f"{table['prompt_tokens_saved']:.0f} prompt tokens saved per call; constant: always the same answer",
-        highlight=False,
-        soft_wrap=True,
-    )
+    saved = f"{table['prompt_tokens_saved']:.0f} prompt tokens saved per call"
+    tell(console, f"{saved}; constant: always the same answer")
     for against in ("with_prompt", "off_policy"):
         change = table[f"opcd_against_{against}"]
-        console.print(
-            f"OPCD - {LABELS[against]}: {change['difference']:+.1%} [{change['ci_low']:+.1%}, "
-            f"{change['ci_high']:+.1%}], p = {change['p_value']:.2g}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        tell(console, f"OPCD - {LABELS[against]}: {change_text(change)}, p = {change['p_value']:.2g}")
 
 
 def main() -> int:

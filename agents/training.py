@@ -24,6 +24,7 @@ from distill.teacher import FollowingTeacher, FrozenTeacher
 from evals.result import success_rate
 from experience.context import Context
 from experience.phase import Phase
+from experience.terminal import tell
 
 WARMUP_STEPS = 3
 """AdamW knows little of the gradients' sizes yet. Then the learning rate falls to 0 at the run's end."""
@@ -76,10 +77,6 @@ class Training:
         """The optimiser steps of a round that are still to be done, by their number in the run.
 
         Before the first, the weights are validated as they are.
-
-        Args:
-            number: The round's.
-            context: What the teacher reads.
         """
         run, config = self.run, self.run.config
         if number < self._progress.round:
@@ -124,11 +121,7 @@ class Training:
         return "forward" if self._is_off_policy else self.run.config.direction
 
     def draw(self, step: int) -> list[Question]:
-        """This process's share of what a step asks, by its number and how far the student was last seen.
-
-        Args:
-            step: The optimiser step's number.
-        """
+        """This process's share of what a step asks, by its number and how far the student was last seen."""
         config, distances = self.run.config, self._progress.distances
         dealt = deal(self._moments, distances, step, size=config.batch_size, seed=config.seed)
         # Equal prompts are side by side, so that one process computes them.
@@ -270,11 +263,8 @@ class Training:
         """End the round early, with the best weights; all of it or nothing."""
         run, step, number = self.run, self.opcd.step_count, self._progress.round
         run.log(Phase(kind="stop", index=step), kind="stop", step=step, round=number, reason=reason)
-        run.console.print(
-            f"round {number}: training stops after step {step}: {reason}. "
-            f"The weights of step {self._progress.best_step} are taken",
-            soft_wrap=True,
-        )
+        taken = f"The weights of step {self._progress.best_step} are taken"
+        tell(run.console, f"round {number}: training stops after step {step}: {reason}. {taken}")
         with deferred_interrupt():
             self._take_best()
             self._note(is_stopped=True)
@@ -313,11 +303,7 @@ class Training:
 
 
 def make_opcd(run: Run, ranks: Ranks | None = None) -> OPCD:
-    """The update of a run's student.
-
-    Args:
-        run: For its agent and settings.
-        ranks: The processes that share each step, if not those of the run.
+    """The update of a run's student, which the run's processes share, or other ``ranks``.
 
     Raises:
         DistillError: Student and teacher do not fit each other.

@@ -18,10 +18,6 @@ def collapse(stats: StepStats, first: StepStats) -> str | None:
     """What has collapsed since the first step, in words for the user; ``None`` if nothing has.
 
     A falling entropy alone is no sign: to imitate a sharpened teacher is to become certain.
-
-    Args:
-        stats: The last step's.
-        first: The first step's of the same training.
     """
     if first.completion_tokens >= MIN_LENGTH and stats.completion_tokens < SHORT * first.completion_tokens:
         return (

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from distill.chunked_loss import KLResult, ScoredTopK, chunked_kl, topk_ids
+from distill.chunked_loss import KLResult, chunked_kl, topk_ids
 from distill.examples import DistillError, DistillExample, Scored, scored
+from distill.kl_rows import ScoredTopK
 from distill.lm.head import LMHead
 from distill.lm.language_model import LanguageModel
 from distill.lm.span import Span
@@ -53,11 +54,9 @@ class Comparison:
             )
 
     def teachers(self, places: Scored, rows: slice | torch.Tensor) -> States | None:
-        """What the teacher has there; ``None`` of one that is asked about the student's likeliest tokens.
+        """What the teacher has at the places' ``rows_of``.
 
-        Args:
-            places: Where.
-            rows: Their ``rows_of``.
+        ``None`` of one that is asked about the student's likeliest tokens.
         """
         if isinstance(self.teacher, ScoringTeacher):
             return None
@@ -71,14 +70,9 @@ class Comparison:
         weight_T: torch.Tensor,
         direction: Direction,
     ) -> KLResult:
-        """What the student says next at each place, against what the teacher says there.
+        """What the student says next at each place, against what the teacher says there; see ``teachers``.
 
-        Args:
-            student: What it has there.
-            teacher: Of ``teachers``.
-            places: Which.
-            weight_T: What each counts.
-            direction: Of the KL.
+        ``weight_T`` is what each place counts.
 
         Raises:
             DistillError: The teacher's likeliest tokens are none of the student's.
@@ -131,10 +125,7 @@ class Comparison:
         """KL(student || teacher) of each completion, the mean over its tokens, in nats; nothing is trained.
 
         Both are at the temperatures of the training, and what is not in the student's top-k is one bucket.
-
-        Args:
-            student: Whose: what is trained, or what it was.
-            examples: Its completions, all on this process.
+        All completions are on this process.
 
         Raises:
             DistillError: A sequence does not fit a context window.
@@ -155,10 +146,6 @@ class Comparison:
 
     def check_windows(self, examples: Sequence[DistillExample], student_window: int) -> None:
         """Make sure that the examples can be read.
-
-        Args:
-            examples: Which.
-            student_window: In tokens.
 
         Raises:
             DistillError: A sequence does not fit a context window.

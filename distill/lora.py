@@ -25,21 +25,11 @@ class LoRA:
     The model stays the object that it was, with layers replaced in place.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        rank: int,
-        alpha: int,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, rank: int, alpha: int, seed: int = 0) -> None:
         """Put adapters into ``model``; at first they change nothing.
 
-        Args:
-            model: The student.
-            rank: Of the adapters.
-            alpha: The adapters' outputs are scaled by alpha / rank.
-            seed: Of the adapters' first weights: the same on every process, and in a resumed run.
+        Their outputs are scaled by alpha / rank. Their first weights follow from the seed: they are the same
+        on every process, and in a resumed run.
 
         Raises:
             DistillError: The model has a linear layer that cannot be adapted.
@@ -68,13 +58,7 @@ class LoRA:
                 layer._disable_adapters = False
 
     def save(self, folder: Path, adapters: Iterable[tuple[str, torch.Tensor]], *, base: str) -> None:
-        """Write the adapters as peft reads them.
-
-        Args:
-            folder: Is made.
-            adapters: Their weights by name, as among the model's parameters.
-            base: The name of the model that they belong to.
-        """
+        """Write the adapters, named as among the model's parameters, as peft reads them for ``base``."""
         state = {f"{PREFIX}{name}": tensor.cpu() for name, tensor in adapters}
         self._peft.peft_config["default"].base_model_name_or_path = base
         self._peft.save_pretrained(folder, state_dict=state, save_embedding_layers=False)

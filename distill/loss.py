@@ -14,11 +14,7 @@ Direction = Literal["reverse", "forward", "gated"]
 
 
 def topk_reverse_kl(
-    student_logits_TV: torch.Tensor,
-    teacher_logits_TV: torch.Tensor,
-    *,
-    k: int = 256,
-    mode: Mode = "tail",
+    student_logits_TV: torch.Tensor, teacher_logits_TV: torch.Tensor, *, k: int = 256, mode: Mode = "tail"
 ) -> torch.Tensor:
     """KL(student || teacher) at each position, with the support cut to the student's top-k tokens.
 
@@ -49,11 +45,7 @@ def topk_reverse_kl(
 
 
 def forward_kl(
-    student_logits_TV: torch.Tensor,
-    teacher_logits_TV: torch.Tensor,
-    *,
-    k: int = 256,
-    mode: Mode = "tail",
+    student_logits_TV: torch.Tensor, teacher_logits_TV: torch.Tensor, *, k: int = 256, mode: Mode = "tail"
 ) -> torch.Tensor:
     """KL(teacher || student) at each position, with the support cut to the teacher's top-k tokens.
 
@@ -67,11 +59,7 @@ def forward_kl(
 
 
 def gated_kl(
-    student_logits_TV: torch.Tensor,
-    teacher_logits_TV: torch.Tensor,
-    *,
-    k: int = 256,
-    mode: Mode = "tail",
+    student_logits_TV: torch.Tensor, teacher_logits_TV: torch.Tensor, *, k: int = 256, mode: Mode = "tail"
 ) -> torch.Tensor:
     """G KL(teacher || student) + (1 - g) KL(student || teacher), where g is how far they are apart.
 

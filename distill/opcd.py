@@ -10,15 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distill.comparison import Comparison, States, of_each, rows_of
-from distill.examples import (
-    Average,
-    DistillError,
-    DistillExample,
-    Scored,
-    count,
-    repetition,
-    scored,
-)
+from distill.examples import Average, DistillError, DistillExample, Scored, count, repetition, scored
 from distill.lm.compiled import compile_layers
 from distill.lm.head import LMHead
 from distill.lm.language_model import Way, context_window
@@ -250,19 +242,15 @@ class OPCD:
             kls=of_each(examples, kls),
         )
 
-    def rehearse(self, examples: Sequence[DistillExample], direction: Direction | None = None) -> None:
+    def rehearse(self, examples: Sequence[DistillExample]) -> None:
         """Compute the gradients of a step, on this process alone, and drop them: to see what it takes.
-
-        Args:
-            examples: At least one.
-            direction: As in ``step``.
 
         Raises:
             DistillError: A sequence does not fit a context window.
         """
         self.comparison.check_windows(examples, self._window)
         for batch in self._batches(examples):
-            self._forward_backward(scored(batch, self._average, count(examples, self._average)), direction)
+            self._forward_backward(scored(batch, self._average, count(examples, self._average)))
         self.student.eval()
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -344,10 +332,7 @@ class OPCD:
         return {name: part(tensor.detach()).cpu() for name, tensor in tensors if keeps}
 
     def load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over the weights of ``state()`` or ``weights()`` and no moments.
-
-        Args:
-            tensors: Put together, on every process.
+        """Take over the weights of ``state()`` or ``weights()``, put together, on every process; no moments.
 
         Raises:
             DistillError: They are another model's.
@@ -363,10 +348,7 @@ class OPCD:
                 parameter.copy_(like(weight, parameter))
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Continue from ``state()``.
-
-        Args:
-            tensors: Put together, on every process.
+        """Continue from ``state()``, put together, on every process.
 
         Raises:
             DistillError: It is another model's, or another optimizer's.

@@ -31,13 +31,7 @@ def check_available(kind: OptimizerKind) -> None:
 def make_optimizer(
     kind: OptimizerKind, parameters: Iterable[torch.nn.Parameter], *, lr: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW with betas (0.9, 0.999).
-
-    Args:
-        kind: Of its moments.
-        parameters: Whole, or in shards along their first dimension.
-        lr: The learning rate.
-        weight_decay: AdamW's.
+    """AdamW with betas (0.9, 0.999), for parameters that are whole or in shards along their first dimension.
 
     Raises:
         DistillError: The package that has it is not installed.

@@ -91,11 +91,9 @@ class FrozenTeacher:
     """
 
     def __init__(self, lm: LanguageModel, *, max_bytes: int = 256 << 20) -> None:
-        """Take the teacher's model.
+        """Take the teacher's model, of its own: what it remembers is dropped.
 
-        Args:
-            lm: Of its own: what it remembers is dropped.
-            max_bytes: What remembered batches may take; the oldest go first, the last one stays.
+        Of more than ``max_bytes`` of remembered batches the oldest go first, and the last one stays.
         """
         self.lm = lm
         self._max_bytes = max_bytes
@@ -143,9 +141,7 @@ class FollowingTeacher(FrozenTeacher):
     def follow(self, weights: Iterable[tuple[str, torch.Tensor]], decay: float = 0.0) -> None:
         """Move towards the student: teacher = decay teacher + (1 - decay) student.
 
-        Args:
-            weights: The student's trained weights by name, whole or in the same parts as the teacher's.
-            decay: 0 takes them over.
+        Its trained weights are whole or in the same parts as the teacher's. Decay 0 takes them over.
         """
         mine = dict(self.lm.model.named_parameters())
         for name, weight in weights:

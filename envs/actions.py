@@ -41,9 +41,7 @@ Grammar = Callable[[str], Action | None]
 def word_grammar(words: Sequence[str], first: int = 0) -> Grammar:
     """The one word that the reply consists of, in any case, with no letters or digits beside it.
 
-    Args:
-        words: Lower case, one per action.
-        first: The env's number for the first of them; the others follow.
+    The words are in lower case, one per action; ``first`` is the env's number for the first of them.
     """
     values = {word: first + number for number, word in enumerate(words)}
 

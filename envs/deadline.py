@@ -40,11 +40,9 @@ class TimeLimit:
 
     @classmethod
     def of(cls, seconds: float, share: float = 1.0) -> Self:
-        """So much processor time, and a multiple of it by the clock.
+        """So much processor time, and a multiple of it by the clock; 0 is no limit.
 
-        Args:
-            seconds: 0 is no limit.
-            share: Which part of a processor there is for it, where more processes run than there are.
+        ``share`` is which part of a processor there is for it, where more processes run than there are.
         """
         clock = max(HANGS_AFTER, HANGS_TIMES * seconds) / min(share, 1.0)
         return cls(processor=seconds, clock=clock) if seconds else cls()

@@ -67,12 +67,7 @@ class Components:
     """A vector whose numbers have names."""
 
     def __init__(self, space: Box, names: Sequence[str]) -> None:
-        """Set the decimals and the buckets by the bounds.
-
-        Args:
-            space: Of one dimension.
-            names: One per number.
-        """
+        """Set the decimals and the buckets by the bounds of the space, which has one dimension."""
         self.names = tuple(names)
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
         # A bound near the largest float is none.

@@ -150,12 +150,7 @@ class ProcessPlace:
     """A place in a process of its own: one that says nothing is ended, one that is gone is begun again."""
 
     def __init__(self, make: Callable[[], TextLike], limit: TimeLimit = NO_LIMIT) -> None:
-        """Begin the process.
-
-        Args:
-            make: Makes the env there; has to be picklable.
-            limit: For a reset or a step.
-        """
+        """Begin the process; ``make``, which makes the env there, has to be picklable."""
         self._make = make
         self._limit = limit
         self._until: float | None = None

@@ -55,11 +55,7 @@ def words_for(env: gym.Env[Any, Any]) -> EnvWords:
 
 
 def settings_for(env_id: str) -> Mapping[str, Any]:
-    """The settings of a run that the env's author recommends, by name.
-
-    Args:
-        env_id: As for ``make_env``.
-    """
+    """The settings of a run that the env's author recommends, by name."""
     module, _, name = env_id.rpartition(":")
     if module:
         with suppress(Exception):  # whatever comes out of somebody else's code, making the env says it
@@ -141,10 +137,7 @@ def register_text(
 
 
 def _grammar(
-    env: gym.Env[Any, Any],
-    env_id: str,
-    actions: Sequence[str] | None,
-    parse: Callable[[str], Any] | None,
+    env: gym.Env[Any, Any], env_id: str, actions: Sequence[str] | None, parse: Callable[[str], Any] | None
 ) -> Grammar | None:
     space = env.action_space
     first = 0

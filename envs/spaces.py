@@ -18,13 +18,7 @@ def any_words(
     grammar: Grammar | None = None,
     describe: Callable[[Any], str] | None = None,
 ) -> EnvWords:
-    """What the spaces say; the rules of the game have to be learned.
-
-    Args:
-        env: The env.
-        actions: A word for each action, where these are known.
-        grammar: What a reply means, where that is known.
-        describe: An observation as a sentence, where that is known.
+    """What the spaces say, where it is not known better; the rules of the game have to be learned.
 
     Raises:
         EnvError: The actions cannot be written as text, or all that is seen are images.
@@ -35,14 +29,7 @@ def any_words(
     success = threshold(env)
     if isinstance(space, Text) and grammar is None:
         return EnvWords(
-            rules=f"{rules} You answer in text.",
-            question="",
-            reply_prefix="",
-            actions=(),
-            grammar=text_grammar,
-            describe=describe,
-            advise=None,
-            success=success,
+            rules=f"{rules} You answer in text.", grammar=text_grammar, describe=describe, success=success
         )
     if grammar is None and not is_supported(space):
         raise EnvError(

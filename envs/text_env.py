@@ -16,7 +16,7 @@ from envs.observations import value_text
 from envs.registry import words_for
 from envs.thinking import Replies, thinking
 from envs.thoughts import outside_thoughts
-from envs.words import EnvError
+from envs.words import EnvError, Options
 
 STEP_LIMIT = 200
 """Steps of an episode, where neither the env nor the user has set a limit."""
@@ -74,9 +74,7 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
         self.observation_space = AnyText()
         self.action_space = AnyText()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Start an episode; returns the first observation as a sentence."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._invalid_in_a_row = 0

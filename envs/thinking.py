@@ -50,11 +50,8 @@ def thinking(words: EnvWords) -> EnvWords:
 def action_line(grammar: Grammar, lead: str) -> Grammar:
     r"""Reads the action where ``parted`` finds it; without an ``Action:`` in the whole reply before that.
 
-    ``grammar`` has to read it there as it stands, in a ``\boxed{}``, or behind words that only lead up to it.
-
-    Args:
-        grammar: The env's own.
-        lead: The beginning of replies that only act, such as ``I move``.
+    ``grammar`` has to read it there as it stands, in a ``\boxed{}``, or behind words that only lead up to it:
+    those of ``lead``, with which replies begin that only act, and some others.
     """
     leading = _LEADING.union(lead.lower().split())
 
@@ -71,12 +68,9 @@ def action_line(grammar: Grammar, lead: str) -> Grammar:
 
 
 def parted(reply: str) -> tuple[str, str]:
-    """What leads up to the action, and what names it.
+    """What leads up to the action, and what names it, in what is said outside of thoughts.
 
     That is the last ``Action:`` that says something, or else the last line.
-
-    Args:
-        reply: What is said outside of thoughts.
     """
     starts = [mark.start() for mark in _MARK.finditer(reply)]
     for start, end in reversed(list(pairwise([*starts, len(reply)]))):

@@ -39,10 +39,8 @@ def thought_and_said(text: str) -> tuple[str, str | None]:
 
     A thought begins with a tag such as ``<think>`` and ends with the next one such as ``</think>``, even
     where it mentions a beginning on its way. Where an end has no beginning (a chat template may have written
-    that) everything before it is a thought; so is what stands between the ends of nested ones.
-
-    Args:
-        text: A whole reply: of one that was cut at its front the beginning of a thought may be missing.
+    that) everything before it is a thought; so is what stands between the ends of nested ones. So the text
+    has to be a whole reply.
     """
     thought: list[str] = []
     spoken: list[str] = []

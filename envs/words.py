@@ -10,6 +10,8 @@ from envs.actions import Action, Grammar
 from envs.thoughts import outside_thoughts
 
 Role = Literal["system", "user", "assistant"]
+Options = dict[str, Any] | None
+"""What Gymnasium lets a ``reset`` be given beside a seed; no env here makes use of any."""
 
 MAX_REPLY_CHARS = 4096
 """The last so many characters of a reply are looked at: that is where answers stand."""
@@ -81,18 +83,18 @@ class EnvWords:
 
     rules: str
     """What the game is: the system message. Nothing that is to be learned by playing."""
-    question: str
+    question: str = ""
     """What is asked after each observation."""
-    reply_prefix: str
+    reply_prefix: str = ""
     """What every reply begins with; the agent continues from here."""
-    actions: tuple[str, ...]
+    actions: tuple[str, ...] = ()
     """Every action's text, where they can be counted: in the order of a ``Discrete`` action space. Empty for
     others."""
     grammar: Grammar
     """What a reply, without its prefix, means."""
-    describe: Callable[[Any], str]
+    describe: Callable[[Any], str] = str
     """An observation of the env as a sentence."""
-    advise: Callable[[str, str], str] | None
+    advise: Callable[[str, str], str] | None = None
     """(situation, action text) -> advice to do that there, worded like the observation.
 
     ``None`` where there is nothing to advise from outcomes, as with text for an action."""

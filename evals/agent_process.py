@@ -49,11 +49,7 @@ def run(settings: Settings) -> None:
 
 
 def ask(what: Literal["check", "run", "exam"], question: Any) -> Any:
-    """Ask a new process.
-
-    Args:
-        what: See ``agents.asked``.
-        question: Anything that JSON can hold.
+    """Ask a new process a question of ``agents.asked``, which JSON can hold.
 
     Raises:
         AgentError: It could not answer, or died.

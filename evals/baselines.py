@@ -21,7 +21,7 @@ from envs.actions import all_values
 from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
 from envs.place import Outcome, Vectorization, vector_env
 from envs.text_env import make_text_env
-from envs.words import EnvError
+from envs.words import EnvError, Options
 from evals.result import EvalResult
 from experience.seeds import SeedRange
 from experience.trace import StopReason
@@ -38,11 +38,7 @@ episode that ran into its time limit counts as a tenth of them."""
 def expected_steps(actions: int, turns: float, validation: int, test: int) -> float:
     """About how many steps the random and the best blind policy take together.
 
-    Args:
-        actions: Words to act by; without any there is no blind policy.
-        turns: Of an episode, on average.
-        validation: Seeds to choose on.
-        test: Seeds to measure on.
+    An episode has so many ``turns`` on average. Without words to act by there is no blind policy.
     """
     if not actions:
         return test * turns
@@ -55,9 +51,7 @@ def expected_steps(actions: int, turns: float, validation: int, test: int) -> fl
 class _Wordless(gym.Wrapper[str, Any, Any, Any]):
     """An env whose observations nobody reads, and whose actions are its own."""
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         _, info = self.env.reset(seed=seed, options=options)
         return "", info
 
@@ -81,14 +75,7 @@ class Baselines:
         vectorization: Vectorization = "sync",
         timeout: float | TimeLimit = 0.0,
     ) -> None:
-        """Make the env.
-
-        Args:
-            env_id: See ``make_env``.
-            env_kwargs: See ``make_env``.
-            vectorization: See ``vector_env``.
-            timeout: See ``vector_env``.
-        """
+        """Make the env; see ``make_env`` and ``vector_env``."""
         text_env = make_text_env(env_id, env_kwargs)
         self._env: gym.Env[Any, Any] = text_env.env
         self._words = text_env.words
@@ -96,18 +83,14 @@ class Baselines:
         """By their place, not by what the words' grammar makes of them: that may take no bare word."""
         make = partial(_make_wordless, env_id, env_kwargs)
         [self._place] = vector_env(make, 1, vectorization=vectorization, timeout=timeout).places
-        self._steps = 0
+        self.steps = 0
+        """Env steps taken so far."""
 
     def close(self) -> None:
         """Close the env."""
         self._place.close()
         with suppress(EnvFault):
             guarded(self._env.close, CLEANUP)
-
-    @property
-    def steps(self) -> int:
-        """Env steps taken so far."""
-        return self._steps
 
     @property
     def is_text(self) -> bool:
@@ -131,13 +114,9 @@ class Baselines:
     ) -> tuple[EvalResult, tuple[str, ...]]:
         """The best fixed action sequence, which is repeated until the episode ends.
 
-        The ``candidates`` and all short patterns of actions compete on a few validation seeds, the best of
-        them on all, as many as ``MAX_STEPS`` allow; the winner is measured on test.
-
-        Args:
-            candidates: Further sequences of action texts, such as those of successful episodes.
-            validation: Where to choose.
-            test: Where to measure.
+        The ``candidates``, such as those of successful episodes, and all short patterns of actions compete
+        on a few validation seeds, the best of them on all, as many as ``MAX_STEPS`` allow; the winner is
+        measured on test.
         """
         choices = self._words.actions
         patterns = itertools.chain.from_iterable(
@@ -152,9 +131,9 @@ class Baselines:
 
         def ranked(pool: Iterable[tuple[str, ...]], seeds: Sequence[int]) -> list[tuple[str, ...]]:
             rates: dict[tuple[str, ...], float] = {}
-            started = self._steps
+            started = self.steps
             for sequence in pool:
-                if rates and self._steps - started > MAX_STEPS:
+                if rates and self.steps - started > MAX_STEPS:
                     break
                 rates[sequence] = play(sequence, seeds).success_rate
             return sorted(rates, key=lambda sequence: -rates[sequence])
@@ -165,10 +144,6 @@ class Baselines:
 
     def constant(self, validation: SeedRange, test: SeedRange) -> tuple[EvalResult, str] | None:
         """The blind one where actions are text: always the answer that is most often right on validation.
-
-        Args:
-            validation: Where to choose.
-            test: Where to measure.
 
         Returns:
             ``None`` where the env does not say the right answer, as ``info["gold"]`` at reset. Where that has
@@ -231,7 +206,7 @@ class Baselines:
         rate, mean_return = float(start @ rates_S), float(start @ returns_S)
         if not (-1e-9 <= rate <= 1 + 1e-9 and math.isfinite(mean_return)):
             return None
-        return EvalResult.exact(success_rate=rate, mean_return=mean_return)
+        return EvalResult(success_rate=rate, mean_return=mean_return)
 
     def _play(self, actions: Callable[[int], Iterator[Any]], seeds: Iterable[int]) -> EvalResult:
         """One episode per seed with actions that depend on nothing but the seed and the time.
@@ -266,9 +241,9 @@ class Baselines:
                 return total, False, StopReason.ERROR
             outcome = place.outcome()
             total += outcome.reward
-            self._steps += 1
+            self.steps += 1
         if outcome.fault is not None:
-            self._steps += MAX_STEPS // 10 * outcome.timed_out
+            self.steps += MAX_STEPS // 10 * outcome.timed_out
             return total, False, StopReason.TIMED_OUT if outcome.timed_out else StopReason.ERROR
         if outcome.not_judged:
             return total, False, StopReason.NOT_JUDGED

@@ -7,6 +7,7 @@
 A run that is finished is never run again: the same command goes on where it was stopped, also with a suite
 that has got more cells since. ``cells.csv`` has a line per cell; ``benchmark.json`` has the cells, the
 methods over all seeds, and their paired differences. Each run is a folder of its own with its report.
+Success is that of the first temperature of ``eval_temperature``; ``sampled`` is that of the second.
 """
 
 import csv
@@ -30,16 +31,19 @@ from evals.command import run_command
 from evals.finished_run import FinishedRun, UnfinishedRunError
 from evals.page import write_whole
 from evals.report import write_report
-from evals.result import Comparison, EvalResult, judged, rate_text
+from evals.result import Comparison, EvalResult, change_text, judged, rate_text
 from evals.suite import Cell, Check, read_suite
 from experience import ExperienceError
 from experience.masking import masked
 from experience.phase import Phase
 from experience.store import open_run
-from experience.terminal import Terminal
+from experience.terminal import Terminal, tell
 from experience.text import printable
 
 Row = dict[str, Any]
+
+BASELINES = ("random", "blind", "optimal")
+"""Arms that no model plays."""
 
 
 def run_suite(
@@ -52,14 +56,7 @@ def run_suite(
 ) -> dict[str, Any]:
     """Run what is not finished; returns what ``benchmark.json`` holds.
 
-    A run that fails is reported, and the others go on.
-
-    Args:
-        cells: From ``read_suite``.
-        output: The folder.
-        console: Where to report progress.
-        run: Runs a run, or goes on with it, in its ``output``.
-        check: Says whether the finished runs had the settings that are asked for now.
+    A run that fails is reported, and the others go on. ``run`` and ``check`` are those of the agents.
     """
     rows: list[Row] = []
     traces: list[pd.DataFrame] = []
@@ -81,7 +78,7 @@ def run_suite(
             finished = FinishedRun.read(output / name)
             if not (output / name / "report.html").exists():  # a kill between the two
                 write_report(output / name, sharing[0].settings.get("store"))
-            frames = [_traces(cell, finished) for cell in sharing]
+            frames = [frame for cell in sharing for frame in _traces(cell, finished)]
         except Exception as exception:  # of one run; the others have nothing to do with it
             kind = exception.kind if isinstance(exception, AgentError) else type(exception).__name__
             finished, error = None, printable(f"{kind}: {exception}".splitlines()[0])
@@ -90,7 +87,7 @@ def run_suite(
         traces += frames
         for cell in sharing:
             rows.append(_row(cell, finished, error))
-            console.print(_line(rows[-1]), markup=False, highlight=False, soft_wrap=True)
+            tell(console, _line(rows[-1]))
         table = {"cells": rows, **_over_seeds(traces)}
         _write(output, table)
     return table
@@ -104,15 +101,19 @@ def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> Row:
         return row
     is_own = cell.arm == "after"  # the others came with a run that did more
     cost = ("best_step", "wall_seconds", "peak_rss_bytes")
-    row |= run.results["arms"][cell.arm]
-    return row | {key: run.results[key] if is_own else None for key in cost}
+    arms = run.results["arms"]
+    row |= arms[cell.arm] | {name: arms[name]["success_rate"] for name in BASELINES if name in arms}
+    row |= {key: run.results[key] if is_own else None for key in cost}
+    return row | {key: run.about.get(key) for key in ("git_revision", "machine")}
 
 
-def _traces(cell: Cell, run: FinishedRun) -> pd.DataFrame:
-    """The episodes behind a cell."""
+def _traces(cell: Cell, run: FinishedRun) -> list[pd.DataFrame]:
+    """The episodes behind a cell, at each temperature."""
+    about: Row = {"env": cell.env, "model": cell.model, "method": cell.method, "run_seed": cell.seed}
+    temperatures = run.results["eval_temperature"]
     with open_run(run.path, location=cell.settings.get("store")) as store:
-        frame = store.traces(phase=str(Phase.test(cell.arm, run.results["eval_temperature"][0])))
-    return frame.assign(env=cell.env, model=cell.model, method=cell.method, run_seed=cell.seed)
+        frames = [store.traces(phase=str(Phase.test(cell.arm, temperature))) for temperature in temperatures]
+    return [frame.assign(is_sampled=index > 0, **about) for index, frame in enumerate(frames)]
 
 
 def _over_seeds(frames: Sequence[pd.DataFrame]) -> dict[str, list[Row]]:
@@ -121,17 +122,13 @@ def _over_seeds(frames: Sequence[pd.DataFrame]) -> dict[str, list[Row]]:
     pairs: list[Row] = []
     if not frames:
         return {"methods": methods, "pairs": pairs}
-    for (env, model), task in pd.concat(frames).groupby(["env", "model"], sort=False):
+    for (env, model), both in pd.concat(frames).groupby(["env", "model"], sort=False):
+        task, sampled = both[~both["is_sampled"]], both[both["is_sampled"]]
         of_method = dict(list(task.groupby("method", sort=False)))
         for method, traces in of_method.items():
-            rates = judged(traces).groupby("run_seed")["success"].mean()
-            methods.append(
-                {
-                    **{"env": env, "model": model, "method": method},
-                    **EvalResult.from_traces(traces).as_dict(),
-                    "by_seed": {str(seed): float(rate) for seed, rate in rates.items()},
-                }
-            )
+            row = {"env": env, "model": model, "method": method, **_rates(traces)}
+            others = sampled[sampled["method"] == method]
+            methods.append(row | {"sampled": _rates(others) if len(others) else None})
         for second, first in combinations(of_method, 2):
             one, two = of_method[first], of_method[second]
             one, two = one[one["seed"].isin(two["seed"])], two[two["seed"].isin(one["seed"])]
@@ -144,6 +141,13 @@ def _over_seeds(frames: Sequence[pd.DataFrame]) -> dict[str, list[Row]]:
                     }
                 )
     return {"methods": methods, "pairs": pairs}
+
+
+def _rates(traces: pd.DataFrame) -> Row:
+    """Of one method, over all seeds and by seed."""
+    by_seed = judged(traces).groupby("run_seed")["success"].mean()
+    rates = {str(seed): float(rate) for seed, rate in by_seed.items()}
+    return {**EvalResult.from_traces(traces).as_dict(), "by_seed": rates}
 
 
 def _line(row: Row) -> str:
@@ -187,9 +191,8 @@ def print_table(table: dict[str, Any], console: Console) -> None:
     for name in ("difference", "p"):
         pairs.add_column(name, justify="right", no_wrap=True)
     for row in table["pairs"]:
-        difference = f"{row['difference']:+.1%} [{row['ci_low']:+.1%}, {row['ci_high']:+.1%}]"
         methods = f"{row['first']} - {row['second']}"
-        pairs.add_row(task(row), methods, difference, f"{row['p_value']:.2g}")
+        pairs.add_row(task(row), methods, change_text(row), f"{row['p_value']:.2g}")
     console.print(pairs)
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from envs.words import EnvError
 from experience import ExperienceError
-from experience.terminal import Terminal, guard_standard_error
+from experience.terminal import Terminal, guard_standard_error, tell
 
 
 class EvalError(ValueError):
@@ -17,9 +17,8 @@ class EvalError(ValueError):
 def run_command(work: Callable[[Console], bool | None], how_to_go_on: str = "") -> int:
     """Do a command's work; returns its exit code.
 
-    Args:
-        work: The work, which gets a console for its progress; what it returns is false where it has failed.
-        how_to_go_on: What to advise when it was stopped.
+    The work gets a console for its progress, and returns false where it has failed. When it was stopped,
+    ``how_to_go_on`` is what to advise.
     """
     console = Terminal(stderr=True)
     guard_standard_error()
@@ -33,5 +32,5 @@ def run_command(work: Callable[[Console], bool | None], how_to_go_on: str = "") 
             message += f"\n{how_to_go_on}"
     except (EvalError, EnvError, ExperienceError, OSError) as error:
         message, code = f"error: {error}", 2
-    console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    tell(console, message, "bold red")
     return code

@@ -145,9 +145,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def check_traces(metrics: Iterable[Mapping[str, Any]], traces: pd.DataFrame) -> None:
     """See that the store has every trace that was played according to ``metrics.jsonl``.
 
-    Args:
-        metrics: The lines of it.
-        traces: ``ExperienceStore.traces()``, all of them.
+    They are all that ``ExperienceStore.traces()`` gives.
 
     Raises:
         ExperienceError: Some are missing.
@@ -173,9 +171,7 @@ def part_of(name: str) -> str:
 def rows_by_part(run: FinishedRun, traces: Iterable[Any]) -> list[dict[str, Any]]:
     """What each part cost: seconds, episodes, decisions and prompt tokens.
 
-    Args:
-        run: For the seconds.
-        traces: Rows of ``ExperienceStore.traces()``, as ``itertuples`` gives them.
+    The traces are rows of ``ExperienceStore.traces()``, as ``itertuples`` gives them.
     """
     seconds = run.seconds()
     rows: dict[str, dict[str, Any]] = {

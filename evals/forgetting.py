@@ -28,10 +28,10 @@ from evals.finished_run import FinishedRun
 from evals.instructions import INSTRUCTIONS
 from evals.page import write_whole
 from evals.report import write_report
-from evals.result import Comparison
+from evals.result import Comparison, interval_text
 from evals.stats import CONFIDENCE, wilson_interval
 from experience.masking import masked
-from experience.terminal import Terminal
+from experience.terminal import Terminal, tell
 from experience.text import printable
 
 HELD_OUT = Path(__file__).with_name("held_out.txt")
@@ -131,10 +131,6 @@ class ForgettingConfig:
 def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
     """Measure every model, each in a process of its own; returns the table, which is also written.
 
-    Args:
-        config: What to compare.
-        console: Where to report progress.
-
     Raises:
         EnvError: A task cannot be had.
         AgentError: A model cannot be had.
@@ -169,12 +165,6 @@ def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
     return table
 
 
-def _answers(name: str, config: ForgettingConfig, exam: Exam) -> Answers:
-    question: dict[str, Any] = {"model": model_folder(name), "exam": asdict(exam)}
-    question |= {"device": config.device, "trust_remote_code": config.trust_remote_code}
-    return TypeAdapter(Answers).validate_python(ask("exam", question))
-
-
 def model_folder(name: str) -> str:
     """What a model is called by: of a run's folder, its model."""
     model = Path(name) / "model"
@@ -191,7 +181,9 @@ def _scores(name: str, config: ForgettingConfig) -> Scores:
         instructions=tuple(instruction.prompt for instruction in INSTRUCTIONS),
         max_new_tokens=config.max_new_tokens,
     )
-    answers = _answers(name, config, exam)
+    question: dict[str, Any] = {"model": model_folder(name), "exam": asdict(exam)}
+    question |= {"device": config.device, "trust_remote_code": config.trust_remote_code}
+    answers = TypeAdapter(Answers).validate_python(ask("exam", question))
     followed = [
         float(instruction.is_followed(reply))
         for instruction, reply in zip(INSTRUCTIONS, answers.replies, strict=True)
@@ -254,18 +246,13 @@ def print_table(table: Mapping[str, Any], console: Console | None = None) -> Non
             rich.add_row(
                 row["measure"] if role == "before" else "",
                 role,
-                _interval_text(row[role], "mean", show),
-                "" if change is None else _interval_text(change, "difference", signed),
+                interval_text(row[role], "mean", show),
+                "" if change is None else interval_text(change, "difference", signed),
             )
         if (change := row.get("after_against_baseline")) is not None:
-            rich.add_row("", "difference", _interval_text(change, "difference", signed), "")
+            rich.add_row("", "difference", interval_text(change, "difference", signed), "")
         rich.add_section()
     (console or Terminal()).print(rich)
-
-
-def _interval_text(values: Mapping[str, float], name: str, show: str) -> str:
-    value, low, high = (show.format(values[key]) for key in (name, "ci_low", "ci_high"))
-    return f"{value} [{low}, {high}]"
 
 
 def main() -> int:
@@ -275,9 +262,7 @@ def main() -> int:
         config = tyro.cli(ForgettingConfig, prog="python -m evals.forgetting")
         print_table(forgetting(config, console))
         if config.run is not None and config.output is None:
-            console.print(
-                f"report: {write_report(config.run)}", highlight=False, markup=False, soft_wrap=True
-            )
+            tell(console, f"report: {write_report(config.run)}")
 
     return run_command(work)
 

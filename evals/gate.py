@@ -8,8 +8,6 @@ many is lucky.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scipy.stats import binomtest
-
 from experience.context import NO_CONTEXT, Context, ContextScore
 from experience.insight import Insight, InsightState
 from experience.seeds import SeedRange
@@ -55,12 +53,9 @@ class Verdict:
 
 
 def exact_paired_test(only_first: int, only_second: int) -> float:
-    """The two-sided p-value of McNemar's exact test.
+    """The two-sided p-value of McNemar's exact test, by the pairs in which only one arm succeeded."""
+    from scipy.stats import binomtest  # here: it takes a second, and most that starts needs none of it
 
-    Args:
-        only_first: Pairs in which only the first arm succeeded.
-        only_second: Pairs in which only the second did.
-    """
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
@@ -68,12 +63,9 @@ def exact_paired_test(only_first: int, only_second: int) -> float:
 def by_promise(insights: Iterable[Insight], judged: Collection[str] = ()) -> list[Insight]:
     """The order in which insights are to be tried, where not all can be.
 
-    The best of those that were judged before, which is to be beaten; then what is new; then the others, which
-    had their chance. Among each, what merely quotes its problem is last, and then what has retired.
-
-    Args:
-        insights: What is to be ordered.
-        judged: Ids of those that were judged.
+    The best of those that were judged before, by their ids, which is to be beaten; then what is new; then the
+    others, which had their chance. Among each, what merely quotes its problem is last, and then what has
+    retired.
     """
     ranked = sorted(insights, key=_promise)
     old = [insight for insight in ranked if insight.id in judged]
@@ -84,28 +76,21 @@ def _rate(outcomes: Outcomes) -> float:
     return sum(outcomes.values()) / len(outcomes) if outcomes else 0.0
 
 
+def _apart(first: Outcomes, second: Outcomes, seeds: Iterable[int]) -> tuple[int, int]:
+    """How many of the seeds only the first won, and only the second."""
+    pairs = [(first[seed], second[seed]) for seed in seeds]
+    return sum(one and not two for one, two in pairs), sum(two and not one for one, two in pairs)
+
+
 def _promise(insight: Insight) -> tuple[bool, bool, float, int]:
     retired = insight.state != InsightState.ACTIVE
     return retired, insight.is_instance_specific, -insight.score, -insight.support
 
 
 def judge(
-    candidates: Sequence[Context],
-    seeds: SeedRange,
-    play: Play,
-    *,
-    phase: str,
-    policy_id: str,
+    candidates: Sequence[Context], seeds: SeedRange, play: Play, *, phase: str, policy_id: str
 ) -> Verdict:
-    """Find the best candidate and decide whether it helps.
-
-    Args:
-        candidates: At least one; none twice.
-        seeds: The validation seeds.
-        play: Who plays.
-        phase: Name of this part of the run, for the record.
-        policy_id: Which weights play, for the record.
-    """
+    """Find the best of the candidates, at least one, on validation seeds, and decide whether it helps."""
     [without] = play([NO_CONTEXT], seeds)
     alive = list(candidates)
     outcomes: dict[str, dict[int, bool]] = {context.id: {} for context in alive}
@@ -133,14 +118,29 @@ def judge(
     [best] = alive
     both = outcomes[best.id].keys() & without.keys()
     deciding = [seed for seed in list(seeds)[chosen_on:] or seeds if seed in both]
-    wins = sum(outcomes[best.id][seed] and not without[seed] for seed in deciding)
-    losses = sum(without[seed] and not outcomes[best.id][seed] for seed in deciding)
+    wins, losses = _apart(outcomes[best.id], without, deciding)
     p_value = exact_paired_test(wins, losses)
     admitted = wins > losses and p_value < SIGNIFICANT
     verdicts[best.id] = (
         f"the best; {'admitted' if admitted else 'refused'}: on {len(deciding)} fresh episodes "
         f"{wins} are won with it only, {losses} without it only"
     )
+
+    def score(context: Context) -> ContextScore:
+        known = {seed: won for seed, won in outcomes[context.id].items() if seed in without}
+        return ContextScore(
+            phase=phase,
+            context_id=context.id,
+            insight_ids=tuple(insight.id for insight in context.insights),
+            policy_id=policy_id,
+            seeds=tuple(known),
+            successes=sum(known.values()),
+            successes_without=sum(without[seed] for seed in known),
+            p_value=exact_paired_test(*_apart(known, without, known)),
+            admitted=admitted and context is best,
+            verdict=verdicts[context.id],
+        )
+
     return Verdict(
         context=best,
         admitted=admitted,
@@ -152,44 +152,6 @@ def judge(
         p_value=p_value,
         episodes=episodes,
         episodes_full=(len(candidates) + 1) * len(seeds),
-        scores=tuple(
-            _score(
-                context,
-                outcomes[context.id],
-                without,
-                phase,
-                policy_id,
-                admitted and context is best,
-                verdicts[context.id],
-            )
-            for context in candidates
-        ),
+        scores=tuple(map(score, candidates)),
         outcomes={**outcomes, NO_CONTEXT.id: without},
-    )
-
-
-def _score(
-    context: Context,
-    outcomes: Outcomes,
-    without: Outcomes,
-    phase: str,
-    policy_id: str,
-    admitted: bool,
-    verdict: str,
-) -> ContextScore:
-    outcomes = {seed: won for seed, won in outcomes.items() if seed in without}
-    return ContextScore(
-        phase=phase,
-        context_id=context.id,
-        insight_ids=tuple(insight.id for insight in context.insights),
-        policy_id=policy_id,
-        seeds=tuple(outcomes),
-        successes=sum(outcomes.values()),
-        successes_without=sum(without[seed] for seed in outcomes),
-        p_value=exact_paired_test(
-            sum(won and not without[seed] for seed, won in outcomes.items()),
-            sum(without[seed] and not won for seed, won in outcomes.items()),
-        ),
-        admitted=admitted,
-        verdict=verdict,
     )

@@ -14,10 +14,7 @@ from experience.whole import appearing
 def write_page(target: Path, template: str, **values: Any) -> Path:
     """Fill in one of ``templates/`` and write it, whole or not at all; returns the path.
 
-    Args:
-        target: The file.
-        template: Its name.
-        values: What it shows. Texts are escaped: what models and envs wrote is untrusted.
+    Texts are escaped: what models and envs wrote is untrusted.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

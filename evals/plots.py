@@ -5,20 +5,16 @@ They are small, so that their words can be read on a phone, where a page shows t
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 from cycler import cycler
 from markupsafe import Markup, escape
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from evals.finished_run import FinishedRun
+from evals.result import ARM_LABELS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Arm = Mapping[str, Any]
 """An ``EvalResult.as_dict()``, or anything else with success_rate, ci_low and ci_high."""
@@ -32,16 +28,6 @@ ROW = 0.34
 """The height of a bar with its label."""
 MAX_ROWS = 24
 
-ARM_LABELS = {
-    "random": "random",
-    "blind": "best blind",
-    "before": "before",
-    "empty_context": "empty-context teacher",
-    "before_with_experience": "before, with experience",
-    "after": "after",
-    "after_with_experience": "after, with experience",
-    "optimal": "optimal",
-}
 ARM_COLOURS = {"before": BLUE, "before_with_experience": BLUE, "after": GREEN, "after_with_experience": GREEN}
 
 STYLE: Any = {
@@ -71,7 +57,7 @@ def arms_plot(arms: Mapping[str, Arm], title: str) -> Markup:
     """Success of each arm with its 95% interval, as bars."""
     names = [name for name in ARM_LABELS if name in arms]
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: "Axes") -> None:
         for row, name in enumerate(names):
             faint = name.endswith("_with_experience")
             colour = ARM_COLOURS.get(name, MUTED)
@@ -86,17 +72,14 @@ def arms_plot(arms: Mapping[str, Arm], title: str) -> Markup:
 def validation_plot(run: FinishedRun) -> Markup:
     """Success on validation by training step, at each temperature; and when the agent played to learn."""
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: "Axes") -> None:
         for name, curve in run.validations().items():
             _curve(axes, curve, f"validation, {name}")
         if rounds := run.of_kind("round"):
             _curve(axes, rounds, "train episodes, new round", color=MUTED, marker="s", linestyle="none")
         if best := [entry for entry in run.of_kind("validation") if entry["best"]]:
             axes.axvline(best[-1]["step"], color=INK, linewidth=1, linestyle=":", label="weights kept")
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel("success (95% interval)")
-        _percent(axes)
-        _legend(axes)
+        _rates(axes)
 
     return _plot(draw, "Success while training, nothing in the prompt")
 
@@ -104,14 +87,10 @@ def validation_plot(run: FinishedRun) -> Markup:
 def kl_plot(train: Sequence[Mapping[str, Any]]) -> Markup:
     """The KL to the teacher and both entropies by step."""
 
-    def draw(axes: Axes) -> None:
-        steps = [entry["step"] for entry in train]
-        axes.plot(steps, [entry["kl"] for entry in train], label="KL to the teacher")
-        axes.plot(steps, [entry["entropy"] for entry in train], label="entropy of the student")
-        axes.plot(
-            steps, [entry["teacher_entropy"] for entry in train], label="entropy of the teacher", color=MUTED
-        )
-        axes.set_xlabel("optimiser step")
+    def draw(axes: "Axes") -> None:
+        _line(axes, train, "kl", "KL to the teacher")
+        _line(axes, train, "entropy", "entropy of the student")
+        _line(axes, train, "teacher_entropy", "entropy of the teacher", color=MUTED)
         axes.set_ylabel("nats per token")
         axes.set_ylim(bottom=min(0.0, *(entry["kl"] for entry in train)))  # truncated goes below
         _legend(axes)
@@ -121,31 +100,24 @@ def kl_plot(train: Sequence[Mapping[str, Any]]) -> Markup:
 
 def mass_plot(train: Sequence[Mapping[str, Any]], k: int) -> Markup:
     """How much of both distributions the KL looks at token by token, by step."""
+    from matplotlib import ticker
 
-    def draw(axes: Axes) -> None:
-        steps = [entry["step"] for entry in train]
-        axes.plot(steps, [entry["student_mass"] for entry in train], label="of the student")
-        axes.plot(steps, [entry["teacher_mass"] for entry in train], label="of the teacher")
-        axes.set_xlabel("optimiser step")
+    def draw(axes: "Axes") -> None:
+        _line(axes, train, "student_mass", "of the student")
+        _line(axes, train, "teacher_mass", "of the teacher")
         axes.set_ylabel("probability")
         axes.set_ylim(top=1.0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         _legend(axes)
 
     return _plot(draw, f"What the student's top {k} tokens capture")
 
 
 def gate_plot(candidates: Sequence[Arm], without: float, title: str) -> Markup:
-    """Success of each candidate, the best first, against no context.
-
-    Args:
-        candidates: Each with a ``label`` and ``is_admitted`` too.
-        without: Success without any.
-        title: Of the plot.
-    """
+    """Success of each candidate, with ``label`` and ``is_admitted``, the best first, against no context."""
     shown = candidates[:MAX_ROWS]
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: "Axes") -> None:
         for row, candidate in enumerate(shown):
             colour = GREEN if candidate["is_admitted"] else MUTED
             axes.scatter(candidate["success_rate"], row, color=colour, zorder=3)
@@ -161,7 +133,7 @@ def gate_plot(candidates: Sequence[Arm], without: float, title: str) -> Markup:
 def runs_plot(runs: Mapping[str, FinishedRun], title: str) -> Markup:
     """Before and after of each run."""
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: "Axes") -> None:
         for row, run in enumerate(runs.values()):
             for name, colour, shift in (("before", BLUE, -0.14), ("after", GREEN, 0.14)):
                 arm = run.results["arms"][name]
@@ -178,19 +150,16 @@ def runs_plot(runs: Mapping[str, FinishedRun], title: str) -> Markup:
 def curves_plot(runs: Mapping[str, FinishedRun], title: str) -> Markup:
     """Success on validation of each run by training step, at its first temperature."""
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: "Axes") -> None:
         for name, run in runs.items():
             for curve in list(run.validations().values())[:1]:
                 _curve(axes, curve, name)
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel("success (95% interval)")
-        _percent(axes)
-        _legend(axes)
+        _rates(axes)
 
     return _plot(draw, title)
 
 
-def _interval(axes: Axes, arm: Arm, row: float, *, text: bool = True) -> None:
+def _interval(axes: "Axes", arm: Arm, row: float, *, text: bool = True) -> None:
     """The arm's 95% interval and its rate; an exact rate has no interval."""
     rate, end = arm["success_rate"], arm["success_rate"]
     if arm["ci_high"] is not None:
@@ -201,7 +170,7 @@ def _interval(axes: Axes, arm: Arm, row: float, *, text: bool = True) -> None:
         axes.annotate(f"{rate:.1%}", (max(end, rate), row), color=INK, fontsize=9.5, **place)
 
 
-def _curve(axes: Axes, points: Sequence[Arm], label: str, **style: Any) -> None:
+def _curve(axes: "Axes", points: Sequence[Arm], label: str, **style: Any) -> None:
     """Rates with their intervals, by step."""
     steps, rates = [point["step"] for point in points], [point["success_rate"] for point in points]
     axes.errorbar(
@@ -213,6 +182,12 @@ def _curve(axes: Axes, points: Sequence[Arm], label: str, **style: Any) -> None:
     )
 
 
+def _line(axes: "Axes", train: Sequence[Mapping[str, Any]], name: str, label: str, **style: Any) -> None:
+    """A figure of every training step."""
+    axes.plot([entry["step"] for entry in train], [entry[name] for entry in train], label=label, **style)
+    axes.set_xlabel("optimiser step")
+
+
 def _errors(arms: Sequence[Arm]) -> list[list[float]]:
     """What matplotlib takes for intervals: how far they go below and above."""
     return [
@@ -221,7 +196,7 @@ def _errors(arms: Sequence[Arm]) -> list[list[float]]:
     ]
 
 
-def _rows(axes: Axes, labels: Sequence[str]) -> None:
+def _rows(axes: "Axes", labels: Sequence[str]) -> None:
     """Horizontal rows, the first on top, and rates from left to right, with room for a label at 100%."""
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
@@ -233,28 +208,33 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
 PERCENT_TICKS = ([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
 
 
-def _percent(axes: Axes) -> None:
+def _rates(axes: "Axes") -> None:
+    """Rates from bottom to top, by step."""
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("success (95% interval)")
     axes.set_ylim(0, 1.04)
     axes.set_yticks(*PERCENT_TICKS)
+    _legend(axes)
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: "Axes") -> None:
     """Below the axes, where it hides nothing."""
     figure = axes.get_figure()
     assert figure is not None
     figure.legend(loc="outside lower left", ncols=2, columnspacing=1.0, handlelength=1.4)
 
 
-def _plot(draw: Callable[[Axes], None], title: str, height: float = HEIGHT) -> Markup:
+def _plot(draw: Callable[["Axes"], None], title: str, height: float = HEIGHT) -> Markup:
     """A figure with its title, as HTML that scales with the page."""
+    import matplotlib as mpl  # here: it takes a second, and only the end of a run has plots
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(STYLE):
-        figure: Figure
-        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained")
-        draw(axes)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        draw(figure.subplots())
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-        plt.close(figure)
     svg = buffer.getvalue().replace(INK, "currentColor")
     svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
     return Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(title, Markup(svg))

@@ -188,15 +188,16 @@ def _played(env: TextEnv, seed: int, replies: Sequence[str], limit: TimeLimit) -
 def _look(env: TextEnv) -> tuple[tuple[str, ...] | None, int | str | None]:
     """The board and the place on it, where there is one; else an image."""
     board = _board(env)
-    return board, _place(env) if board else _image(env)
+    if board:
+        return board, _place(env)
+    return None, _png(env.render()) if env.render_mode == "rgb_array" else None
 
 
 def _board(env: TextEnv) -> tuple[str, ...] | None:
     """The rows of a frozen lake."""
     if isinstance(env.unwrapped, RandomFrozenLakeEnv):
         return env.unwrapped.board
-    rows = lake_map(env)
-    return None if rows is None else tuple(rows)
+    return lake_map(env)
 
 
 def _place(env: TextEnv) -> int:
@@ -204,10 +205,6 @@ def _place(env: TextEnv) -> int:
     if isinstance(env.unwrapped, RandomFrozenLakeEnv):
         return env.unwrapped.square
     return int(env.get_wrapper_attr("s"))
-
-
-def _image(env: TextEnv) -> str | None:
-    return _png(env.render()) if env.render_mode == "rgb_array" else None
 
 
 def _png(pixels: Any) -> str:

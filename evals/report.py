@@ -9,6 +9,7 @@ Everything is read from the runs' folders, so a page can be made again at any ti
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -16,12 +17,10 @@ import tyro
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from evals.finished_run import FinishedRun, UnfinishedRunError, check_traces, rows_by_part
 from evals.page import write_page
 from evals.plots import (
-    ARM_LABELS,
     arms_plot,
     curves_plot,
     gate_plot,
@@ -31,12 +30,21 @@ from evals.plots import (
     validation_plot,
 )
 from evals.replay import replay_pairs
-from evals.result import CUT_SHORT, Comparison, EvalResult, cut_short_text, rate_text, temperature_text
+from evals.result import (
+    ARM_LABELS,
+    CUT_SHORT,
+    Comparison,
+    EvalResult,
+    change_text,
+    cut_short_text,
+    rate_text,
+    temperature_text,
+)
 from experience import ExperienceError
 from experience.insight import InsightState
 from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
-from experience.terminal import Terminal, shown
+from experience.terminal import Terminal, shown, tell
 
 SHOWN_TRACES = 5
 """Traces named as evidence of an insight; the database has them all."""
@@ -53,14 +61,11 @@ SUCCESS = "the environment says so, or else its return is positive"
 
 
 def write_report(path: Path, store: str | None = None) -> Path:
-    """Make ``report.html`` in a finished run's folder.
+    """Make ``report.html`` in a finished run's folder; returns its path.
 
     Args:
         path: The folder: ``config.json``, ``metrics.jsonl``, ``results.json`` and ``experience.db``.
         store: The database, where it is elsewhere and the folder keeps its password to itself.
-
-    Returns:
-        The report's path.
 
     Raises:
         ExperienceError: The run's experience cannot be read.
@@ -131,9 +136,6 @@ def ways(run: FinishedRun) -> list[tuple[str, Way, Way]]:
     """(temperature, with experience in the prompt, with it in the weights); none of runs from before.
 
     Seconds depend on the machine, so they stand in ``metrics.jsonl`` and not in ``results.json``.
-
-    Args:
-        run: The run.
     """
     spent = run.phase_seconds()
 
@@ -180,12 +182,7 @@ def _insights(store: ExperienceStore) -> list[dict[str, Any]]:
 def _candidates(
     store: ExperienceStore, insights: list[dict[str, Any]]
 ) -> list[tuple[int, Markup, list[dict[str, Any]]]]:
-    """(round, plot, candidates with the best first) for each gate that had a choice.
-
-    Args:
-        store: For the scores.
-        insights: From ``_insights``.
-    """
+    """(round, plot, candidates with the best first) for each gate that had a choice."""
     texts = {insight["insight_id"]: insight["text"] for insight in insights}
     shown = []
     for phase, scores in store.scores().groupby("phase", sort=False):
@@ -211,15 +208,9 @@ def _candidates(
 
 
 def write_comparison(paths: list[Path], target: Path, store: str | None = None) -> Path:
-    """Make a page with finished runs side by side.
+    """Make a page with finished runs side by side; returns its path.
 
-    Args:
-        paths: The runs' folders.
-        target: The page.
-        store: The database of all of them, where their folders keep its password to themselves.
-
-    Returns:
-        The page's path.
+    The database of all of them may have to be named, where their folders keep its password to themselves.
 
     Raises:
         ExperienceError: A run's experience cannot be read.
@@ -241,6 +232,7 @@ def write_comparison(paths: list[Path], target: Path, store: str | None = None) 
         runs=runs,
         settings=settings,
         differing=differing,
+        spread=_spread(list(runs.values())) if differing == ["seed"] else {},
         temperatures=names,
         against_first=_against_first(list(runs.values()), store),
         plots=[
@@ -248,6 +240,15 @@ def write_comparison(paths: list[Path], target: Path, store: str | None = None) 
             curves_plot(runs, "Success on validation while training"),
         ],
     )
+
+
+def _spread(runs: list[FinishedRun]) -> dict[str, tuple[float, float, float]]:
+    """Arm -> the lowest, the median and the highest success rate of runs that differ in their seed alone."""
+    rates = {
+        arm: [run.results["arms"][arm]["success_rate"] for run in runs]
+        for arm in ("before", "before_with_experience", "after")
+    }
+    return {arm: (min(of_arm), median(of_arm), max(of_arm)) for arm, of_arm in rates.items()}
 
 
 def _against_first(runs: list[FinishedRun], store: str | None) -> list[Comparison | None]:
@@ -297,23 +298,16 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
     arms = {label: tables[0][arm] for arm, label in ARM_LABELS.items() if arm in tables[0]}
     if any(abs(arm["mean_return"] - arm["success_rate"]) > 1e-9 for arm in arms.values()):
         text = "; ".join(f"{label} {arm['mean_return']:.1f}" for label, arm in arms.items())
-        console.print(f"mean return, {names[0]}: {text}", highlight=False, soft_wrap=True)
+        tell(console, f"mean return, {names[0]}: {text}")
     if text := cut_short_text(results.get("cut_short")):
-        console.print(Text(text, style="bold yellow"), soft_wrap=True)
+        tell(console, text, "bold yellow")
     change = results["comparison"]
-    console.print(
-        f"after - before: {change['difference']:+.1%} [{change['ci_low']:+.1%}, {change['ci_high']:+.1%}], "
-        f"p = {change['p_value']:.2g}, n = {change['n']}; {results['wall_seconds']:.0f} s, "
-        f"{results['peak_rss_bytes'] / 2**30:.1f} GiB",
-        highlight=False,
-        soft_wrap=True,
+    tell(
+        console,
+        f"after - before: {change_text(change)}, p = {change['p_value']:.2g}, n = {change['n']}; "
+        f"{results['wall_seconds']:.0f} s, {results['peak_rss_bytes'] / 2**30:.1f} GiB",
     )
-    console.print(
-        f"report: {path / 'report.html'}   model: {path / 'model'}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    tell(console, f"report: {path / 'report.html'}   model: {path / 'model'}")
 
 
 def main(args: list[str] | None = None) -> None:

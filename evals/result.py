@@ -14,22 +14,22 @@ from experience.trace import StopReason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
-    """One arm. Where ``n`` is ``None``, the figures are exact."""
+    """One arm. Where ``n`` is ``None``, nobody played it: the figures are exact."""
 
     success_rate: float
-    successes: int | None
-    n: int | None
+    successes: int | None = None
+    n: int | None = None
     """Episodes."""
-    ci_low: float | None
+    ci_low: float | None = None
     """95% Wilson interval of the success rate."""
-    ci_high: float | None
+    ci_high: float | None = None
     mean_return: float
-    invalid_rate: float | None
+    invalid_rate: float | None = None
     """Share of the turns whose reply was no action; ``None`` for an arm that does not reply."""
-    prompt_tokens_per_turn: float | None
-    turns_per_episode: float | None
+    prompt_tokens_per_turn: float | None = None
+    turns_per_episode: float | None = None
     """Decisions; ``None`` for an arm that is given no prompts."""
-    endings: Mapping[str, int] | None
+    endings: Mapping[str, int] | None = None
     """How many of the episodes played ended for which ``StopReason``. Those that were not judged are not in
     ``n``; those that a fault of the env ended are, as no success."""
 
@@ -57,17 +57,9 @@ class EvalResult:
 
     @classmethod
     def from_episodes(
-        cls,
-        *,
-        successes: int,
-        n: int,
-        mean_return: float,
-        invalid_rate: float | None = None,
-        prompt_tokens_per_turn: float | None = None,
-        turns_per_episode: float | None = None,
-        endings: Mapping[str, int] | None = None,
+        cls, *, successes: int, n: int, endings: Mapping[str, int] | None = None, **means: float
     ) -> Self:
-        """Add the rate and its interval."""
+        """Add the rate and its interval to what is known, by the names of the fields."""
         low, high = wilson_interval(successes, n)
         return cls(
             success_rate=successes / n,
@@ -75,27 +67,8 @@ class EvalResult:
             n=n,
             ci_low=low,
             ci_high=high,
-            mean_return=mean_return,
-            invalid_rate=invalid_rate,
-            prompt_tokens_per_turn=prompt_tokens_per_turn,
-            turns_per_episode=turns_per_episode,
+            **means,
             endings=None if endings is None else {str(stop): n for stop, n in sorted(endings.items())},
-        )
-
-    @classmethod
-    def exact(cls, success_rate: float, mean_return: float) -> Self:
-        """A computed arm, which nobody played."""
-        return cls(
-            success_rate=success_rate,
-            successes=None,
-            n=None,
-            ci_low=None,
-            ci_high=None,
-            mean_return=mean_return,
-            invalid_rate=None,
-            prompt_tokens_per_turn=None,
-            turns_per_episode=None,
-            endings=None,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -158,6 +131,18 @@ def success_rate(traces: pd.DataFrame) -> float:
     return float(known["success"].mean()) if len(known) else 0.0
 
 
+ARM_LABELS = {
+    "random": "random",
+    "blind": "best blind",
+    "before": "before",
+    "empty_context": "empty-context teacher",
+    "before_with_experience": "before, with experience",
+    "after": "after",
+    "after_with_experience": "after, with experience",
+    "optimal": "optimal",
+}
+"""What a run's arms are called, in order."""
+
 CUT_SHORT: Mapping[str, str] = {
     StopReason.ERROR: "by an error of the env",
     StopReason.TIMED_OUT: "since the env took too long (--env-timeout)",
@@ -169,10 +154,7 @@ CUT_SHORT: Mapping[str, str] = {
 
 
 def cut_short(traces: pd.DataFrame) -> dict[str, Any]:
-    """What of a run was cut short, for ``results.json``.
-
-    Args:
-        traces: All of the run's, as ``ExperienceStore.traces()`` gives them.
+    """What of ``ExperienceStore.traces()``, all of a run's, was cut short, for ``results.json``.
 
     Returns:
         ``episodes``, ``endings`` (how many ended for which reason of ``CUT_SHORT``, where any did) and
@@ -196,11 +178,22 @@ def cut_short_text(found: Mapping[str, Any] | None) -> str:
     return f"{text} The first error: {found['first_error']}" if found["first_error"] else text
 
 
+def interval_text(values: Mapping[str, Any], name: str, show: str) -> str:
+    """A figure with its interval, each as ``show`` formats it, for tables."""
+    value, low, high = (show.format(values[key]) for key in (name, "ci_low", "ci_high"))
+    return f"{value} [{low}, {high}]"
+
+
 def rate_text(arm: Mapping[str, Any]) -> str:
     """The success rate of an ``EvalResult.as_dict()``, with its interval, for tables."""
     if arm["n"] is None:
         return f"{arm['success_rate']:.1%} exact"
-    return f"{arm['success_rate']:.1%} [{arm['ci_low']:.1%}, {arm['ci_high']:.1%}]"
+    return interval_text(arm, "success_rate", "{:.1%}")
+
+
+def change_text(comparison: Mapping[str, Any]) -> str:
+    """The difference of a ``Comparison.as_dict()``, with its interval, for tables."""
+    return interval_text(comparison, "difference", "{:+.1%}")
 
 
 def temperature_text(temperature: float) -> str:

@@ -4,23 +4,21 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from scipy.stats import binomtest, t
-
 CONFIDENCE = 0.95
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """Wilson's score interval of a rate, at 95%."""
+    from scipy.stats import binomtest  # here: it takes a second, and most that starts needs none of it
+
     interval = binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's t interval of a mean, at 95%.
+    """Student's t interval of the mean of at least two values, at 95%."""
+    from scipy.stats import t
 
-    Args:
-        values: At least two.
-    """
     n, mean = len(values), statistics.fmean(values)
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
     return mean - half, mean + half

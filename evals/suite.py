@@ -142,11 +142,7 @@ class _Suite(BaseModel, extra="forbid", strict=True):
 
 
 def read_suite(name: str, check: Check = agent_process.check) -> list[Cell]:
-    """The cells of a suite.
-
-    Args:
-        name: A file, or the name of a suite that comes with the toolkit.
-        check: Who says whether the settings can be.
+    """The cells of a suite: a file, or the name of one that comes with the toolkit.
 
     Raises:
         SuiteError: There is none, or it cannot be run.
@@ -249,14 +245,7 @@ def _settings(file: YamlFile, values: Mapping[str, Any], at: Location) -> Settin
 def _entries(
     file: YamlFile, axis: str, entries: Sequence[_Entry], setting: str | None = None
 ) -> list[tuple[_Entry, Settings]]:
-    """Entries with all their settings; no two share a name or a folder.
-
-    Args:
-        file: Where they stand.
-        axis: Under which key.
-        entries: As they stand there.
-        setting: Which setting their id is; methods are settings themselves.
-    """
+    """Entries of an axis with all their settings, their id being one; no two share a name or a folder."""
     taken: dict[str, str] = {}
     found = []
     for index, entry in enumerate(entries):

@@ -32,12 +32,7 @@ class YamlFile:
     """What stands in a file, and where. Only what JSON can hold may stand there, and no key twice."""
 
     def __init__(self, name: str, text: str, whole: str = "the file") -> None:
-        """Read the file.
-
-        Args:
-            name: Its name, for errors.
-            text: What it holds.
-            whole: What it is called as a whole.
+        """Read the file; it is called by its name in errors, and as a whole ``whole``.
 
         Raises:
             FileError: It is no such file.

@@ -8,11 +8,7 @@ _WHERE = {"host", "hostaddr", "service", "servicefile", "server", "dsn", "proxy"
 
 
 def is_elsewhere(location: str) -> bool:
-    """Whether a URL leads, or may lead, to another machine; a file's path never does.
-
-    Args:
-        location: A path, or a URL of a server or a database.
-    """
+    """Whether a URL leads, or may lead, to another machine; a file's path never does."""
     scheme, is_url, _ = location.partition("://")
     if not is_url or scheme.partition("+")[0] == "sqlite":
         return False

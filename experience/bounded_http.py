@@ -18,9 +18,7 @@ class UnboundedAnswerError(RuntimeError):
 def bounded_client(seconds: float, max_bytes: int = MAX_BYTES) -> Any:
     """An ``httpx`` client for ``openai.OpenAI``, which follows no redirect.
 
-    Args:
-        seconds: For the whole of an answer's body; a client's own time-out is for each piece of it.
-        max_bytes: The most that is read.
+    The seconds are for the whole of an answer's body; a client's own time-out is for each piece of it.
     """
     import openai
 

@@ -93,10 +93,7 @@ def within_budget(
 ) -> tuple[tuple[Insight, ...], tuple[Insight, ...]]:
     """The most useful insights that fit, and those that are left out: the least useful, not the oldest.
 
-    Args:
-        insights: To choose from.
-        max_tokens: What the texts of those kept may take together; 0 is no limit.
-        count_tokens: Tokens of a text.
+    The texts of those kept take ``max_tokens`` together at most; 0 is no limit.
     """
     kept: list[Insight] = []
     dropped: list[Insight] = []

@@ -7,9 +7,9 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -42,7 +42,7 @@ _ADVICE = {
 }
 
 
-class Database:
+class Database(AbstractContextManager["Database", None]):
     """Connections to one database of the present schema."""
 
     def __init__(self, location: str | Path, *, create: bool = True) -> None:
@@ -137,9 +137,6 @@ class Database:
     def close(self) -> None:
         """Let go of it."""
         self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

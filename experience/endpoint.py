@@ -6,6 +6,7 @@ The key comes from the environment (``OPENAI_API_KEY``) and is kept by the clien
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -110,8 +111,10 @@ class Endpoint:
 
     def _try(self, task: WritingTask, settings: Settings) -> tuple[str, Settings | None]:
         """A reply, which may be empty, and with which settings to ask again then."""
+        messages: Any = [{"role": "system", "content": task.system}, {"role": "user", "content": task.user}]
+        create = partial(self._client.chat.completions.create, model=self.name, messages=messages, **settings)
         try:
-            answer = in_time(lambda: self._create(task, settings), self._seconds)
+            answer: Any = in_time(create, self._seconds)
             choice = answer.choices[0]
             if isinstance(text := choice.message.content, str) and text:
                 return text, None
@@ -136,16 +139,6 @@ class Endpoint:
             raise ExperienceError(self._say(f"Timeout: no whole answer in {self._seconds:g} s")) from None
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise ExperienceError(self._say(f"its answer is no chat completion ({error})")) from None
-
-    def _create(self, task: WritingTask, settings: Settings) -> Any:
-        return self._client.chat.completions.create(
-            model=self.name,
-            messages=[
-                {"role": "system", "content": task.system},
-                {"role": "user", "content": task.user},
-            ],
-            **settings,
-        )
 
     def _say(self, reason: str) -> str:
         return (

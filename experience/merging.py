@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from bm25s.stopwords import STOPWORDS_EN
 from rapidfuzz.distance import Prefix
-from scipy.stats import binomtest
 
 from experience.insight import Insight, InsightState
 
@@ -29,10 +28,7 @@ def is_duplicate(first: str, second: str) -> bool:
 def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -> bool:
     """Whether two texts say the same of the same, but for a negation or for words that exclude each other.
 
-    Args:
-        first: One text.
-        second: The other.
-        opposites: Words that exclude each other, such as an env's actions.
+    Such are the ``opposites``: an env's actions, say.
     """
     difference = _difference(first, second)
     shared = sum((Counter(_words(first)) & Counter(_words(second))).values())
@@ -67,6 +63,8 @@ def settled(insights: Sequence[Insight], opposites: Collection[str] = ()) -> lis
     One retires when the evidence against it prevails significantly, or when it contradicts another that has
     more for it. One that retired for such a reason comes back when the evidence turns.
     """
+    from scipy.stats import binomtest  # here: it takes a second, and most that starts needs none of it
+
     result = []
     for insight in insights:
         state, reason = InsightState.ACTIVE, ""
@@ -99,11 +97,7 @@ def with_outcomes(
 ) -> Insight:
     """``insight`` with what an episode with it in the prompt, against the same without, says about it.
 
-    Args:
-        insight: Alone in the context.
-        outcomes: Seed -> success with it.
-        without: Seed -> success without it; other seeds say nothing.
-        trace_ids: Seed -> the trace with it.
+    Outcomes and traces are by seed. The insight was alone in its context.
     """
     both = [seed for seed in outcomes if seed in without]
     won = [seed for seed in both if outcomes[seed] and not without[seed]]

@@ -46,9 +46,7 @@ class OutcomeModel:
 def outcome_model(turns: pd.DataFrame, actions: Sequence[str]) -> OutcomeModel:
     """Count what followed what.
 
-    Args:
-        turns: ``ExperienceStore.turns()`` of train traces; unreadable replies count for nothing.
-        actions: The env's action words.
+    ``turns`` are ``ExperienceStore.turns()`` of train traces; unreadable replies count for nothing.
 
     Raises:
         ValueError: A turn comes from another split than train.
@@ -112,11 +110,7 @@ def action_values(model: OutcomeModel, *, explore: bool) -> Float:
 
 
 def outcome_insights(
-    turns: pd.DataFrame,
-    actions: Sequence[str],
-    advise: Callable[[str, str], str],
-    *,
-    explore: bool,
+    turns: pd.DataFrame, actions: Sequence[str], advise: Callable[[str, str], str], *, explore: bool
 ) -> list[Insight]:
     """The best action in every situation that was acted in, as an insight.
 

@@ -100,9 +100,7 @@ class ExperienceStore:
     def finish_phase(self, phase: str, result: Any = None) -> None:
         """Note that ``phase`` is done: all its traces are in the store, or it came to ``result``.
 
-        Args:
-            phase: Its name; finishing it again changes nothing.
-            result: Anything that goes through JSON, for ``result`` to give back.
+        That is anything that goes through JSON. Finishing a phase again changes nothing.
         """
         with self._database.writing() as connection:
             insert_new(connection, tables.finished_phases, [self._row(phase=phase, result=result)])
@@ -110,9 +108,7 @@ class ExperienceStore:
     def set_insights(self, insights: Iterable[Insight], phase: str) -> None:
         """Write ``insights`` with the state that each has; other active ones retire, none is deleted.
 
-        Args:
-            insights: All that are to be in use, and any that are not.
-            phase: What they were drawn for; the second call for a phase changes nothing.
+        They are all that are to be in use, and any that are not. The second call for a phase changes nothing.
         """
         table = tables.insights
         with self._database.writing() as connection:
@@ -355,12 +351,7 @@ def _of_folder(folder: Path, given: str | None) -> tuple[str, str | None]:
 
 
 def find_run(connection: sa.Connection, name: str | None, where: str) -> sa.Row[Any]:
-    """The row of the run called ``name``, or of the only one.
-
-    Args:
-        connection: To its database.
-        name: The run's.
-        where: What to call the database.
+    """The row of the run called ``name``, or of the only one; the database is called ``where``.
 
     Raises:
         ExperienceError: There is no such run, or several and no name.

@@ -22,11 +22,7 @@ class _Typed(sa.TypeDecorator[Any]):
     impl = sa.Text
 
     def __init__(self, kind: Any = str) -> None:
-        """Say what.
-
-        Args:
-            kind: What ``python_type`` is to be.
-        """
+        """Say what: ``python_type``."""
         super().__init__()
         self.kind = kind
 

@@ -34,6 +34,11 @@ class Terminal(Console):
         return super().render(renderable, options)
 
 
+def tell(console: Console, text: str, style: str | None = None) -> None:
+    """Print a text as it is, whatever the console would make of its marks, in as many lines as it has."""
+    console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 def shown(text: str) -> str:
     """A text as it may be shown."""
     return printable(masked(text))

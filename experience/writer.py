@@ -100,10 +100,7 @@ class InsightPrompts:
     """The prompts that insights are written with; see ``prompts.toml``, which says what a file must hold."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Read them.
-
-        Args:
-            path: The user's own; by default ours.
+        """Read them: the user's own, or else ours.
 
         Raises:
             ExperienceError: No such file, no TOML, or no such templates.
@@ -142,13 +139,9 @@ class InsightPrompts:
     def task(
         self, turns: pd.DataFrame, final_observation: str, known: Sequence[str], *, is_begun: bool = False
     ) -> WritingTask:
-        """The question about one trace.
+        """The question about one trace, which has at least one turn.
 
-        Args:
-            turns: Its rows of ``ExperienceStore.turns()``; at least one.
-            final_observation: What it ended with.
-            known: Texts of the insights there are.
-            is_begun: Whether the reply is begun with the marker.
+        ``known`` are texts of the insights there are. The reply may be begun with the marker already.
 
         Raises:
             ExperienceError: The templates ask for something that there is not.
@@ -277,14 +270,8 @@ def write_insights(
 ) -> list[Insight]:
     """Let a model read each trace and write what it teaches.
 
-    Args:
-        turns: ``ExperienceStore.turns()`` of train traces.
-        endings: The final observation by trace id, in the order in which the traces are to be read.
-        writer: Who writes.
-        prompts: With what prompts.
-        known: The insights there are.
-        seeds: One per trace, for the writer's sampling.
-        forbidden: See ``parse_items``.
+    ``endings`` has the final observations by trace id, in the order in which the traces are to be read; there
+    is a seed for each of them. ``forbidden`` is as for ``parse_items``.
 
     Returns:
         The items in order, duplicates and all; each with its trace as evidence for it.

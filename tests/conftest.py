@@ -1,22 +1,27 @@
-"""A tiny random Llama, a byte tokenizer, and a scripted walker on the lake."""
+"""A tiny random Llama, a byte tokenizer, and a scripted walker on the lake.
+
+What takes seconds to import is imported where it is used: the process that hands out the tests reads this
+file too, and the others begin when it has.
+"""
+
+from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from envs.games.frozen_lake import ACTIONS
-from evals.baselines import Baselines
-from tests import postgres
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores
+    import torch
+
     threads = max(1, (os.cpu_count() or 1) // int(workers))
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -29,6 +34,9 @@ CHAT_TEMPLATE = (
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """256 byte tokens and two special ones: fast to make, and " right" takes several tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate(["<s>", "</s>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -41,13 +49,16 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_llama(
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     *,
     tie: bool = True,
     head_dim: int = 8,
     window: int = 512,
 ) -> PreTrainedModel:
-    """A random Llama with grouped-query attention and the byte tokenizer's vocabulary."""
+    """A random Llama, of float32 by default, with grouped-query attention and the byte tokenizer's words."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=258,
@@ -64,7 +75,7 @@ def tiny_llama(
     )
     model: Any = LlamaForCausalLM(config)
     assert model.config._attn_implementation == "sdpa"
-    result: PreTrainedModel = model.to(dtype).eval()
+    result: PreTrainedModel = model.to(dtype or torch.float32).eval()
     return result
 
 
@@ -84,25 +95,24 @@ def model() -> PreTrainedModel:
     return tiny_llama()
 
 
-class RememberingBaselines(Baselines):
-    """Seeks the best blind policy once for the same env, seeds and traces: it plays hundreds of policies."""
-
-    found: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.made_of = (args, kwargs)
-
-    def blind(self, candidates: Any, *seeds: Any) -> Any:
-        key = repr((self.made_of, candidates, seeds))
-        if key not in self.found:
-            self.found[key] = super().blind(candidates, *seeds)
-        return self.found[key]
-
-
 @pytest.fixture(scope="session", autouse=True)
 def blind_policies_are_sought_once() -> Iterator[None]:
-    """Which takes a third of a tiny run."""
+    """The best one for the same env, seeds and traces: it plays hundreds, a third of a tiny run."""
+    from evals.baselines import Baselines
+
+    found: dict[str, Any] = {}
+
+    class RememberingBaselines(Baselines):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.made_of = (args, kwargs)
+
+        def blind(self, candidates: Any, *seeds: Any) -> Any:
+            key = repr((self.made_of, candidates, seeds))
+            if key not in found:
+                found[key] = super().blind(candidates, *seeds)
+            return found[key]
+
     with patch("agents.measurement.Baselines", RememberingBaselines):
         yield
 
@@ -129,6 +139,10 @@ def save_walker(
         says: What it writes for an action, as one token.
         window: The most that it reads, in bytes.
     """
+    import torch
+
+    from envs.games.frozen_lake import ACTIONS
+
     tokenizer, model = byte_tokenizer(), model or tiny_llama(tie=False, window=window)
     tokenizer.add_tokens([says.format(action) for action in ACTIONS])
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -144,6 +158,8 @@ def save_walker(
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The URL of a server's databases, but for their name."""
+    from tests import postgres
+
     with postgres.server() as url:
         yield url
 
@@ -151,6 +167,8 @@ def postgres_server() -> Iterator[str]:
 @pytest.fixture
 def postgres_url(postgres_server: str) -> str:
     """A new database on the server."""
+    from tests import postgres
+
     return postgres.new_database(postgres_server)
 
 

@@ -4,17 +4,16 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from agents.asked import check
 from agents.cli import parse_args
 from agents.self_improve import SelfImproveConfig, self_improve
 from envs import check_text_env
 from evals.suite import read_suite
+from evals.tables import fill
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -24,19 +23,6 @@ def blocks(page: str | Path, language: str = r"\w*") -> list[str]:
     """Its blocks of code."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.model
-def test_distilling_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script, *_ = blocks("docs/distill.md", "python")
-    names: dict[str, Any] = {"STEPS": 5, "FOLDER": tmp_path / "model"}
-    exec(compile(script, "docs/distill.md", "exec"), names)
-    losses = [float(loss) for loss in re.findall(r"StepStats\(kl=([\d.]+)", capsys.readouterr().out)]
-    assert len(losses) == 5
-    assert losses[-1] < 0.8 * losses[0]
-    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    before = names["loaded"].model
-    assert not torch.equal(trained.lm_head.weight, before.get_output_embeddings().weight)
 
 
 def test_the_loss_alone() -> None:
@@ -112,6 +98,11 @@ def test_commands_have_settings_that_there_are(command: str) -> None:
     assert "--resume" in arguments or parse_args(arguments).env
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_figures(page: Path) -> None:
+    assert fill(page) == page.read_text(encoding="utf-8"), "make results writes them"
+
+
 def test_the_readme_is_read_to_the_end() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
 
@@ -129,7 +120,7 @@ def test_what_is_named_is_there(page: Path) -> None:
         target = page.parent / name if name else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
-    if page.name in ("results.md", "tried.md"):  # they name what was there then
+    if page.name in ("results.md", "speed.md", "tried.md"):  # they name what was there then
         return
     for name in re.findall(r"`((?:agents|distill|docs|envs|evals|experience|tests)/[\w./]*)`", text):
         assert (ROOT / name).exists(), name

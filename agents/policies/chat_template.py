@@ -131,11 +131,7 @@ class ChatTemplate:
             self._before_begun = f"\n</{thought[1]}>\n\n"
 
     def _tried(
-        self,
-        roles: Sequence[str],
-        settings: Mapping[str, Any] | None = None,
-        *,
-        begins_reply: bool = True,
+        self, roles: Sequence[str], settings: Mapping[str, Any] | None = None, *, begins_reply: bool = True
     ) -> str:
         """A chat of marks; empty if the template does not take it."""
         try:

@@ -76,17 +76,10 @@ class HFPolicy:
         compute: Way = "tree",
         template_settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """Wrap a model.
+        """Wrap a model and its tokenizer; see ``LanguageModel``, ``find_support`` and ``ChatTemplate``.
 
-        Args:
-            model: See ``LanguageModel``.
-            tokenizer: Its tokenizer, with a chat template.
-            max_bytes: What keys and values may take, by default a share of what the device has; the oldest
-                go first. Prompts that would take more are answered one group after the other.
-            compute_dtype: See ``LanguageModel``.
-            within: See ``LanguageModel``.
-            compute: As a prefix tree or in padded batches; see ``find_support``.
-            template_settings: What the chat template is told beside the chat.
+        Keys and values take ``max_bytes`` at most, by default a share of what the device has; the oldest go
+        first. Prompts that would take more are answered one group after the other.
         """
         self.tokenizer = tokenizer
         self.lm = language_model(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -38,7 +38,7 @@ class RunFolderError(RuntimeError):
     """A folder that cannot be used; the message says why and what to do."""
 
 
-class RunFolder:
+class RunFolder(AbstractContextManager["RunFolder", None]):
     """``config.json``, ``metrics.jsonl``, checkpoints and results of one run.
 
     One process at a time holds it, by a lock that the system lets go when the process dies.
@@ -66,12 +66,7 @@ class RunFolder:
     def create(
         cls, path: Path, config: Mapping[str, Any], expected: Mapping[str, float] | None = None
     ) -> Self:
-        """Make a new run's folder.
-
-        Args:
-            path: Where.
-            config: Its settings.
-            expected: Seconds that its parts are expected to take, if anybody has measured.
+        """Make a new run's folder; ``expected`` is what its parts take, in seconds, if anybody has measured.
 
         Raises:
             RunFolderError: It holds another run, or cannot be made.
@@ -100,22 +95,18 @@ class RunFolder:
     @property
     def run_id(self) -> str | None:
         """The run's name in a store that it shares; ``None`` in folders from before there were such."""
-        about = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        run_id: str | None = about.get("run_id")
+        run_id: str | None = _about(self.path).get("run_id")
         return run_id
 
     @property
     def expected_seconds(self) -> float | None:
         """What the whole run is expected to take, if anybody has measured."""
-        expected = json.loads((self.path / "config.json").read_text(encoding="utf-8")).get("expected_seconds")
+        expected = _about(self.path).get("expected_seconds")
         return sum(expected.values()) if expected else None
 
     def close(self) -> None:
         """Let go of the folder."""
         self._lock.release()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -238,11 +229,15 @@ def read_config(path: Path) -> dict[str, Any]:
         RunFolderError: It is no run's folder.
     """
     try:
-        return dict(json.loads((path / "config.json").read_text(encoding="utf-8"))["config"])
+        return dict(_about(path)["config"])
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is not the folder of a run: it has no config.json") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
+
+
+def _about(path: Path) -> Any:
+    return json.loads((path / "config.json").read_text(encoding="utf-8"))
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -260,7 +255,7 @@ def peak_rss_bytes() -> int:
 
 
 def provenance() -> dict[str, Any]:
-    """What produced a run: time, git revision, versions."""
+    """What produced a run: time, git revision, versions, machine."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -272,8 +267,17 @@ def provenance() -> dict[str, Any]:
         "git_revision": _git_revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "machine": machine(),
         "packages": versions,
     }
+
+
+def machine() -> str:
+    """What sums of floating-point numbers depend on: the processor and its threads, or the GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    instructions, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{platform.machine()} {instructions}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _git_revision() -> str | None:

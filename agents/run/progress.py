@@ -7,6 +7,8 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from experience.terminal import tell
+
 EVERY = 60.0
 """Seconds between lines."""
 
@@ -15,12 +17,7 @@ class Bars:
     """The bars of one run, which come one after the other."""
 
     def __init__(self, console: Console, so_far: Callable[[], str]) -> None:
-        """Begin to count the minutes.
-
-        Args:
-            console: Where to report.
-            so_far: How far the whole run is, for the lines.
-        """
+        """Begin to count the minutes; ``so_far`` says for the lines how far the whole run is."""
         self.console, self.so_far = console, so_far
         self.due = time.monotonic() + EVERY
         """When the next line is."""
@@ -70,5 +67,4 @@ class _Bar(Progress):
         while not self._ended.wait(max(0.0, bars.due - time.monotonic())):
             bars.due = time.monotonic() + EVERY
             parts = [f"{task.completed:.0f} of {task.total:.0f}", task.fields["note"], bars.so_far()]
-            line = f"{task.description}: {'; '.join(filter(None, parts))}"
-            bars.console.print(line, soft_wrap=True, markup=False, highlight=False)
+            tell(bars.console, f"{task.description}: {'; '.join(filter(None, parts))}")

@@ -152,10 +152,7 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
 def finish(config: SelfImproveConfig, path: Path, run: Callable[[SelfImproveConfig], object]) -> None:
     """Run one run of an experiment in ``path``: from its beginning, from where it stopped, or not again.
 
-    Args:
-        config: What to run.
-        path: Its folder.
-        run: How: ``self_improve`` with a config that is settled.
+    ``run`` is how: ``self_improve`` with a config that is settled.
 
     Raises:
         ConfigError: See ``begun``, or what ``run`` raises.

@@ -46,7 +46,7 @@ from experience.masking import masked
 from experience.phase import Phase
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
-from experience.terminal import Terminal
+from experience.terminal import Terminal, tell
 from experience.trace import StopReason, Trace
 
 COMMIT_EVERY = 64
@@ -65,12 +65,6 @@ class Run:
     def __init__(self, config: SelfImproveConfig, path: Path, *, console: Console, ranks: Ranks) -> None:
         """Load everything, and touch no run folder yet, so that bad input leaves nothing behind.
 
-        Args:
-            config: With ``resume`` set, that run's.
-            path: The run's folder.
-            console: Where to report progress.
-            ranks: This process among those of the run.
-
         Raises:
             ConfigError: The tracker is missing, or the context file does not fit the model's window.
             EnvError: The env cannot be made or put into words, or has nothing to play in one of the splits.
@@ -80,12 +74,7 @@ class Run:
         self.path, self.console, self.ranks = path, console, ranks
         if config.tracker is not None:
             check_available(config.tracker)
-        make = partial(
-            make_text_env,
-            config.env,
-            config.env_kwargs,
-            replies=config.replies,
-        )
+        make = partial(make_text_env, config.env, config.env_kwargs, replies=config.replies)
         env = make()
         self.memory = config.remembered
         self.words = self.memory.words(env.words)
@@ -116,11 +105,8 @@ class Run:
     ) -> Self:
         """A new run, or with ``config.resume`` the rest of that one, among all of its processes.
 
-        Args:
-            config: What to do.
-            console: Where to report progress; by default standard error.
-            is_settled: Whether a begun run's config is all that is to be, as ``resumed`` gives it; otherwise
-                its defaults mean nothing.
+        A begun run's config may be settled: all that is to be, as ``resumed`` gives it. Otherwise its
+        defaults mean nothing. Progress is told on standard error, unless there is another console.
 
         Raises:
             RunFolderError: The folder cannot be used.
@@ -134,16 +120,11 @@ class Run:
             check_free(path)
         console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)
         how = f"{ranks.size} processes ({config.engine})" if ranks.size > 1 else "1 process"
-        console.print(f"{path} on {how}", markup=False, soft_wrap=True)
+        tell(console, f"{path} on {how}")
         return cls(config, path, console=console, ranks=ranks)
 
     def settle(self, config: SelfImproveConfig, expected: Mapping[str, float]) -> None:
-        """Take the settings of a plan, before there is a folder.
-
-        Args:
-            config: The run's, with what was planned.
-            expected: Seconds that its parts are expected to take.
-        """
+        """Take the settings of a plan, and the seconds that the run's parts are expected to take."""
         self.config, self._expected = config, expected
 
     def __enter__(self) -> Self:
@@ -201,9 +182,7 @@ class Run:
     def once(self, phase: Phase, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, as JSON gives it back; made once in a run's life, and read from then on.
 
-        Args:
-            phase: What it is of.
-            make: Makes it, on every process; the main one's goes to the store.
+        Every process makes it; the main one's goes to the store.
         """
         return self._once([phase], lambda _: [make()])[0]
 
@@ -235,15 +214,8 @@ class Run:
 
         return self.ranks.from_main(read)
 
-    def save_model(self) -> None:
-        """Write the student to ``model/``, and its adapters; see ``Agent.save``."""
-        self.agent.save(self.path)
-
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write the report, if episodes were judged, and drop what only an unfinished run needs.
-
-        Returns:
-            The results.
 
         Raises:
             RunFolderError: The report cannot be written.
@@ -312,12 +284,7 @@ class Run:
         return int(self.once(phase, add))
 
     def _play(
-        self,
-        title: str,
-        phases: dict[Phase, Context],
-        policy: HFPolicy,
-        seeds: SeedRange,
-        temperature: float,
+        self, title: str, phases: dict[Phase, Context], policy: HFPolicy, seeds: SeedRange, temperature: float
     ) -> None:
         policy.clear()
         policy.prepare()
@@ -367,12 +334,11 @@ class Run:
         policy.clear()  # what comes next may need the room
         rollout.check_played(held)
         if unfit:  # else they would look like episodes that were lost
-            self.console.print(
+            tell(
+                self.console,
                 f"{title}: {unfit} of {done} episodes ended early, since a prompt and "
                 f"{self.agent.max_tokens} tokens of a reply do not fit the window of {policy.window}: "
                 "take a model with a longer one, or shorten prompts or replies",
-                soft_wrap=True,
-                markup=False,
             )
 
     def _note_played(self, phase: Phase, traces: pd.DataFrame) -> None:

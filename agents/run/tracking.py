@@ -23,13 +23,7 @@ class Tracker:
     """Sends each training step and validation to a tracker; ``metrics.jsonl`` remains the record."""
 
     def __init__(self, name: TrackerName, run: Path, config: Mapping[str, Any]) -> None:
-        """Begin, or go on with, the run of this folder.
-
-        Args:
-            name: One that is available.
-            run: The run's folder; TensorBoard's files go into it.
-            config: Its settings.
-        """
+        """Begin, or go on with, the run of this folder, into which TensorBoard's files go."""
         tracker_class = LOGGER_TYPE_TO_CLASS[name]
         where = {"logging_dir": str(run)} if tracker_class.requires_logging_directory else {}
         self._tracker: GeneralTracker = tracker_class(name if where else run.name, **where)

@@ -25,14 +25,7 @@ class Beginnings:
         max_bytes: int = 512 << 20,
         compute_dtype: torch.dtype | None = None,
     ) -> None:
-        """Begin with none.
-
-        Args:
-            model: The language model.
-            max_tokens: Read in one forward pass.
-            max_bytes: What is kept may take so much; the oldest go first, and the last batch stays.
-            compute_dtype: See ``LanguageModel``.
-        """
+        """Begin with none. Of more than ``max_bytes`` the oldest go first, and the last batch stays."""
         self._model = model
         self._max_tokens = max_tokens
         self.max_bytes = max_bytes
@@ -93,12 +86,7 @@ class Beginnings:
         return whole, computed
 
     def hold(self, decoding: Decoding, rows: Mapping[Prefix, int]) -> None:
-        """Keep sequences of a batch; if it is all of them, in order, the batch must not be gone on with.
-
-        Args:
-            decoding: The batch.
-            rows: Where in it each sequence is.
-        """
+        """Keep sequences of a batch; if it is all of them, in order, the batch must not be gone on with."""
         new = {prefix: row for prefix, row in rows.items() if prefix not in self._rows}
         if not new:
             return

@@ -63,13 +63,7 @@ class Decoding:
     def __init__(
         self, model: PreTrainedModel, size: int, *, compute_dtype: torch.dtype | None = None
     ) -> None:
-        """Begin with so many empty sequences.
-
-        Args:
-            model: The language model.
-            size: N.
-            compute_dtype: See ``LanguageModel``.
-        """
+        """Begin with so many empty sequences."""
         self._model, self._decoder = model, decoder_of(model)
         self._compiled = compiled_layers(self._decoder)
         self._device = model.device

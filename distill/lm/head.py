@@ -66,9 +66,7 @@ class LMHead:
         return cls(
             weight_VD=module.weight,
             map=LogitMap(
-                bias_V=module.bias,
-                scale=scale,
-                softcap=getattr(config, "final_logit_softcapping", None),
+                bias_V=module.bias, scale=scale, softcap=getattr(config, "final_logit_softcapping", None)
             ),
         )
 

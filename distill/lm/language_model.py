@@ -130,10 +130,7 @@ class LanguageModel(ABC):
         return self.head.logits(self._memoised(prefixes, grow=True)).float()
 
     def hidden(self, prefixes: Sequence[Prefix]) -> torch.Tensor:
-        """What goes into the head after each prefix.
-
-        Args:
-            prefixes: Non-empty token sequences, each with the whole prompt.
+        """What goes into the head after each prefix, of which each is as for ``logits``.
 
         Returns:
             [N, D] in the model's dtype, on its device.

@@ -108,10 +108,7 @@ class PaddedLM(LanguageModel):
 
     def _drop_keys(self) -> None:
         self._beginnings = Beginnings(
-            self.model,
-            max_tokens=self.max_nodes,
-            max_bytes=self.max_bytes,
-            compute_dtype=self.compute_dtype,
+            self.model, max_tokens=self.max_nodes, max_bytes=self.max_bytes, compute_dtype=self.compute_dtype
         )
 
     def _computed(self, prefixes: Sequence[Prefix], grow: bool) -> dict[Prefix, torch.Tensor]:
@@ -145,12 +142,9 @@ class PaddedLM(LanguageModel):
 def padded_hidden(
     model: PreTrainedModel, sequences: Sequence[Prefix], *, compute_dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """One forward pass over a batch, up to what goes into the head.
+    """One forward pass over a batch, up to what goes into the head; see ``LanguageModel`` for its type.
 
-    Args:
-        model: The language model.
-        sequences: Non-empty; what stands behind the end of one is of no meaning.
-        compute_dtype: What matrix products run in, by torch's autocast; by default the weights' own.
+    The sequences are not empty. What stands behind the end of one is of no meaning.
 
     Returns:
         [B, T, D] in the model's dtype, or what autocast makes of it.

@@ -20,13 +20,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder with all that the model's own has, with digests of its weights.
-
-    Args:
-        model: It holds its weights itself.
-        tokenizer: Its tokenizer.
-        folder: New or empty.
-    """
+    """Write a folder with all that the model's own has, with digests of the weights that it holds."""
     save_weights(model, model.state_dict().items(), folder)
     save_reader(model, tokenizer, folder)
 
@@ -40,11 +34,7 @@ def save_weights(
 ) -> None:
     """Write what ``from_pretrained`` reads: the configuration, and the weights in sealed files.
 
-    Args:
-        model: Whose they are; what it holds itself is not looked at.
-        weights: By name, as in its ``state_dict``.
-        folder: Is made.
-        file_bytes: See ``FILE_BYTES``.
+    They are named as in the model's ``state_dict``; what it holds itself is not looked at.
     """
     own = model.state_dict(keep_vars=True)
     tied = {name for name, other in model.all_tied_weights_keys.items() if own.get(name) is own.get(other)}
@@ -74,13 +64,7 @@ def save_weights(
 
 
 def save_reader(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write beside a model's weights what reads for it: its tokenizer, and what reads images, if it does.
-
-    Args:
-        model: Whose.
-        tokenizer: Its tokenizer.
-        folder: Where its weights are.
-    """
+    """Write beside a model's weights what reads for it: its tokenizer, and what reads images, if it does."""
     tokenizer.save_pretrained(folder)
     source = model.name_or_path  # empty of one that was made here
     for name in PROCESSOR_FILES if source else ():

@@ -21,13 +21,7 @@ class DamagedFileError(ValueError):
 
 
 def save_sealed(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a file with a digest of everything in it.
-
-    Args:
-        tensors: On whatever device.
-        path: The file.
-        metadata: Goes into the header.
-    """
+    """Write a file with a digest of everything in it, and ``metadata`` in its header."""
     contiguous = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
     seal = _digest(contiguous.items(), metadata)
     save_file(contiguous, path, metadata={**metadata, SEAL: seal})

@@ -127,8 +127,10 @@ class Shards:
     ) -> None:
         """Cut the model's parameters into shards; those on the meta device are still to be filled.
 
+        Every process has the same model, or none of it; it is changed in place.
+
         Args:
-            model: Of which every process has the same, or none of it; it is changed in place.
+            model: Which.
             meeting: Of the processes.
             device: This process's.
             narrow: What linear layers always compute in, by autocast, where it is not the weights' own type.
@@ -196,9 +198,7 @@ class Shards:
 def run(model: PreTrainedModel, work: Callable[[], Value]) -> Value:
     """A forward pass of the model; where it is in parts, the other processes help.
 
-    Args:
-        model: Which ``work`` uses.
-        work: Goes through the model's layers once.
+    ``work`` goes through the model's layers once.
     """
     shards = Shards.of(model)
     return work() if shards is None else shards.run(work)

@@ -14,12 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 def as_stored(
     model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights as ``save_pretrained`` would write them: one after the other where no name changes.
-
-    Args:
-        model: Whose they are.
-        weights: All of them, by the model's own names.
-    """
+    """The weights as ``save_pretrained`` would write them: one after the other where no name changes."""
     if getattr(model, "_weight_conversions", None):  # which loading leaves there
         yield from revert_weight_conversion(model, dict(weights)).items()
     else:

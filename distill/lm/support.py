@@ -6,7 +6,7 @@ model's sliding windows, attention chunks and rope switches are narrowed, so tha
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,9 +80,7 @@ def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> Languag
 def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
     """Find a way that computes the model exactly, and set the model's attention to it.
 
-    Args:
-        model: In eval mode.
-        compute: ``auto`` takes the tree if it is exact, since it computes shared beginnings once.
+    ``auto`` takes the tree if it is exact, since it computes shared beginnings once.
 
     Raises:
         UnsupportedModelError: There is none.
@@ -93,24 +91,31 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
         raise UnsupportedModelError(str(error)) from error
     beginnings, rounds = _probes(model)
     faults: list[str] = []
+
+    def at_once(lm: LanguageModel) -> torch.Tensor:
+        return lm.head.logits(lm.hidden(beginnings))
+
+    def growing(lm: LanguageModel) -> torch.Tensor:
+        return torch.cat([lm.logits(prefixes) for prefixes in rounds])
+
     with _narrowed(model):
-        everything = [*beginnings, *(prefix for prefixes in rounds for prefix in prefixes)]
         try:
             own = decoder_of(model).config._attn_implementation
             _use("eager", model, own)
-            expected = {prefix: _plain_logits(model, prefix) for prefix in everything}
+            whole = [_plain_logits(model, prefix) for prefix in beginnings]
+            grown = [_plain_logits(model, prefix) for prefixes in rounds for prefix in prefixes]
         except Exception as error:  # whatever foreign code may raise
             raise UnsupportedModelError(f"its own forward pass fails: {_line(error)}") from error
         ways: dict[Way, tuple[str, ...]] = {"tree": (tree_attention.NAME,), "padded": _attentions(model)}
         for way in ways if compute == "auto" else [compute]:
             for attention in ways[way]:
                 attention = _use(attention, model, own)
-                fault = _scoring_fault(model, way, beginnings, expected)
+                fault = _fault(model, way, at_once, whole)
                 if fault is None and way == "tree":
-                    fault = _growing_fault(model, way, rounds, expected)
+                    fault = _fault(model, way, growing, grown)
                 for growth, leaps in GROWTHS if fault is None else ():
                     set_growth(model, growth, leaps=leaps)
-                    fault = _growing_fault(model, "padded", rounds, expected)
+                    fault = _fault(model, "padded", growing, grown)
                     if fault is None:
                         why = "; ".join(faults)
                         return Support(way=way, attention=attention, growth=growth, leaps=leaps, why=why)
@@ -161,40 +166,21 @@ def _plain_logits(model: Any, prefix: Prefix) -> torch.Tensor:
     return logits_V.float()
 
 
-def _scoring_fault(
+def _fault(
     model: PreTrainedModel,
     way: Way,
-    beginnings: Sequence[Prefix],
-    expected: dict[Prefix, torch.Tensor],
+    ask: Callable[[LanguageModel], torch.Tensor],
+    expected: Sequence[torch.Tensor],
 ) -> str | None:
-    """What is wrong with prefixes that are computed at once, if anything is."""
+    """What is wrong with the logits that are asked for, if anything is."""
     try:
-        lm = language_model(model, way)
-        found_NV = lm.head.logits(lm.hidden(beginnings))
+        found_NV = ask(language_model(model, way)).float()
     except Exception as error:  # whatever foreign code may raise
         return _line(error)
-    return _difference(model, way, found_NV, [expected[prefix] for prefix in beginnings])
-
-
-def _growing_fault(
-    model: PreTrainedModel, way: Way, rounds: Sequence[Sequence[Prefix]], expected: dict[Prefix, torch.Tensor]
-) -> str | None:
-    """What is wrong with prefixes that grow, if anything is."""
-    try:
-        lm = language_model(model, way)
-        found_NV = torch.cat([lm.logits(prefixes) for prefixes in rounds])
-    except Exception as error:  # whatever foreign code may raise
-        return _line(error)
-    return _difference(model, way, found_NV, [expected[prefix] for prefixes in rounds for prefix in prefixes])
-
-
-def _difference(
-    model: PreTrainedModel, way: Way, found_NV: torch.Tensor, expected: Sequence[torch.Tensor]
-) -> str | None:
     expected_NV = torch.stack(list(expected))
     if found_NV.shape != expected_NV.shape:
         return f"there are {found_NV.shape[1]} logits, not {expected_NV.shape[1]}"
-    off_N = (found_NV.float() - expected_NV).abs().amax(-1)
+    off_N = (found_NV - expected_NV).abs().amax(-1)
     tolerance = TOLERANCE.get(model.dtype)
     off, allowed = (off_N.mean(), COARSE) if tolerance is None else (off_N.max(), tolerance)
     if float(off) <= allowed * float(expected_NV.abs().max()):  # false for NaN

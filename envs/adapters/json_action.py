@@ -19,10 +19,9 @@ class JsonAction:
     """The values that the one field can have, where they can be counted."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        """Look for the one field.
+        """Look for the one field in the schema of an object.
 
-        Args:
-            schema: Of an object. It may come from anywhere: what is not understood is left to JSON.
+        It may come from anywhere: what is not understood is left to JSON.
 
         Raises:
             ValueError: It is no schema of an object.

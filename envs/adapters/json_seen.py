@@ -10,10 +10,7 @@ from envs.words import EnvError
 
 
 def seen_text(observation: Any) -> str:
-    """Field by field where there are several; without those that say nothing.
-
-    Args:
-        observation: What ``json.loads`` gives.
+    """What was observed, field by field where there are several; without those that say nothing.
 
     Raises:
         EnvError: It is an image, or as long as one.

@@ -16,11 +16,7 @@ def with_limit(
 ) -> gym.Env[Any, Any]:
     """The env as ``gymnasium.make`` would give it: called ``name``, and its episodes truncated.
 
-    Args:
-        env: Bare.
-        name: ``namespace/name``; what Gymnasium allows in none becomes a hyphen.
-        env_kwargs: That it was made with.
-        limit: The most steps of an episode, at least 1.
+    What Gymnasium does not allow in a name becomes a hyphen.
 
     Raises:
         EnvError: There is no such limit.

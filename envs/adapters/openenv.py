@@ -23,7 +23,7 @@ from envs.any_text import AnyText, clean, first_line
 from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.registry import words_of
 from envs.spaces import any_words
-from envs.words import EnvError, EnvWords
+from envs.words import EnvError, EnvWords, Options
 
 STEP_LIMIT = 200
 
@@ -59,9 +59,7 @@ class OpenEnvEnv(gym.Env[str, Any]):
         finally:
             self.close()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Begin an episode in a new session; a server whose ``reset`` takes no seed draws as it likes."""
         super().reset(seed=seed)
         self.close()

@@ -24,11 +24,7 @@ class Session:
     """One episode on a server, which may be at any distance and of any mind."""
 
     def __init__(self, url: str) -> None:
-        """Nothing is connected yet.
-
-        Args:
-            url: Of the server, ``http`` or ``https``.
-        """
+        """Nothing is connected yet to the server, whose URL is ``http`` or ``https``."""
         from openenv.core import GenericEnvClient
 
         self._client = GenericEnvClient(

@@ -21,7 +21,7 @@ from envs.adapters.limit import with_limit
 from envs.adapters.own_draws import OwnDraws
 from envs.any_text import MAX_CHARS, AnyText, clean, first_line
 from envs.registry import words_of
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords, Options, Success
 
 STEP_LIMIT = 200
 """Of a game that has no limit of its own."""
@@ -59,9 +59,7 @@ class TextArenaEnv(gym.Env[str, str]):
         turns = getattr(self._game.state, "max_turns", None)
         return 2 * int(turns) + 2 if turns else STEP_LIMIT
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Begin a game; the seed decides all that is drawn in it."""
         super().reset(seed=seed)
         return self._begin(int(self.np_random.integers(2**31))), {}
@@ -112,11 +110,7 @@ class TextArenaEnv(gym.Env[str, str]):
 
 
 def make(name: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
-    """The game as a Gymnasium env with a step limit.
-
-    Args:
-        name: As TextArena calls it.
-        env_kwargs: In place of the game's own settings; ``max_episode_steps`` is the limit.
+    """The game as a Gymnasium env; ``env_kwargs`` are its settings, but for ``max_episode_steps``, the limit.
 
     Raises:
         EnvError: See ``TextArenaEnv``.
@@ -131,8 +125,7 @@ def make(name: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
 @words_of(TextArenaEnv)
 def words(env: gym.Env[Any, Any]) -> EnvWords:
     """The game's own: rules and question are part of what it shows."""
-    own: dict[str, Any] = {"rules": "", "question": "", "reply_prefix": "", "actions": (), "advise": None}
-    return EnvWords(grammar=text_grammar, describe=str, success=SUCCESS, **own)
+    return EnvWords(rules="", grammar=text_grammar, success=SUCCESS)
 
 
 def _why(error: Exception) -> str:

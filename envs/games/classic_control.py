@@ -56,12 +56,7 @@ def acrobot_words(env: gym.Env[Any, Any]) -> EnvWords:
 
 
 def _words(
-    env: gym.Env[Any, Any],
-    *,
-    rules: str,
-    names: Sequence[str],
-    actions: tuple[str, ...],
-    success: Success,
+    env: gym.Env[Any, Any], *, rules: str, names: Sequence[str], actions: tuple[str, ...], success: Success
 ) -> EnvWords:
     components = Components(cast("Box", env.observation_space), names)
     *others, last = actions

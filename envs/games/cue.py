@@ -9,7 +9,7 @@ from gymnasium.spaces import Discrete
 from envs.actions import word_grammar
 from envs.any_text import AnyText
 from envs.registry import recommend, words_of
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords, Options, Success
 
 CUES = ("red", "green", "blue")
 ACTIONS = ("left", "ahead", "right")
@@ -24,13 +24,8 @@ class CueEnv(gym.Env[str, np.int64]):
     every move leads on. Who does not remember the colour wins a third of the episodes, whatever is done.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
-
     def __init__(self, *, corridor: int = 1) -> None:
-        """Build the way.
-
-        Args:
-            corridor: Turns between the lamp and the fork.
+        """Build the way, with so many turns between the lamp and the fork.
 
         Raises:
             EnvError: It is too long, or less than nothing.
@@ -42,9 +37,7 @@ class CueEnv(gym.Env[str, np.int64]):
         self._corridor = corridor
         self._cue = self._walked = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Draw a colour."""
         super().reset(seed=seed)
         self._cue, self._walked = int(self.np_random.integers(len(CUES))), 0
@@ -79,7 +72,6 @@ def cue_words(env: gym.Env[Any, Any]) -> EnvWords:
         reply_prefix="I go",
         actions=ACTIONS,
         grammar=word_grammar(ACTIONS),
-        describe=str,
         advise=advise,
         success=Success(means="the way out is found", reached=lambda total, _: total > 0),
     )

@@ -64,11 +64,11 @@ def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
     )
 
 
-def lake_map(env: gym.Env[Any, Any]) -> list[str] | None:
+def lake_map(env: gym.Env[Any, Any]) -> tuple[str, ...] | None:
     """The map's rows, as in ``desc`` (S start, F frozen, H hole, G goal); ``None`` for another env.
 
     For reports only: the agent never sees it.
     """
     if not isinstance(env.unwrapped, FrozenLakeEnv):
         return None
-    return ["".join(cell.decode() for cell in row) for row in np.asarray(env.unwrapped.desc)]
+    return tuple("".join(cell.decode() for cell in row) for row in np.asarray(env.unwrapped.desc))

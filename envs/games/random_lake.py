@@ -12,7 +12,7 @@ from envs.any_text import AnyText
 from envs.games.frozen_lake import ACTIONS
 from envs.questions.parts import PartedEnv
 from envs.registry import recommend, words_of
-from envs.words import EnvError, EnvWords, Success
+from envs.words import EnvError, EnvWords, Options, Success
 
 SIDE, HOLES = 3, 2
 MOVES = ((0, -1), (1, 0), (0, 1), (-1, 0))
@@ -66,8 +66,6 @@ class RandomFrozenLakeEnv(PartedEnv[str, np.int64]):
     beginning. ``info["board"]`` has the board's rows, for reports.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
-
     def __init__(self, *, held_out: int = 0, first: int = 0) -> None:
         """Choose the boards.
 
@@ -87,11 +85,8 @@ class RandomFrozenLakeEnv(PartedEnv[str, np.int64]):
         self._place = (0, 0)
         self._bumps = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Pose a board; without a seed, any of the part of the last seed."""
-        super().reset(seed=seed)
         number = self.draw_number(seed)
         choice = self._parts[self.part]
         self._board, self._place, self._bumps = choice[number % len(choice)], (0, 0), 0
@@ -109,9 +104,9 @@ class RandomFrozenLakeEnv(PartedEnv[str, np.int64]):
         return self._draw(), float(square == "G"), square in "GH", False, {}
 
     @property
-    def board(self) -> tuple[str, ...]:
+    def board(self) -> Board:
         """The present board's rows. For reports: the agent reads its own drawing."""
-        return tuple(self._board)
+        return self._board
 
     @property
     def square(self) -> int:

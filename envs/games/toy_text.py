@@ -39,7 +39,7 @@ def taxi_words(env: gym.Env[Any, Any]) -> EnvWords:
             "You drive a taxi on a grid of 5 rows and 5 columns with walls. Take the passenger in, and let "
             "the passenger out at the destination. Your moves are south, north, east, west, in and out."
         ),
-        question="",  # the moves are in the rules, which all prompts share: a third fewer tokens to train on
+        # No question: the moves are in the rules, which all prompts share: a third fewer tokens to train on.
         reply_prefix="I move",
         actions=actions,
         grammar=word_grammar(actions),

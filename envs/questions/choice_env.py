@@ -13,7 +13,7 @@ from envs.questions.tables import Table
 from envs.questions.verify import Verdict
 from envs.registry import recommend, words_of
 from envs.thoughts import outside_thoughts
-from envs.words import EnvError, EnvWords
+from envs.words import EnvError, EnvWords, Options
 
 Match = Literal["tag", "exact", "letter"]
 
@@ -100,9 +100,7 @@ class ChoiceEnv(QuestionEnv):
                 )
         super().__init__(problems)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Pose a question; see ``QuestionEnv``."""
         question, info = super().reset(seed=seed)
         return question, {**info, "gold_reply": self._reply(info["gold"])}

@@ -8,7 +8,6 @@ trusted: lines, files and texts are bounded, and a file of any size is read piec
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -91,9 +90,9 @@ def read_conversations(path: Path, answer: str = "answer") -> Iterator[Read]:
             raise EnvError(f"the conversations {file} must be a folder, or end in {', '.join(_READERS)}")
         where = ""
         try:
-            for where, load in reader(file):
+            for where, row in reader(file):
                 try:
-                    yield where, _conversation(load(), answer)
+                    yield where, _conversation(row, answer)
                 except UnfitError as reason:
                     yield where, str(reason)
             where = ""
@@ -107,8 +106,8 @@ def read_conversations(path: Path, answer: str = "answer") -> Iterator[Read]:
 # --- files ---------------------------------------------------------------------------------------
 
 
-Rows = Iterator[tuple[str, Callable[[], Any]]]
-"""Where each stands, and what loads it."""
+Rows = Iterator[tuple[str, Any]]
+"""Where each stands, and what it holds: if that is bytes, as JSON; or why it is not read."""
 
 
 def _lines(file: Path) -> Rows:
@@ -121,13 +120,9 @@ def _lines(file: Path) -> Rows:
             while is_long and line and not line.endswith(b"\n"):
                 line = stream.readline(MAX_LINE_BYTES)
             if is_long:
-                yield f"line {number}", _too_long
+                yield f"line {number}", UnfitError(f"more than {MAX_LINE_BYTES >> 20} MiB in a line")
             elif text:
-                yield f"line {number}", partial(_parsed, text)
-
-
-def _too_long() -> Any:
-    raise UnfitError(f"more than {MAX_LINE_BYTES >> 20} MiB in a line")
+                yield f"line {number}", text
 
 
 def _parsed(text: str | bytes) -> Any:
@@ -147,12 +142,7 @@ def _list(file: Path) -> Rows:
         raise ValueError("it is no list of conversations")
     if rows and all(isinstance(row, dict) and {"role", "from"} & row.keys() for row in rows):
         rows = [rows]  # one conversation
-    for number, row in enumerate(rows, 1):
-        yield f"conversation {number}", partial(_same, row)
-
-
-def _same(row: Any) -> Any:
-    return row
+    yield from ((f"conversation {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _parquet(file: Path) -> Rows:
@@ -173,7 +163,7 @@ def _arrow(file: Path) -> Rows:
 
 def _rows(batches: Iterable[Any]) -> Rows:
     rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-    return ((f"row {number}", partial(_same, row)) for number, row in enumerate(rows, 1))
+    return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _pyarrow() -> Any:
@@ -202,7 +192,9 @@ def _conversation(row: Any, answer: str) -> Conversation:
         UnfitError: It has something that cannot be trained on.
         ValueError: It is no conversation.
     """
-    gold = None
+    if isinstance(row, UnfitError):
+        raise row
+    gold, row = None, _parsed(row) if isinstance(row, bytes) else row
     if isinstance(row, dict):
         if any(row.get(key) for key in ("tools", "functions")):
             raise UnfitError("tools")

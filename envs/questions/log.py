@@ -57,15 +57,10 @@ class Log:
 
 
 def read_log(path: Path, answer: str = "answer", system: System = "keep") -> Log:
-    """The prompts of a log: one for each turn of the user.
+    """The prompts of a log: one for each turn of the user; see ``read_conversations`` and ``LogEnv``.
 
     Of those that are held out only the last turn of each conversation counts, so that they are as many as
     there are conversations. Equal prompts are one.
-
-    Args:
-        path: See ``read_conversations``.
-        answer: See ``read_conversations``.
-        system: Whether the conversations' own system messages belong to the prompts.
 
     Raises:
         EnvError: It cannot be read, or nothing in it is a prompt.

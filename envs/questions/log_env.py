@@ -14,7 +14,7 @@ from envs.questions.parts import PartedEnv
 from envs.questions.question_env import question_words
 from envs.questions.verify import shared_verifier
 from envs.registry import recommend, words_of
-from envs.words import EnvError, EnvWords
+from envs.words import EnvError, EnvWords, Options
 
 Check = Literal["contains", "exact", "math"]
 Checker = Callable[[str, str], bool | None]
@@ -44,8 +44,6 @@ class LogEnv(PartedEnv[str, str]):
     after a step ``is_success``. A reply that nothing can judge truncates the episode with
     ``info["not_judged"] = True``.
     """
-
-    metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
 
     def __init__(
         self, *, file: str, answer: str = "answer", check: str = "contains", system: System = "keep"
@@ -77,15 +75,12 @@ class LogEnv(PartedEnv[str, str]):
         self.action_space = AnyText()
         self._prompt: LoggedPrompt | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Pose a prompt.
 
         Raises:
             EnvError: There is none of this part.
         """
-        super().reset(seed=seed)
         number = self.draw_number(seed)
         self._prompt = prompt = cast("LoggedPrompt", self.log.prompts.draw(self.part, number, self.np_random))
         return prompt.question, {"logged": prompt.reply, **({"gold": prompt.gold} if prompt.gold else {})}

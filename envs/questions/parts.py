@@ -20,7 +20,8 @@ class PartedEnv(gym.Env[Obs, Act]):
     """How many problems each part has, where they can be counted; after its last one a part begins again."""
 
     def draw_number(self, seed: int | None) -> int:
-        """Which episode of its part a reset poses; without a seed any of the last seed's part."""
+        """Reset the draws; which episode of its part is posed: without a seed any of the last seed's part."""
+        super().reset(seed=seed)
         if seed is None:
             return int(self.np_random.integers(2**31))
         self.part = seed % PARTS

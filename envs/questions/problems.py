@@ -53,11 +53,9 @@ class RowProblems:
     """Problems that can be counted: the rows of a file or a data set."""
 
     def __init__(self, name: str, rows: Iterable[Problem]) -> None:
-        """Deal the problems into parts, each in an order that depends on their questions only.
+        """Deal the rows into parts, each in an order that depends on their questions only.
 
-        Args:
-            name: Of their source, for messages.
-            rows: The problems. A question that comes again is left out.
+        A question that comes again is left out.
         """
         self._name = name
         self._parts: list[list[Problem]] = [[] for _ in range(PARTS)]
@@ -84,13 +82,7 @@ class TaskProblems:
     """What a reasoning-gym generator makes: as many problems as there are indices."""
 
     def __init__(self, task: str, config: str, dataset: Any) -> None:
-        """A generator.
-
-        Args:
-            task: Its name.
-            config: Its config as JSON.
-            dataset: What it generates, by index.
-        """
+        """A generator, and its config as JSON, of what ``dataset`` has by index."""
         self.scorer = (task, config)
         self._dataset = dataset
 
@@ -174,11 +166,9 @@ def _solution_problems(table: Table, question: str, answer: str) -> RowProblems:
 
 
 def task_problems(task: str, config: dict[str, Any]) -> TaskProblems:
-    """The problems of a reasoning-gym generator.
+    """The problems of a reasoning-gym generator, such as ``chain_sum``.
 
-    Args:
-        task: Its name, such as ``chain_sum``.
-        config: Its config; ``seed`` is 0 and ``size`` ``DEFAULT_SIZE`` unless given.
+    In its config ``seed`` is 0 and ``size`` ``DEFAULT_SIZE`` unless given.
 
     Raises:
         EnvError: The package is missing, there is no such task, or it refuses its config.

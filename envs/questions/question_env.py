@@ -1,13 +1,13 @@
 """An env that poses one question per episode, and judges what is said to it."""
 
-from typing import Any, cast
+from typing import Any
 
 from envs.actions import text_grammar
 from envs.any_text import AnyText, clean
 from envs.questions.parts import PartedEnv
 from envs.questions.problems import Problem, Problems
 from envs.questions.verify import Verdict
-from envs.words import EnvWords, Success
+from envs.words import EnvWords, Options, Success
 
 
 class QuestionEnv(PartedEnv[str, str]):
@@ -25,8 +25,6 @@ class QuestionEnv(PartedEnv[str, str]):
     ``is_success``.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012  (as in gym.Env)
-
     def __init__(self, problems: Problems, attempts: int = 1) -> None:
         """Pose ``problems``; after a wrong reply an episode goes on while ``attempts`` are left."""
         self._problems = problems
@@ -41,15 +39,12 @@ class QuestionEnv(PartedEnv[str, str]):
         """Whether the reply is right, and how to say it."""
         raise NotImplementedError
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[str, dict[str, Any]]:
         """Pose a question.
 
         Raises:
             EnvError: There is none of this part.
         """
-        super().reset(seed=seed)
         number = self.draw_number(seed)
         self._problem = problem = self._problems.draw(self.part, number, self.np_random)
         self._attempts_left = self.attempts
@@ -73,21 +68,10 @@ class QuestionEnv(PartedEnv[str, str]):
 
 
 def question_words(*, means: str, rules: str = "", **more: Any) -> EnvWords:
-    """Words of an env that poses one question per episode, which is answered in text.
-
-    Args:
-        means: See ``Success``.
-        rules: The system message, if there is more to say than the question.
-        more: Of ``EnvWords``.
-    """
+    """Words of an env that poses one question per episode, which is answered in text; see ``EnvWords``."""
     return EnvWords(
         rules=rules,
-        question="",
-        reply_prefix="",
-        actions=(),
         grammar=text_grammar,
-        describe=lambda observation: cast("str", observation),
-        advise=None,
         success=Success(means=means, reached=lambda total, _: total > 0),
         **more,
     )

@@ -37,10 +37,7 @@ class Table:
     """At least one row."""
 
     def select(self, columns: Mapping[str, str]) -> "pd.DataFrame":
-        """Some of the columns, as they are.
-
-        Args:
-            columns: Name of the setting that asks for it -> column.
+        """Some of the columns, as they are, each under the name of the setting that asks for it.
 
         Raises:
             EnvError: One is not there.
@@ -56,10 +53,7 @@ class Table:
     def questions(self, question: str, answer: str, options: Sequence[str] = ()) -> list[tuple[str, str]]:
         """The question, with its options under it, and the answer of each row.
 
-        Args:
-            question: Column of the questions.
-            answer: Column of the answers.
-            options: Columns of the options; or one column with lists of them.
+        The options have a column each, or one with lists of them.
 
         Raises:
             EnvError: There is no such column, or a row has no question or no answer.
@@ -96,10 +90,7 @@ class Table:
 
 
 def file_table(path: str) -> Table:
-    """What stands in a file.
-
-    Args:
-        path: JSONL, CSV or Parquet, by its ending.
+    """What stands in a file: JSONL, CSV or Parquet, by its ending.
 
     Raises:
         EnvError: There is no such file, it cannot be read, or it has no rows.
@@ -136,12 +127,7 @@ def _file_table(path: str, changed: int) -> Table:
 
 @lru_cache(maxsize=8)
 def dataset_table(name: str, config: str | None, split: str) -> Table:
-    """What stands in a Hugging Face data set.
-
-    Args:
-        name: Such as ``openai/gsm8k``.
-        config: Its configuration, such as ``main``.
-        split: Which part of it.
+    """What stands in a Hugging Face data set; see ``Source``.
 
     Raises:
         EnvError: The package is missing, or the data set cannot be had.

@@ -17,11 +17,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from envs.questions.answers import final_answer, gold_answer, refusal, whole_answers
 from envs.questions.equality import Undecided, as_latex, compare, is_text
@@ -31,6 +31,8 @@ CPU_SECONDS = 1.0
 """Processor time that judging one answer may take, unless the verifier is told otherwise."""
 HANG_SECONDS = 60.0
 """By the clock: what has not judged by then hangs. A busy machine must not get here."""
+WORKERS = 2
+"""Processes of a pool at most."""
 MEMORY_BYTES = 1 << 30
 """Address space of a worker."""
 _WORKER = Path(__file__).with_name("verify_worker.py")
@@ -53,34 +55,16 @@ class Verdict:
     """Whether the answer was judged at all; if not, it is neither right nor wrong."""
 
 
-class Verifier:
+class Verifier(AbstractContextManager["Verifier", None]):
     """Judges replies, with worker processes that start when they are first needed."""
 
-    def __init__(
-        self, scorer: tuple[str, str] | None = None, *, workers: int = 2, cpu_seconds: float = CPU_SECONDS
-    ) -> None:
-        """Prepare a pool.
-
-        Args:
-            scorer: A reasoning-gym task and its config as JSON, for ``score``.
-            workers: Processes at most.
-            cpu_seconds: Processor time that judging one answer may take.
-        """
+    def __init__(self, scorer: tuple[str, str] | None = None, *, cpu_seconds: float = CPU_SECONDS) -> None:
+        """Prepare a pool; for ``score`` with a reasoning-gym task and its config as JSON."""
         task = None if scorer is None else (scorer[0], json.loads(scorer[1]))
-        self._settings = json.dumps(
-            {
-                "scorer": task,
-                "cpu_s": cpu_seconds,
-                "hang_s": HANG_SECONDS,
-                "memory_bytes": MEMORY_BYTES,
-            }
-        )
-        self._size = workers
+        limits = {"cpu_s": cpu_seconds, "hang_s": HANG_SECONDS, "memory_bytes": MEMORY_BYTES}
+        self._settings = json.dumps({"scorer": task, **limits})
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -106,12 +90,7 @@ class Verifier:
         return [_verdict(item[0], next(results)) if isinstance(item, tuple) else item for item in decided]
 
     def score(self, reply: str, entry: dict[str, Any]) -> Verdict:
-        """Whether the task's own scorer is content with the reply's answer.
-
-        Args:
-            reply: Of any content.
-            entry: The problem, as the task made it.
-        """
+        """Whether the task's own scorer is content with the reply's answer."""
         answers = whole_answers(reply)
         if not answers:
             return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
@@ -144,7 +123,7 @@ class Verifier:
         waiting, missing = deque(enumerate(jobs)), len(jobs)
         with selectors.DefaultSelector() as selector:
             while missing:
-                while len(self._workers) < min(self._size, missing + 1):  # one to spare for the next answer
+                while len(self._workers) < min(WORKERS, missing + 1):  # one to spare for the next answer
                     self._workers.append(_Worker(self._settings))
                 for worker in self._workers:
                     if worker.is_idle and waiting:

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from agents.policies.drawing import DrawTable, draw, sampling_distribution
 from agents.policies.local import HFPolicy
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
-from agents.policies.scripted import ScriptedPolicy
 from distill.lm.language_model import Way
 from tests.conftest import tiny_llama
 from tests.distill.test_padded_lm import hybrid
+from tests.scripted import ScriptedPolicy
 
 
 def prompt(text: str, prefix: str = "I move") -> Prompt:

@@ -21,7 +21,6 @@ from agents.memory import ALL_TURNS, Memory
 from agents.moments import Moment
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Policy, Prompt, Sampling
-from agents.policies.scripted import ScriptedPolicy
 from agents.prompts import Layout, build_prompt, exchange
 from agents.rollout import Phase, rollout
 from agents.self_improve import self_improve
@@ -44,6 +43,7 @@ from experience.trace import StopReason, Trace
 from tests.agents.test_chat_template import FOLDER, TEMPLATES, template
 from tests.agents.test_self_improve import TINY, open_gate
 from tests.conftest import byte_tokenizer, tiny_llama
+from tests.scripted import ScriptedPolicy
 
 FULL, NONE = Memory(ALL_TURNS), Memory()
 OTHERWISE = {

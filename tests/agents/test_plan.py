@@ -16,8 +16,9 @@ from rich.console import Console
 
 from agents.cli import parse_args
 from agents.config import PLANNED, ConfigError, SelfImproveConfig
+from agents.costs import Call, Costs, Episodes, fit
 from agents.plan import TEST, VALIDATION, Estimate, Outlook, fitted
-from agents.rehearsal import TURN_COLUMNS, Call, Costs, Episodes, Rehearsal, _fitted, _turns
+from agents.rehearsal import TURN_COLUMNS, Rehearsal, _turns
 from agents.run.progress import Bars
 from agents.run.resume import begun
 from agents.self_improve import self_improve
@@ -83,7 +84,7 @@ def test_costs_are_told_apart() -> None:
         Call(decisions=n, new=new, seconds=0.5 * (new > 0) + 0.1 * new + 0.01 * n, between=0.002 * n)
         for n, new in [(4, 4), (16, 16), (16, 2), (16, 0), (7, 1), (3, 0)]
     ]
-    assert _fitted(calls) == pytest.approx((0.5, 0.1, 0.012))
+    assert fit(calls) == pytest.approx((0.5, 0.1, 0.012))
 
 
 def test_turns_are_told_as_a_store_tells_them(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from rich.console import Console
 from agents.config import SelfImproveConfig
 from agents.play import main, play
 from agents.policies.policy import Prompt, Sampling
-from agents.policies.scripted import ScriptedPolicy
 from experience.context import NO_CONTEXT, Context
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
+from tests.scripted import ScriptedPolicy
 
 DRY = SelfImproveConfig(env="FrozenLake-v1", env_kwargs={"is_slippery": False})
 

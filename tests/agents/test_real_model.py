@@ -1,6 +1,15 @@
-"""The whole method on the real SmolLM2-135M, with a small budget."""
+"""The real SmolLM2-135M: the whole method with a small budget, a system prompt, and what docs/ shows.
 
+All that run it stand here, so that one process runs them, and loads and probes it once.
+"""
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,12 +19,28 @@ from agents.config import SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from agents.self_improve import self_improve
-from distill.lm.load import load_model
+from distill.lm.load import Dtype, LoadedModel, load_model
+from tests.agents.test_self_improve import QUIET
+from tests.agents.test_system_prompt import SHIPPED
+from tests.test_docs import blocks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> Iterator[LoadedModel]:
+    """As ``load_model`` gives it, which takes five seconds; who asks for it gets a copy."""
+    once = load_model("smollm2")
+
+    def load(name: str, *, dtype: Dtype = "auto", **_: Any) -> LoadedModel:
+        assert name == "smollm2"
+        assert dtype in ("auto", "float32")
+        return replace(once, model=copy.deepcopy(once.model))
+
+    with patch("agents.agent.load_model", load), patch("distill.lm.load.load_model", load):
+        yield once
 
 
 @pytest.mark.model
-def test_memoised_decoding_is_exact_on_the_real_model() -> None:
-    loaded = load_model("smollm2")
+def test_memoised_decoding_is_exact_on_the_real_model(loaded: LoadedModel) -> None:
     policy = HFPolicy(loaded.model, loaded.tokenizer)
     questions = ["What is 2 + 3?", "What is 2 + 4?", "Name a colour."]
     prompts = [Prompt(messages=(Message(role="user", content=q),), reply_prefix="It is") for q in questions]
@@ -52,3 +77,44 @@ def test_the_agent_learns_to_cross_the_lake(tmp_path: Path) -> None:
     assert results["comparison"]["p_value"] < 1e-6
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert model.num_parameters() > 1e8
+
+
+@pytest.mark.model
+def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -> None:
+    results = self_improve(
+        SelfImproveConfig.for_env(
+            "Choice-v0",
+            env_kwargs={"file": str(SHIPPED / "safety.jsonl")},
+            context_file=SHIPPED / "safety.txt",
+            context_place="chat",
+            output=tmp_path / "run",
+            episodes=16,
+            steps=6,
+            off_policy_steps=4,
+            batch_size=8,
+            eval_every=6,
+            eval_temperature=(0.0,),
+            validation_episodes=16,
+            test_episodes=16,
+            max_new_tokens=24,  # three times what the form takes
+        ),
+        QUIET,
+    )
+    arms = results["arms"]
+    assert arms["before"]["invalid_rate"] == 1.0
+    in_form = {name: 1 - arms[name]["invalid_rate"] for name in ("before_with_experience", "after")}
+    assert in_form["before_with_experience"] > 0.9
+    assert in_form["after"] >= 0.9 * in_form["before_with_experience"]
+
+
+@pytest.mark.model
+def test_distilling_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, *_ = blocks("docs/distill.md", "python")
+    names: dict[str, Any] = {"STEPS": 5, "FOLDER": tmp_path / "model"}
+    exec(compile(script, "docs/distill.md", "exec"), names)
+    losses = [float(loss) for loss in re.findall(r"StepStats\(kl=([\d.]+)", capsys.readouterr().out)]
+    assert len(losses) == 5
+    assert losses[-1] < 0.8 * losses[0]
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    before = names["loaded"].model
+    assert not torch.equal(trained.lm_head.weight, before.get_output_embeddings().weight)

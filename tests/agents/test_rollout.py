@@ -5,7 +5,6 @@ import gymnasium as gym
 import pytest
 
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
-from agents.policies.scripted import ScriptedPolicy
 from agents.prompts import Layout
 from agents.rollout import Phase, expected_prompts, rollout, turn_seed
 from envs import TextEnv, make_text_env
@@ -16,6 +15,7 @@ from experience.context import NO_CONTEXT, Context
 from experience.insight import Insight
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason, Trace
+from tests.scripted import ScriptedPolicy
 
 SLIPPERY: dict[str, Any] = {}
 DRY: dict[str, Any] = {"is_slippery": False}

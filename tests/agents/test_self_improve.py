@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from sqlalchemy.exc import OperationalError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from agents.agent import Agent
 from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
 from agents.dealing import deal
@@ -226,29 +227,42 @@ def fail_at(owner: type, name: str, call: int) -> Callable[[], Any]:
 
 @pytest.mark.usefixtures("plain_reports")
 @pytest.mark.parametrize(
-    "interrupt",
+    "interrupts",
     [
-        fail_at(ExperienceStore, "add_traces", 2),
-        fail_at(ExperienceStore, "finish_phase", 1),
-        fail_at(ExperienceStore, "finish_phase", 6),
-        fail_at(ExperienceStore, "set_insights", 2),
-        fail_at(OPCD, "step", 2),
-        fail_at(OPCD, "step", 5),
-        fail_at(RunFolder, "save_tensors", 2),
-        fail_at(RunFolder, "save_tensors", 4),
-        fail_at(Run, "save_model", 1),
-        fail_at(Training, "validate", 3),
-        fail_at(RunFolder, "write_json", 2),
+        [
+            fail_at(ExperienceStore, "add_traces", 2),
+            fail_at(ExperienceStore, "set_insights", 2),
+            fail_at(ExperienceStore, "finish_phase", 6),
+            fail_at(OPCD, "step", 2),
+            fail_at(RunFolder, "save_tensors", 2),
+            fail_at(Training, "validate", 3),
+            fail_at(RunFolder, "write_json", 2),
+        ],
+        [
+            fail_at(ExperienceStore, "finish_phase", 1),
+            fail_at(RunFolder, "save_tensors", 4),
+            fail_at(OPCD, "step", 5),
+            fail_at(Agent, "save", 1),
+        ],
     ],
+    ids=["some", "others"],
 )
 def test_an_interrupted_run_ends_the_same(
-    interrupt: Callable[[], Any], whole: Path, walker_folder: Path, tmp_path: Path
+    interrupts: list[Callable[[], Any]], whole: Path, walker_folder: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "run"
-    with open_gate():
-        with interrupt(), pytest.raises(KeyboardInterrupt):
-            self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **WHOLE), QUIET)
-        self_improve(parse_args(["--resume", str(path)]), QUIET)
+    """It is interrupted at each of these moments, one after the other, and goes on."""
+    path, came = tmp_path / "run", 0
+    config = SelfImproveConfig(model=str(walker_folder), output=path, **WHOLE)
+    with open_gate(), ExitStack() as stack:
+        for interrupt in interrupts:  # they go on counting where the run goes on
+            stack.enter_context(interrupt())
+        while not (path / "report.html").exists():
+            try:
+                self_improve(config, QUIET)
+            except KeyboardInterrupt:
+                came += 1
+            config = parse_args(["--resume", str(path)])
+    assert came == len(interrupts)
     assert contents(path) == contents(whole)
 
 
@@ -583,36 +597,34 @@ def test_ctrl_c_waits_for_the_optimiser_step(walker_folder: Path, tmp_path: Path
 FULL = OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize(
-    "fill",
-    [
-        lambda: patch("agents.run.folder.save_sealed", side_effect=FULL),
-        lambda: patch("agents.run.run.write_report", side_effect=FULL),
-        lambda: patch.object(PreTrainedModel, "save_pretrained", side_effect=FULL),
-        lambda: patch.object(
-            ExperienceStore,
-            "add_traces",
-            side_effect=OperationalError("INSERT", {}, Exception("database or disk is full")),
-        ),
-    ],
-    ids=["checkpoint", "report", "model", "database"],
-)
+FILLED: dict[str, Callable[[], Any]] = {
+    "database": lambda: patch.object(
+        ExperienceStore,
+        "add_traces",
+        side_effect=OperationalError("INSERT", {}, Exception("database or disk is full")),
+    ),
+    "checkpoint": lambda: patch("agents.run.folder.save_sealed", side_effect=FULL),
+    "model": lambda: patch.object(PreTrainedModel, "save_pretrained", side_effect=FULL),
+    "report": lambda: patch("agents.run.run.write_report", side_effect=FULL),
+}
+"""As a run comes to write them."""
+
+
 def test_a_full_disk_is_said_and_loses_nothing(
-    fill: Callable[[], Any],
-    whole: Path,
-    walker_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    whole: Path, walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run"
+    arguments, resume = flags(path, walker_folder), ["--resume", str(path)]
     with open_gate():
-        with fill():
-            code, output = command(capsys, *flags(path, walker_folder))
-        assert code == 2
-        assert "disk is full" in output
-        assert f"--resume {path}" in output
-        assert not list(path.glob("*.tmp"))
-        assert command(capsys, "--resume", str(path))[0] == 0
+        for what, fill in FILLED.items():
+            with fill():
+                code, output = command(capsys, *arguments)
+            assert code == 2, what
+            assert "disk is full" in output, what
+            assert f"--resume {path}" in output, what
+            assert not list(path.glob("*.tmp")), what
+            arguments = resume
+        assert command(capsys, *resume)[0] == 0
     assert contents(path) == contents(whole)
 
 

@@ -377,30 +377,3 @@ def test_a_file_too_small_for_three_splits_stops_before_anything_is_made(env: st
     with pytest.raises(EnvError, match="has no problem for seeds of remainder"):
         self_improve(config, QUIET)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.model
-def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -> None:
-    results = self_improve(
-        SelfImproveConfig.for_env(
-            "Choice-v0",
-            env_kwargs={"file": str(SHIPPED / "safety.jsonl")},
-            context_file=SHIPPED / "safety.txt",
-            context_place="chat",
-            output=tmp_path / "run",
-            episodes=32,
-            steps=6,
-            off_policy_steps=4,
-            batch_size=8,
-            eval_every=6,
-            eval_temperature=(0.0,),
-            validation_episodes=16,
-            test_episodes=16,
-        ),
-        QUIET,
-    )
-    arms = results["arms"]
-    assert arms["before"]["invalid_rate"] == 1.0
-    in_form = {name: 1 - arms[name]["invalid_rate"] for name in ("before_with_experience", "after")}
-    assert in_form["before_with_experience"] > 0.9
-    assert in_form["after"] >= 0.9 * in_form["before_with_experience"]

@@ -20,7 +20,6 @@ from agents.cli import parse_args
 from agents.config import SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
-from agents.policies.scripted import ScriptedPolicy
 from agents.prompts import Layout, Place, build_prompt
 from agents.rollout import Phase, rollout
 from agents.self_improve import self_improve
@@ -36,6 +35,7 @@ from experience.store import ExperienceStore
 from tests.agents.test_self_improve import KEPT, QUIET, contents, fail_at, open_gate
 from tests.browser import needs_chromium, visit
 from tests.conftest import byte_tokenizer, save_walker, tiny_llama
+from tests.scripted import ScriptedPolicy
 
 SMALL: dict[str, Any] = KEPT | {
     "rounds": 1,

@@ -50,7 +50,7 @@ FULL = Shape(
     head_width=64,
 )
 """What memory is measured with: layers are small beside the whole, as they are in large models."""
-QUICK = replace(FULL, name="50M", width=320, heads=5, kv_heads=5, inner=1024)
+QUICK = replace(FULL, name="26M", layers=18, width=320, heads=5, kv_heads=5, inner=1024)
 UPDATED = replace(FULL, name="24M", layers=8)
 """What updates are timed with. Both what is sent and what is computed grow with the weights: how many
 there are hardly matters, how many tokens does."""
@@ -282,7 +282,7 @@ class Machine:
     flops: float = 989e12
     """Dense bf16 operations per second of an H100, by its data sheet."""
     mfu: float = 0.37
-    """Of them what an update reaches: measured with 1.7B and 8B on one H100 (docs/results.md)."""
+    """Of them what an update reaches: measured with 1.7B and 8B on one H100 (docs/speed.md)."""
     memory_speed: float = 0.6 * 3.35e12
     """Bytes per second, of which decoding is a matter: 60% of the data sheet's."""
     inside: float = 300e9

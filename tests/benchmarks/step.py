@@ -15,7 +15,7 @@ from typing import Any
 import transformers
 import tyro
 
-from agents.examples import sample_examples
+from agents.examples import Question, sample_examples
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from distill.lm.load import load_model
@@ -49,14 +49,16 @@ def ours(
     )
     seconds = []
     for step in range(steps + 1):
-        pairs = [(_prompt(question), _prompt(question, INSIGHT)) for question in _questions(step, prompts)]
+        asked = [
+            Question(prompts=(_prompt(question), _prompt(question, INSIGHT)), seed=prompts * step + number)
+            for number, question in enumerate(_questions(step, prompts))
+        ]
         started = time.perf_counter()
         examples = sample_examples(
             student,
             student.encode,
-            ranks.share(pairs),
+            ranks.share(asked),
             Sampling(max_tokens=NEW_TOKENS),
-            ranks.share([prompts * step + i for i in range(prompts)]),
         )
         student.clear()
         trainer.step(examples)

@@ -8,12 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.chunked_loss import (
-    KLResult,
-    ScoredTopK,
-    chunked_kl,
-    topk_ids,
-)
+from distill.chunked_loss import KLResult, chunked_kl, topk_ids
+from distill.kl_rows import ScoredTopK
 from distill.lm.head import LogitMap
 from distill.loss import Direction, Mode, forward_kl, gated_kl, topk_reverse_kl
 

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from agents.examples import sample_examples
+from agents.examples import Question, sample_examples
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from distill.collapse import collapse
@@ -174,7 +174,9 @@ def test_examples_hold_what_was_sampled(model: PreTrainedModel, tokenizer: PreTr
     policy = HFPolicy(model, tokenizer)
     bare = Prompt(messages=(Message(role="user", content="x"),), reply_prefix="I")
     rich = Prompt(messages=(Message(role="user", content="x: go"),), reply_prefix="I")
-    [one] = sample_examples(policy, policy.encode, [(bare, rich)], Sampling(max_tokens=3), [7])
+    [one] = sample_examples(
+        policy, policy.encode, [Question(prompts=(bare, rich), seed=7)], Sampling(max_tokens=3)
+    )
     [again] = policy.generate([bare], Sampling(max_tokens=3), [7])
     assert one.completion_ids == again.token_ids
     assert one.student_prompt_ids == policy.encode(bare)
@@ -500,7 +502,9 @@ def test_a_prompt_without_room_for_a_reply(
     policy = HFPolicy(model, tokenizer)
     long = Prompt(messages=(Message(role="user", content="x" * 490),))
     with pytest.raises(DistillError, match=r"a prompt of 5\d\d tokens and 30 new ones do not fit"):
-        sample_examples(policy, policy.encode, [(long, long)], Sampling(max_tokens=30), [0])
+        sample_examples(
+            policy, policy.encode, [Question(prompts=(long, long), seed=0)], Sampling(max_tokens=30)
+        )
 
 
 @pytest.mark.parametrize("settings", [{"k": 0}, {"mode": "half"}])
@@ -520,9 +524,8 @@ def test_the_teachers_own_answers(model: PreTrainedModel, tokenizer: PreTrainedT
     policy = HFPolicy(model, tokenizer)
     bare = Prompt(messages=(Message(role="user", content="x"),))
     rich = Prompt(messages=(Message(role="user", content="x: go"),))
-    [one] = sample_examples(
-        policy, policy.encode, [(bare, rich)], Sampling(max_tokens=3), [7], data="teacher"
-    )
+    questions = [Question(prompts=(bare, rich), seed=7)]
+    [one] = sample_examples(policy, policy.encode, questions, Sampling(max_tokens=3), data="teacher")
     [again] = policy.generate([rich], Sampling(max_tokens=3), [7])
     assert one.completion_ids == again.token_ids
     assert (one.student_prompt_ids, one.teacher_prompt_ids) == (policy.encode(bare), policy.encode(rich))
@@ -534,9 +537,8 @@ def test_the_teachers_own_answers(model: PreTrainedModel, tokenizer: PreTrainedT
     [other] = sample_examples(
         policy,
         policy.encode,
-        [(bare, rich)],
+        questions,
         Sampling(max_tokens=3),
-        [7],
         data="teacher",
         teacher_encode=other_template,
     )

@@ -17,7 +17,6 @@ from unittest.mock import patch
 import pytest
 
 from agents.policies.policy import Sampling
-from agents.policies.scripted import ScriptedPolicy
 from agents.rollout import Phase, rollout
 from envs import EnvError, check_text_env, make_text_env
 from envs.adapters import openenv_session
@@ -26,6 +25,7 @@ from envs.adapters.json_seen import seen_text
 from envs.place import vector_env
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason
+from tests.scripted import ScriptedPolicy
 
 needs_openenv = pytest.mark.skipif(
     importlib.util.find_spec("openenv") is None, reason="pip install 'opcd-gym[openenv]'"

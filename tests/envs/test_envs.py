@@ -161,7 +161,7 @@ def test_what_an_advice_is_about() -> None:
 
 def test_a_map_of_ones_own() -> None:
     env = lake(desc=["SFF", "FHG"])
-    assert lake_map(env) == ["SFF", "FHG"]
+    assert lake_map(env) == ("SFF", "FHG")
     assert env.words.describe(5) == "You are at row 2, column 3."
     assert "2 rows and 3 columns" in env.words.rules
 

@@ -18,7 +18,6 @@ from rich.console import Console
 
 from agents.config import SelfImproveConfig
 from agents.policies.policy import Prompt, Sampling
-from agents.policies.scripted import ScriptedPolicy
 from agents.rollout import Phase, rollout
 from agents.run.run import Run
 from agents.self_improve import self_improve
@@ -35,6 +34,7 @@ from evals.baselines import Baselines
 from evals.report import print_summary
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason, Trace
+from tests.scripted import ScriptedPolicy
 
 SUMS: dict[str, Any] = {"task": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 ROWS = [

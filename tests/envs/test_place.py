@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from agents.policies.policy import Sampling
-from agents.policies.scripted import ScriptedPolicy
 from agents.rollout import Phase, check_played, rollout
 from envs import EnvError, TextEnv, make_text_env
 from envs.deadline import MAX_ERROR_CHARS, EnvFault, TimeLimit, guarded
@@ -24,6 +23,7 @@ from evals.result import EvalResult, cut_short, cut_short_text, success_rate
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason, Trace
 from tests.envs.odd_env import DEADLY, ODDITIES, SLOW, Odd, swallows
+from tests.scripted import ScriptedPolicy
 
 SOON = TimeLimit(processor=0.3, clock=0.6)
 

@@ -27,7 +27,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.policies.policy import Sampling
-from agents.policies.scripted import ScriptedPolicy
 from agents.rollout import Phase, rollout
 from envs import EnvError, Success, TextEnv, check_text_env, make_text_env, register_text
 from envs.actions import MAX_ACTIONS, action_text, all_actions, explain, json_grammar
@@ -38,6 +37,7 @@ from envs.place import vector_env
 from evals.baselines import Baselines
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason
+from tests.scripted import ScriptedPolicy
 
 BUILT_IN = [
     "FrozenLake-v1",

@@ -271,8 +271,25 @@ def test_runs_side_by_side(
     rows = re.findall(r"<tr><td>.*?</tr>", page.read_text(), re.DOTALL)
     assert [row.count("</span>") for row in rows] == [4, 5, 4]
     assert page.read_text().count("<svg") == 2
+    assert "lowest to highest" not in text
     main([str(other)])
     assert capsys.readouterr().out.strip() == str(other / "report.html")
+
+
+def test_seeds_side_by_side_show_their_spread(lake: Path, tmp_path: Path) -> None:
+    runs = [lake]
+    for seed, rate in ((8, 0.9), (9, 0.4)):
+        runs.append(shutil.copytree(lake, tmp_path / f"seed{seed}"))
+        about, results = (json.loads((lake / name).read_text()) for name in ("config.json", "results.json"))
+        about["config"]["seed"], results["arms"]["after"]["success_rate"] = seed, rate
+        (runs[-1] / "config.json").write_text(json.dumps(about))
+        (runs[-1] / "results.json").write_text(json.dumps(results))
+    rate = json.loads((lake / "results.json").read_text())["arms"]["after"]["success_rate"]
+    low, middle, high = (f"{value:.1%}" for value in sorted((rate, 0.9, 0.4)))
+    main([*map(str, runs), "--output", str(tmp_path / "page.html")])
+    text = " ".join(text_of(tmp_path / "page.html").split())
+    assert "3 seeds: median lowest to highest" in text
+    assert f"{middle} {low} to {high}" in text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A policy without a model: a function answers. It drives tests and examples."""
+"""A policy without a model: a function answers."""
 
 from collections.abc import Callable, Sequence
 

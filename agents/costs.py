@@ -1,0 +1,101 @@
+"""What parts of a run take, by what was measured of a few calls of its policy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+ALL_NEW = 0.9
+"""Where more of the decisions than this are about prompts that are seen once, further ones are taken to be
+as new."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a policy."""
+
+    decisions: int
+    """Prompts answered."""
+    new: int
+    """Distinct prompts that the policy had not answered in this rehearsal."""
+    seconds: float
+    """That it took."""
+    between: float
+    """Seconds that the envs, and the bookkeeping, took since the call before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episodes:
+    """How episodes of one kind go: bare or informed, greedy or not."""
+
+    turns: float
+    """Decisions of an episode, on average."""
+    decisions: int
+    """That were seen."""
+    prompts: int
+    """Distinct ones among them."""
+    once: int
+    """Of these, how many were seen once, and twice: from them Chao's estimator knows how many there are."""
+    twice: int
+    has_ended: bool = True
+    """Whether any episode came to its end; else ``turns`` are as many as there may be."""
+
+    def distinct(self, decisions: float) -> float:
+        """How many prompts so many decisions are about.
+
+        Where most are seen again it is the extrapolation of Chao and others (2014), which ends at the number
+        of prompts that there are by Chao1.
+        """
+        more = decisions - self.decisions
+        if more <= 0:
+            return min(decisions, float(self.prompts))
+        if self.once > ALL_NEW * self.decisions:
+            return self.prompts + more * self.once / self.decisions
+        unseen = self.once * (self.once - 1) / (2 * (self.twice + 1))
+        if not unseen:
+            return float(self.prompts)
+        chance = self.once / (self.decisions * unseen + self.once)
+        return self.prompts + unseen * (1.0 - float((1.0 - chance) ** more))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What was measured; all times in seconds."""
+
+    bare: Episodes
+    greedy: Episodes
+    """Bare ones, at temperature 0."""
+    exploring: Episodes
+    """With the insights so far."""
+    informed: Episodes
+    """With those that are taken in the end."""
+    per_call: float
+    """Of a call that has new prompts, by itself."""
+    per_prompt: float
+    """Of each new prompt in it."""
+    per_decision: float
+    """Of each decision, the env's step included."""
+    step: float
+    """Of an optimiser step; 0 where that could not be measured."""
+    env_step: float
+    """Of the bare env, as the random policy acts in it."""
+    random_turns: float
+    """Of its episodes."""
+    seconds: float
+    """That the rehearsal took."""
+
+    def play(self, kind: Episodes, episodes: float, width: int) -> float:
+        """What a phase of so many episodes of a kind takes, ``width`` of them side by side."""
+        decisions = episodes * kind.turns
+        prompts = kind.distinct(decisions)
+        calls = min(prompts, decisions / max(1.0, min(width, episodes)))
+        return calls * self.per_call + prompts * self.per_prompt + decisions * self.per_decision
+
+
+def fit(calls: Sequence[Call]) -> tuple[float, float, float]:
+    """Seconds per call that computes, per new prompt in it, and per decision, by least squares."""
+    rows = np.array([[call.new > 0, call.new, call.decisions] for call in calls], dtype=float)
+    per_call, per_prompt, per_decision = nnls(rows, np.array([call.seconds for call in calls]))[0].tolist()
+    decisions = sum(call.decisions for call in calls)
+    return per_call, per_prompt, per_decision + sum(call.between for call in calls) / decisions

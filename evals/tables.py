@@ -1,0 +1,182 @@
+"""The tables of README and docs, made from what was measured: no figure in them is typed.
+
+    python -m evals.tables README.md docs/results.md
+
+A page says where a table goes, what it shows, and of which file: what stands between
+``<!-- table: methods figures/main.json -->`` and ``<!-- end -->`` is made from that ``benchmark.json``, whose
+path is seen from the page.
+"""
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from evals.benchmark import BASELINES
+from evals.command import EvalError, run_command
+from evals.page import p_text, percent, points, write_whole
+from evals.report import print_summary
+from evals.result import ARM_LABELS, rate_text
+from experience.terminal import Terminal
+
+MARKED = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+LABELS = {"none": "before", "in-context": "in context", "off-policy": "off-policy", "opcd": "OPCD"}
+"""Of the methods; the others are called what they are."""
+WIDTH = 80
+"""Columns of a terminal."""
+
+
+def fill(page: Path) -> str:
+    """A page with its tables made anew.
+
+    Raises:
+        EvalError: A marker names no view, or a file that cannot be read as what it should be.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        begin, view, name, end = found.groups()
+        if view not in VIEWS:
+            raise EvalError(f"{page}: there is no table {view}: it is one of {', '.join(VIEWS)}")
+        try:
+            values = json.loads((page.parent / name).read_text(encoding="utf-8"))
+            return f"{begin}\n{VIEWS[view](values)}\n\n{end}"
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise EvalError(f"{page}: no table can be made from {name}: {error!r}") from error
+
+    return MARKED.sub(table, page.read_text(encoding="utf-8"))
+
+
+def methods(benchmark: Mapping[str, Any]) -> str:
+    """Every method of every env, over its seeds and by seed."""
+    head = ("env", "method", "success, all seeds", "median", "worst", "by seed", "T = 0.7, median", "worst")
+    return _table(head, map(_method, benchmark["methods"])) + _source(benchmark)
+
+
+def _method(row: Mapping[str, Any]) -> list[str]:
+    sampled = row["sampled"]
+    return [
+        *(row["env"], LABELS.get(row["method"], row["method"]), rate_text(row)),
+        *_spread(row),
+        ", ".join(f"{100 * rate:.1f}" for rate in row["by_seed"].values()),
+        *(_spread(sampled) if sampled else ("", "")),
+    ]
+
+
+def _spread(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The median and the worst of the seeds."""
+    rates = row["by_seed"].values()
+    return percent(median(rates)), percent(min(rates))
+
+
+def summary(benchmark: Mapping[str, Any]) -> str:
+    """A line for each env, with the median over the seeds of everything that was measured."""
+    rows = benchmark["methods"]
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    known = [name for name in BASELINES if any(name in cell for cell in benchmark["cells"])]
+    lines = []
+    for env in dict.fromkeys(row["env"] for row in rows):
+        of_env = {row["method"]: row for row in rows if row["env"] == env}
+        cells = [cell for cell in benchmark["cells"] if cell["env"] == env and cell["error"] is None]
+        fixed = [[cell[name] for cell in cells if name in cell] for name in known]
+        rates = [_spread(of_env[name]) if name in of_env else ("", "") for name in names]
+        lines.append(
+            [
+                env,
+                *(percent(median(values)) if values else "" for values in fixed),
+                *(
+                    f"**{middle}** (worst {worst})" if name == "opcd" else middle
+                    for name, (middle, worst) in zip(names, rates, strict=True)
+                ),
+            ]
+        )
+    head = ["env", *(ARM_LABELS[name] for name in known), *(LABELS.get(name, name) for name in names)]
+    return _table(head, lines) + _source(benchmark)
+
+
+def pairs(benchmark: Mapping[str, Any]) -> str:
+    """OPCD against every other method that has an experience, paired by episode."""
+    rows = [
+        row
+        for row in benchmark["pairs"]
+        if "opcd" in (row["first"], row["second"]) and "none" not in (row["first"], row["second"])
+    ]
+    return _table(("env", "methods", "difference, in points", "p", "n"), map(_pair, rows)) + _source(
+        benchmark
+    )
+
+
+def _pair(row: Mapping[str, Any]) -> list[str]:
+    sign = 1 if row["first"] == "opcd" else -1
+    other = row["second"] if sign == 1 else row["first"]
+    low, high = sorted((sign * row["ci_low"], sign * row["ci_high"]))
+    difference = f"{points(sign * row['difference'])} [{points(low)}, {points(high)}]"
+    return [
+        row["env"],
+        f"OPCD - {LABELS.get(other, other)}",
+        difference,
+        p_text(row["p_value"]),
+        str(row["n"]),
+    ]
+
+
+def terminal(results: Mapping[str, Any]) -> str:
+    """What a run prints at its end, from its ``results.json``."""
+    lines = io.StringIO()
+    print_summary(dict(results), Path(f"runs/{results['env']}-..."), Terminal(file=lines, width=WIDTH))
+    return f"```\n{lines.getvalue()}```"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _source(benchmark: Mapping[str, Any]) -> str:
+    """Where the figures come from."""
+    cells = benchmark["cells"]
+    seeds = ", ".join(map(str, sorted({cell["seed"] for cell in cells})))
+    commits = ", ".join(sorted({str(cell.get("git_revision"))[:7] for cell in cells}))
+    machines = "; ".join(sorted({str(cell.get("machine")) for cell in cells}))
+    episodes = sorted({cell["n"] for cell in cells if cell["error"] is None})
+    failed = sum(cell["error"] is not None for cell in cells)
+    text = f"Seeds {seeds}; {', '.join(map(str, episodes))} test episodes each; commit {commits}; {machines}."
+    return f"\n\n{text}{f' {failed} runs failed.' if failed else ''}"
+
+
+VIEWS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "methods": methods,
+    "summary": summary,
+    "pairs": pairs,
+    "terminal": terminal,
+}
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+
+    def work(console: Console) -> None:
+        def tables(pages: tyro.conf.Positional[tuple[Path, ...]], /) -> None:
+            """Make the tables of pages anew.
+
+            Args:
+                pages: Markdown files.
+            """
+            for page in pages:
+                write_whole(page, fill(page))
+                console.print(f"{page}", highlight=False, markup=False)
+
+        tyro.cli(tables, prog="python -m evals.tables", args=args)
+
+    return run_command(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Tables of pages, made from files of figures."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.benchmark import _over_seeds
+from evals.tables import fill, main
+from tests.evals.test_benchmark import traces_of
+
+CELLS: list[dict[str, Any]] = [
+    {
+        "env": "lake",
+        "seed": seed,
+        "n": 4,
+        "error": None,
+        "git_revision": "abcdef0123",
+        "machine": "x86_64, 1 thread",
+    }
+    | {"random": 0.01, "optimal": 0.75}
+    for seed in (0, 1)
+]
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    """A page beside a benchmark of three methods, two seeds and two temperatures."""
+    won = {"none": 0, "off-policy": 2, "opcd": 3}
+    frames = [
+        traces_of(
+            method,
+            range(4 * seed, 4 * seed + 4),
+            [game < wins + (seed if method == "opcd" else 0) for game in range(4)],
+            run_seed=seed,
+            is_sampled=is_sampled,
+        )
+        for seed, (method, wins), is_sampled in product((0, 1), won.items(), (False, True))
+    ]
+    table = {"cells": CELLS, **_over_seeds(frames)}
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "main.json").write_text(json.dumps(table), encoding="utf-8")
+    return tmp_path / "page.md"
+
+
+def filled(page: Path, view: str, name: str = "figures/main.json") -> str:
+    """What a table becomes, between two lines that stay."""
+    page.write_text(f"before\n<!-- table: {view} {name} -->\nold\n<!-- end -->\nafter\n", encoding="utf-8")
+    text = fill(page)
+    assert text.startswith(f"before\n<!-- table: {view} {name} -->\n\n")
+    assert text.endswith("\n\n<!-- end -->\nafter\n")
+    assert "old" not in text
+    page.write_text(text, encoding="utf-8")
+    assert fill(page) == text
+    return text
+
+
+def test_methods_with_median_worst_and_each_seed(page: Path) -> None:
+    text = filled(page, "methods")
+    assert "| lake | OPCD | 87.5% [52.9%, 97.8%] | 87.5% | 75.0% | 75.0, 100.0 | 87.5% | 75.0% |" in text
+    assert "Seeds 0, 1; 4 test episodes each; commit abcdef0; x86_64, 1 thread." in text
+
+
+def test_a_line_for_each_env(page: Path) -> None:
+    text = filled(page, "summary")
+    assert "| env | random | optimal | before | off-policy | OPCD |" in text
+    assert "| lake | 1.0% | 75.0% | 0.0% | 50.0% | **87.5%** (worst 75.0%) |" in text
+
+
+def test_opcd_against_the_others(page: Path) -> None:
+    text = filled(page, "pairs")
+    assert text.count("| lake |") == 1  # not against "none"
+    assert "| lake | OPCD - off-policy | +37.5 [" in text
+    low, high = text.split("+37.5 [")[1].split("]")[0].split(", ")
+    assert float(low.replace("\N{MINUS SIGN}", "-")) < 37.5 < float(high)
+
+
+@pytest.mark.parametrize(
+    ("view", "name", "said"),
+    [
+        (
+            "rows",
+            "figures/main.json",
+            "there is no table rows: it is one of methods, summary,",
+        ),
+        ("methods", "figures/none.json", "no table can be made from figures/none.json"),
+        ("terminal", "figures/main.json", "no table can be made from figures/main.json"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    page: Path, view: str, name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"<!-- table: {view} {name} -->\nold\n<!-- end -->\n"
+    page.write_text(text, encoding="utf-8")
+    assert main([str(page)]) == 2
+    error = capsys.readouterr().err
+    assert said in error.replace("\n", " ")
+    assert page.read_text(encoding="utf-8") == text
