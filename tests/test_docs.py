@@ -103,6 +103,12 @@ def test_tables_are_those_of_the_figures(page: Path) -> None:
     assert fill(page) == page.read_text(encoding="utf-8"), "make results writes them"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_wrap_at_100(page: Path) -> None:
+    text = re.sub(r"^```.*?^```|^\|.*?$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert [line for line in text.splitlines() if len(line) > 100] == []
+
+
 def test_the_readme_is_read_to_the_end() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
 
