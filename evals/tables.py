@@ -89,6 +89,7 @@ def summary(benchmark: Mapping[str, Any]) -> str:
         lines.append(
             [
                 env,
+                str(len(of_env["opcd" if "opcd" in of_env else names[-1]]["by_seed"])),
                 *(percent(median(values)) if values else "" for values in fixed),
                 *(
                     f"**{middle}** (worst {worst})" if name == "opcd" else middle
@@ -96,7 +97,7 @@ def summary(benchmark: Mapping[str, Any]) -> str:
                 ),
             ]
         )
-    head = ["env", *(ARM_LABELS[name] for name in known), *(LABELS.get(name, name) for name in names)]
+    head = ["env", "seeds", *(ARM_LABELS[name] for name in known), *(LABELS.get(name, name) for name in names)]
     return _table(head, lines) + _source(benchmark)
 
 

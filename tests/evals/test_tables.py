@@ -65,8 +65,8 @@ def test_methods_with_median_worst_and_each_seed(page: Path) -> None:
 
 def test_a_line_for_each_env(page: Path) -> None:
     text = filled(page, "summary")
-    assert "| env | random | optimal | before | off-policy | OPCD |" in text
-    assert "| lake | 1.0% | 75.0% | 0.0% | 50.0% | **87.5%** (worst 75.0%) |" in text
+    assert "| env | seeds | random | optimal | before | off-policy | OPCD |" in text
+    assert "| lake | 2 | 1.0% | 75.0% | 0.0% | 50.0% | **87.5%** (worst 75.0%) |" in text
 
 
 def test_opcd_against_the_others(page: Path) -> None:
