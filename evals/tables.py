@@ -97,7 +97,12 @@ def summary(benchmark: Mapping[str, Any]) -> str:
                 ),
             ]
         )
-    head = ["env", "seeds", *(ARM_LABELS[name] for name in known), *(LABELS.get(name, name) for name in names)]
+    head = [
+        "env",
+        "seeds",
+        *(ARM_LABELS[name] for name in known),
+        *(LABELS.get(name, name) for name in names),
+    ]
     return _table(head, lines) + _source(benchmark)
 
 
