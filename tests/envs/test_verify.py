@@ -232,8 +232,8 @@ SLOW = ("9^{9^{9^{9}}}", "\\sqrt{9^{9^{9}}}", "x^{9^{9^{9}}}", "((5!)!)!")
 
 
 @pytest.mark.parametrize("attack", SLOW)
-def test_slow_attacks_end_at_the_deadline(attack: str, impatient: Verifier) -> None:
-    verdict = impatient.verify(f"\\boxed{{{attack}}}", "\\pi + 1")
+def test_slow_attacks_end_at_the_deadline(attack: str, verifier: Verifier) -> None:
+    verdict = verifier.verify(f"\\boxed{{{attack}}}", "\\pi + 1")
     assert (verdict.is_correct, verdict.reason) == (False, "the answer took too long to judge")
 
 
