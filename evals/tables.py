@@ -54,8 +54,8 @@ def fill(page: Path) -> str:
 
 
 def methods(benchmark: Mapping[str, Any]) -> str:
-    """Every method of every env, over its seeds and by seed."""
-    head = ("env", "method", "success, all seeds", "median", "worst", "by seed", "T = 0.7, median", "worst")
+    """Every method of every env, over its seeds and by seed; sampled is the second temperature, if any."""
+    head = ("env", "method", "success, all seeds", "median", "worst", "by seed", "sampled, median", "worst")
     return _table(head, map(_method, benchmark["methods"])) + _source(benchmark)
 
 

@@ -11,7 +11,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+
+from experience.store import ExperienceStore
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["agents.self_improve", "accelerate", "tests.parallel_worker", "hypothesis"])
@@ -90,3 +93,11 @@ def _work(
         sys.exit(call(*args))
     finally:
         atexit._run_exitfuncs()  # which multiprocessing leaves out
+
+
+def traces_and_losses(output: Path, columns: list[str]) -> tuple[pd.DataFrame, list[float]]:
+    """What a run played, in an order that does not depend on its processes, and the KL of each step."""
+    with ExperienceStore(output / "experience.db") as store:
+        traces = store.traces()[columns].sort_values(columns).reset_index(drop=True)
+    lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return traces, [entry["kl"] for entry in lines if entry["kind"] == "train"]

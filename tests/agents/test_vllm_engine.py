@@ -1,7 +1,6 @@
 """vLLM in the process, without vLLM: what is said when it cannot start, who has the GPU when, who draws."""
 
 import importlib.util
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from agents.policies.vllm.policy import VLLMError, VLLMPolicy
 from agents.run.resume import may_differ
 from agents.self_improve import self_improve
 from distill.parallel import Ranks
-from experience.store import ExperienceStore
 from tests import processes
 from tests.agents.test_self_improve import QUIET, open_gate, with_open_gate
 from tests.agents.test_vllm_servers import SHORT
@@ -230,12 +228,9 @@ def test_two_processes_do_what_one_does(
     arguments = processes.flags(output=two, policy=policy, **settings)
     processes.launch(2, with_fake_vllm, *arguments, said=tmp_path / "said")
     columns = ["phase", "seed", "num_turns", "success", "stop_reason"]
-    traces, losses = [], []
-    for output in (one, two):
-        with ExperienceStore(output / "experience.db") as store:
-            traces.append(store.traces()[columns].sort_values(columns).reset_index(drop=True))
-        lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
-        losses.append([entry["kl"] for entry in lines if entry["kind"] == "train"])
+    traces, losses = zip(
+        *(processes.traces_and_losses(output, columns) for output in (one, two)), strict=True
+    )
     assert traces[0].equals(traces[1])
     assert len(losses[0]) == SHORT["steps"]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -32,7 +32,6 @@ from distill.lm.span import Span
 from distill.loss import Direction
 from distill.opcd import OPCD, DistillError
 from distill.teacher import FrozenTeacher, ScoringTeacher, Teacher
-from experience.store import ExperienceStore
 from tests import processes
 from tests.agents.test_self_improve import QUIET, TINY, open_gate, with_open_gate
 from tests.conftest import byte_tokenizer, tiny_llama
@@ -408,12 +407,9 @@ def test_two_processes_share_the_servers(walker_folder: Path, tmp_path: Path) ->
         arguments = processes.flags(output=two, policy=urls, **settings)
         said = processes.launch(2, with_open_gate, *arguments, said=tmp_path / "said")
     columns = ["phase", "seed", "num_turns", "success"]
-    traces, losses = [], []
-    for output in (one, two):
-        with ExperienceStore(output / "experience.db") as store:
-            traces.append(store.traces()[columns].sort_values(columns).reset_index(drop=True))
-        lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
-        losses.append([entry["kl"] for entry in lines if entry["kind"] == "train"])
+    traces, losses = zip(
+        *(processes.traces_and_losses(output, columns) for output in (one, two)), strict=True
+    )
     assert traces[0].equals(traces[1])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert fakes[0].loads in (alone.loads, alone.loads + 1)  # the rehearsal's engine is handed none again
