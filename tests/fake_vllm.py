@@ -5,13 +5,11 @@ The server can be told to misbehave.
 
 import base64
 import io
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -24,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import Sampling
 from tests.conftest import byte_tokenizer
+from tests.serving import Handler, serving
 
 
 class FakeVLLM:
@@ -144,41 +143,21 @@ class FakeVLLM:
         """Listen on a free port."""
         fake = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def _reply(self, body: dict[str, Any]) -> None:
+        class Answer(Handler):
+            def reply(self) -> None:
                 if fake.lives is not None:
                     if fake.lives <= 0:
                         self.connection.close()
                         return
                     fake.lives -= self.path in ("/v1/completions", "/inference/v1/generate")
                 with torch.no_grad():
-                    answer = fake.answer(self.path, body)
-                data = json.dumps({"detail": "Not Found"} if answer is None else answer).encode()
-                self.send_response(404 if answer is None else 200)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                    answer = fake.answer(self.path, self.asked())
+                found = answer is not None
+                self.answer(answer if found else {"detail": "Not Found"}, 200 if found else 404)
 
-            def do_GET(self) -> None:
-                self._reply({})
-
-            def do_POST(self) -> None:
-                self._reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        self.url = f"http://127.0.0.1:{server.server_address[1]}"
-        try:
+        with serving(Answer) as server:
+            self.url = server.url
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
 
 class FakeLLM:

@@ -36,8 +36,10 @@ WORKERS = 2
 MEMORY_BYTES = 1 << 30
 """Address space of a worker."""
 _WORKER = Path(__file__).with_name("verify_worker.py")
-START_SECONDS = 300.0
+START_SECONDS = 100.0
 """A worker that is not ready by then never will be."""
+STARTS = 3
+"""So many workers may end before they are ready, as when memory is short, until no other is begun."""
 
 _Job = dict[str, Any]
 
@@ -120,7 +122,7 @@ class Verifier(AbstractContextManager["Verifier", None]):
 
     def _run_locked(self, jobs: Sequence[_Job]) -> list[_Job]:
         results: list[_Job] = [{}] * len(jobs)
-        waiting, missing = deque(enumerate(jobs)), len(jobs)
+        waiting, missing, unborn = deque(enumerate(jobs)), len(jobs), 0
         with selectors.DefaultSelector() as selector:
             while missing:
                 while len(self._workers) < min(WORKERS, missing + 1):  # one to spare for the next answer
@@ -141,6 +143,11 @@ class Verifier(AbstractContextManager["Verifier", None]):
                     if worker.is_dead:
                         worker.close()
                         self._workers.remove(worker)
+                        unborn += not worker.is_ready
+                        if unborn == STARTS:
+                            raise EnvError(
+                                f"a verification worker did not start (exit code {worker.exit_code})"
+                            )
                     if number is not None:
                         results[number] = result
                         missing -= 1
@@ -166,8 +173,12 @@ class _Worker:
         self.is_idle = False
         self.is_dead = False
         self.deadline = time.monotonic() + START_SECONDS
-        self._is_ready = False
+        self.is_ready = False
         self._line = b""
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.returncode
 
     def send(self, number: int, job: _Job) -> None:
         assert self._process.stdin is not None
@@ -186,7 +197,7 @@ class _Worker:
         if not self._line.endswith(b"\n"):
             return None
         result: _Job = json.loads(self._line.splitlines()[-1])
-        self._line, self._is_ready = b"", True
+        self._line, self.is_ready = b"", True
         self.is_idle, self.number, self.deadline = True, None, float("inf")
         return result
 
@@ -195,8 +206,6 @@ class _Worker:
         return self._died("its judge hangs") if time.monotonic() > self.deadline else None
 
     def _died(self, reason: str) -> _Job:
-        if not self._is_ready:
-            raise EnvError(f"a verification worker did not start (exit code {self._process.poll()})")
         self.is_dead = True
         return {"not_judged": reason}
 

@@ -1,13 +1,11 @@
 """Insights that a model writes: parsing, merging, contexts, the gate, endpoints. No model runs here."""
 
-import contextlib
 import json
 import random
 import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from experience.writer import (
     transcript,
     write_insights,
 )
+from tests.serving import Handler, serving
 
 SEEDS = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=64)
 
@@ -546,38 +545,23 @@ def chat(text: Any) -> dict[str, Any]:
 def server() -> Iterator[Any]:
     """Answers with what is in ``answers``, (status, body) each, the last for good; keeps the requests."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            httpd.requests.append((self.headers.get("authorization"), body))  # type: ignore[attr-defined]
+    class Answer(Handler):
+        def reply(self) -> None:
+            httpd.requests.append((self.headers.get("authorization"), self.asked()))  # type: ignore[attr-defined]
             answers = httpd.answers  # type: ignore[attr-defined]
             status, answer = answers.pop(0) if len(answers) > 1 else answers[0]
             if status == 0:
                 threading.Event().wait(1.0)  # slower than the client waits
-                status = 200
-            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(data)))
-            self.send_header("retry-after-ms", "1")
-            self.end_headers()
-            with contextlib.suppress(OSError):  # the client may have gone
-                self.wfile.write(data)
+            self.answer(answer, status or 200, retry_after_ms="1")
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    httpd = HTTPServer(("127.0.0.1", 0), Handler)
-    httpd.requests = []  # type: ignore[attr-defined]
-    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
+    with serving(Answer) as httpd:
+        httpd.requests = []  # type: ignore[attr-defined]
+        yield httpd
 
 
 def ask(server: Any, answers: list[tuple[int, Any]], **options: Any) -> str:
     server.answers = answers
-    url = f"http://127.0.0.1:{server.server_port}/v1"
+    url = f"{server.url}/v1"
     endpoint = Endpoint(url, "m", max_tokens=9, temperature=0.5, **{"retries": 2, "timeout": 5.0, **options})
     [reply] = endpoint([WritingTask(system="s", user="u")], [3])
     return reply
@@ -626,7 +610,7 @@ def test_an_endpoint_that_wants_other_settings(server: Any, answers: Any, settin
 
 def test_what_an_endpoint_wants_is_found_out_once(server: Any) -> None:
     server.answers = [refusal(400, NO_MAX), (200, chat("yes"))]
-    url = f"http://127.0.0.1:{server.server_port}/v1"
+    url = f"{server.url}/v1"
     endpoint = Endpoint(url, "m", max_tokens=9, temperature=0.5, retries=0)
     for _ in range(3):
         endpoint([WritingTask(system="s", user="u")], [3])

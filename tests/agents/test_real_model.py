@@ -20,7 +20,7 @@ from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from agents.self_improve import self_improve
 from distill.lm.load import Dtype, LoadedModel, load_model
-from tests.agents.test_self_improve import QUIET
+from tests.agents.test_self_improve import QUIET, open_gate
 from tests.agents.test_system_prompt import SHIPPED
 from tests.test_docs import blocks
 
@@ -65,8 +65,8 @@ def test_the_agent_learns_to_cross_the_lake(tmp_path: Path) -> None:
             rounds=1,
             episodes=96,
             waves=4,
-            steps=18,
-            eval_every=9,
+            steps=14,
+            eval_every=7,
             validation_episodes=16,
             test_episodes=32,
             eval_temperature=(0.7,),
@@ -81,25 +81,24 @@ def test_the_agent_learns_to_cross_the_lake(tmp_path: Path) -> None:
 
 @pytest.mark.model
 def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -> None:
-    results = self_improve(
-        SelfImproveConfig.for_env(
-            "Choice-v0",
-            env_kwargs={"file": str(SHIPPED / "safety.jsonl")},
-            context_file=SHIPPED / "safety.txt",
-            context_place="chat",
-            output=tmp_path / "run",
-            episodes=16,
-            steps=6,
-            off_policy_steps=4,
-            batch_size=8,
-            eval_every=6,
-            eval_temperature=(0.0,),
-            validation_episodes=16,
-            test_episodes=16,
-            max_new_tokens=24,  # three times what the form takes
-        ),
-        QUIET,
+    config = SelfImproveConfig.for_env(
+        "Choice-v0",
+        env_kwargs={"file": str(SHIPPED / "safety.jsonl")},
+        context_file=SHIPPED / "safety.txt",
+        context_place="chat",
+        output=tmp_path / "run",
+        episodes=16,
+        steps=6,
+        off_policy_steps=4,
+        batch_size=4,
+        eval_every=6,
+        eval_temperature=(0.0,),
+        validation_episodes=8,
+        test_episodes=16,
+        max_new_tokens=16,  # twice what the form takes
     )
+    with open_gate():
+        results = self_improve(config, QUIET)
     arms = results["arms"]
     assert arms["before"]["invalid_rate"] == 1.0
     in_form = {name: 1 - arms[name]["invalid_rate"] for name in ("before_with_experience", "after")}

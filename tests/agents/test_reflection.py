@@ -1,9 +1,7 @@
 """Runs whose insights are written, given, or raw, on a tiny walker; the writer is a server of ours."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +20,7 @@ from experience.insight import InsightState
 from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
 from tests.agents.test_self_improve import KEPT, TINY, contents, open_gate
+from tests.serving import Handler, serving
 
 QUIET = Console(quiet=True)
 ITEMS = (
@@ -36,27 +35,16 @@ ITEMS = (
 def writer() -> Iterator[Any]:
     """An endpoint that writes ``ITEMS`` into every reply; with ``is_down`` it fails."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+    class Answer(Handler):
+        def reply(self) -> None:
+            self.asked()
             message = {"role": "assistant", "content": ITEMS}
-            data = json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
-            self.send_response(500 if httpd.is_down else 200)  # type: ignore[attr-defined]
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            status = 500 if httpd.is_down else 200  # type: ignore[attr-defined]
+            self.answer({"choices": [{"index": 0, "message": message}]}, status)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    httpd = HTTPServer(("127.0.0.1", 0), Handler)
-    httpd.is_down = False  # type: ignore[attr-defined]
-    httpd.url = f"http://127.0.0.1:{httpd.server_port}/v1"  # type: ignore[attr-defined]
-    threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
-    yield httpd
-    httpd.shutdown()
-    httpd.server_close()
+    with serving(Answer) as httpd:
+        httpd.is_down = False  # type: ignore[attr-defined]
+        yield httpd
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +60,7 @@ def test_written_insights_go_through_the_gate_into_the_weights(
     walker_folder: Path, tmp_path: Path, writer: Any
 ) -> None:
     """A writer that fails costs no trace, and the run that goes on ends like one that never stopped."""
-    settings = {"insights": "llm", "insight_url": writer.url, "insight_model": "scribe"}
+    settings = {"insights": "llm", "insight_url": f"{writer.url}/v1", "insight_model": "scribe"}
     path = tmp_path / "run"
     writer.is_down = True
     with open_gate(), patch("experience.endpoint.RETRIES", 0), pytest.raises(ExperienceError, match="kept"):

@@ -5,11 +5,9 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +24,7 @@ from envs.place import vector_env
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason
 from tests.scripted import ScriptedPolicy
+from tests.serving import Handler, serving
 
 needs_openenv = pytest.mark.skipif(
     importlib.util.find_spec("openenv") is None, reason="pip install 'opcd-gym[openenv]'"
@@ -33,7 +32,7 @@ needs_openenv = pytest.mark.skipif(
 
 
 @contextmanager
-def serving() -> Iterator[str]:
+def serving_games() -> Iterator[str]:
     """A server of the games; gives what stands before their names for ``--env``."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -57,7 +56,7 @@ def serving() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """One for all that leaves it alive."""
-    with serving() as prefix:
+    with serving_games() as prefix:
         yield prefix
 
 
@@ -146,7 +145,7 @@ def test_a_server_that_hangs_ends_its_own_episodes(
 
 @needs_openenv
 def test_a_server_that_dies_ends_all_that_it_would_play() -> None:
-    with serving() as prefix:
+    with serving_games() as prefix:
         ends = played(f"{prefix}/walk", 2, "die")
     assert ends[""] == {StopReason.ERROR}  # there was no server any more
 
@@ -175,19 +174,12 @@ def test_images_are_refused(server: str) -> None:
 def web(request: pytest.FixtureRequest) -> Iterator[str]:
     """A server on this machine that answers all that it is asked with the parameter."""
 
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(request.param)
+    class Answer(Handler):
+        def reply(self) -> None:
+            self.answer(request.param)
 
-        def log_message(self, *_: Any) -> None:
-            """Nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"openenv:http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with serving(Answer) as server:
+        yield f"openenv:{server.url}"
 
 
 @pytest.fixture

@@ -248,12 +248,15 @@ def test_a_batch_is_not_disturbed_by_attacks() -> None:
     assert not any(verdict.is_correct for verdict in verdicts[::5])
 
 
-def test_a_worker_that_is_killed_is_replaced(verifier: Verifier) -> None:
-    assert verifier.verify("x + 1", "1 + x").is_correct
-    for worker in verifier._workers:
-        worker._process.kill()
-    for _ in range(3):  # what the dead ones did not judge is asked again
+def test_a_worker_that_is_killed_is_replaced() -> None:
+    """Also one that is still starting."""
+    with Verifier() as verifier:
         assert verifier.verify("x + 1", "1 + x").is_correct
+        verifier._workers.append(verify._Worker(verifier._settings))
+        for worker in verifier._workers:
+            worker._process.kill()
+        for _ in range(3):  # what the dead ones did not judge is asked again
+            assert verifier.verify("x + 1", "1 + x").is_correct
 
 
 @pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "killed"])

@@ -93,7 +93,8 @@ def test_no_optimal_arm_without_a_table_or_with_other_rewards() -> None:
     assert Baselines("FrozenLake-v1", {"reward_schedule": (1, 0, -0.1)}).optimal() is None
 
 
-def test_blind_finds_the_path_where_there_is_one() -> None:
+def test_blind_finds_the_path_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evals.baselines.MAX_PATTERNS", 512)  # as outside of tests
     result, sequence = Baselines("FrozenLake-v1", {"is_slippery": False}).blind([], FEW, TEST)
     assert result.success_rate == 1.0
     assert result.n == 200
