@@ -318,17 +318,18 @@ class Rehearsal:
         baselines = Baselines(
             config.env, config.env_kwargs, vectorization=config.vectorization, timeout=config.env_timeout
         )
-        started, episodes = time.monotonic(), 0
         seeds = SeedRange(split=Split.TRAIN, run_seed=config.seed, start=0, size=1)
         with closing(baselines):
             if baselines.is_text:
                 return 0.0, 1.0
+            baselines.random(seeds)  # the first is slow by what is set up in it
+            first, episodes, started = baselines.steps, 0, time.monotonic()
             while episodes < EPISODES and time.monotonic() < started + RANDOM_SECONDS:
-                size = 1 + episodes  # all the same, were it not that making ready takes a while too
+                size = 1 + episodes  # a call takes a while by itself
                 baselines.random(replace(seeds, start=episodes, size=size))
                 episodes += size
-            steps = max(1, baselines.steps)
-        return (time.monotonic() - started) / steps, steps / episodes
+            seconds, steps = time.monotonic() - started, max(1, baselines.steps - first)
+        return seconds / steps, steps / episodes
 
 
 def _turns(traces: Sequence[Trace]) -> pd.DataFrame:

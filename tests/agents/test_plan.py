@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -23,7 +24,9 @@ from agents.run.progress import Bars
 from agents.run.resume import begun
 from agents.self_improve import self_improve
 from envs import register_text
-from experience.seeds import Split
+from evals.baselines import Baselines
+from evals.result import EvalResult
+from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
 from experience.trace import StopReason, Trace, Turn
 from tests.agents.test_self_improve import KEPT, QUIET, contents, open_gate
@@ -85,6 +88,24 @@ def test_costs_are_told_apart() -> None:
         for n, new in [(4, 4), (16, 16), (16, 2), (16, 0), (7, 1), (3, 0)]
     ]
     assert fit(calls) == pytest.approx((0.5, 0.1, 0.012))
+
+
+def test_what_is_set_up_is_not_taken_for_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only the random policy's calls move: the first by 100 seconds, others by 0.01."""
+    now, random = 0.0, Baselines.random
+
+    def moving(self: Baselines, seeds: SeedRange) -> EvalResult:
+        nonlocal now
+        now += 0.01 if self.steps else 100.0
+        return random(self, seeds)
+
+    monkeypatch.setattr(Baselines, "random", moving)
+    monkeypatch.setattr("agents.rehearsal.time", SimpleNamespace(monotonic=lambda: now))
+    rehearsal = object.__new__(Rehearsal)
+    rehearsal._run = SimpleNamespace(config=SelfImproveConfig())  # type: ignore[assignment]
+    env_step, turns = rehearsal._random()
+    assert 0 < env_step < 0.001
+    assert turns > 3
 
 
 def test_turns_are_told_as_a_store_tells_them(tmp_path: Path) -> None:
