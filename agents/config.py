@@ -160,8 +160,9 @@ class ExperienceSettings:
 class DistilSettings:
     """How the context is trained into the weights."""
 
-    steps: AtLeastZero = 30
-    """Optimiser steps per round; 0 trains nothing, and measures what experience is worth in the prompt."""
+    steps: AtLeastZero | None = None
+    """Optimiser steps per round; by default 4 for every 5 insights, 30 at least and 120 at most. 0 trains
+    nothing, and measures what experience is worth in the prompt."""
     batch_size: AtLeastOne = 64
     """Completions per optimiser step, as many for each action that is advised."""
     lr: Annotated[float, Field(ge=1e-12, le=10)] = 1e-4

@@ -1,4 +1,4 @@
-"""Which moments an optimiser step asks about: where the student is known to be furthest from its teacher."""
+"""How many optimiser steps, and about which moments: where the student is furthest from its teacher."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,8 @@ from agents.rollout import turn_seed
 Distances = Mapping[str, float]
 """The last KL that was seen at a moment, in nats, by its name."""
 
+STEPS_PER_INSIGHT, LEAST_STEPS, MOST_STEPS = 0.8, 30, 120
+"""Of a round: it takes the longer the more there is to learn (docs/results.md)."""
 KNOWN_SHARE = 0.1
 """Of the mean distance of an action's moments, what each weighs more: what is learned is seen again."""
 
@@ -23,6 +25,13 @@ class Dealt:
     """Of the moment, in its round."""
     moment: Moment
     seed: int
+
+
+def steps_for(insights: float, asked: int | None) -> int:
+    """Optimiser steps of a round: as many as were asked for, or by how many insights there are."""
+    if asked is not None:
+        return asked
+    return min(MOST_STEPS, max(LEAST_STEPS, round(STEPS_PER_INSIGHT * insights)))
 
 
 def deal(moments: Moments, distances: Distances, step: int, *, size: int, seed: int) -> list[Dealt]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 from agents.config import PLANNED, ConfigError, SelfImproveConfig
 from agents.costs import Costs, Episodes
+from agents.dealing import steps_for
 from agents.reflection import MAX_CANDIDATES, TRACES_READ, Reflection
 from agents.rehearsal import Rehearsal
 from agents.run.run import Run
@@ -67,14 +68,20 @@ class Outlook:
     """Traces of a round that a model here writes insights about."""
     actions: int
     """Words that the agent may act by; 0 where there is no end of them."""
+    insights: float
+    """That are expected, if they are counted from outcomes; else 0."""
     processes: int
     validation: int
     """As many validation problems as there are, if they can be counted, or as many as were asked for."""
     test: int
 
+    def steps(self, config: SelfImproveConfig) -> int:
+        """Optimiser steps of a round."""
+        return steps_for(self.insights, config.steps)
+
     def estimate(self, config: SelfImproveConfig) -> Estimate:
         """What a run takes if every context is admitted, and nothing ends early."""
-        costs, width = self.costs, config.num_envs
+        costs, width, steps = self.costs, config.num_envs, self.steps(config)
         validation = min(config.validation_episodes, self.validation)
         test = min(config.test_episodes, self.test)
 
@@ -86,7 +93,7 @@ class Outlook:
         writing = play(costs.bare, self.written / costs.bare.turns)  # a trace is as good as a decision
         each = sum(play(costs.greedy if t == 0 else costs.bare, validation) for t in config.eval_temperature)
         learned = play(costs.informed, validation) * len(config.eval_temperature)
-        validations = -(-config.steps // config.eval_every) * config.rounds
+        validations = -(-steps // config.eval_every) * config.rounds
         arms = sum(
             play(costs.greedy if t == 0 else costs.bare, test)  # before
             + play(costs.bare, test) * (t > 0)  # its control
@@ -97,15 +104,15 @@ class Outlook:
         return Estimate(
             play=config.rounds * (play(costs.bare, wave) + later + writing),
             gate=play(costs.bare, validation) + config.rounds * play(costs.informed, self.tried * validation),
-            training=config.rounds * config.steps * costs.step,
+            training=config.rounds * steps * costs.step,
             # The first is of the agent as it was; how soon it acts as it is told is not known.
-            validation=each + validations * (each + learned) / 2 if config.steps else 0.0,
+            validation=each + validations * (each + learned) / 2 if steps else 0.0,
             test=arms + fixed,
         )
 
 
 def fitted(config: SelfImproveConfig, outlook: Outlook, seconds: float) -> SelfImproveConfig:
-    """The largest part of a run that fits.
+    """The largest part of a run that fits; its steps are given.
 
     What costs precision goes before what costs learning: first test and validation episodes are lowered
     together, to ``TEST`` and ``VALIDATION`` at the least; then train episodes and steps together, to
@@ -139,11 +146,12 @@ def _smaller(config: SelfImproveConfig) -> Iterator[SelfImproveConfig]:
         )
 
     def training(config: SelfImproveConfig, share: float) -> SelfImproveConfig:
+        steps = config.steps or 0
         each = config.waves if config.episodes % config.waves == 0 else 1
         return replace(
             config,
             episodes=max(1, int(config.episodes * share) // each) * each,
-            steps=min(config.steps, max(1, int(config.steps * share))),
+            steps=min(steps, max(1, int(steps * share))),
         )
 
     for share in SHARES:
@@ -172,8 +180,11 @@ def plan(run: Run, reflection: Reflection) -> None:
     writes = reflection.kind == "llm"
 
     def measured() -> tuple[SelfImproveConfig, dict[str, float], list[str]]:
+        costs = Rehearsal(run, reflection).costs()
+        is_counted, played = reflection.kind == "outcomes", config.episodes * costs.exploring.turns
         outlook = Outlook(
-            costs=Rehearsal(run, reflection).costs(),
+            costs=costs,
+            insights=costs.exploring.distinct(played) if is_counted else 0.0,
             waves=reflection.waves,
             tried=_tried(1 + min(MAX_CANDIDATES, TRACES_READ, config.episodes) * writes),
             written=0 if config.insight_url else min(TRACES_READ, config.episodes) * writes,
@@ -182,10 +193,11 @@ def plan(run: Run, reflection: Reflection) -> None:
             validation=len(run.validation_seeds),
             test=len(run.test_seeds),
         )
-        chosen = config
+        asked = chosen = config
         if config.minutes is not None:
-            chosen = fitted(config, outlook, 60 * config.minutes - outlook.costs.seconds)
-        return chosen, asdict(outlook.estimate(chosen)), list(_told(config, chosen, outlook))
+            asked = replace(config, steps=outlook.steps(config))
+            chosen = fitted(asked, outlook, 60 * config.minutes - outlook.costs.seconds)
+        return chosen, asdict(outlook.estimate(chosen)), list(_told(asked, chosen, outlook))
 
     chosen, expected, lines = run.ranks.from_main(measured)
     run.settle(chosen, expected)
@@ -213,7 +225,7 @@ def _told(config: SelfImproveConfig, chosen: SelfImproveConfig, outlook: Outlook
         )
     estimate = outlook.estimate(chosen)
     yield f"this run takes {estimate}, if every context is admitted (found in {costs.seconds:.0f} s)"
-    if chosen.steps and not costs.step:
+    if chosen.steps != 0 and not costs.step:
         yield "of which training is no part: it could not be measured"
     if not all(kind.has_ended for kind in (costs.bare, costs.greedy, costs.exploring, costs.informed)):
         yield "it may well be less: episodes that did not end while measuring count as long as they may be"

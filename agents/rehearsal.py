@@ -170,7 +170,7 @@ class Rehearsal:
             )
             is_sharded = run.ranks.size > 1 and config.engine == "fsdp"  # then no process has room for all
             step = 0.0
-            if config.steps and not is_sharded:
+            if config.steps != 0 and not is_sharded:
                 step = self._step(played, context, measured)
         return replace(measured, step=step, seconds=time.monotonic() - started)
 

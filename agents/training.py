@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from agents.dealing import deal
+from agents.dealing import deal, steps_for
 from agents.examples import Pair, Question, answers, rollout_gap
 from agents.moments import Moment, Moments, find_moments
 from agents.policies.local import HFPolicy
@@ -57,6 +57,8 @@ class Training:
         self._checkpoints = Checkpoints(run)
         self._progress = Progress()
         self._last: StepStats | None = None
+        self._steps = 0
+        """Of the present round."""
         self._moments: Moments = {}
         """Of the train episodes so far."""
         self._is_saved = True
@@ -84,7 +86,10 @@ class Training:
         if number > self._progress.round:
             self._begin_round(number)
         self._moments = find_moments(run, context)
-        with run.progress(f"round{number}/distil", config.steps) as bar:
+        self._steps = steps_for(len(context.insights), config.steps)
+        rounds_left = config.rounds - number + 1
+        self.opcd.decay_until(self._progress.round_start + rounds_left * self._steps)
+        with run.progress(f"round{number}/distil", self._steps) as bar:
             if self._goes_on:
                 self._let_teacher_remember()
             if self.is_validation_due:  # after a resume too: it may have been cut off in there
@@ -105,7 +110,7 @@ class Training:
 
     @property
     def _goes_on(self) -> bool:
-        return self._done < self.run.config.steps and not self._progress.is_stopped
+        return self._done < self._steps and not self._progress.is_stopped
 
     @property
     def _is_off_policy(self) -> bool:
@@ -180,7 +185,7 @@ class Training:
     def is_validation_due(self) -> bool:
         """Whether these weights are to be validated, and have not been at the end of another round."""
         config, done = self.run.config, self._done
-        if self._progress.is_stopped or (done % config.eval_every != 0 and done != config.steps):
+        if self._progress.is_stopped or (done % config.eval_every != 0 and done != self._steps):
             return False
         return not done == 0 < self._progress.round_start
 
@@ -253,7 +258,7 @@ class Training:
         moments = [moment for group in self._moments.values() for moment in group]
         if (
             self.agent.max_tokens == 1
-            and len(moments) <= config.steps * config.batch_size
+            and len(moments) <= self._steps * config.batch_size
             and config.teacher_kind != "ema"
             and isinstance(self.teacher, FrozenTeacher)
         ):
@@ -321,7 +326,6 @@ def make_opcd(run: Run, ranks: Ranks | None = None) -> OPCD:
         vocabulary=len(student.tokenizer) if config.teacher_model or config.teacher_urls else None,
         optimizer=config.optimizer,
         warmup_steps=WARMUP_STEPS,
-        decay_steps=config.rounds * config.steps,
         max_nodes=config.max_nodes,
         compute_dtype=student.lm.compute_dtype,
         gradient_checkpointing=config.gradient_checkpointing,

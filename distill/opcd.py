@@ -78,7 +78,6 @@ class OPCD:
         weight_decay: float = 0.0,
         optimizer: OptimizerKind = "adamw",
         warmup_steps: int = 0,
-        decay_steps: int | None = None,
         max_grad_norm: float = 1.0,
         max_nodes: int | None = None,
         chunk: int | None = None,
@@ -107,7 +106,6 @@ class OPCD:
             weight_decay: AdamW's.
             optimizer: Whether its moments take 32 bits, or 8 where they can.
             warmup_steps: Over so many steps the learning rate rises linearly to ``lr``.
-            decay_steps: Over so many steps it falls linearly to 0, and stays there; ``None`` lets it be.
             max_grad_norm: Gradients with a larger norm are scaled down to it.
             max_nodes: Tokens of one forward and backward pass, a step being as many as it takes. By default
                 what the device has room for; see ``pass_tokens``.
@@ -151,7 +149,8 @@ class OPCD:
         )
         self._direction: Direction = direction
         self._average: Average = average
-        self._lr, self._warmup_steps, self._decay_steps = lr, warmup_steps, decay_steps
+        self._lr, self._warmup_steps = lr, warmup_steps
+        self._last_step: int | None = None
         self._max_grad_norm = max_grad_norm
         self._max_nodes = max_nodes or pass_tokens(
             student, is_checkpointed=gradient_checkpointing, is_compiled=compute == "padded"
@@ -254,9 +253,13 @@ class OPCD:
         self.student.eval()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def decay_until(self, step: int) -> None:
+        """Let the learning rate fall linearly, from what it would have been at the first step, to 0 there."""
+        self._last_step = step
+
     def _learning_rate(self) -> float:
         """Of the next step."""
-        done, total = self.step_count, self._decay_steps
+        done, total = self.step_count, self._last_step
         rising = min(1.0, (done + 1) / max(1, self._warmup_steps))
         falling = 1.0 if total is None else max(0.0, 1 - done / total)
         return self._lr * rising * falling

@@ -101,7 +101,6 @@ recommend(
     {
         "episodes": 256,
         "waves": 8,
-        "steps": 120,
         "eval_every": 30,
         "batch_size": 32,
         "validation_episodes": 64,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.dealing import deal, shares, spread
+from agents.dealing import deal, shares, spread, steps_for
 from agents.moments import Moment
 
 MOMENTS = {
@@ -18,6 +18,20 @@ MOMENTS = {
 def names(distances: dict[str, float], step: int = 1, **more: Any) -> Counter[str]:
     settings = {"size": 8, "seed": 0, **more}
     return Counter(dealt.name for dealt in deal(MOMENTS, distances, step, **settings))
+
+
+def test_steps_are_by_what_there_is_to_learn() -> None:
+    assert [steps_for(insights, None) for insights in (0, 11, 37, 62, 103, 200, 1e6)] == [
+        30,
+        30,
+        30,
+        50,
+        82,
+        120,
+        120,
+    ]
+    assert steps_for(103, 7) == 7
+    assert steps_for(103, 0) == 0
 
 
 def test_each_advised_action_as_often_however_few_its_moments() -> None:

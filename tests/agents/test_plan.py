@@ -59,6 +59,7 @@ def costs(kind: Episodes, **changes: Any) -> Costs:
 def outlook(kind: Episodes, **changes: Any) -> Outlook:
     return Outlook(
         costs=costs(kind, **changes),
+        insights=kind.prompts,
         waves=12,
         tried=1.0,
         written=0,
@@ -70,7 +71,7 @@ def outlook(kind: Episodes, **changes: Any) -> Outlook:
 
 
 def asked(minutes: float | None = None) -> SelfImproveConfig:
-    return SelfImproveConfig(minutes=minutes)
+    return SelfImproveConfig(minutes=minutes, steps=30)
 
 
 def test_prompts_are_counted_as_they_come() -> None:

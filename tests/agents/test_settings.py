@@ -77,7 +77,7 @@ def test_runs_that_begin_together_have_names_of_their_own() -> None:
 def test_defaults_follow_the_env() -> None:
     sums = parse_args(["--env", "Math-v0", "--steps", "3"])
     assert (sums.rounds, sums.steps, sums.batch_size) == (1, 3, 16)
-    assert parse_args([]).steps == SelfImproveConfig().steps == 30
+    assert parse_args([]).steps is SelfImproveConfig().steps is None
     assert SelfImproveConfig.for_env("Math-v0", lr=1.0).lr == 1.0
     with pytest.raises(ConfigError, match="insight_model"):
         SelfImproveConfig(insight_url="http://host/v1")

@@ -382,7 +382,8 @@ def test_warm_up_raises_the_learning_rate() -> None:
 
 
 def test_learning_rate_decay() -> None:
-    opcd = trainer(tiny_llama(0), tiny_llama(1), warmup_steps=2, decay_steps=4)
+    opcd = trainer(tiny_llama(0), tiny_llama(1), warmup_steps=2)
+    opcd.decay_until(4)
     rates = []
     for _ in range(5):
         opcd.step(EXAMPLES)
