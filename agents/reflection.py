@@ -10,6 +10,7 @@ from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from agents.rollout import turn_seed
 from agents.run.run import CONTEXT, Run
+from envs.words import POSITIVE_RETURN
 from evals.gate import Outcomes, Verdict, by_promise, judge
 from evals.result import judged
 from experience.context import NO_CONTEXT, Context, within_budget
@@ -81,7 +82,22 @@ class Reflection:
             contexts = [self.raw(round_number)]
         else:
             contexts = self._written(round_number)
+        self._note_no_success()
         return list({context.id: context for context in contexts if context.insights}.values())
+
+    def _note_no_success(self) -> None:
+        """Say it where the default success may be what is wrong: it is a positive return."""
+        run = self.run
+        if run.words.success is not POSITIVE_RETURN or not run.ranks.is_main:
+            return
+        traces = run.store.traces()
+        low, high = traces["total_reward"].min(), traces["total_reward"].max()
+        if low < high <= 0 and not traces["success"].any():
+            tell(
+                run.console,
+                f"no episode has succeeded, and returns went from {low:g} to {high:g}: an episode succeeds "
+                "when its return is positive; if that is not meant, give register_text success=Success(...)",
+            )
 
     def gate(self, round_number: int, candidates: Sequence[Context]) -> Context | None:
         """The best of the candidates if it helps the teacher on validation; otherwise nothing is trained."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from envs.deadline import CLEANUP, EnvFault, guarded
 from envs.text_env import TextEnv, make_text_env
-from envs.words import EnvWords, truth
+from envs.words import POSITIVE_RETURN, EnvWords, truth
 
 EPISODES = 3
 MAX_STEPS = 50
@@ -82,6 +82,7 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
     actions.seed(0)
     first_of_all = ""
     wrong: list[str] = []
+    returns: list[float] = []
     seen = set()
     for seed in range(EPISODES):
         first, _ = env.reset(seed=seed)
@@ -89,6 +90,7 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
         is_same = again.reset(seed=seed)[0] == first
         if not is_same:
             yield f"two episodes of seed {seed} begin differently: draw from self.np_random only"
+        returns.append(0.0)
         for _ in range(MAX_STEPS):
             action = actions.sample()
             observation, reward, terminated, truncated, info = env.env.step(action)
@@ -100,6 +102,8 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
                 yield f"describe() gives {sentence!r:.80}: a text without control characters is needed"
                 return
             seen.add(sentence)
+            if not wrong:
+                returns[-1] += float(reward)
             if is_same and words.describe(again.env.step(action)[0]) != sentence:
                 is_same = False
                 yield f"episodes of seed {seed} with the same actions part: draw from self.np_random only"
@@ -108,6 +112,8 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
                 break
     if env.reset(seed=0)[0] != first_of_all:
         yield "seed 0 begins differently after other episodes: reset() has to set all that they change"
+    if words.success is POSITIVE_RETURN and min(returns) < 0 and max(returns) <= 0:
+        yield "steps cost, and success is a positive return: if that is not meant, say success=Success(...)"
     if len(seen) == 1:
         yield "every observation reads the same: describe() leaves out what changes"
 

@@ -144,11 +144,14 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
         if isinstance(error, EnvError):
             raise error from None
         if isinstance(error, gym.error.UnregisteredEnv):
-            near = difflib.get_close_matches(env_id, gym.registry, n=3, cutoff=0.4)
+            module, colon, bare = env_id.rpartition(":")
+            close = difflib.get_close_matches(bare, gym.registry, n=3, cutoff=0.4)
+            near = [f"{module}{colon}{name}" for name in close]  # which may register it
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise EnvError(f"no environment is called {env_id!r}{hint}") from error
         if isinstance(error, ModuleNotFoundError):
-            raise EnvError(f"{env_id!r}: {error}") from error
+            hint = ": give the module as it is imported, without .py" if ".py:" in env_id else ""
+            raise EnvError(f"{env_id!r}: {error}{hint}") from error
         given = f" with {dict(env_kwargs)}" if env_kwargs else ""
         raise EnvError(f"{env_id} cannot be made{given}: {fault}") from error
     if env.spec is None or env.spec.max_episode_steps is None:

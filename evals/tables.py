@@ -92,7 +92,7 @@ def summary(benchmark: Mapping[str, Any]) -> str:
                 str(len(of_env["opcd" if "opcd" in of_env else names[-1]]["by_seed"])),
                 *(percent(median(values)) if values else "" for values in fixed),
                 *(
-                    f"**{middle}** (worst {worst})" if name == "opcd" else middle
+                    middle if name != "opcd" else f"**{middle}**{f' (worst {worst})' * (worst != middle)}"
                     for name, (middle, worst) in zip(names, rates, strict=True)
                 ),
             ]

@@ -1,11 +1,14 @@
 """Runs whose insights are written, given, or raw, on a tiny walker; the writer is a server of ours."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -15,6 +18,7 @@ from agents.reflection import Reflection
 from agents.run.run import Run
 from agents.self_improve import self_improve
 from distill.parallel import Ranks
+from envs.words import POSITIVE_RETURN
 from experience import ExperienceError
 from experience.insight import InsightState
 from experience.phase import Phase
@@ -95,6 +99,23 @@ def test_written_insights_go_through_the_gate_into_the_weights(
     html = (path / "report.html").read_text()
     assert "written by a model" in html
     assert ("Context put back" in html) == (json.loads((path / "results.json").read_text())["best_step"] > 0)
+
+
+@pytest.mark.parametrize(
+    ("returns", "is_said"),
+    [([-20.0, -3.0], True), ([0.0, 0.0], False), ([-1.0, -1.0], False), ([-2.0, 1.0], False)],
+)
+def test_costs_that_are_never_made_up_for_are_said(returns: list[float], is_said: bool) -> None:
+    traces = pd.DataFrame({"total_reward": returns, "success": [total > 0 for total in returns]})
+    reflection = object.__new__(Reflection)
+    reflection.run = SimpleNamespace(  # type: ignore[assignment]
+        words=SimpleNamespace(success=POSITIVE_RETURN),
+        ranks=Ranks(),
+        console=Console(record=True, file=io.StringIO()),
+        store=SimpleNamespace(traces=lambda: traces),
+    )
+    reflection._note_no_success()
+    assert ("returns went from -20 to -3" in reflection.run.console.export_text()) == is_said
 
 
 def test_a_text_of_the_users_own_is_trained_in(walker_folder: Path, tmp_path: Path) -> None:

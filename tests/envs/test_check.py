@@ -35,7 +35,7 @@ class Walk(gym.Env[Any, Any]):
         self.place = min(max(self.place + (1 if action else -1) + int(draws.integers(2)), 1), 20)
         end: Any = self.place == 20
         reward: Any = {"no number": None, "nan": float("nan"), "rewards": np.array([0.0, 1.0])}.get(
-            self.mistake, float(end)
+            self.mistake, float(end) - (self.mistake == "costs")
         )
         info = {"is_success": "no"} if self.mistake == "success" else {}
         if self.mistake == "old step":
@@ -71,6 +71,7 @@ def test_no_mistake() -> None:
         ("nan", "a reward is nan: a finite number"),
         ("rewards", r"a reward is array\(\[0., 1.\]\)"),
         ("type", r"an observation is not in Box\(.*int64\): float64 array"),
+        ("costs", "steps cost, and success is a positive return"),
         ("end", r"terminated and truncated are \(0, False\): True or False is needed"),
         ("success", "info has to be a dictionary, and its is_success a truth value"),
     ],

@@ -171,7 +171,9 @@ def test_a_map_of_ones_own() -> None:
     [
         ("FrozenLak-v1", {}, "did you mean .*FrozenLake-v1"),
         ("FrozenLake-v7", {}, "did you mean .*FrozenLake-v1"),
+        ("envs:FrozenLake-v7", {}, "did you mean .*envs:FrozenLake-v1"),
         ("no_such_module:Env-v0", {}, "no_such_module"),
+        ("my_env.py:Env-v0", {}, "my_env.py.*without .py"),
         ("FrozenLake-v1", {"slip": 1}, r"FrozenLake-v1 cannot be made with \{'slip': 1\}.*slip"),
         ("FrozenLake-v1", {"map_name": "9x9"}, "cannot be made"),
         ("FrozenLake-v1", {"max_episode_steps": -1}, "no step limit"),
