@@ -1,5 +1,6 @@
 """Somebody else's code: how long a call of it may take (``--env-timeout``), and whatever comes out of it."""
 
+import importlib
 import math
 import random
 import signal
@@ -173,8 +174,8 @@ def _limited(call: Callable[[], Result], limit: TimeLimit) -> Result:
             signal.setitimer(signal.ITIMER_PROF, max(left, 1e-6), cpu_interval)
 
 
-_getsignal: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
-"""Without the search for an enum's member: it is asked for at every step."""
+_getsignal: Callable[[int], Any] = importlib.import_module("_signal").getsignal
+"""Without ``signal``'s search for an enum's member: it is asked for at every step."""
 
 
 def _take_over(number: int) -> Callable[[int, Any], object] | None:

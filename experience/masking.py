@@ -31,6 +31,7 @@ _OPTION = re.compile(
     r"([?&;](?:[\w.-]*(?:key|token|secret|signature)|sig|auth|pass|pwd|[\w.-]*passw(?:or)?d)=)([^&;#\s\"'<>]+)",
     re.IGNORECASE,
 )
+_PLAIN = {int, float, bool, type(None)}
 _of_urls: set[str] = set()
 Value = TypeVar("Value")
 
@@ -65,8 +66,13 @@ def masker() -> Callable[[str], str]:
 
 
 def _masked(value: Any, mask: Callable[[str], str]) -> Any:
+    kind = type(value)
+    if kind in _PLAIN:  # most of what goes into a database
+        return value
     if isinstance(value, str):
         return mask(value)
+    if kind in (list, tuple):
+        return kind(_masked(item, mask) for item in value)
     if isinstance(value, Mapping):
         return {
             _masked(name, mask): MASK
@@ -74,8 +80,6 @@ def _masked(value: Any, mask: Callable[[str], str]) -> Any:
             else _masked(item, mask)
             for name, item in value.items()
         }
-    if type(value) in (list, tuple):
-        return type(value)(_masked(item, mask) for item in value)
     return value
 
 
