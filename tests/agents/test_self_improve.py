@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from agents.agent import Agent
 from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
-from agents.dealing import deal
+from agents.dealing import deal, steps_for
 from agents.reflection import Reflection
 from agents.run.folder import RunFolder, RunFolderError
 from agents.run.resume import begun, finish, saved_config
@@ -414,6 +414,20 @@ def test_an_optimizer_that_is_not_installed_is_said_before_anything_is_loaded(
     ):
         self_improve(config, QUIET)
     assert not (tmp_path / "run").exists()
+
+
+def test_steps_follow_what_there_is_to_learn(
+    walker_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.dealing.LEAST_STEPS", 2)
+    settings = KEPT | {"steps": None, "output": tmp_path / "run"}
+    with open_gate():
+        self_improve(SelfImproveConfig(model=str(walker_folder), **settings), QUIET)
+    lines = list(map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()))
+    done = Counter(line["round"] for line in lines if line["kind"] == "train")
+    insights = {line["round"]: line["size"] for line in lines if line["kind"] == "gate"}
+    assert done == {number: steps_for(size, None) for number, size in insights.items()}
+    assert min(done.values()) > 2
 
 
 def test_replies_of_one_token_are_not_drawn(walker_folder: Path, tmp_path: Path) -> None:
