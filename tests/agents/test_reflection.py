@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import pandas as pd
 import pytest
@@ -44,7 +43,7 @@ def writer() -> Iterator[Any]:
             self.asked()
             message = {"role": "assistant", "content": ITEMS}
             status = 500 if httpd.is_down else 200  # type: ignore[attr-defined]
-            self.answer({"choices": [{"index": 0, "message": message}]}, status)
+            self.answer({"choices": [{"index": 0, "message": message}]}, status, retry_after_ms="1")
 
     with serving(Answer) as httpd:
         httpd.is_down = False  # type: ignore[attr-defined]
@@ -67,7 +66,7 @@ def test_written_insights_go_through_the_gate_into_the_weights(
     settings = {"insights": "llm", "insight_url": f"{writer.url}/v1", "insight_model": "scribe"}
     path = tmp_path / "run"
     writer.is_down = True
-    with open_gate(), patch("experience.endpoint.RETRIES", 0), pytest.raises(ExperienceError, match="kept"):
+    with open_gate(), pytest.raises(ExperienceError, match="kept"):
         self_improve(config(walker_folder, path, **settings), QUIET)
     with ExperienceStore(path / "experience.db") as store:
         assert len(store.traces(phase="round1/play0")) == TINY["episodes"]

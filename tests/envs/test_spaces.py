@@ -282,7 +282,8 @@ CART_POLE = make_text_env("CartPole-v1", {}).words
 
 @pytest.mark.parametrize("env_id", BUILT_IN)
 def test_the_built_in_envs_are_fit_for_text_agents(env_id: str) -> None:
-    assert check_text_env(env_id) == []
+    costs = "steps cost, and success is a positive return: if that is not meant, say success=Success(...)"
+    assert check_text_env(env_id) == [costs] * (env_id == "Pendulum-v1")
 
 
 def test_minigrid() -> None:
@@ -510,7 +511,8 @@ def test_a_parser_that_gives_what_is_no_action_is_an_error_not_another_word(
 def test_what_the_checker_says(corridor: Callable[..., TextEnv]) -> None:
     corridor(describe=lambda _: "Here.")
     assert check_text_env("tests/Corridor-v0") == [
-        "every observation reads the same: describe() leaves out what changes"
+        "steps cost, and success is a positive return: if that is not meant, say success=Success(...)",
+        "every observation reads the same: describe() leaves out what changes",
     ]
     corridor(describe=lambda observation: observation["no"])
     assert check_text_env("tests/Corridor-v0")[0].startswith("it raises IndexError")
