@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -95,10 +96,16 @@ def model() -> PreTrainedModel:
     return tiny_llama()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def few_blind_policies() -> Iterator[None]:
-    """The shortest patterns: all 340 that compete for the blind arm take a third of a tiny run."""
-    with patch("evals.baselines.MAX_PATTERNS", 20):
+    """The shortest patterns and successes: all that compete for the blind arm take a third of a tiny run."""
+    with patch("evals.baselines.MAX_PATTERNS", 20), patch("agents.measurement.MAX_BLIND_CANDIDATES", 4):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blind_policies_are_few() -> Iterator[None]:
+    with few_blind_policies():
         yield
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from experience.store import ExperienceStore
+from tests.conftest import few_blind_policies
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["agents.self_improve", "accelerate", "tests.parallel_worker", "hypothesis"])
@@ -90,7 +91,8 @@ def _work(
     os.dup2(file, 1)
     os.dup2(file, 2)
     try:
-        sys.exit(call(*args))
+        with few_blind_policies():
+            sys.exit(call(*args))
     finally:
         atexit._run_exitfuncs()  # which multiprocessing leaves out
 

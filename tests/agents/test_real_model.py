@@ -87,14 +87,14 @@ def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -
         context_file=SHIPPED / "safety.txt",
         context_place="chat",
         output=tmp_path / "run",
-        episodes=16,
+        episodes=8,
         steps=6,
         off_policy_steps=4,
         batch_size=4,
         eval_every=6,
         eval_temperature=(0.0,),
         validation_episodes=8,
-        test_episodes=16,
+        test_episodes=8,
         max_new_tokens=16,  # twice what the form takes
     )
     with open_gate():
