@@ -35,7 +35,11 @@ def loaded() -> Iterator[LoadedModel]:
         assert dtype in ("auto", "float32")
         return replace(once, model=copy.deepcopy(once.model))
 
-    with patch("agents.agent.load_model", load), patch("distill.lm.load.load_model", load):
+    with (
+        patch("agents.agent.load_model", load),
+        patch("distill.lm.load.load_model", load),
+        patch("agents.rehearsal.SECONDS", 1.0),  # which changes nothing that is tested
+    ):
         yield once
 
 
