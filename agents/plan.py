@@ -112,7 +112,7 @@ class Outlook:
 
 
 def fitted(config: SelfImproveConfig, outlook: Outlook, seconds: float) -> SelfImproveConfig:
-    """The largest part of a run that fits; its steps are given.
+    """The largest part of a run that fits.
 
     What costs precision goes before what costs learning: first test and validation episodes are lowered
     together, to ``TEST`` and ``VALIDATION`` at the least; then train episodes and steps together, to
@@ -122,7 +122,7 @@ def fitted(config: SelfImproveConfig, outlook: Outlook, seconds: float) -> SelfI
         ConfigError: Not even the least fits.
     """
     least = config
-    for least in _smaller(config):
+    for least in _smaller(config, outlook.steps(config)):
         if outlook.estimate(least).total <= seconds:
             return least
     needed = outlook.estimate(least)
@@ -134,8 +134,8 @@ def fitted(config: SelfImproveConfig, outlook: Outlook, seconds: float) -> SelfI
     )
 
 
-def _smaller(config: SelfImproveConfig) -> Iterator[SelfImproveConfig]:
-    """Smaller and smaller runs, beginning with the whole."""
+def _smaller(config: SelfImproveConfig, steps: int) -> Iterator[SelfImproveConfig]:
+    """Smaller and smaller runs, beginning with the whole, which has so many steps a round."""
 
     def measuring(config: SelfImproveConfig, share: float, least_test: int, least: int) -> SelfImproveConfig:
         asked_test, asked = config.test_episodes, config.validation_episodes
@@ -146,7 +146,6 @@ def _smaller(config: SelfImproveConfig) -> Iterator[SelfImproveConfig]:
         )
 
     def training(config: SelfImproveConfig, share: float) -> SelfImproveConfig:
-        steps = config.steps or 0
         each = config.waves if config.episodes % config.waves == 0 else 1
         return replace(
             config,

@@ -86,17 +86,18 @@ class Reflection:
         return list({context.id: context for context in contexts if context.insights}.values())
 
     def _note_no_success(self) -> None:
-        """Say it where the default success may be what is wrong: it is a positive return."""
-        run = self.run
-        if run.words.success is not POSITIVE_RETURN or not run.ranks.is_main:
+        """Say it where the default success, a positive return, may be what is wrong."""
+        run, success = self.run, self.run.words.success
+        if success is not POSITIVE_RETURN or not run.ranks.is_main:
             return
         traces = run.store.traces()
         low, high = traces["total_reward"].min(), traces["total_reward"].max()
         if low < high <= 0 and not traces["success"].any():
             tell(
                 run.console,
-                f"no episode has succeeded, and returns went from {low:g} to {high:g}: an episode succeeds "
-                "when its return is positive; if that is not meant, give register_text success=Success(...)",
+                f"no episode has succeeded, and returns went from {low:g} to {high:g}: where the environment "
+                f"says nothing of it, one succeeds when {success.means}; if that is not meant, give "
+                "register_text success=Success(...)",
             )
 
     def gate(self, round_number: int, candidates: Sequence[Context]) -> Context | None:

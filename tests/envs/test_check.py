@@ -35,9 +35,11 @@ class Walk(gym.Env[Any, Any]):
         self.place = min(max(self.place + (1 if action else -1) + int(draws.integers(2)), 1), 20)
         end: Any = self.place == 20
         reward: Any = {"no number": None, "nan": float("nan"), "rewards": np.array([0.0, 1.0])}.get(
-            self.mistake, float(end) - (self.mistake == "costs")
+            self.mistake, float(end) - ("costs" in self.mistake)
         )
-        info = {"is_success": "no"} if self.mistake == "success" else {}
+        info: Any = {"is_success": "no"} if self.mistake == "success" else {}
+        if "says" in self.mistake:
+            info = {"is_success": end}
         if self.mistake == "old step":
             return self.seen(), reward, end, info
         return self.seen(), reward, int(end) if self.mistake == "end" else end, False, info
@@ -80,6 +82,10 @@ def test_mistakes_of_envs(mistake: str, complaint: str) -> None:
     found = check_text_env("tests/Walk-v0", {"mistake": mistake})
     assert any(re.match(complaint, said) or said.endswith(complaint) for said in found), found
     assert all("\n" not in said for said in found)
+
+
+def test_an_env_that_says_itself_what_success_is_may_cost() -> None:
+    assert check_text_env("tests/Walk-v0", {"mistake": "none, costs and says"}) == []
 
 
 @pytest.mark.parametrize(
