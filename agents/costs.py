@@ -7,8 +7,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 ALL_NEW = 0.9
-"""Where more of the decisions than this are about prompts that are seen once, further ones are taken to be
-as new."""
+"""Where there are more prompts than this for each decision, they are taken never to come again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,31 +30,40 @@ class Episodes:
 
     turns: float
     """Decisions of an episode, on average."""
+    episodes: int
+    """That were seen, to their end or not."""
     decisions: int
-    """That were seen."""
+    """In them."""
     prompts: int
-    """Distinct ones among them."""
+    """Distinct ones among these."""
     once: int
-    """Of these, how many were seen once, and twice: from them Chao's estimator knows how many there are."""
+    """How many prompts came up in one episode alone, and in two: from them Chao's estimator knows how many
+    there are. Episodes are counted, since a prompt that an episode is stuck at says nothing of others."""
     twice: int
+    is_open: bool = False
+    """Whether there is no end of prompts, since they tell what was said before."""
     has_ended: bool = True
     """Whether any episode came to its end; else ``turns`` are as many as there may be."""
 
-    def distinct(self, decisions: float) -> float:
-        """How many prompts so many decisions are about.
+    def distinct(self, episodes: float) -> float:
+        """How many prompts so many episodes are about.
 
-        Where most are seen again it is the extrapolation of Chao and others (2014), which ends at the number
-        of prompts that there are by Chao1.
+        Where nearly every decision is about another, there is no end of them. Where prompts tell what was
+        said before it is Heaps' law, with Good's and Turing's rate at which new ones come. Else it is the
+        extrapolation of Chao and others (2014), which ends at the number of prompts that there are by Chao2.
         """
-        more = decisions - self.decisions
+        more, decisions = episodes - self.episodes, episodes * self.turns
         if more <= 0:
             return min(decisions, float(self.prompts))
-        if self.once > ALL_NEW * self.decisions:
-            return self.prompts + more * self.once / self.decisions
-        unseen = self.once * (self.once - 1) / (2 * (self.twice + 1))
+        if self.prompts > ALL_NEW * self.decisions:
+            return decisions * self.prompts / self.decisions
+        if self.is_open:
+            return float(self.prompts * (episodes / self.episodes) ** (self.once / self.prompts))
+        others = (self.episodes - 1) / self.episodes
+        unseen = others * self.once * (self.once - 1) / (2 * (self.twice + 1))
         if not unseen:
             return float(self.prompts)
-        chance = self.once / (self.decisions * unseen + self.once)
+        chance = self.once / (self.episodes * unseen + self.once)
         return self.prompts + unseen * (1.0 - float((1.0 - chance) ** more))
 
 
@@ -70,6 +78,8 @@ class Costs:
     """With the insights so far."""
     informed: Episodes
     """With those that are taken in the end."""
+    train: Episodes
+    """All that may be trained on; their prompts without the insights."""
     per_call: float
     """Of a call that has new prompts, by itself."""
     per_prompt: float
@@ -78,6 +88,8 @@ class Costs:
     """Of each decision, the env's step included."""
     step: float
     """Of an optimiser step; 0 where that could not be measured."""
+    remember: float
+    """Of each prompt that a teacher computes before the first step, for all of them; 0 where it does not."""
     env_step: float
     """Of the bare env, as the random policy acts in it."""
     random_turns: float
@@ -88,7 +100,7 @@ class Costs:
     def play(self, kind: Episodes, episodes: float, width: int) -> float:
         """What a phase of so many episodes of a kind takes, ``width`` of them side by side."""
         decisions = episodes * kind.turns
-        prompts = kind.distinct(decisions)
+        prompts = kind.distinct(episodes)
         calls = min(prompts, decisions / max(1.0, min(width, episodes)))
         return calls * self.per_call + prompts * self.per_prompt + decisions * self.per_decision
 

@@ -4,9 +4,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Generic, TypeVar
 
-from agents.moments import Moment, Moments
 from agents.rollout import turn_seed
+
+T = TypeVar("T")
+"""A moment, or its prompts."""
 
 Distances = Mapping[str, float]
 """The last KL that was seen at a moment, in nats, by its name."""
@@ -18,12 +21,12 @@ KNOWN_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dealt:
+class Dealt(Generic[T]):
     """A moment, and the seed of the answer there."""
 
     name: str
     """Of the moment, in its round."""
-    moment: Moment
+    moment: T
     seed: int
 
 
@@ -34,7 +37,9 @@ def steps_for(insights: float, asked: int | None) -> int:
     return min(MOST_STEPS, max(LEAST_STEPS, round(STEPS_PER_INSIGHT * insights)))
 
 
-def deal(moments: Moments, distances: Distances, step: int, *, size: int, seed: int) -> list[Dealt]:
+def deal(
+    moments: Mapping[str, Sequence[T]], distances: Distances, step: int, *, size: int, seed: int
+) -> list[Dealt[T]]:
     """What a step asks, drawn by its number and what is known of the distances; equal ones side by side.
 
     As many for each action that is advised: a student that is nearly always advised the same learns to do

@@ -9,6 +9,7 @@ from agents.costs import Costs, Episodes
 from agents.dealing import steps_for
 from agents.reflection import MAX_CANDIDATES, TRACES_READ, Reflection
 from agents.rehearsal import Rehearsal
+from agents.run.checkpoints import WRITING_SHARE
 from agents.run.run import Run
 from evals.baselines import expected_steps
 from evals.gate import Outcomes, judge
@@ -100,11 +101,13 @@ class Outlook:
             + 3 * play(costs.informed, test)  # with experience, after, and both
             for t in config.eval_temperature
         )
+        moments = min(costs.train.distinct(config.episodes), steps * config.batch_size)
+        training = steps * costs.step + moments * costs.remember
         fixed = costs.env_step * expected_steps(self.actions, costs.random_turns, validation, test)
         return Estimate(
             play=config.rounds * (play(costs.bare, wave) + later + writing),
             gate=play(costs.bare, validation) + config.rounds * play(costs.informed, self.tried * validation),
-            training=config.rounds * steps * costs.step,
+            training=config.rounds * training * (1 + WRITING_SHARE),
             # The first is of the agent as it was; how soon it acts as it is told is not known.
             validation=each + validations * (each + learned) / 2 if steps else 0.0,
             test=arms + fixed,
@@ -180,10 +183,9 @@ def plan(run: Run, reflection: Reflection) -> None:
 
     def measured() -> tuple[SelfImproveConfig, dict[str, float], list[str]]:
         costs = Rehearsal(run, reflection).costs()
-        is_counted, played = reflection.kind == "outcomes", config.episodes * costs.exploring.turns
         outlook = Outlook(
             costs=costs,
-            insights=costs.exploring.distinct(played) if is_counted else 0.0,
+            insights=costs.train.distinct(config.episodes) if reflection.kind == "outcomes" else 0.0,
             waves=reflection.waves,
             tried=_tried(1 + min(MAX_CANDIDATES, TRACES_READ, config.episodes) * writes),
             written=0 if config.insight_url else min(TRACES_READ, config.episodes) * writes,

@@ -7,10 +7,11 @@ applies, and puts the global random states back; so the run that follows is the 
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from itertools import takewhile
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -18,15 +19,16 @@ import torch
 
 from agents import rollout
 from agents.costs import Call, Costs, Episodes, fit
-from agents.examples import Question, answers
-from agents.policies.policy import Completion, Policy, Prompt, Sampling
+from agents.dealing import Dealt, deal
+from agents.examples import Pair, Question, answers
+from agents.policies.policy import Completion, FinishReason, Policy, Prompt, Sampling
 from agents.prompts import build_prompt, exchange
 from agents.reflection import INSIGHT_TOKENS, Reflection
 from agents.run.run import Run
-from agents.training import make_opcd
+from agents.training import make_opcd, remembering
 from distill.examples import DistillError
+from distill.lm.prefix_tree import PrefixTree
 from distill.parallel import Ranks
-from distill.teacher import FrozenTeacher
 from envs.place import vector_env
 from evals.baselines import Baselines
 from experience.context import NO_CONTEXT, Context
@@ -50,39 +52,37 @@ RANDOM_SECONDS = 0.5
 """What the random policy may take."""
 
 
-class Stopped(Exception):  # noqa: N818  (no error)
-    """A rehearsal's time is over."""
+NOTHING = Completion(text="", token_ids=(), logprobs=(), prompt_tokens=0, finish_reason=FinishReason.OVERFLOW)
+"""Said to a prompt for which there is no time: its episode ends as if it did not fit the context window."""
 
 
 class Clocked:
-    """A ``Policy`` that notes what each call takes, and stops when its time is over."""
+    """A ``Policy`` that notes what each call takes, and says nothing more when its time is over."""
 
     def __init__(self, policy: Policy) -> None:
         """Wrap a policy."""
         self.policy = policy
         self.calls: list[Call] = []
-        self.seen: Counter[Prompt] = Counter()
-        """How often each prompt was answered in the present piece of play."""
+        self.refused = 0
+        """Prompts that were left over when the time of the present piece of play was over."""
+        self._has_begun = False
         self._known: set[Prompt] = set()
         self._deadline = self._last = 0.0
 
     def begin(self, seconds: float) -> None:
         """A new piece of play, which may take so long."""
-        self.seen = Counter()
+        self.refused, self._has_begun = 0, False
         self._last = time.monotonic()
         self._deadline = self._last + seconds
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:
-        """See ``Policy``.
-
-        Raises:
-            Stopped: The time is over.
-        """
+        """See ``Policy``."""
         started = time.monotonic()
-        if self.seen and started > self._deadline:
-            raise Stopped
+        if self._has_begun and started > self._deadline:
+            self.refused = self.refused or len(prompts)
+            return [NOTHING] * len(prompts)
         completions = self.policy.generate(prompts, sampling, seeds)
         distinct = set(prompts)
         ended = time.monotonic()
@@ -95,8 +95,7 @@ class Clocked:
             )
         )
         self._known |= distinct
-        self.seen.update(prompts)
-        self._last = ended
+        self._last, self._has_begun = ended, True
         return completions
 
 
@@ -104,10 +103,17 @@ class Clocked:
 class _Play:
     """A piece of play that was rehearsed."""
 
-    traces: tuple[Trace, ...]
-    """Of the episodes that came to their end."""
-    seen: Counter[Prompt]
-    """How often each prompt was answered."""
+    ended: tuple[Trace, ...]
+    unfinished: tuple[Trace, ...]
+    """Of the episodes for which there was no time."""
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """All of them."""
+        return self.ended + self.unfinished
+
+    def __add__(self, other: Self) -> Self:
+        return replace(self, ended=self.ended + other.ended, unfinished=self.unfinished + other.unfinished)
 
 
 class Rehearsal:
@@ -141,7 +147,7 @@ class Rehearsal:
             )
             try:
                 few = self._play("few", min(FEW, width), NO_CONTEXT, config.temperature, 0.15)
-                bare = self._bare = self._play("bare", most, NO_CONTEXT, config.temperature, 0.25)
+                bare = self._play("bare", most, NO_CONTEXT, config.temperature, 0.25)
                 rollout.check_played(few.traces + bare.traces)
                 greedy = self._play("greedy", most, NO_CONTEXT, 0.0, 0.1)
                 context, waves = self._experience(bare)
@@ -151,28 +157,30 @@ class Rehearsal:
                 policy.clear()
             calls = self._clocked.calls[1:] or self._clocked.calls  # the first is slow by what it sets up
             per_call, per_prompt, per_decision = fit(calls)
-            played = [trace for play in (bare, *waves, informed) for trace in play.traces]
+            played = sum((*waves, informed), start=bare)
             # Who has learned gets to all that was seen by anybody, with one piece of advice for each.
-            found = len({turn.observation for trace in played for turn in trace.turns})
+            found = len({turn.observation for trace in played.traces for turn in trace.turns})
             env_step, random_turns = self._random()
             measured = Costs(
                 bare=self._episodes(bare),
                 greedy=self._episodes(greedy),
                 exploring=self._episodes([informed, *waves][-1]),
                 informed=self._episodes(informed, found),
+                train=self._episodes(played, with_context=False),
                 per_call=per_call,
                 per_prompt=per_prompt,
                 per_decision=per_decision,
                 step=0.0,
+                remember=0.0,
                 env_step=env_step,
                 random_turns=random_turns,
                 seconds=0.0,
             )
             is_sharded = run.ranks.size > 1 and config.engine == "fsdp"  # then no process has room for all
-            step = 0.0
             if config.steps != 0 and not is_sharded:
-                step = self._step(played, context, measured)
-        return replace(measured, step=step, seconds=time.monotonic() - started)
+                step, remember = self._step(played.traces, context, measured)
+                measured = replace(measured, step=step, remember=remember)
+        return replace(measured, seconds=time.monotonic() - started)
 
     # --- playing -----------------------------------------------------------------------------------------
 
@@ -192,25 +200,36 @@ class Rehearsal:
             memory=run.memory,
         )
         self._clocked.begin(share * self._seconds)
-        played = []
-        with suppress(Stopped):
-            for trace in traces:
-                played.append(trace)
-        return _Play(traces=tuple(played), seen=self._clocked.seen)
+        ended, unfinished = list[Trace](), list[Trace]()
+        for trace in traces:
+            (unfinished if self._clocked.refused else ended).append(trace)
+            if 0 < self._clocked.refused == len(unfinished):
+                break
+        return _Play(ended=tuple(ended), unfinished=tuple(unfinished))
 
-    def _episodes(self, play: _Play, found: int = 0) -> Episodes:
+    def _episodes(self, play: _Play, found: int = 0, *, with_context: bool = True) -> Episodes:
         """How they go; there are at least as many prompts as were ``found`` otherwise."""
-        limit, ended, decisions = self._step_limit(), len(play.traces), play.seen.total()
+        limit, ended, decisions = self._step_limit(), len(play.ended), sum(len(t.turns) for t in play.traces)
         turns = decisions / ended if ended else limit or 2.0 * decisions
-        times = Counter(play.seen.values())
+        times = Counter(prompt for trace in play.traces for prompt in set(self._prompts(trace, with_context)))
+        episodes = Counter(times.values())
         return Episodes(
             turns=max(1.0, turns if limit is None else min(turns, limit)),
+            episodes=max(1, len(play.traces)),
             decisions=max(1, decisions),
-            prompts=max(1, len(play.seen), min(found, decisions)),
-            once=times[1],
-            twice=times[2],
+            prompts=max(1, len(times), min(found, decisions)),
+            once=episodes[1],
+            twice=episodes[2],
+            is_open=self._run.memory.turns != 0,
             has_ended=ended > 0,
         )
+
+    def _prompts(self, trace: Trace, with_context: bool) -> Iterator[Hashable]:
+        """What stands for the prompt of each turn, or for the bare one."""
+        for number, turn in enumerate(trace.turns):
+            past = self._run.memory.of(trace.turns[:number], turn.left_out)
+            shown = turn.insight_ids if with_context else ()
+            yield tuple((t.observation, t.token_ids) for t in past), turn.observation, shown
 
     def _step_limit(self) -> int | None:
         spec = self._run.make_env().spec
@@ -249,20 +268,23 @@ class Rehearsal:
 
     # --- a step ------------------------------------------------------------------------------------------
 
-    def _step(self, played: Sequence[Trace], context: Context, costs: Costs) -> float:
-        """Seconds of an optimiser step; of a part of one, where a whole one would take long."""
+    def _step(self, played: Sequence[Trace], context: Context, costs: Costs) -> tuple[float, float]:
+        """Seconds of an optimiser step, and of each prompt that a teacher computes before the first.
+
+        Of a part of a step, where a whole one would take long.
+        """
         run, config, agent = self._run, self._run.config, self._run.agent
-        pairs = list(dict.fromkeys(self._pairs(played, context)))
+        pairs = {action: list(those) for action, those in self._pairs(played, context).items()}
+        if not pairs:
+            return 0.0, 0.0
         size = max(1, config.batch_size // run.ranks.size)
         answering = costs.play(costs.bare, size / costs.bare.turns, size)
         part = size if answering < self._seconds / 4 else max(1, size // 4)
         opcd = make_opcd(run, Ranks())
         who = agent.student if config.data == "student" else agent.teacher
-        questions = [
-            Question(prompts=pair, seed=seed) for seed, pair in enumerate(islice(cycle(pairs), part))
-        ]
+        questions = [Question(prompts=d.moment, seed=d.seed) for d in self._deal(pairs, part)]
 
-        def once() -> float:
+        def once(questions: Sequence[Question]) -> float:
             started = time.monotonic()
             who.clear()
             examples = answers(agent, who, questions, config.data)
@@ -272,43 +294,65 @@ class Rehearsal:
             return time.monotonic() - started
 
         try:
-            if isinstance(opcd.teacher, FrozenTeacher) and agent.max_tokens == 1:
-                opcd.teacher.remember([agent.teacher.encode(informed) for _, informed in pairs])
-            seconds = once()
-            if seconds < self._seconds / 4:  # the first is slow by what is set up in it
-                seconds = once()
+            remember = 0.0
+            if teacher := remembering(run, opcd):
+                started = time.monotonic()
+                informed = {agent.teacher.encode(pair[1]) for those in pairs.values() for pair in those}
+                teacher.remember(list(informed))
+                remember = (time.monotonic() - started) / len(informed)
+            once(questions[:1])  # it is slow by what is set up in it
+            seconds = once(questions)
         except DistillError:  # what does not fit is said where it comes up
-            return 0.0
+            return 0.0, 0.0
         finally:
             if agent.scorer is not None:
                 agent.scorer.cost()  # which is counted by step
             agent.teacher.clear()
         if not agent.student.remembers(agent.max_tokens):
-            return seconds * size / part
-        # What is remembered is soon all the same: a step costs by its distinct prompts.
-        distinct = min(size, costs.bare.distinct(config.episodes * costs.bare.turns))
-        return seconds * max(1.0, distinct / min(part, len(pairs)))
+            return seconds * size / part, remember
+        # What is remembered is soon all the same: a step costs by its distinct tokens.
+        pool = costs.train.distinct(config.episodes)
+        return seconds * max(1.0, self._tokens(pairs, size, pool) / self._tokens(pairs, part)), remember
 
-    def _pairs(self, played: Sequence[Trace], context: Context) -> Iterator[tuple[Prompt, Prompt]]:
-        """Bare prompts and those with the context, where it speaks; if nowhere, with anything instead."""
-        run, layout, found = self._run, self._run.config.layout, False
+    def _deal(self, pairs: Mapping[str, Sequence[Pair]], size: int) -> list[Dealt[Pair]]:
+        """As a run does when nothing is known yet of how far the student is anywhere."""
+        return deal(pairs, {}, 0, size=size, seed=self._run.config.seed)
+
+    def _tokens(self, pairs: Mapping[str, Sequence[Pair]], size: int, pool: float = 0.0) -> float:
+        """Of a step's bare prompts, each beginning once, where there is a ``pool`` of such pairs in all.
+
+        A step is to the pool as a part of it is to those that are known; but for what all begin with.
+        """
+        known = sum(len(those) for those in pairs.values())
+        part = max(1, round(size * min(1.0, known / max(1.0, pool))))
+        prompts = [self._run.agent.student.encode(pair[0]) for those in pairs.values() for pair in those]
+        shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
+        tree = PrefixTree()
+        for dealt in self._deal(pairs, part):
+            tree.add(self._run.agent.student.encode(dealt.moment[0]))
+        return shared + (len(tree) - shared) * size / part
+
+    def _pairs(self, played: Sequence[Trace], context: Context) -> dict[str, dict[Pair, None]]:
+        """Distinct bare prompts and those with the context where it speaks, by the action that it advises.
+
+        If it speaks nowhere, with anything instead.
+        """
+        run, layout = self._run, self._run.config.layout
+        told, untold = dict[str, dict[Pair, None]](), dict[str, dict[Pair, None]]()
         for trace in played:
             for number, turn in enumerate(trace.turns):
                 past = run.memory.of(trace.turns[:number], turn.left_out)
                 acted = [(before.observation, before.action) for before in past]
                 seen = run.memory.seen(run.words, acted, turn.observation)
                 said = [message for before in past for message in exchange(run.words, before)]
-                if told := [insight.text for insight in context.show(turn.observation, situation=seen)]:
-                    found = True
-                    yield (
-                        build_prompt(run.words, turn.observation, past=said),
-                        build_prompt(run.words, turn.observation, told, layout, said),
-                    )
-        if not found:
-            for prompt in self._bare.seen:
-                *before, last = prompt.messages
-                informed = replace(last, content=f"{last.content}\n{self._lesson}")
-                yield prompt, replace(prompt, messages=(*before, informed))
+                advice = [insight.text for insight in context.show(turn.observation, situation=seen)]
+                pair = (
+                    build_prompt(run.words, turn.observation, past=said),
+                    build_prompt(run.words, turn.observation, advice or [self._lesson], layout, said),
+                )
+                action = run.words.advised(seen, advice[0]) if advice else None
+                (told if advice else untold).setdefault(action or "", {})[pair] = None
+        return told or untold
 
     # --- the env alone -----------------------------------------------------------------------------------
 

@@ -254,15 +254,11 @@ class Training:
 
         Whether it is worth it must not depend on the steps done: a resumed run is to compute the same.
         """
-        config = self.run.config
         moments = [moment for group in self._moments.values() for moment in group]
-        if (
-            self.agent.max_tokens == 1
-            and len(moments) <= self._steps * config.batch_size
-            and config.teacher_kind != "ema"
-            and isinstance(self.teacher, FrozenTeacher)
+        if len(moments) <= self._steps * self.run.config.batch_size and (
+            teacher := remembering(self.run, self.opcd)
         ):
-            self.teacher.remember([self.agent.teacher.encode(self._prompts(m)[1]) for m in moments])
+            teacher.remember([self.agent.teacher.encode(self._prompts(m)[1]) for m in moments])
 
     def _stop(self, reason: str) -> None:
         """End the round early, with the best weights; all of it or nothing."""
@@ -305,6 +301,12 @@ class Training:
             self.teacher.load_state(tensors)
         step = progress.best_step if progress.is_stopped else self.opcd.step_count
         self.agent.adopt(step)
+
+
+def remembering(run: Run, opcd: OPCD) -> FrozenTeacher | None:
+    """The teacher of a run, where it stays as it is and is asked after prompts only."""
+    teacher, stays = opcd.teacher, run.config.teacher_kind != "ema"
+    return teacher if isinstance(teacher, FrozenTeacher) and stays and run.agent.max_tokens == 1 else None
 
 
 def make_opcd(run: Run, ranks: Ranks | None = None) -> OPCD:

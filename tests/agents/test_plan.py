@@ -31,9 +31,9 @@ from experience.store import ExperienceStore
 from experience.trace import StopReason, Trace, Turn
 from tests.agents.test_self_improve import KEPT, QUIET, contents, open_gate
 
-KNOWN = Episodes(turns=10, decisions=1000, prompts=16, once=0, twice=0)
+KNOWN = Episodes(turns=10, episodes=100, decisions=1000, prompts=16, once=0, twice=0)
 """Of an env whose observations were all seen often."""
-NEW = Episodes(turns=10, decisions=50, prompts=50, once=50, twice=0)
+NEW = Episodes(turns=10, episodes=5, decisions=50, prompts=50, once=50, twice=0)
 """Of one that never says the same twice."""
 
 
@@ -44,10 +44,12 @@ def costs(kind: Episodes, **changes: Any) -> Costs:
             "greedy": kind,
             "exploring": kind,
             "informed": kind,
+            "train": kind,
             "per_call": 0.01,
             "per_prompt": 0.02,
             "per_decision": 0.0005,
             "step": 2.0,
+            "remember": 0.03,
             "env_step": 1e-5,
             "random_turns": 8.0,
             "seconds": 5.0,
@@ -75,12 +77,14 @@ def asked(minutes: float | None = None) -> SelfImproveConfig:
 
 
 def test_prompts_are_counted_as_they_come() -> None:
-    assert KNOWN.distinct(10) == 10
-    assert KNOWN.distinct(10**6) == 16
-    assert NEW.distinct(10**6) == 10**6
-    half = Episodes(turns=10, decisions=100, prompts=40, once=20, twice=9)  # Chao1: 40 + 20 * 19 / 20
-    assert 40 < half.distinct(200) < half.distinct(400) < 59
-    assert half.distinct(10**6) == pytest.approx(59)
+    assert KNOWN.distinct(1) == 10
+    assert KNOWN.distinct(10**5) == 16
+    assert NEW.distinct(10**5) == 10**6
+    half = Episodes(turns=10, episodes=10, decisions=100, prompts=40, once=20, twice=9)
+    assert 40 < half.distinct(20) < half.distinct(40) < 57.1
+    assert half.distinct(10**6) == pytest.approx(57.1)  # Chao2: 40 + 9/10 * 20 * 19 / 20
+    talking = replace(half, is_open=True)
+    assert talking.distinct(1000) == pytest.approx(400)  # Heaps: 40 * (1000/10) ** (20/40)
 
 
 def test_costs_are_told_apart() -> None:
