@@ -7,10 +7,9 @@ applies, and puts the global random states back; so the run that follows is the 
 import random
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Self
 
 import numpy as np
@@ -19,16 +18,10 @@ import torch
 
 from agents import rollout
 from agents.costs import Call, Costs, Episodes, fit
-from agents.dealing import Dealt, deal
-from agents.examples import Pair, Question, answers
 from agents.policies.policy import Completion, FinishReason, Policy, Prompt, Sampling
-from agents.prompts import build_prompt, exchange
 from agents.reflection import INSIGHT_TOKENS, Reflection
+from agents.rehearsed_step import rehearse_step
 from agents.run.run import Run
-from agents.training import make_opcd, remembering
-from distill.examples import DistillError
-from distill.lm.prefix_tree import PrefixTree
-from distill.parallel import Ranks
 from envs.place import vector_env
 from evals.baselines import Baselines
 from experience.context import NO_CONTEXT, Context
@@ -178,7 +171,9 @@ class Rehearsal:
             )
             is_sharded = run.ranks.size > 1 and config.engine == "fsdp"  # then no process has room for all
             if config.steps != 0 and not is_sharded:
-                step, remember = self._step(played.traces, context, measured)
+                step, remember = rehearse_step(
+                    run, played.traces, context, measured, lesson=self._lesson, seconds=self._seconds / 4
+                )
                 measured = replace(measured, step=step, remember=remember)
         return replace(measured, seconds=time.monotonic() - started)
 
@@ -265,94 +260,6 @@ class Rehearsal:
             situation=words.situation,
             is_exploring=explore,
         )
-
-    # --- a step ------------------------------------------------------------------------------------------
-
-    def _step(self, played: Sequence[Trace], context: Context, costs: Costs) -> tuple[float, float]:
-        """Seconds of an optimiser step, and of each prompt that a teacher computes before the first.
-
-        Of a part of a step, where a whole one would take long.
-        """
-        run, config, agent = self._run, self._run.config, self._run.agent
-        pairs = {action: list(those) for action, those in self._pairs(played, context).items()}
-        if not pairs:
-            return 0.0, 0.0
-        size = max(1, config.batch_size // run.ranks.size)
-        answering = costs.play(costs.bare, size / costs.bare.turns, size)
-        part = size if answering < self._seconds / 4 else max(1, size // 4)
-        opcd = make_opcd(run, Ranks())
-        who = agent.student if config.data == "student" else agent.teacher
-        questions = [Question(prompts=d.moment, seed=d.seed) for d in self._deal(pairs, part)]
-
-        def once(questions: Sequence[Question]) -> float:
-            started = time.monotonic()
-            who.clear()
-            examples = answers(agent, who, questions, config.data)
-            who.clear()
-            if examples:
-                opcd.rehearse(examples)
-            return time.monotonic() - started
-
-        try:
-            remember = 0.0
-            if teacher := remembering(run, opcd):
-                started = time.monotonic()
-                informed = {agent.teacher.encode(pair[1]) for those in pairs.values() for pair in those}
-                teacher.remember(list(informed))
-                remember = (time.monotonic() - started) / len(informed)
-            once(questions[:1])  # it is slow by what is set up in it
-            seconds = once(questions)
-        except DistillError:  # what does not fit is said where it comes up
-            return 0.0, 0.0
-        finally:
-            if agent.scorer is not None:
-                agent.scorer.cost()  # which is counted by step
-            agent.teacher.clear()
-        if not agent.student.remembers(agent.max_tokens):
-            return seconds * size / part, remember
-        # What is remembered is soon all the same: a step costs by its distinct tokens.
-        pool = costs.train.distinct(config.episodes)
-        return seconds * max(1.0, self._tokens(pairs, size, pool) / self._tokens(pairs, part)), remember
-
-    def _deal(self, pairs: Mapping[str, Sequence[Pair]], size: int) -> list[Dealt[Pair]]:
-        """As a run does when nothing is known yet of how far the student is anywhere."""
-        return deal(pairs, {}, 0, size=size, seed=self._run.config.seed)
-
-    def _tokens(self, pairs: Mapping[str, Sequence[Pair]], size: int, pool: float = 0.0) -> float:
-        """Of a step's bare prompts, each beginning once, where there is a ``pool`` of such pairs in all.
-
-        A step is to the pool as a part of it is to those that are known; but for what all begin with.
-        """
-        known = sum(len(those) for those in pairs.values())
-        part = max(1, round(size * min(1.0, known / max(1.0, pool))))
-        prompts = [self._run.agent.student.encode(pair[0]) for those in pairs.values() for pair in those]
-        shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
-        tree = PrefixTree()
-        for dealt in self._deal(pairs, part):
-            tree.add(self._run.agent.student.encode(dealt.moment[0]))
-        return shared + (len(tree) - shared) * size / part
-
-    def _pairs(self, played: Sequence[Trace], context: Context) -> dict[str, dict[Pair, None]]:
-        """Distinct bare prompts and those with the context where it speaks, by the action that it advises.
-
-        If it speaks nowhere, with anything instead.
-        """
-        run, layout = self._run, self._run.config.layout
-        told, untold = dict[str, dict[Pair, None]](), dict[str, dict[Pair, None]]()
-        for trace in played:
-            for number, turn in enumerate(trace.turns):
-                past = run.memory.of(trace.turns[:number], turn.left_out)
-                acted = [(before.observation, before.action) for before in past]
-                seen = run.memory.seen(run.words, acted, turn.observation)
-                said = [message for before in past for message in exchange(run.words, before)]
-                advice = [insight.text for insight in context.show(turn.observation, situation=seen)]
-                pair = (
-                    build_prompt(run.words, turn.observation, past=said),
-                    build_prompt(run.words, turn.observation, advice or [self._lesson], layout, said),
-                )
-                action = run.words.advised(seen, advice[0]) if advice else None
-                (told if advice else untold).setdefault(action or "", {})[pair] = None
-        return told or untold
 
     # --- the env alone -----------------------------------------------------------------------------------
 

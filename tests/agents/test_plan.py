@@ -20,6 +20,7 @@ from agents.config import PLANNED, ConfigError, SelfImproveConfig
 from agents.costs import Call, Costs, Episodes, fit
 from agents.plan import TEST, VALIDATION, Estimate, Outlook, fitted
 from agents.rehearsal import TURN_COLUMNS, Rehearsal, _turns
+from agents.rehearsed_step import _tokens
 from agents.run.progress import Bars
 from agents.run.resume import begun
 from agents.self_improve import self_improve
@@ -85,6 +86,19 @@ def test_prompts_are_counted_as_they_come() -> None:
     assert half.distinct(10**6) == pytest.approx(57.1)  # Chao2: 40 + 9/10 * 20 * 19 / 20
     talking = replace(half, is_open=True)
     assert talking.distinct(1000) == pytest.approx(400)  # Heaps: 40 * (1000/10) ** (20/40)
+
+
+def test_a_step_has_more_tokens_where_there_are_more_prompts() -> None:
+    """Prompts of four tokens that differ in the last."""
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(seed=0),
+        agent=SimpleNamespace(student=SimpleNamespace(encode=lambda prompt: prompt)),
+    )
+    pairs: Any = {"left": [((0, 1, 2, 10 + i), ()) for i in range(8)]}
+    assert _tokens(run, pairs, 4) == 3 + 4
+    assert _tokens(run, pairs, 32) == 3 + 8
+    assert _tokens(run, pairs, 32, pool=16) == 3 + 16
+    assert _tokens(run, pairs, 32, pool=80) == pytest.approx(3 + 32)
 
 
 def test_costs_are_told_apart() -> None:
