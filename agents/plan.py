@@ -25,6 +25,8 @@ LEAST_TEST, LEAST_VALIDATION = 10, 8
 """Fewer say nothing."""
 LEAST_SHARE = 1 / 8
 """Of train episodes and steps: with less nothing is learned."""
+FEW_STEPS = 0.5
+"""Of those that were asked for: with fewer it is said that they may be too few."""
 SHARES = [2 ** (-step / 8) for step in range(65)]
 """That are tried, from all on."""
 
@@ -130,8 +132,8 @@ def fitted(config: SelfImproveConfig, outlook: Outlook, seconds: float) -> SelfI
             return least
     needed = outlook.estimate(least)
     raise ConfigError(
-        f"minutes {config.minutes:g} are too few: the least that makes sense, {flags(least)}, takes {needed},"
-        f" after {outlook.costs.seconds:.0f} seconds of measuring. Give --minutes "
+        f"minutes {config.minutes:g} are too few: the least that can be played, {flags(least)}, takes "
+        f"{needed}, after {outlook.costs.seconds:.0f} seconds of measuring. Give --minutes "
         f"{math.ceil((needed.total + outlook.costs.seconds) / 60)}, or take fewer --rounds, "
         "shorter episodes, or a smaller model"
     )
@@ -223,6 +225,12 @@ def _told(config: SelfImproveConfig, chosen: SelfImproveConfig, outlook: Outlook
         yield (
             f"all that was asked for ({flags(config)}) would take {outlook.estimate(config)}; "
             f"{config.minutes:g} minutes are for: {flags(chosen)}"
+        )
+    if (steps := outlook.steps(chosen)) < FEW_STEPS * (wanted := outlook.steps(config)):
+        minutes = math.ceil((outlook.estimate(config).total + costs.seconds) / 60)
+        yield (
+            f"{steps} steps of {wanted} may well be too few to learn anything, and then what follows is no "
+            f"better than what was before; --minutes {minutes} has room for all"
         )
     estimate = outlook.estimate(chosen)
     yield f"this run takes {estimate}, if every context is admitted (found in {costs.seconds:.0f} s)"

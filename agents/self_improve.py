@@ -104,7 +104,8 @@ def main() -> int:
         if path is None or not (path / "config.json").exists():
             return ""
         again = "".join(f" --{name.replace('_', '-')} {value}" for name, value in reach(saved_config(path)))
-        return f"Nothing finished is lost. Go on with: python -m agents.self_improve --resume {path}{again}"
+        command = f"{sys.executable} -m agents.self_improve --resume {path}{again}"
+        return f"Nothing finished is lost. Go on with: {command}"
 
     return run_command(work, how_to_go_on)
 

@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from envs.deadline import CLEANUP, EnvFault, guarded
+from envs.registry import unmade
 from envs.text_env import TextEnv, make_text_env
 from envs.words import POSITIVE_RETURN, EnvWords, truth
 
@@ -44,6 +46,8 @@ def check_text_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> 
 
 
 def _complaints(env: TextEnv, again: TextEnv) -> Iterator[str]:
+    if others := unmade(env.env):
+        yield f"it has no words of its own, and register_text was called for {', '.join(others)}: no env's id"
     yield from _of_words(env.words, env.env.action_space)
     old = list(_of_old_gym(env))
     yield from old
@@ -120,12 +124,20 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
         yield "every observation reads the same: describe() leaves out what changes"
 
 
+def _outside(space: gym.Space[Any], observation: Any) -> str:
+    """Which characters a ``Text`` lacks, if that is it: by default all but letters and digits."""
+    if not isinstance(space, gym.spaces.Text) or not isinstance(observation, str):
+        return ""
+    strange = "".join(sorted(set(observation) - set(space.characters)))
+    return strange and f"; its charset lacks {strange!r:.80}: give Text(..., charset=string.printable)"
+
+
 def _of_step(env: TextEnv, observation: Any, reward: Any, ends: tuple[Any, Any], info: Any) -> Iterator[str]:
     """What is wrong with what ``step`` returns."""
     space = env.env.observation_space
     if not space.contains(observation):
         kind = f"{observation.dtype} " if isinstance(observation, np.ndarray) else ""
-        yield f"an observation is not in {space}: {kind}{_short(observation)}"
+        yield f"an observation is not in {space}: {kind}{_short(observation)}{_outside(space, observation)}"
     if not isinstance(reward, int | float | np.number) or not math.isfinite(reward):
         yield f"a reward is {_short(reward)}: a finite number is needed"
     if not all(isinstance(end, bool | np.bool_) for end in ends):

@@ -54,6 +54,13 @@ def words_for(env: gym.Env[Any, Any]) -> EnvWords:
     return (registered or (ours if env.observation_space == bare.observation_space else any_words))(env)
 
 
+def unmade(env: gym.Env[Any, Any]) -> list[str]:
+    """The ids that have words but no environment, if this env has none of its own: one may be meant for it."""
+    if env.spec is None or env.spec.id in _REGISTERED:
+        return []
+    return [env_id for env_id in _REGISTERED if env_id not in gym.registry]
+
+
 def settings_for(env_id: str) -> Mapping[str, Any]:
     """The settings of a run that the env's author recommends, by name."""
     module, _, name = env_id.rpartition(":")

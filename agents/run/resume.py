@@ -102,7 +102,7 @@ def check_reach(config: SelfImproveConfig, path: Path, asked: Collection[str] = 
         flag = f"--{name.replace('_', '-')} {value}"
         raise ConfigError(
             f"the run in {path} {'imports code' if is_code else 'reaches other machines'} by {flag}: if you "
-            f"trust the folder, give {'--trust-remote-code' if is_env else flag + ' again'}"
+            f"trust the folder, give {flag} again"
         )
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from agents.cli import parse_args
 from agents.config import PLANNED, ConfigError, SelfImproveConfig
 from agents.costs import Call, Costs, Episodes, fit
-from agents.plan import TEST, VALIDATION, Estimate, Outlook, fitted
+from agents.plan import TEST, VALIDATION, Estimate, Outlook, _told, fitted
 from agents.rehearsal import TURN_COLUMNS, Rehearsal, _turns
 from agents.rehearsed_step import _tokens
 from agents.run.progress import Bars
@@ -192,6 +192,15 @@ def test_measuring_goes_before_learning() -> None:
     assert test[-1] < TEST  # last of all
 
 
+def test_few_steps_are_said_to_be_few() -> None:
+    there = outlook(NEW)
+    few = [line for line in _told(asked(1), replace(asked(1), steps=14), there) if "too few to learn" in line]
+    assert len(few) == 1
+    assert few[0].startswith("14 steps of 30 may well be too few")
+    assert fitted(replace(asked(), minutes=float(few[0].split()[-5])), there, 1e9) is not None
+    assert not any("too few to learn" in line for line in _told(asked(1), replace(asked(1), steps=15), there))
+
+
 def test_nothing_is_ever_raised() -> None:
     small = replace(asked(1e5), episodes=12, waves=4, steps=2, validation_episodes=20, test_episodes=30)
     assert fitted(small, outlook(KNOWN), 1e9) == small
@@ -310,7 +319,7 @@ def test_episodes_that_do_not_end_are_taken_as_long_as_they_may_be(
     config = SelfImproveConfig(
         env="Endless-v0", model=str(walker_folder), output=tmp_path / "run", minutes=0.2, insights="llm",
     )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"minutes 0\.2 are too few: the least that makes sense"):
+    with pytest.raises(ConfigError, match=r"minutes 0\.2 are too few: the least that can be played"):
         self_improve(config, QUIET)
     assert not (tmp_path / "run").exists()
     assert not measured[0].bare.has_ended

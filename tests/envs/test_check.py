@@ -10,6 +10,8 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 from envs import check_text_env, register_text
+from envs.check import _outside
+from envs.registry import _REGISTERED
 
 
 class Walk(gym.Env[Any, Any]):
@@ -82,6 +84,23 @@ def test_mistakes_of_envs(mistake: str, complaint: str) -> None:
     found = check_text_env("tests/Walk-v0", {"mistake": mistake})
     assert any(re.match(complaint, said) or said.endswith(complaint) for said in found), found
     assert all("\n" not in said for said in found)
+
+
+def test_words_of_a_misspelt_id() -> None:
+    gym.register("tests/Bare-v0", entry_point=f"{__name__}:Walk", max_episode_steps=30)
+    register_text("tests/Bear-v0", actions=["a", "b"])
+    try:
+        [complaint] = check_text_env("tests/Bare-v0")
+        assert complaint.startswith("it has no words of its own, and register_text was called for tests/Bear")
+    finally:
+        _REGISTERED.pop("tests/Bear-v0")
+        gym.registry.pop("tests/Bare-v0")
+
+
+def test_a_charset_that_is_too_small() -> None:
+    said = _outside(gym.spaces.Text(100), "You are at 3.")
+    assert said == "; its charset lacks ' .': give Text(..., charset=string.printable)"
+    assert _outside(gym.spaces.Text(3), "longer") == ""
 
 
 def test_an_env_that_says_itself_what_success_is_may_cost() -> None:
