@@ -55,7 +55,7 @@ def words_for(env: gym.Env[Any, Any]) -> EnvWords:
 
 
 def unmade(env: gym.Env[Any, Any]) -> list[str]:
-    """The ids that have words but no environment, if this env has none of its own: one may be meant for it."""
+    """The ids that have words but no environment, if this env has no words: one may be meant for it."""
     if env.spec is None or env.spec.id in _REGISTERED:
         return []
     return [env_id for env_id in _REGISTERED if env_id not in gym.registry]
