@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from envs.deadline import CLEANUP, EnvFault, guarded
-from envs.registry import unmade
+from envs.registry import misspelt
 from envs.text_env import TextEnv, make_text_env
 from envs.words import POSITIVE_RETURN, EnvWords, truth
 
@@ -46,8 +46,8 @@ def check_text_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> 
 
 
 def _complaints(env: TextEnv, again: TextEnv) -> Iterator[str]:
-    if others := unmade(env.env):
-        yield f"it has no words of its own, and register_text was called for {', '.join(others)}: no env's id"
+    if other := misspelt(env.env):
+        yield f"it has no words of its own, and register_text was called for {other}, which is no env's id"
     yield from _of_words(env.words, env.env.action_space)
     old = list(_of_old_gym(env))
     yield from old

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any
 
 import gymnasium as gym
@@ -54,11 +55,12 @@ def words_for(env: gym.Env[Any, Any]) -> EnvWords:
     return (registered or (ours if env.observation_space == bare.observation_space else any_words))(env)
 
 
-def unmade(env: gym.Env[Any, Any]) -> list[str]:
-    """The ids that have words but no environment, if this env has no words: one may be meant for it."""
-    if env.spec is None or env.spec.id in _REGISTERED:
-        return []
-    return [env_id for env_id in _REGISTERED if env_id not in gym.registry]
+def misspelt(env: gym.Env[Any, Any]) -> str | None:
+    """The id that words were registered for and that must have been meant for this env, which has none."""
+    if env.spec is None or env.spec.id in _REGISTERED or type(env.unwrapped) in _OURS:
+        return None
+    others = [env_id for env_id in _REGISTERED if env_id not in gym.registry]
+    return next(iter(get_close_matches(env.spec.id, others, n=1, cutoff=0.8)), None)
 
 
 def settings_for(env_id: str) -> Mapping[str, Any]:

@@ -89,11 +89,14 @@ def test_mistakes_of_envs(mistake: str, complaint: str) -> None:
 def test_words_of_a_misspelt_id() -> None:
     gym.register("tests/Bare-v0", entry_point=f"{__name__}:Walk", max_episode_steps=30)
     register_text("tests/Bear-v0", actions=["a", "b"])
+    register_text("tests/Other-v0", actions=["a", "b"])  # of a module that has not registered its env yet
     try:
         [complaint] = check_text_env("tests/Bare-v0")
         assert complaint.startswith("it has no words of its own, and register_text was called for tests/Bear")
+        del _REGISTERED["tests/Bear-v0"]
+        assert check_text_env("tests/Bare-v0") == []
     finally:
-        _REGISTERED.pop("tests/Bear-v0")
+        del _REGISTERED["tests/Other-v0"]
         gym.registry.pop("tests/Bare-v0")
 
 

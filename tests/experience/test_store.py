@@ -395,7 +395,7 @@ turn_lists = st.lists(
         make_turn,
         texts,
         st.none() | texts,
-        numbers,
+        st.floats(allow_nan=False, allow_infinity=False),  # a place lets no other reward through
     ),
     max_size=3,
 )
