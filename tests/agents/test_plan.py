@@ -197,7 +197,8 @@ def test_few_steps_are_said_to_be_few() -> None:
     few = [line for line in _told(asked(1), replace(asked(1), steps=14), there) if "too few to learn" in line]
     assert len(few) == 1
     assert few[0].startswith("14 steps of 30 may well be too few")
-    assert fitted(replace(asked(), minutes=float(few[0].split()[-5])), there, 1e9) is not None
+    minutes = float(few[0].partition("--minutes ")[2].split()[0])
+    assert fitted(asked(minutes), there, 60 * minutes - there.costs.seconds) == asked(minutes)
     assert not any("too few to learn" in line for line in _told(asked(1), replace(asked(1), steps=15), there))
 
 
