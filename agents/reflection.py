@@ -17,7 +17,7 @@ from experience.context import NO_CONTEXT, Context, within_budget
 from experience.endpoint import Endpoint
 from experience.insight import Insight, InsightState
 from experience.merging import merged, settled, with_outcomes
-from experience.outcomes import outcome_insights
+from experience.outcomes import outcome_insights, share_followed
 from experience.phase import Phase
 from experience.seeds import SeedRange
 from experience.terminal import tell
@@ -120,6 +120,7 @@ class Reflection:
         teacher = run.agent.student if config.teacher_kind == "round" else run.agent.teacher
         phase = Phase(kind="gate", round=round_number)
         trace_ids: dict[str, dict[int, str]] = {}
+        shown: dict[str, list[str]] = {}
 
         def play(contexts: Sequence[Context], seeds: SeedRange) -> Sequence[Outcomes]:
             # A frozen teacher without context is the same in every round.
@@ -131,7 +132,8 @@ class Reflection:
             ]
             played = list(zip(phases, contexts, strict=True))
             frames = run.play_all(str(phase), played, teacher, seeds, temperature)
-            for context, frame in zip(contexts, frames, strict=True):
+            for context, where, frame in zip(contexts, phases, frames, strict=True):
+                shown.setdefault(context.id, []).append(str(where))
                 trace_ids.setdefault(context.id, {}).update(frame.set_index("seed")["trace_id"])
             return [
                 dict(zip(frame["seed"].tolist(), frame["success"].astype(bool).tolist(), strict=True))
@@ -141,8 +143,17 @@ class Reflection:
         verdict = judge(
             candidates, run.validation_seeds, play, phase=str(phase), policy_id=run.agent.weights_of(teacher)
         )
-        self._keep(phase, candidates, verdict, trace_ids)
+        followed = self._followed(verdict.context, shown[verdict.context.id])
+        self._keep(phase, candidates, verdict, trace_ids, followed)
         return verdict
+
+    def _followed(self, context: Context, phases: Sequence[str]) -> float | None:
+        """How often the advice of outcomes was followed where it was shown."""
+        run, words = self.run, self.run.words
+        if self.kind != "outcomes" or words.advise is None or not run.ranks.is_main:
+            return None
+        turns = run.memory.situations(run.store.turns(phases=phases), words)
+        return share_followed(turns, context.insights, words.advise)
 
     def settle_on(self, context: Context | None) -> None:
         """Note in the store which insights went into the weights: those of ``context``, if any did."""
@@ -291,6 +302,7 @@ class Reflection:
         candidates: Sequence[Context],
         verdict: Verdict,
         trace_ids: Mapping[str, Mapping[int, str]],
+        followed: float | None,
     ) -> None:
         """Put the scores on record, and what they say for and against each insight."""
         run = self.run
@@ -325,6 +337,7 @@ class Reflection:
             losses=verdict.losses,
             n=verdict.n,
             p_value=verdict.p_value,
+            advice_followed=followed,
             episodes=verdict.episodes,
             episodes_full=verdict.episodes_full,
         )
@@ -336,12 +349,13 @@ class Reflection:
         if len(candidates) > 1:
             what = f"the best of {len(candidates)} contexts, {what}"
         which = "that did not choose it" if len(candidates) > 1 else "of them"
+        of_advice = "" if followed is None else f"; it does as advised in {followed:.1%} of its decisions"
         outcome = "admitted" if verdict.admitted else "refused: nothing is trained, the agent plays on"
         tell(
             run.console,
             f"{phase}: with {what}, the teacher succeeds in {verdict.success_rate:.1%} of the "
             f"validation episodes, without in {verdict.success_rate_without:.1%} (p = {verdict.p_value:.2g} "
-            f"on {verdict.n} {which}): {outcome}",
+            f"on {verdict.n} {which}{of_advice}): {outcome}",
         )
 
 

@@ -103,9 +103,9 @@ class Baselines:
 
         def actions(seed: int) -> Iterator[Any]:
             # Not seed itself: that is the very stream from which the env draws its slips.
-            space.seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+            guarded(partial(space.seed, int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])))
             while True:
-                yield space.sample()
+                yield guarded(space.sample)
 
         return self._play(actions, seeds)
 
@@ -236,7 +236,7 @@ class Baselines:
         outcome = place.outcome()
         while outcome.fault is None and not (outcome.terminated or outcome.truncated):
             try:
-                place.act(guarded(partial(next, script)))
+                place.act(next(script))
             except EnvFault:  # a space that cannot be sampled
                 return total, False, StopReason.ERROR
             outcome = place.outcome()

@@ -156,3 +156,23 @@ def outcome_insights(
                 )
             )
     return insights
+
+
+def share_followed(
+    turns: pd.DataFrame, insights: Sequence[Insight], advise: Callable[[str, str], str]
+) -> float | None:
+    """Of the decisions on which there is advice, the share that followed it; ``None`` without such decisions.
+
+    Args:
+        turns: As for ``outcome_model``, but of any split, and played with the insights in the prompt. What
+            could not be read followed nothing.
+        insights: At most one about each observation.
+        advise: As for ``outcome_insights``.
+    """
+    texts = {insight.observation: insight.text for insight in insights}
+    decisions = turns[turns["observation"].isin(list(texts))]
+    followed = [
+        isinstance(action, str) and advise(seen, action) == texts[seen]
+        for seen, action in zip(decisions["observation"], decisions["action"], strict=True)
+    ]
+    return sum(followed) / len(followed) if followed else None

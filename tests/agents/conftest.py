@@ -1,12 +1,21 @@
 """A finished run that several files look at."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from agents.config import SelfImproveConfig
 from agents.self_improve import self_improve
 from tests.agents.test_self_improve import QUIET, WHOLE, open_gate
+
+
+@pytest.fixture(scope="package", autouse=True)
+def few_blind_candidates() -> Iterator[None]:
+    """The best blind sequence, a tenth of the time of a run this small: ``tests/evals`` tests it."""
+    with patch("evals.baselines.MAX_STEPS", 500):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -205,15 +205,18 @@ def test_long_replies_are_what_remembering_gives(
     sampling, seeds = Sampling(max_tokens=120), list(range(12))
     streamed = policy.generate(prompts, sampling, seeds)
     assert len({len(completion.token_ids) for completion in streamed}) > 2
-    alone = [policy.generate([p], sampling, [seed])[0] for p, seed in zip(prompts, seeds, strict=True)]
+    some = slice(0, None, 4)
+    alone = [
+        policy.generate([p], sampling, [seed])[0] for p, seed in zip(prompts[some], seeds[some], strict=True)
+    ]
     monkeypatch.setattr("agents.policies.local.CPU_SHARE", 0.0)
     one_by_one = policy.generate(prompts, sampling, seeds)
     monkeypatch.setattr("agents.policies.local.MEMO_TOKENS", 1000)
     remembered = HFPolicy(model, tokenizer).generate(prompts, sampling, seeds)
-    for others in (alone, one_by_one, remembered):
-        assert [c.token_ids for c in others] == [c.token_ids for c in streamed]
-        assert [c.finish_reason for c in others] == [c.finish_reason for c in streamed]
-        for mine, theirs in zip(streamed, others, strict=True):
+    for others, same in ((alone, streamed[some]), (one_by_one, streamed), (remembered, streamed)):
+        assert [c.token_ids for c in others] == [c.token_ids for c in same]
+        assert [c.finish_reason for c in others] == [c.finish_reason for c in same]
+        for mine, theirs in zip(same, others, strict=True):
             assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 

@@ -75,9 +75,7 @@ def test_the_control_is_only_played_where_it_differs(
     played: list[str] | None,
     walker_folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("evals.baselines.MAX_STEPS", 500)
     config = {**TINY, "rounds": 1, "episodes": 4, "steps": 0, **settings}
     results = self_improve(
         SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **config), QUIET

@@ -216,11 +216,6 @@ def test_too_few_minutes_say_how_many_it_takes() -> None:
     assert fitted(asked(minutes), outlook(NEW, step=60.0), enough).test_episodes < TEST
 
 
-@pytest.fixture(autouse=True)
-def few_blind_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evals.baselines.MAX_STEPS", 500)
-
-
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Costs]:
     """What rehearsals find in the course of a test."""

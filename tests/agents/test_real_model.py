@@ -38,7 +38,9 @@ def loaded() -> Iterator[LoadedModel]:
     with (
         patch("agents.agent.load_model", load),
         patch("distill.lm.load.load_model", load),
-        patch("agents.rehearsal.SECONDS", 1.0),  # which changes nothing that is tested
+        # Which changes nothing that is tested.
+        patch("agents.rehearsal.SECONDS", 1.0),
+        patch("agents.training.Training._save_checkpoint", lambda _: None),
     ):
         yield once
 
@@ -69,8 +71,9 @@ def test_the_agent_learns_to_cross_the_lake(tmp_path: Path) -> None:
             rounds=1,
             episodes=96,
             waves=4,
-            steps=14,
-            eval_every=7,
+            steps=10,
+            batch_size=12,
+            eval_every=10,
             validation_episodes=16,
             test_episodes=32,
             eval_temperature=(0.7,),
@@ -94,7 +97,7 @@ def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -
         episodes=8,
         steps=6,
         off_policy_steps=4,
-        batch_size=4,
+        batch_size=2,
         eval_every=6,
         eval_temperature=(0.0,),
         validation_episodes=8,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from envs.games.frozen_lake import ACTIONS
 from experience.context import Context
 from experience.insight import Insight
-from experience.outcomes import action_values, outcome_insights, outcome_model
+from experience.outcomes import action_values, outcome_insights, outcome_model, share_followed
 from experience.seeds import STRIDE, SeedRange, Split
 from experience.store import ExperienceStore
 
@@ -115,6 +115,25 @@ def hand_turns(*rows: tuple[str, str | None, float, str, bool]) -> pd.DataFrame:
     return frame.assign(
         trace_id=[f"t{i}" for i in range(len(rows))], split=Split.TRAIN, success=[row[2] > 0 for row in rows]
     )
+
+
+def test_how_often_advice_is_followed() -> None:
+    """What could not be read did something else, and where nothing is advised nothing can be followed."""
+    turns = hand_turns(
+        ("start", "right", 0.0, "middle", False),
+        ("middle", "right", 1.0, "goal", True),
+        ("start", "left", 0.0, "start", False),
+        ("start", None, 0.0, "start", False),
+        ("elsewhere", "right", 0.0, "start", False),
+    )
+
+    def advise(observation: str, action: str) -> str:
+        return f"{observation}: {action}"
+
+    insights = outcome_insights(turns.head(2), ACTIONS, advise, explore=False)
+    assert share_followed(turns, insights, advise) == 0.5
+    assert share_followed(turns.tail(1), insights, advise) is None
+    assert share_followed(turns[turns["action"].isna()], insights, advise) == 0.0
 
 
 def test_like_observations_are_counted_together() -> None:
