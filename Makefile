@@ -25,7 +25,7 @@ demo: install
 	$(BIN)/python -m agents.self_improve --env FrozenLake-v1
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 results: install
 	$(BIN)/python -m evals.tables README.md docs/results.md

@@ -71,9 +71,9 @@ def test_the_agent_learns_to_cross_the_lake(tmp_path: Path) -> None:
             rounds=1,
             episodes=96,
             waves=4,
-            steps=10,
+            steps=14,
             batch_size=12,
-            eval_every=10,
+            eval_every=14,
             validation_episodes=16,
             test_episodes=32,
             eval_temperature=(0.7,),
@@ -95,14 +95,15 @@ def test_the_real_model_keeps_to_the_format_without_its_prompt(tmp_path: Path) -
         context_place="chat",
         output=tmp_path / "run",
         episodes=8,
-        steps=6,
-        off_policy_steps=4,
+        steps=4,
+        off_policy_steps=3,
+        lr=2e-4,
         batch_size=2,
-        eval_every=6,
+        eval_every=4,
         eval_temperature=(0.0,),
-        validation_episodes=8,
-        test_episodes=8,
-        max_new_tokens=16,  # twice what the form takes
+        validation_episodes=4,
+        test_episodes=6,
+        max_new_tokens=12,  # half as many again as the form takes
     )
     with open_gate():
         results = self_improve(config, QUIET)

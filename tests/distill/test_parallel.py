@@ -117,9 +117,9 @@ def assert_same(one: Path, two: Path) -> None:
 
 
 TINY: dict[str, Any] = {
-    "env_kwargs": {"is_slippery": False}, "rounds": 1, "episodes": 10, "waves": 2, "steps": 3,
-    "eval_every": 2, "batch_size": 8, "lr": 1e-3, "validation_episodes": 7, "test_episodes": 6, "num_envs": 4,
-    "eval_temperature": (0.0,),
+    "env_kwargs": {"is_slippery": False, "max_episode_steps": 25}, "rounds": 1, "episodes": 10, "waves": 2,
+    "steps": 3, "eval_every": 2, "batch_size": 8, "lr": 1e-3, "validation_episodes": 7, "test_episodes": 6,
+    "num_envs": 4, "eval_temperature": (0.0,),
 }  # fmt: skip
 
 
