@@ -11,6 +11,7 @@ import io
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -76,20 +77,22 @@ def _spread(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def summary(benchmark: Mapping[str, Any]) -> str:
-    """A line for each env, with the median over the seeds of everything that was measured."""
+    """A line for each env, with the median over the seeds of what was measured in all of them."""
     rows = benchmark["methods"]
-    names = list(dict.fromkeys(row["method"] for row in rows))
+    envs = list(dict.fromkeys(row["env"] for row in rows))
+    run_in = Counter(row["method"] for row in rows)
+    names = [name for name, number in run_in.items() if number == len(envs)]
     known = [name for name in BASELINES if any(name in cell for cell in benchmark["cells"])]
     lines = []
-    for env in dict.fromkeys(row["env"] for row in rows):
+    for env in envs:
         of_env = {row["method"]: row for row in rows if row["env"] == env}
         cells = [cell for cell in benchmark["cells"] if cell["env"] == env and cell["error"] is None]
         fixed = [[cell[name] for cell in cells if name in cell] for name in known]
-        rates = [_spread(of_env[name]) if name in of_env else ("", "") for name in names]
+        rates = [_spread(of_env[name]) for name in names]
         lines.append(
             [
                 env,
-                str(len(of_env["opcd" if "opcd" in of_env else names[-1]]["by_seed"])),
+                str(max(len(row["by_seed"]) for row in of_env.values())),
                 *(percent(median(values)) if values else "" for values in fixed),
                 *(
                     middle if name != "opcd" else f"**{middle}**{f' (worst {worst})' * (worst != middle)}"

@@ -144,7 +144,6 @@ recommend(
     {
         "episodes": 1536,
         "waves": 16,
-        "steps": 60,
         "eval_every": 20,
         "batch_size": 40,
         "validation_episodes": 95,
