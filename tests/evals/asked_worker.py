@@ -12,8 +12,8 @@ from agents.answering import answer
 def work(question: Any) -> Any:
     match question:
         case {"wait": folder}:
-            Path(folder, "begun").write_text(str(os.getpid()))
             try:
+                Path(folder, "begun").write_text(str(os.getpid()))
                 time.sleep(60)
             except KeyboardInterrupt:
                 Path(folder, "interrupted").touch()
