@@ -11,7 +11,6 @@ import io
 import json
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -80,8 +79,12 @@ def summary(benchmark: Mapping[str, Any]) -> str:
     """A line for each env, with the median over the seeds of what was measured in all of them."""
     rows = benchmark["methods"]
     envs = list(dict.fromkeys(row["env"] for row in rows))
-    run_in = Counter(row["method"] for row in rows)
-    names = [name for name, number in run_in.items() if number == len(envs)]
+    run = {(row["method"], row["env"]) for row in rows}
+    names = [
+        name
+        for name in dict.fromkeys(row["method"] for row in rows)
+        if all((name, env) in run for env in envs)
+    ]
     known = [name for name in BASELINES if any(name in cell for cell in benchmark["cells"])]
     lines = []
     for env in envs:

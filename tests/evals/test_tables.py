@@ -69,6 +69,17 @@ def test_a_line_for_each_env(page: Path) -> None:
     assert "| lake | 2 | 1.0% | 75.0% | 0.0% | 50.0% | **87.5%** (worst 75.0%) |" in text
 
 
+def test_the_summary_has_what_every_env_was_run_with(page: Path) -> None:
+    file = page.parent / "figures" / "main.json"
+    table = json.loads(file.read_text())
+    pond = [row | {"env": "pond"} for row in table["methods"] if row["method"] != "off-policy"]
+    file.write_text(json.dumps(table | {"methods": table["methods"] + pond}))
+    text = filled(page, "summary")
+    assert "| pond |" in text
+    assert "OPCD" in text
+    assert "off-policy" not in text
+
+
 def test_opcd_against_the_others(page: Path) -> None:
     text = filled(page, "pairs")
     assert text.count("| lake |") == 1  # not against "none"
