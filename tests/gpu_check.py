@@ -32,7 +32,7 @@ from agents.policies.policy import Sampling
 from distill import opcd as opcd_module
 from distill.chunked_loss import chunked_kl
 from distill.examples import DistillExample
-from distill.lm import padded_lm, tree_attention
+from distill.lm import support, tree_attention
 from distill.lm.compiled import as_they_are, compiled_layers
 from distill.lm.language_model import Way
 from distill.lm.support import language_model
@@ -204,7 +204,7 @@ def steps(sizes: Sizes, device: torch.device) -> Iterator[Row]:
     yield _step(few, small, device, "tree")
     yield _step(few, small, device, "padded")
     with (
-        patch.object(padded_lm, "compile_layers", lambda _: None),
+        patch.object(support, "compile_layers", lambda _: None),
         patch.object(opcd_module, "compile_layers", lambda _: None),
     ):
         yield {**_step(sizes, small, device, "padded"), "compute": "padded, not compiled"}

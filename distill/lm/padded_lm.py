@@ -16,7 +16,6 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.lm.beginnings import Beginnings
-from distill.lm.compiled import compile_layers
 from distill.lm.decoding import growth_of, kind_of_length
 from distill.lm.language_model import LanguageModel, decoder_of, rope_switch
 from distill.lm.prefix_tree import chains
@@ -98,11 +97,6 @@ class PaddedLM(LanguageModel):
     """``model`` behind a memo; see the module."""
 
     way = "padded"
-
-    def __init__(self, model: PreTrainedModel, **settings: Any) -> None:
-        """See ``LanguageModel``; on a GPU the model's layers are compiled."""
-        super().__init__(model, **settings)
-        compile_layers(model)
 
     forward_pass = PaddedPass
 

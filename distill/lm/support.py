@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from distill.lm import tree_attention
+from distill.lm.compiled import compile_layers
 from distill.lm.decoding import Growth, set_growth
 from distill.lm.head import LMHead
 from distill.lm.language_model import LanguageModel, Way, context_window, decoder_of, rope_settings
@@ -72,7 +73,12 @@ class Support:
 
 
 def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> LanguageModel:
-    """The model as a function of prefixes, computed in the given way; see ``LanguageModel``."""
+    """The model as a function of prefixes, computed in the given way; see ``LanguageModel``.
+
+    On a GPU the layers of what is computed in padded batches are compiled.
+    """
+    if way == "padded":
+        compile_layers(model)
     return WAYS[way](model, **settings)
 
 
@@ -174,7 +180,7 @@ def _fault(
 ) -> str | None:
     """What is wrong with the logits that are asked for, if anything is."""
     try:
-        found_NV = ask(language_model(model, way)).float()
+        found_NV = ask(WAYS[way](model)).float()  # not compiled: layers would stay so, whichever way is taken
     except Exception as error:  # whatever foreign code may raise
         return _line(error)
     expected_NV = torch.stack(list(expected))

@@ -43,6 +43,18 @@ def test_flash_attention_is_tried_where_it_can_be(
     assert support._attentions(model) == (*(["flash_attention_2"] if is_tried else []), "sdpa", "eager")
 
 
+def test_finding_the_way_compiles_no_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would stay compiled in a prefix tree, where every pass has another shape: minutes on a GPU."""
+    compiled: list[Any] = []
+    monkeypatch.setattr(support, "compile_layers", compiled.append)
+    model = tiny_llama()
+    support.find_support(model)
+    support.language_model(model, "tree")
+    assert compiled == []
+    support.language_model(model, "padded")
+    assert compiled == [model]
+
+
 def test_an_attention_that_is_not_there_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next is taken, and the run's first lines name it."""
     monkeypatch.setattr(support, "_attentions", lambda _: ("flash_attention_2", "sdpa", "eager"))
