@@ -28,6 +28,9 @@ from experience.phase import Phase
 
 __all__ = ["SelfImproveConfig", "self_improve"]
 
+RESUME = f"{sys.executable} -m agents.self_improve --resume"
+"""By the Python that has this package, which ``python`` may not be."""
+
 
 def self_improve(
     config: SelfImproveConfig, console: Console | None = None, *, is_settled: bool = False
@@ -97,15 +100,14 @@ def main() -> int:
         elif is_main_process() and "arms" in results:
             print_summary(results, path)
         if is_main_process() and command.push_to_hub is not None:
-            again = f"python -m agents.self_improve --resume {path} --push-to-hub {command.push_to_hub}"
+            again = f"{RESUME} {path} --push-to-hub {command.push_to_hub}"
             share(path, command.push_to_hub, console, store=config.store, again=again)
 
     def how_to_go_on() -> str:
         if path is None or not (path / "config.json").exists():
             return ""
         again = "".join(f" --{name.replace('_', '-')} {value}" for name, value in reach(saved_config(path)))
-        command = f"{sys.executable} -m agents.self_improve --resume {path}{again}"
-        return f"Nothing finished is lost. Go on with: {command}"
+        return f"Nothing finished is lost. Go on with: {RESUME} {path}{again}"
 
     return run_command(work, how_to_go_on)
 

@@ -1,5 +1,6 @@
 """Where model names come from, and how a model and its tokenizer are loaded."""
 
+import difflib
 import importlib.metadata
 import importlib.util
 import json
@@ -233,9 +234,10 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         return str(path), {}
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        near = f"; did you mean {EMBEDDED}?" if difflib.get_close_matches(name.lower(), [EMBEDDED]) else ""
         raise ModelError(
             f"no model {name!r}: it is neither {EMBEDDED!r}, nor a folder, nor a .gguf file, "
-            "nor a hub id (owner/name)"
+            f"nor a hub id (owner/name){near}"
         )
     return name, {}
 

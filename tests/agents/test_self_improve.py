@@ -456,6 +456,7 @@ command = partial(run_main, main)
         (["--env-kwargs", "{slip}"], "JSON"),
         (["--env-kwargs", "[1]"], "JSON object"),
         (["--model", "nowhere"], "neither 'smollm2', nor a folder, nor a .gguf file, nor a hub id"),
+        (["--model", "SmolLM-2"], "nor a hub id (owner/name); did you mean smollm2?"),
         (["--model", "/no/such/model.gguf"], "no GGUF file /no/such/model.gguf"),
         (["--device", "quantum"], "quantum"),
         (["--insights", "/no/such.toml"], "/no/such.toml"),

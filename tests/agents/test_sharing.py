@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ def test_a_push_that_fails_loses_nothing_and_says_what_to_do(
     assert code == 2
     assert "success on test episodes" in output
     assert "could not be shared with me/lake: ConnectionError: no route to huggingface.co" in output
-    assert f"share it with: python -m agents.self_improve --resume {run} --push-to-hub me/lake" in output
+    again = f"{sys.executable} -m agents.self_improve --resume {run} --push-to-hub me/lake"
+    assert f"share it with: {again}" in output
     assert "Traceback" not in output
     assert sorted(file.name for file in run.iterdir()) == before
 
