@@ -8,6 +8,7 @@ A run that is finished is never run again: the same command goes on where it was
 that has got more cells since. ``cells.csv`` has a line per cell; ``benchmark.json`` has the cells, the
 methods over all seeds, and their paired differences. Each run is a folder of its own with its report.
 Success is that of the first temperature of ``eval_temperature``; ``sampled`` is that of the second.
+``what_else`` is what ``evals.forgetting --after RUN`` has found of a run, if it was asked: before and after.
 """
 
 import csv
@@ -104,6 +105,7 @@ def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> Row:
     arms = run.results["arms"]
     row |= arms[cell.arm] | {name: arms[name]["success_rate"] for name in BASELINES if name in arms}
     row |= {key: run.results[key] if is_own else None for key in cost}
+    row["what_else"] = run.what_else() if is_own else None
     return row | {key: run.about.get(key) for key in ("git_revision", "machine")}
 
 

@@ -59,13 +59,15 @@ class FinishedRun:
             results, about = load("results.json"), load("config.json")
             if not (results.keys() >= RESULTS and dict(about["config"]).keys()):
                 raise ValueError("results.json or config.json does not hold what it should")
-            return cls(
+            run = cls(
                 path=path,
                 results=results,
                 about=about,
                 metrics=tuple(read_metrics(path / "metrics.jsonl")),
                 forgetting=load("forgetting.json") if (path / "forgetting.json").exists() else None,
             )
+            run.what_else()  # as damaged as any other file may be
+            return run
         except OSError as error:
             raise UnfinishedRunError(
                 f"{path} is not the folder of a finished run: {error.filename} cannot be read "
@@ -73,6 +75,15 @@ class FinishedRun:
             ) from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UnfinishedRunError(f"a file of the run in {path} is damaged: {error}") from error
+
+    def what_else(self) -> dict[str, tuple[float, float]] | None:
+        """Measure -> what the agent came to before and after, where ``evals.forgetting`` was run."""
+        if self.forgetting is None:
+            return None
+        means = {
+            row["measure"]: (row["before"]["mean"], row["after"]["mean"]) for row in self.forgetting["rows"]
+        }
+        return {str(name): (float(before), float(after)) for name, (before, after) in means.items()}
 
     @property
     def config(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from evals.instructions import INSTRUCTIONS
 from evals.page import write_whole
 from evals.report import write_report
 from evals.result import Comparison, interval_text
-from evals.stats import CONFIDENCE, wilson_interval
+from evals.stats import mean_interval, wilson_interval
 from experience.masking import masked
 from experience.terminal import Terminal, tell
 from experience.text import printable
@@ -195,7 +195,7 @@ def _scores(name: str, config: ForgettingConfig) -> Scores:
 def _summary(measure: str, values: Sequence[float]) -> dict[str, float]:
     """The mean and its 95% interval: Wilson's of a rate, Student's of nats."""
     if measure == TEXT:
-        low, high = _t_interval(values)
+        low, high = mean_interval(values)
     else:
         low, high = wilson_interval(int(sum(values)), len(values))
     return {"mean": float(np.mean(values)), "ci_low": low, "ci_high": high, "n": len(values)}
@@ -210,7 +210,7 @@ def _change(measure: str, values: Sequence[float], others: Sequence[float]) -> d
         )
         return Comparison.of(first, second).as_dict()
     differences = np.asarray(values) - np.asarray(others)
-    low, high = _t_interval(differences)
+    low, high = mean_interval(differences.tolist())
     p_value = 1.0 if not differences.any() else float(ttest_1samp(differences, 0.0).pvalue)
     return {
         "difference": float(differences.mean()),
@@ -219,13 +219,6 @@ def _change(measure: str, values: Sequence[float], others: Sequence[float]) -> d
         "p_value": p_value,
         "n": len(differences),
     }
-
-
-def _t_interval(values: "Sequence[float] | np.ndarray[Any, Any]") -> tuple[float, float]:
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    interval = ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
-    return float(interval.low), float(interval.high)
 
 
 def print_table(table: Mapping[str, Any], console: Console | None = None) -> None:

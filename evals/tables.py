@@ -13,17 +13,20 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
+import pandas as pd
 import tyro
 from rich.console import Console
 
 from evals.benchmark import BASELINES
 from evals.command import EvalError, run_command
+from evals.forgetting import TEXT
 from evals.page import p_text, percent, points, write_whole
 from evals.report import print_summary
 from evals.result import ARM_LABELS, rate_text
+from evals.stats import mean_interval
 from experience.terminal import Terminal
 
 MARKED = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -138,6 +141,42 @@ def _pair(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def forgetting(benchmark: Mapping[str, Any]) -> str:
+    """What trainings changed besides what was trained: over their seeds, and OPCD against the others."""
+    cells = [cell for cell in benchmark["cells"] if cell.get("what_else")]
+    measured = pd.DataFrame(
+        [
+            {**{name: cell[name] for name in ("env", "method", "seed")}, "measure": measure}
+            | {"before": before, "after": after}
+            for cell in cells
+            for measure, (before, after) in cell["what_else"].items()
+        ]
+    ).set_index("seed")
+    lines: list[list[str]] = []
+    for (env, measure), of_task in measured.groupby(["env", "measure"], sort=False):
+        show = "{:+.3f}".format if measure == TEXT else points
+        own = of_task["after"][of_task["method"] == "opcd"]
+        for method, runs in of_task.groupby("method", sort=False):
+            changes, before = runs["after"] - runs["before"], runs["before"].mean()
+            against = (own - runs["after"]).dropna() if method != "opcd" else changes[:0]
+            lines.append(
+                [
+                    *map(str, (env, measure, LABELS.get(str(method), method))),
+                    f"{before:.3f}" if measure == TEXT else percent(before),
+                    *(_over(changes, show), ", ".join(map(show, changes)), _over(against, show)),
+                ]
+            )
+    head = ("trained on", "measure", "method", "before", "after - before", "by seed", "OPCD - method")
+    return _table(head, lines) + _source({"cells": cells})
+
+
+def _over(values: Iterable[float], show: Callable[[float], str]) -> str:
+    """The mean over the seeds, and its interval."""
+    seeds = list(values)
+    limits = f" [{', '.join(map(show, mean_interval(seeds)))}]" if len(seeds) > 1 else ""
+    return f"{show(fmean(seeds))}{limits}" if seeds else ""
+
+
 def terminal(results: Mapping[str, Any]) -> str:
     """What a run prints at its end, from its ``results.json``."""
     lines = io.StringIO()
@@ -167,6 +206,7 @@ VIEWS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "methods": methods,
     "summary": summary,
     "pairs": pairs,
+    "forgetting": forgetting,
     "terminal": terminal,
 }
 

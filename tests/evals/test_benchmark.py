@@ -306,6 +306,34 @@ def never(settings: Settings) -> None:
     pytest.fail("a finished run is not run again")
 
 
+@pytest.mark.parametrize(
+    ("rows", "found", "error"),
+    [
+        (
+            [{"measure": "sums", "before": {"mean": 0.25}, "after": {"mean": 0.5}}],
+            {"sums": [0.25, 0.5]},
+            None,
+        ),
+        ([{"measure": "sums"}], None, "is damaged: 'before'"),
+        ("nothing", None, "is damaged: "),
+    ],
+)
+def test_what_else_changed_stands_beside_what_was_gained(
+    finished: tuple[Path, list[Cell], str], rows: object, found: object, error: str | None
+) -> None:
+    output, cells, _ = finished
+    file = output / "dry/walker/opcd/seed1/forgetting.json"
+    file.write_text(json.dumps({"rows": rows}))
+    try:
+        benchmark(cells, output, never)
+        *others, last = json.loads((output / "benchmark.json").read_text())["cells"]
+    finally:
+        file.unlink()
+        benchmark(cells, output, never)
+    assert last["what_else"] == found if error is None else error in last["error"]
+    assert all(row["what_else"] is None for row in others if row["error"] is None)
+
+
 def test_one_table_that_goes_on_where_it_was_stopped(
     finished: tuple[Path, list[Cell], str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,23 @@ def test_a_line_for_each_env(page: Path) -> None:
     assert "| lake | 2 | 1.0% | 75.0% | 0.0% | 50.0% | **87.5%** (worst 75.0%) |" in text
 
 
+def test_what_else_a_training_changed(page: Path) -> None:
+    after = {"off-policy": (3.65, 3.67), "opcd": (3.66, 3.64), "none": None}
+    cells = [
+        {**cell, "method": method, "env": "lake"}
+        | {"what_else": by_seed and {"text (nats)": (3.6, by_seed[cell["seed"]]), "sums": (0.25, 0.5)}}
+        for method, by_seed in after.items()
+        for cell in CELLS
+    ]
+    (page.parent / "figures" / "main.json").write_text(json.dumps({"cells": cells}))
+    text = filled(page, "forgetting")
+    kept = "| lake | text (nats) | off-policy | 3.600 | +0.060 [-0.067, +0.187] | +0.050, +0.070 |"
+    assert f"{kept} -0.010 [-0.264, +0.244] |" in text
+    assert "| lake | sums | OPCD | 25.0% | +25.0 [+25.0, +25.0] | +25.0, +25.0 |  |" in text
+    assert "none" not in text
+    assert "Seeds 0, 1;" in text
+
+
 def test_the_summary_has_what_every_env_was_run_with(page: Path) -> None:
     file = page.parent / "figures" / "main.json"
     table = json.loads(file.read_text())
