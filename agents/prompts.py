@@ -1,6 +1,6 @@
 """How an observation, and what was learned about it, become a prompt.
 
-Place and shape were measured with SmolLM2-135M (docs/results.md): the observation and the question
+Place and shape were measured with SmolLM2-135M (docs/earlier.md): the observation and the question
 first, the experience after them in one short line, the reply begun. An agent that thinks sees its env's
 examples first, each with its own experience where there is any: so it heeds what it is advised.
 """

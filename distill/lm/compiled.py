@@ -11,7 +11,7 @@ MOST_VERSIONS = 64
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile each layer, on a GPU; what cannot be compiled runs as it is (docs/results.md has the times)."""
+    """Compile each layer, on a GPU; what cannot be compiled runs as it is (docs/speed.md has the times)."""
     if model.device.type != "cuda":
         return
     torch._dynamo.config.suppress_errors = True
