@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from bm25s.stopwords import STOPWORDS_EN
-from rapidfuzz.distance import Prefix
+from snowballstemmer import stemmer
 
 from experience.insight import Insight, InsightState
 
@@ -18,6 +18,7 @@ FILLER = frozenset({*STOPWORDS_EN, "you", "your", "we", "our", "should", "must",
 """Words that change no lesson."""
 LOST = 0.05
 """An insight retires when the evidence against it prevails with a smaller p-value."""
+_STEMMER = stemmer("english")
 
 
 def is_duplicate(first: str, second: str) -> bool:
@@ -32,7 +33,7 @@ def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -
     """
     difference = _difference(first, second)
     shared = sum((Counter(_words(first)) & Counter(_words(second))).values())
-    decisive = {*NEGATIONS, *opposites}
+    decisive = {*NEGATIONS, *(word for action in opposites for word in _words(action))}
     return 0 < len(difference) <= shared and decisive.issuperset(difference)
 
 
@@ -115,26 +116,12 @@ def _net(insight: Insight) -> int:
 
 
 def _words(text: str) -> list[str]:
+    """What tells lessons apart: without fillers, and by their stems, so that "numbers" are a "number"."""
     words = re.findall(r"[\w'+*/=%.-]*\w[\w'%-]*|[+*/=<>-]", text.casefold())
-    return [word for word in words if word not in FILLER]
+    return [word if word in NEGATIONS else _STEMMER.stemWord(word) for word in words if word not in FILLER]
 
 
 def _difference(first: str, second: str) -> list[str]:
     """The words of one text that have no counterpart in the other."""
     left, right = Counter(_words(first)), Counter(_words(second))
-    only_left, only_right = sorted((left - right).elements()), sorted((right - left).elements())
-    for word in list(only_left):
-        for other in only_right:
-            if _is_inflection(word, other):
-                only_left.remove(word)
-                only_right.remove(other)
-                break
-    return only_left + only_right
-
-
-def _is_inflection(first: str, second: str) -> bool:
-    """Whether two words, such as "number" and "numbers", differ in their ending only."""
-    if any(character.isdigit() for character in first + second) or {first, second} & NEGATIONS:
-        return False
-    stem = Prefix.similarity(first, second)
-    return stem >= 3 and max(len(first), len(second)) - stem <= 3
+    return [*(left - right).elements(), *(right - left).elements()]

@@ -152,6 +152,8 @@ def test_items_that_quote_their_problem() -> None:
         ("Add the tens first.", "You should always add the tens first!"),
         ("Write down the number, then add.", "Then add, write down the numbers."),
         ("Check the sign of the result", "check the signs of results"),
+        ("Carry the one when adding.", "Carrying the one when you add."),
+        ("Calculate before you answer.", "Calculating before answering."),
     ],
 )
 def test_duplicates(first: str, second: str) -> None:
@@ -168,6 +170,12 @@ def test_duplicates(first: str, second: str) -> None:
         ("At row 2, column 1, move left.", "At row 2, column 3, move right.", False),
         ("Add the two numbers and check.", "Subtract the two numbers and check.", False),
         ("Add the tens first.", "A penguin swims in cold water.", False),
+        # Words that begin alike are not one word.
+        ("You are in the garden. Move right.", "You are in the garage. Move right.", False),
+        ("Go to the cell.", "Go to the cellar.", False),
+        ("The port is left.", "The part is left.", False),
+        ("Count the hours.", "Count the houses.", False),
+        ("Take 12.5 from it.", "Take 12.6 from it.", False),
     ],
 )
 def test_other_lessons_are_kept_apart(first: str, second: str, contradict: bool) -> None:
