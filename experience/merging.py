@@ -22,8 +22,11 @@ _STEMMER = stemmer("english")
 
 
 def is_duplicate(first: str, second: str) -> bool:
-    """Whether two texts are one lesson: the same words, but for their order, fillers and endings."""
-    return first == second or not _difference(first, second)
+    """Whether two texts are one lesson: the same clauses in any order, but for fillers and endings.
+
+    Within a clause order counts: to take one number from the other is not to take the other from it.
+    """
+    return Counter(_clauses(first)) == Counter(_clauses(second))
 
 
 def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -> bool:
@@ -119,6 +122,12 @@ def _words(text: str) -> list[str]:
     """What tells lessons apart: without fillers, and by their stems, so that "numbers" are a "number"."""
     words = re.findall(r"[\w'+*/=%.-]*\w[\w'%-]*|[+*/=<>-]", text.casefold())
     return [word if word in NEGATIONS else _STEMMER.stemWord(word) for word in words if word not in FILLER]
+
+
+def _clauses(text: str) -> list[tuple[str, ...]]:
+    """The words of each part of a text."""
+    parts = re.split(r"[,;:.!?]+(?:\s|$)|\bthen\b", text.casefold())
+    return [words for part in parts if (words := tuple(_words(part)))]
 
 
 def _difference(first: str, second: str) -> list[str]:

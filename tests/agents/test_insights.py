@@ -176,6 +176,8 @@ def test_duplicates(first: str, second: str) -> None:
         ("The port is left.", "The part is left.", False),
         ("Count the hours.", "Count the houses.", False),
         ("Take 12.5 from it.", "Take 12.6 from it.", False),
+        ("Take the first from the second.", "Take the second from the first.", False),
+        ("Move left before you move right.", "Move right before you move left.", False),
     ],
 )
 def test_other_lessons_are_kept_apart(first: str, second: str, contradict: bool) -> None:
