@@ -73,11 +73,14 @@ def _played_arms(
         The arms; and by name ``comparison`` (after against before, both without the context),
         ``context_put_back`` (what it does after) and ``against_empty_context``, where there is that arm.
     """
-    frames = {}
-    for arm, policy in (("before", run.agent.base), ("after", run.agent.student)):
+    frames, agent = {}, run.agent
+    for arm, policy in (("before", agent.base), ("after", agent.student)):
         for suffix, shown in (("", NO_CONTEXT), ("_with_experience", context)):
             phase = Phase.test(arm + suffix, temperature)
-            frames[arm + suffix] = run.play(phase, policy, run.test_seeds, temperature, shown)
+            if arm == "after" and agent.step == 0:  # the same weights: nobody has to play that again
+                frames[arm + suffix] = run.repeat(Phase.test("before" + suffix, temperature), phase)
+            else:
+                frames[arm + suffix] = run.play(phase, policy, run.test_seeds, temperature, shown)
     pairs = {"comparison": ("after", "before"), "context_put_back": ("after_with_experience", "after")}
     if (control := _empty_context(run, temperature, frames["before"])) is not None:
         frames["empty_context"] = control

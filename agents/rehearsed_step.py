@@ -41,14 +41,16 @@ def rehearse_step(
     who = agent.student if config.data == "student" else agent.teacher
     questions = [Question(prompts=d.moment, seed=d.seed) for d in _deal(pairs, part, config.seed)]
 
-    def once(questions: Sequence[Question]) -> float:
+    def once(questions: Sequence[Question]) -> tuple[float, bool]:
+        """Seconds, and whether replies are remembered."""
         started = time.monotonic()
         who.clear()
         examples = answers(agent, who, questions, config.data)
+        remembers = who.remembers(agent.max_tokens)
         who.clear()
         if examples:
             opcd.rehearse(examples)
-        return time.monotonic() - started
+        return time.monotonic() - started, remembers
 
     try:
         remember = 0.0
@@ -59,14 +61,14 @@ def rehearse_step(
             remember = (time.monotonic() - started) / len(informed)
         # The first is slow by what is set up in it, which on a GPU is so for each size.
         once(questions[:1] if opcd.student.device.type == "cpu" else questions)
-        took = once(questions)
+        took, remembers = once(questions)
     except DistillError:  # what does not fit is said where it comes up
         return 0.0, 0.0
     finally:
         if agent.scorer is not None:
             agent.scorer.cost()  # which is counted by step
         agent.teacher.clear()
-    if not agent.student.remembers(agent.max_tokens):
+    if not remembers:
         return took * size / part, remember
     # What is remembered is soon all the same: a step costs by its distinct tokens.
     pool = costs.train.distinct(config.episodes)

@@ -105,6 +105,23 @@ class ExperienceStore:
         with self._database.writing() as connection:
             insert_new(connection, tables.finished_phases, [self._row(phase=phase, result=result)])
 
+    def copy_phase(self, source: str, target: str) -> None:
+        """Keep the traces of a finished phase once more, as those of ``target``, which ends by that."""
+        with self._database.writing() as connection:
+            if not insert_new(connection, tables.finished_phases, [self._row(phase=target, result=None)]):
+                return
+            ids = sa.select(tables.traces.c.trace_id).where(
+                tables.traces.c.run == self._run, tables.traces.c.phase == source
+            )
+            for table in (tables.traces, tables.turns):
+                values: dict[str, Any] = dict(table.columns.items())
+                seed = sa.func.substr(table.c.trace_id, len(source) + 1)
+                values["trace_id"] = sa.literal(target, sa.String) + seed
+                if table is tables.traces:
+                    values["phase"] = sa.literal(target)
+                query = sa.select(*values.values()).where(table.c.run == self._run, table.c.trace_id.in_(ids))
+                connection.execute(table.insert().from_select(list(values), query))
+
     def set_insights(self, insights: Iterable[Insight], phase: str) -> None:
         """Write ``insights`` with the state that each has; other active ones retire, none is deleted.
 

@@ -34,8 +34,3 @@ class Repetition:
         if len(self._seen) > MOST:
             self._seen.clear()
         return place
-
-    def forget(self) -> None:
-        """The weights have changed: others will be said, though likely as often."""
-        self._seen.clear()
-        self._tokens = self._known = 0

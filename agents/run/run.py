@@ -257,8 +257,22 @@ class Run:
             return [None] * len(missing)
 
         self._once(list(contexts), play)
-        frames = self.ranks.from_main(lambda: [self.store.traces(phase=str(phase)) for phase, _ in phases])
-        for (phase, _), frame in zip(phases, frames, strict=True):
+        frames = self._frames(list(contexts))
+        if seeds.split == Split.TRAIN:
+            for phase, frame in zip(contexts, frames, strict=True):
+                self._note_played(phase, frame)
+        return frames
+
+    def repeat(self, source: Phase, phase: Phase) -> pd.DataFrame:
+        """A phase that would come to what another has come to, without playing it; returns its traces."""
+        if self.ranks.is_main:
+            self.store.copy_phase(str(source), str(phase))
+        return self._frames([phase])[0]
+
+    def _frames(self, phases: Sequence[Phase]) -> list[pd.DataFrame]:
+        """The traces of finished phases, which are logged."""
+        frames = self.ranks.from_main(lambda: [self.store.traces(phase=str(phase)) for phase in phases])
+        for phase, frame in zip(phases, frames, strict=True):
             self.log(
                 phase,
                 kind="play",
@@ -267,8 +281,6 @@ class Run:
                 judged=len(judged(frame)),
                 turns=int(frame["num_turns"].sum()),
             )
-            if seeds.split == Split.TRAIN:
-                self._note_played(phase, frame)
         return frames
 
     def keep(self, phase: Phase, make: Callable[[], Iterable[Trace]]) -> int:

@@ -6,8 +6,6 @@ import importlib.util
 import json
 import os
 import shutil
-import time
-import timeit
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -197,23 +195,16 @@ def _check_vocabulary(where: str, model: Any, tokenizer: PreTrainedTokenizerBase
 
 
 def compute_dtype(name: Dtype, device: torch.device) -> Dtype:
-    """What matrix products are to run in: what was asked for, or for ``auto`` bfloat16 where it is faster.
+    """What matrix products are to run in: what was asked for, or for ``auto`` bfloat16 where it is fast.
 
-    On a GPU that is so where it has bfloat16; on a CPU it is measured, in a few milliseconds.
+    That is on a GPU that has it, and on a CPU with units for its products (AMX). Nothing is timed: what a
+    run comes to must not depend on what else the machine does.
     """
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type != "cpu":
-        return "float32"
-
-    def seconds(dtype: torch.dtype) -> float:
-        factor = torch.ones((512, 512), dtype=dtype)
-        # Of the process's own time: others on the machine must not change the answer.
-        return min(timeit.repeat(lambda: factor @ factor, timer=time.process_time, number=1, repeat=9))
-
-    return "bfloat16" if seconds(torch.float32) > 1.5 * seconds(torch.bfloat16) else "float32"
+    return "bfloat16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "float32"
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:

@@ -242,6 +242,8 @@ def test_long_replies_that_repeat_are_computed_once(
     assert [c.token_ids for c in streamed] == [c.token_ids for c in turned]
     for mine, theirs in zip(streamed, turned, strict=True):
         assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+    policy.clear()  # what it has seen must not show in what comes next: a resumed run has seen nothing
+    assert policy.remembers(100)
 
 
 @pytest.mark.parametrize("make", [tiny_llama, hybrid], ids=["llama", "hybrid"])

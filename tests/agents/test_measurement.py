@@ -2,7 +2,9 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -10,10 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from agents.config import SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
+from agents.run.run import Run
 from agents.self_improve import self_improve
 from distill.examples import DistillExample
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher
+from experience.phase import Phase
+from experience.store import ExperienceStore
 from tests.agents.test_self_improve import QUIET, TINY
 from tests.conftest import tiny_llama
 
@@ -86,3 +91,31 @@ def test_the_control_is_only_played_where_it_differs(
     else:
         assert results["arms"]["empty_context"] == results["arms"]["before"]
         assert results["against_empty_context"] == results["comparison"]
+
+
+def test_where_nothing_was_trained_after_is_before(
+    walker_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last reply, sampled ones too; and nobody plays it twice."""
+    played: list[str] = []
+    play = Run.play
+
+    def noted(self: Run, phase: Phase, *args: Any) -> pd.DataFrame:
+        played.append(str(phase))
+        return play(self, phase, *args)
+
+    monkeypatch.setattr(Run, "play", noted)
+    config = TINY | {"rounds": 1, "episodes": 4, "steps": 0, "eval_temperature": (0.0, 1.0)}
+    results = self_improve(
+        SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **config), QUIET
+    )
+    for arms in (results["arms"], results["sampled_arms"]):
+        assert arms["after"] == arms["before"]
+        assert arms["after_with_experience"] == arms["before_with_experience"]
+    assert results["sampled_comparison"]["difference"] == 0
+    assert "test/before@1" in played
+    assert not [phase for phase in played if phase.startswith("test/after")]
+    with ExperienceStore(tmp_path / "run" / "experience.db") as store:
+        before, after = (store.turns(phases=[f"test/{arm}@1"]) for arm in ("before", "after"))
+    assert len(after) > 0
+    assert after["reply"].tolist() == before["reply"].tolist()

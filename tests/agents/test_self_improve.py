@@ -811,7 +811,7 @@ def test_progress_is_for_terminals_only(walker_folder: Path, tmp_path: Path) -> 
             self_improve(config, console)
         said.append(file.getvalue())
     terminal, log = printable(said[0]), said[1]
-    for phase in ("round1/play0", "round1/gate", "round1/distil", "validation2@0", "test/after@0"):
+    for phase in ("round1/play0", "round1/gate", "round1/distil", "validation2@0", "test/before@0"):
         assert phase in terminal
     assert re.search(r"6/6 success \d+\.\d%, [\d,]+ steps/s 0:00:00", terminal)
     assert re.search(r"KL \d\.\d{4}, [\d.]+ steps/s", terminal)

@@ -12,7 +12,7 @@ from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from distill.examples import DistillError
 from distill.lm import support
-from distill.lm.load import ModelError, load_model
+from distill.lm.load import ModelError, compute_dtype, load_model
 from distill.lm.prefix_lm import PrefixLM
 from distill.lora import LoRA
 from distill.opcd import OPCD
@@ -41,6 +41,18 @@ def test_flash_attention_is_tried_where_it_can_be(
     model: Any = SimpleNamespace(device=torch.device(device), dtype=dtype)
     is_tried = installed and device == "cuda" and dtype == torch.bfloat16
     assert support._attentions(model) == (*(["flash_attention_2"] if is_tried else []), "sdpa", "eager")
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_what_products_run_in_depends_on_the_machine_alone(
+    has_units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timed, it was one thing on a quiet machine and now and then the other on a busy one."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_units)
+    cpu = torch.device("cpu")
+    assert compute_dtype("auto", cpu) == ("bfloat16" if has_units else "float32")
+    assert compute_dtype("float16", cpu) == "float16"
+    assert compute_dtype("auto", torch.device("meta")) == "float32"
 
 
 def test_finding_the_way_compiles_no_layers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,21 @@ def test_a_finished_phase_keeps_its_result(store: ExperienceStore) -> None:
     assert store.result("play") is None
 
 
+def test_a_phase_that_came_to_the_same(store: ExperienceStore) -> None:
+    store.add_traces(two_traces())
+    store.add_traces([dataclasses.replace(two_traces()[0], phase="round1/play00")])
+    for _ in range(2):  # the second changes nothing
+        store.copy_phase("round1/play0", "test/after")
+    assert store.is_finished("test/after")
+    own = ["trace_id", "phase"]
+    assert store.traces(phase="test/after")["trace_id"].tolist() == ["test/after/3", "test/after/6"]
+    copied, was = store.traces(phase="test/after"), store.traces(phase="round1/play0")
+    pd.testing.assert_frame_equal(copied.drop(columns=own), was.drop(columns=own))
+    copied, was = (store.turns(phases=[name], tokens=True) for name in ("test/after", "round1/play0"))
+    pd.testing.assert_frame_equal(copied.drop(columns="trace_id"), was.drop(columns="trace_id"))
+    assert len(store.traces()) == 5
+
+
 def test_a_trace_is_kept_whole_or_not_at_all(store: ExperienceStore) -> None:
     unwritable = dataclasses.replace(make_turn("a", "left"), token_ids=(b"bytes",))  # type: ignore[arg-type]
     bad = make_trace(6, make_turn("a", "left"), unwritable)
