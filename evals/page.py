@@ -44,7 +44,7 @@ def percent(rate: float) -> str:
 
 def points(difference: float) -> str:
     """A difference of rates in percentage points, with its sign."""
-    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * difference:+z.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:

@@ -250,6 +250,7 @@ def test_numbers_are_written_as_people_write_them() -> None:
     assert [duration(s) for s in (4.6, 200, 7500)] == ["5 s", "3 min 20 s", "2 h 5 min"]
     assert [p_text(p) for p in (0.0312, 1e-9)] == ["p = 0.031", "p < 0.0001"]
     assert points(-0.125) == "\N{MINUS SIGN}12.5"
+    assert points(-0.0001) == "+0.0"
 
 
 def test_runs_side_by_side(
