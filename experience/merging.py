@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from bm25s.stopwords import STOPWORDS_EN
 from snowballstemmer import stemmer
@@ -20,13 +21,16 @@ LOST = 0.05
 """An insight retires when the evidence against it prevails with a smaller p-value."""
 _STEMMER = stemmer("english")
 
+Lesson = tuple[tuple[str, ...], ...]
+"""What a text says: the words of each of its clauses."""
+
 
 def is_duplicate(first: str, second: str) -> bool:
     """Whether two texts are one lesson: the same clauses in any order, but for fillers and endings.
 
     Within a clause order counts: to take one number from the other is not to take the other from it.
     """
-    return Counter(_clauses(first)) == Counter(_clauses(second))
+    return _lesson(first) == _lesson(second)
 
 
 def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -> bool:
@@ -34,10 +38,10 @@ def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -
 
     Such are the ``opposites``: an env's actions, say.
     """
-    difference = _difference(first, second)
-    shared = sum((Counter(_words(first)) & Counter(_words(second))).values())
+    left, right = Counter(_words(first)), Counter(_words(second))
+    difference = (left - right) + (right - left)
     decisive = {*NEGATIONS, *(word for action in opposites for word in _words(action))}
-    return 0 < len(difference) <= shared and decisive.issuperset(difference)
+    return 0 < difference.total() <= (left & right).total() and decisive.issuperset(difference)
 
 
 def merged(known: Sequence[Insight], new: Sequence[Insight]) -> list[Insight]:
@@ -46,18 +50,21 @@ def merged(known: Sequence[Insight], new: Sequence[Insight]) -> list[Insight]:
     The one that was known first keeps its text; its state is decided anew by ``settled``.
     """
     result = list(known)
+    places: dict[tuple[str | None, Lesson], int] = {}
+    for index, insight in enumerate(known):
+        places.setdefault((insight.observation, _lesson(insight.text)), index)
     for insight in new:
-        for index, other in enumerate(result):
-            if other.observation == insight.observation and is_duplicate(other.text, insight.text):
-                result[index] = replace(
-                    other,
-                    support=other.support + insight.support,
-                    evidence=tuple(dict.fromkeys(other.evidence + insight.evidence)),
-                    against=tuple(dict.fromkeys(other.against + insight.against)),
-                )
-                break
-        else:
+        index = places.setdefault((insight.observation, _lesson(insight.text)), len(result))
+        if index == len(result):
             result.append(insight)
+            continue
+        other = result[index]
+        result[index] = replace(
+            other,
+            support=other.support + insight.support,
+            evidence=tuple(dict.fromkeys(other.evidence + insight.evidence)),
+            against=tuple(dict.fromkeys(other.against + insight.against)),
+        )
     return result
 
 
@@ -118,19 +125,17 @@ def _net(insight: Insight) -> int:
     return len(insight.evidence) - len(insight.against)
 
 
-def _words(text: str) -> list[str]:
-    """What tells lessons apart: without fillers, and by their stems, so that "numbers" are a "number"."""
+@lru_cache(maxsize=4096)
+def _words(text: str) -> tuple[str, ...]:
+    """What tells lessons apart: without fillers, and by their stems, so that "numbers" are a "number".
+
+    Each text is compared with all the others.
+    """
     words = re.findall(r"[\w'+*/=%.-]*\w[\w'%-]*|[+*/=<>-]", text.casefold())
-    return [word if word in NEGATIONS else _STEMMER.stemWord(word) for word in words if word not in FILLER]
+    return tuple(_STEMMER.stemWord(word) for word in words if word not in FILLER)
 
 
-def _clauses(text: str) -> list[tuple[str, ...]]:
-    """The words of each part of a text."""
+def _lesson(text: str) -> Lesson:
+    """The clauses of a text, whatever their order."""
     parts = re.split(r"[,;:.!?]+(?:\s|$)|\bthen\b", text.casefold())
-    return [words for part in parts if (words := tuple(_words(part)))]
-
-
-def _difference(first: str, second: str) -> list[str]:
-    """The words of one text that have no counterpart in the other."""
-    left, right = Counter(_words(first)), Counter(_words(second))
-    return [*(left - right).elements(), *(right - left).elements()]
+    return tuple(sorted(words for part in parts if (words := _words(part))))

@@ -59,3 +59,10 @@ def serving(handler: type[Handler]) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def chat(text: Any) -> dict[str, Any]:
+    """What a server of chat models answers."""
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}

@@ -34,7 +34,7 @@ from experience.writer import (
     transcript,
     write_insights,
 )
-from tests.serving import Handler, serving
+from tests.serving import Handler, chat, serving
 
 SEEDS = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=64)
 
@@ -543,12 +543,6 @@ def test_what_prompts_may_do(tmp_path: Path) -> None:
 
 
 # --- endpoints -------------------------------------------------------------------------------------
-
-
-def chat(text: Any) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from agents.self_improve import SelfImproveConfig, self_improve
 from envs import register_text
 from evals.forgetting import TASKS
 from experience.writer import MARKER
-from tests.serving import Handler, serving
+from tests.serving import Handler, chat, serving
 
 ROUNDS = 3
 ROOMS = (
@@ -114,11 +114,7 @@ class Writer(Handler):
     def reply(self) -> None:
         self.asked()
         number, Writer.asked_before = Writer.asked_before, Writer.asked_before + 1
-        message = {"role": "assistant", "content": f"{MARKER} {Writer.lesson(number)}"}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        self.answer(
-            {"id": "0", "object": "chat.completion", "created": 0, "model": "scripted", "choices": [choice]}
-        )
+        self.answer(chat(f"{MARKER} {Writer.lesson(number)}"))
 
 
 def main(what: tyro.conf.Positional[Literal["house", "sums"]], output: Path, seed: int = 0) -> None:
