@@ -1,7 +1,8 @@
 """What other programs ask of the agents, each question in a process of its own (agents/answering.py).
 
     python -m agents.asked check    settings of several runs -> of each null, or {"setting", "problem"}
-    python -m agents.asked run      a run's settings, with output -> null; a finished run is not run again
+    python -m agents.asked run      {"settings": a run's, with output, "finished": folders of runs from which
+                                    it may take what it has in common with them} -> null
     python -m agents.asked exam     {"model", "device", "trust_remote_code", "exam"} -> its answers
 
 Settings are those of ``python -m agents.self_improve`` by name, the env's recommendations beneath them.
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -22,6 +24,7 @@ from agents.cli import USER_ERRORS
 from agents.config import ConfigError, SelfImproveConfig
 from agents.exam import sit
 from agents.policies.local import HFPolicy
+from agents.run.branch import branch
 from agents.run.resume import begun, finish
 from agents.self_improve import self_improve
 from distill.lm.load import load_model
@@ -81,8 +84,10 @@ def check(question: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
 
 def run(question: dict[str, Any]) -> None:
     """A whole run, or the rest of it."""
-    config = config_of(question)
+    config = config_of(question["settings"])
     assert config.output is not None
+    if not (config.output / "config.json").exists():
+        branch(config, config.output, map(Path, question["finished"]))
     finish(config, config.output, partial(self_improve, is_settled=True))
 
 

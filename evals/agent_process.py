@@ -39,13 +39,17 @@ def check(runs: Sequence[Settings]) -> list[dict[str, Any] | None]:
     return answers
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, finished: Sequence[str] = ()) -> None:
     """Run a run in its ``output``, or go on with it.
+
+    Args:
+        settings: The run's.
+        finished: The folders of runs from which it may take what it has in common with them.
 
     Raises:
         AgentError: It failed.
     """
-    ask("run", settings)
+    ask("run", {"settings": dict(settings), "finished": list(finished)})
 
 
 def ask(what: Literal["check", "run", "exam"], question: Any) -> Any:

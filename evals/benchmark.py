@@ -5,10 +5,13 @@
     python -m evals.benchmark my_suite.yaml --output runs/mine
 
 A run that is finished is never run again: the same command goes on where it was stopped, also with a suite
-that has got more cells since. ``cells.csv`` has a line per cell; ``benchmark.json`` has the cells, the
-methods over all seeds, and their paired differences. Each run is a folder of its own with its report.
-Success is that of the first temperature of ``eval_temperature``; ``sampled`` is that of the second.
-``what_else`` is what ``evals.forgetting --after RUN`` has found of a run, if it was asked: before and after.
+that has got more cells since. What comes before the training is played once for all methods that differ in
+the training alone, if it is by the same commit; it counts in the seconds of each.
+
+``cells.csv`` has a line per cell; ``benchmark.json`` has the cells, the methods over all seeds, and their
+paired differences. Each run is a folder of its own with its report. Success is that of the first temperature
+of ``eval_temperature``; ``sampled`` is that of the second. ``what_else`` is what ``evals.forgetting --after
+RUN`` has found of a run, if it was asked: before and after.
 """
 
 import csv
@@ -52,7 +55,7 @@ def run_suite(
     output: Path,
     console: Console,
     *,
-    run: Callable[[Settings], object] = agent_process.run,
+    run: Callable[[Settings, Sequence[str]], object] = agent_process.run,
     check: Check = agent_process.check,
 ) -> dict[str, Any]:
     """Run what is not finished; returns what ``benchmark.json`` holds.
@@ -68,17 +71,21 @@ def run_suite(
     settings = {name: {**some[0].settings, "output": str(output / name)} for name, some in by_run.items()}
     done = [name for name in by_run if (output / name / "results.json").exists()]
     problems = dict(zip(done, check([settings[name] for name in done]), strict=True))
+    finished_runs: dict[tuple[str, str, int], list[str]] = {}
     for number, (name, sharing) in enumerate(by_run.items(), 1):
         console.print(f"run {number} of {len(by_run)}: {name}", style="bold", markup=False, soft_wrap=True)
         finished, frames, error = None, [], None
+        one = sharing[0]
+        siblings = finished_runs.setdefault((one.env, one.model, one.seed), [])
         try:
             if name not in problems:
-                run(settings[name])
+                run(settings[name], siblings)
             elif (problem := problems[name]) is not None:
                 raise AgentError(problem["problem"], "ConfigError")
             finished = FinishedRun.read(output / name)
+            siblings.append(str(output / name))
             if not (output / name / "report.html").exists():  # a kill between the two
-                write_report(output / name, sharing[0].settings.get("store"))
+                write_report(output / name, one.settings.get("store"))
             frames = [frame for cell in sharing for frame in _traces(cell, finished)]
         except Exception as exception:  # of one run; the others have nothing to do with it
             kind = exception.kind if isinstance(exception, AgentError) else type(exception).__name__

@@ -68,6 +68,13 @@ class Phase:
             temperature=temperature,
         )
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether what it comes to depends on the training, in a run of one round."""
+        if self.kind == "test":
+            return str(self.index).startswith("after")
+        return self.kind in ("step", "stop", "final") or (self.kind == "validation" and self.index != 0)
+
     def __str__(self) -> str:
         """Such as ``round1/play0``, ``gate/none``, ``validation30@0.7`` or ``test/after@0``."""
         round = "" if self.round is None else f"round{self.round}/"

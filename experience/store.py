@@ -5,7 +5,7 @@ python -m experience.store import FOLDER postgresql+psycopg://user@host/experien
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,8 @@ TRACE_FIELDS = [field.name for field in fields(Trace) if field.name != "turns"]
 TURN_FIELDS = [field.name for field in fields(Turn)]
 INSIGHT_FIELDS = [field.name for field in fields(Insight) if field.name not in ("evidence", "against")]
 """Each of them is a column as well."""
+INSIGHTS = "/insights"
+"""What ends the name under which it is noted that a phase's insights are written."""
 
 
 class ExperienceStore:
@@ -122,6 +124,21 @@ class ExperienceStore:
                 query = sa.select(*values.values()).where(table.c.run == self._run, table.c.trace_id.in_(ids))
                 connection.execute(table.insert().from_select(list(values), query))
 
+    def drop_phases(self, is_dropped: Callable[[str], bool]) -> None:
+        """Forget finished phases, by their names, and their traces, which are no insight's evidence.
+
+        For a copy of a run, which is to go on in another way.
+        """
+        phases, traces, turns = tables.finished_phases, tables.traces, tables.turns
+        with self._database.writing() as connection:
+            names = connection.execute(sa.select(phases.c.phase).where(phases.c.run == self._run)).scalars()
+            dropped = [name for name in names if is_dropped(name.removesuffix(INSIGHTS))]
+            is_of_them = (traces.c.run == self._run) & traces.c.phase.in_(dropped)
+            ids = sa.select(traces.c.trace_id).where(is_of_them)
+            connection.execute(turns.delete().where(turns.c.run == self._run, turns.c.trace_id.in_(ids)))
+            connection.execute(traces.delete().where(is_of_them))
+            connection.execute(phases.delete().where(phases.c.run == self._run, phases.c.phase.in_(dropped)))
+
     def set_insights(self, insights: Iterable[Insight], phase: str) -> None:
         """Write ``insights`` with the state that each has; other active ones retire, none is deleted.
 
@@ -129,7 +146,7 @@ class ExperienceStore:
         """
         table = tables.insights
         with self._database.writing() as connection:
-            marker = self._row(phase=f"{phase}/insights", result=None)
+            marker = self._row(phase=phase + INSIGHTS, result=None)
             if not insert_new(connection, tables.finished_phases, [marker]):
                 return
             number = self._next_number(connection, table)

@@ -65,9 +65,9 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
                 f"which has {was}: resume without it, or start another run"
             )
         changes[name] = now
-    settled = dataclasses.replace(saved, **changes)
-    check_reach(settled, path, {n for n in REACHING if getattr(config, n) == getattr(settled, n)})
-    return settled
+    whole = dataclasses.replace(saved, **changes)
+    check_reach(whole, path, {n for n in REACHING if getattr(config, n) == getattr(whole, n)})
+    return whole
 
 
 def may_differ(name: str, was: Any, now: Any) -> bool:
@@ -128,6 +128,11 @@ def differences(saved: SelfImproveConfig, asked: SelfImproveConfig) -> Iterator[
             yield field.name, was, now
 
 
+def settled(config: SelfImproveConfig, saved: SelfImproveConfig) -> dict[str, Any]:
+    """What ``auto`` had turned out to be in a run, for the settings that are ``auto`` now."""
+    return {name: getattr(saved, name) for name in ("precision", "policy") if getattr(config, name) == "auto"}
+
+
 def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     """The run of an experiment, or the rest of it if it was begun in ``path``, on the machine of now.
 
@@ -138,11 +143,9 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     if not (path / "config.json").exists():
         return config
     saved = saved_config(path)
-    asked = ("precision", "policy")
-    settled = {name: getattr(saved, name) for name in asked if getattr(config, name) == "auto"}
-    if config.minutes is not None and config.minutes == saved.minutes:
-        settled |= {name: getattr(saved, name) for name in PLANNED}
-    config = dataclasses.replace(config, **settled)
+    of_plan = PLANNED if config.minutes is not None and config.minutes == saved.minutes else ()
+    planned = {name: getattr(saved, name) for name in of_plan}
+    config = dataclasses.replace(config, **settled(config, saved), **planned)
     for name, was, now in differences(saved, config):
         if not may_differ(name, was, now):
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")

@@ -78,7 +78,7 @@ def test_a_run_ends_with_its_asker(tmp_path: Path) -> None:
     script = (
         "from evals import agent_process\n"
         "agent_process.AGENTS = 'tests.evals.asked_worker'\n"
-        f"agent_process.run({{'wait': {str(tmp_path)!r}}})"
+        f"agent_process.ask('run', {{'wait': {str(tmp_path)!r}}})"
     )
     asker = subprocess.Popen([sys.executable, "-c", script])
     wait_for((tmp_path / "begun").exists)

@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ SETTINGS = {**TINY, "rounds": 1, "steps": 2, "eval_temperature": [0.5]}
 del SETTINGS["env_kwargs"]
 
 
-def run_here(settings: Settings) -> None:
+def run_here(settings: Settings, _: object = ()) -> None:
     """In this process."""
     with open_gate():
         finish(config_of(settings), Path(settings["output"]), lambda config: self_improve(config, QUIET))
@@ -46,7 +46,9 @@ def read(suite: str) -> list[Cell]:
     return read_suite(suite, check)
 
 
-def benchmark(cells: list[Cell], output: Path, run: Callable[[Settings], object]) -> tuple[Any, str]:
+def benchmark(
+    cells: list[Cell], output: Path, run: Callable[[Settings, Sequence[str]], object]
+) -> tuple[Any, str]:
     """The table, and what was said."""
     said = StringIO()
     console = Console(file=said, width=200)
@@ -284,7 +286,7 @@ def finished(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     cells = read(write_suite(folder / "suite.yaml", models=models))
     begun: list[str] = []
 
-    def stopped(settings: Settings) -> None:
+    def stopped(settings: Settings, _: object) -> None:
         if len(begun) == 2:
             raise KeyboardInterrupt
         begun.append(settings["output"])
@@ -294,7 +296,7 @@ def finished(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         benchmark(cells, folder / "out", stopped)
     assert len(json.loads((folder / "out" / "benchmark.json").read_text())["cells"]) == 4
 
-    def going_on(settings: Settings) -> None:
+    def going_on(settings: Settings, _: object) -> None:
         assert settings["output"] not in begun, "a finished run is not run again"
         run_here(settings)
 
@@ -302,7 +304,7 @@ def finished(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     return folder / "out", cells, said
 
 
-def never(settings: Settings) -> None:
+def never(settings: Settings, _: object) -> None:
     pytest.fail("a finished run is not run again")
 
 
@@ -383,7 +385,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
     for seed in (0, 1):
         shutil.rmtree(output / f"dry/walker/off-policy/seed{seed}")
 
-    def failing(settings: Settings) -> None:
+    def failing(settings: Settings, _: object) -> None:
         assert settings["data"] == "teacher"
         raise ZeroDivisionError("a bug\x1b[2J\nof several lines")
 
@@ -397,7 +399,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
     assert "Traceback" in said  # a bug, not a user's error
     # Mended, the rest is run.
 
-    def mended(settings: Settings) -> None:
+    def mended(settings: Settings, _: object) -> None:
         path = Path(settings["output"])
         shutil.copytree(whole / path.relative_to(output), path, dirs_exist_ok=True)
 

@@ -46,3 +46,19 @@ def test_every_phase_is_read_back(phase: Phase) -> None:
 def test_what_is_no_phase(text: str) -> None:
     with pytest.raises(ValueError, match="no phase of a run"):
         Phase.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_trained"),
+    [
+        ("round1/play3", False),
+        ("round1/gate/3f2a/32", False),
+        ("validation0@0.7", False),
+        ("validation10@0.7", True),
+        ("step1", True),
+        ("test/before_with_experience@0", False),
+        ("test/after@0", True),
+    ],
+)
+def test_what_depends_on_the_training(text: str, is_trained: bool) -> None:
+    assert Phase.parse(text).is_trained == is_trained
