@@ -153,7 +153,7 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
             return run.finish(run.results)
         reflection = Reflection(run, "fixed")
         context = _context(run, run.once(CONTEXT, lambda: run.ranks.from_main(partial(_given, config))))
-        seeds = dataclasses.replace(run.train_seeds(1, 0, 1), size=min(run.config.episodes, sizes[0]))
+        seeds = dataclasses.replace(run.seeds.train(1, 0, 1), size=min(run.config.episodes, sizes[0]))
         kept = run.keep(PLAY, partial(episodes, env, run, seeds, context, PLAY))
         if not kept:
             raise ConfigError("no prompt to train on fits the model's window beside the context: shorten it")

@@ -33,7 +33,7 @@ def held_out(env: TextEnv, run: Run, context: Context) -> tuple[list[Moment], li
     Raises:
         ConfigError: There is nothing left of them, or the context is in them already.
     """
-    parts = [moments_of(env, run, seeds, context) for seeds in (run.validation_seeds, run.test_seeds)]
+    parts = [moments_of(env, run, seeds, context) for seeds in (run.seeds.validation, run.seeds.test)]
     validation, test = parts
     if min(map(len, parts)) < 2:
         raise ConfigError("hardly a prompt fits the model's window beside the context: shorten it")

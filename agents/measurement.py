@@ -53,12 +53,12 @@ def _baselines(run: Run) -> dict[str, EvalResult]:
     )
     with closing(baselines):
         if baselines.is_text:  # there is no random text, and no end of texts to choose from
-            constant = baselines.constant(run.validation_seeds, run.test_seeds)
+            constant = baselines.constant(run.seeds.validation, run.seeds.test)
             return {} if constant is None else {"blind": constant[0]}
-        arms = {"random": baselines.random(run.test_seeds)}
+        arms = {"random": baselines.random(run.seeds.test)}
         if run.words.actions:
             candidates = _successful_actions(run)
-            arms["blind"], _ = baselines.blind(candidates, run.validation_seeds, run.test_seeds)
+            arms["blind"], _ = baselines.blind(candidates, run.seeds.validation, run.seeds.test)
         if (optimal := baselines.optimal()) is not None:
             arms["optimal"] = optimal
         return arms
@@ -80,7 +80,7 @@ def _played_arms(
             if arm == "after" and agent.step == 0:  # the same weights: nobody has to play that again
                 frames[arm + suffix] = run.repeat(Phase.test("before" + suffix, temperature), phase)
             else:
-                frames[arm + suffix] = run.play(phase, policy, run.test_seeds, temperature, shown)
+                frames[arm + suffix] = run.play(phase, policy, run.seeds.test, temperature, shown)
     pairs = {"comparison": ("after", "before"), "context_put_back": ("after_with_experience", "after")}
     if (control := _empty_context(run, temperature, frames["before"])) is not None:
         frames["empty_context"] = control
@@ -110,7 +110,7 @@ def _empty_context(run: Run, temperature: float, before: pd.DataFrame) -> pd.Dat
     if sharpened == temperature and agent.teacher is agent.base:
         return before
     phase = Phase.test("empty_context", temperature)
-    return run.play(phase, agent.teacher, run.test_seeds, sharpened)
+    return run.play(phase, agent.teacher, run.seeds.test, sharpened)
 
 
 def _successful_actions(run: Run) -> list[tuple[str, ...]]:

@@ -193,8 +193,8 @@ def plan(run: Run, reflection: Reflection) -> None:
             written=0 if config.insight_url else min(TRACES_READ, config.episodes) * writes,
             actions=len(run.words.actions),
             processes=run.ranks.size,
-            validation=len(run.validation_seeds),
-            test=len(run.test_seeds),
+            validation=len(run.seeds.validation),
+            test=len(run.seeds.test),
         )
         asked = chosen = config
         if config.minutes is not None:

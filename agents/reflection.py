@@ -141,7 +141,7 @@ class Reflection:
             ]
 
         verdict = judge(
-            candidates, run.validation_seeds, play, phase=str(phase), policy_id=run.agent.weights_of(teacher)
+            candidates, run.seeds.validation, play, phase=str(phase), policy_id=run.agent.weights_of(teacher)
         )
         followed = self._followed(verdict.context, shown[verdict.context.id])
         self._keep(phase, candidates, verdict, trace_ids, followed)

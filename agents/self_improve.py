@@ -57,7 +57,7 @@ def self_improve(
             return run.finish(run.results)
         for number in range(1, config.rounds + 1):
             for wave in range(reflection.waves):  # 1. play: what was learned so far leads exploration
-                seeds = run.train_seeds(number, wave, reflection.waves)
+                seeds = run.seeds.train(number, wave, reflection.waves)
                 known = reflection.explore(number, wave)
                 run.play(Phase.play(number, wave), agent.student, seeds, config.temperature, known)
             candidates = reflection.reflect(number)  # 2. what do the traces teach?

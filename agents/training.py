@@ -220,7 +220,7 @@ class Training:
     def _success(self, step: int) -> float:
         """Of the bare student on validation episodes, the mean over the evaluation temperatures."""
         run = self.run
-        seeds, temperatures = run.validation_seeds, run.config.eval_temperature
+        seeds, temperatures = run.seeds.validation, run.config.eval_temperature
         frames = [
             run.play(Phase.validation(step, temperature), self.agent.student, seeds, temperature)
             for temperature in temperatures

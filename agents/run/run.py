@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,12 +30,11 @@ from agents.prompts import build_prompt
 from agents.run.folder import BEST, CHECKPOINT, RunFolder, check_free
 from agents.run.progress import Bars
 from agents.run.resume import default_output, resumed
+from agents.run.seeds import RunSeeds
 from agents.run.tracking import Tracker, check_available
 from distill.parallel import Ranks
-from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.place import vector_env
-from envs.text_env import TextEnv, make_text_env
-from envs.words import EnvError
+from envs.text_env import make_text_env
 from evals.finished_run import check_traces
 from evals.page import duration
 from evals.report import write_report
@@ -78,8 +77,9 @@ class Run:
         env = make()
         self.memory = config.remembered
         self.words = self.memory.words(env.words)
-        self._problems = _problems(env)
-        self._check_splits(env, config)
+        seeds = RunSeeds.of(env, config)
+        for line in seeds.told():
+            console.print(line)
         self.make_env = make
         self.envs = vector_env(
             make, config.num_envs, vectorization=config.vectorization, timeout=config.env_timeout
@@ -87,6 +87,7 @@ class Run:
         self.agent = Agent(config, env.words, path, console=console, ranks=ranks)
         self.config = config = self.agent.config
         """With what ``auto`` has turned out to be."""
+        self.seeds = replace(seeds, config=config)
         if config.context_file is not None and config.resume is None:
             self._check_fits(config.context_file)
         self._bars = Bars(console, self._so_far)
@@ -126,6 +127,7 @@ class Run:
     def settle(self, config: SelfImproveConfig, expected: Mapping[str, float]) -> None:
         """Take the settings of a plan, and the seconds that the run's parts are expected to take."""
         self.config, self._expected = config, expected
+        self.seeds = replace(self.seeds, config=config)
 
     def __enter__(self) -> Self:
         """Open the run's folder, its store and its tracker.
@@ -369,46 +371,6 @@ class Run:
         """The finished train phases, in order: where insights come from."""
         return list(map(str, self._played))
 
-    # --- seeds -------------------------------------------------------------------------------------
-
-    def train_seeds(self, round: int, wave: int, waves: int) -> SeedRange:
-        """Of one of the ``waves`` of a round; no two share any."""
-        size = self.config.episodes // waves
-        start = ((round - 1) * waves + wave) * size
-        return SeedRange(split=Split.TRAIN, run_seed=self.config.seed, start=start, size=size)
-
-    @property
-    def validation_seeds(self) -> SeedRange:
-        """The same in every validation."""
-        return self._seeds(Split.VALIDATION, self.config.validation_episodes)
-
-    @property
-    def test_seeds(self) -> SeedRange:
-        """Used once, at the end."""
-        return self._seeds(Split.TEST, self.config.test_episodes)
-
-    def _seeds(self, split: Split, size: int) -> SeedRange:
-        """Where problems can be counted, none twice: intervals are for episodes that differ."""
-        size = min(size, self._problems.get(split, size))
-        return SeedRange(split=split, run_seed=self.config.seed, start=0, size=size)
-
-    def _check_splits(self, env: TextEnv, config: SelfImproveConfig) -> None:
-        """Each split must have something to play; any other error of a reset is that episode's."""
-        for split in Split:
-            [seed] = SeedRange(split=split, run_seed=config.seed, start=0, size=1)
-            try:
-                guarded(partial(env.reset, seed=seed), TimeLimit.of(config.env_timeout))
-            except EnvFault as fault:
-                if isinstance(fault.__cause__, EnvError):
-                    raise fault.__cause__ from None
-        env.close()
-        for split, asked in (
-            (Split.VALIDATION, config.validation_episodes),
-            (Split.TEST, config.test_episodes),
-        ):
-            if asked >= (size := self._problems.get(split, asked + 1)):
-                self.console.print(f"{split}: each of {size} problems once")
-
     def _check_fits(self, context_file: Path) -> None:
         prompt = build_prompt(self.words, "", [_text(context_file)], self.config.layout)
         teacher, reply = self.agent.teacher, self.agent.max_tokens
@@ -429,12 +391,6 @@ class Run:
             return ""
         expected = self._folder.expected_seconds
         return duration(self._folder.seconds) + (f" of about {duration(expected)}" if expected else "")
-
-
-def _problems(env: TextEnv) -> dict[Split, int]:
-    """How many problems each split has, where they can be counted."""
-    sizes = getattr(env.unwrapped, "part_sizes", None)
-    return dict(zip(Split, sizes, strict=True)) if sizes else {}
 
 
 def _text(file: Path) -> str:

@@ -147,7 +147,7 @@ def test_raw_traces_as_a_context(walker_folder: Path, tmp_path: Path) -> None:
         console=QUIET, ranks=Ranks.connect("cpu"),
     ) as run:  # fmt: skip
         reflection = Reflection(run)
-        run.play(Phase.play(1, 0), run.agent.student, run.train_seeds(1, 0, 1), 1.0)
+        run.play(Phase.play(1, 0), run.agent.student, run.seeds.train(1, 0, 1), 1.0)
         [context] = reflection.reflect(1)
     assert len(context.insights) == 3
     assert {insight.source for insight in context.insights} == {"raw"}

@@ -458,7 +458,7 @@ def test_a_whole_run(walker_folder: Path, tmp_path: Path) -> None:
         ranks=Ranks.connect("cpu"),
     ) as run:
         assert run.agent.max_tokens == 64
-        assert len(run.test_seeds) == 2
+        assert len(run.seeds.test) == 2
 
 
 def test_no_problem_is_tested_twice(walker_folder: Path, tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ def test_no_problem_is_tested_twice(walker_folder: Path, tmp_path: Path) -> None
     )
     said = StringIO()
     run = Run(config, tmp_path / "run", console=Console(file=said), ranks=Ranks.connect("cpu"))
-    seeds = [run.validation_seeds, run.test_seeds]
+    seeds = [run.seeds.validation, run.seeds.test]
     questions = [{make_env("Math-v0", {"file": str(path)}).reset(seed=s)[0] for s in part} for part in seeds]
     assert [len(part) for part in seeds] == [len(part) for part in questions]
     assert not questions[0] & questions[1]

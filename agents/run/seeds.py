@@ -1,0 +1,69 @@
+"""Which seeds a run plays: some to learn from, some to decide by, and some to be judged by."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Self
+
+from agents.config import SelfImproveConfig
+from envs.deadline import EnvFault, TimeLimit, guarded
+from envs.text_env import TextEnv
+from envs.words import EnvError
+from experience.seeds import SeedRange, Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSeeds:
+    """The seeds of a run, by what they are for."""
+
+    config: SelfImproveConfig
+    problems: Mapping[Split, int] = field(default_factory=dict)
+    """How many each split has, where they can be counted: none is played twice, as intervals are for
+    episodes that differ."""
+
+    @classmethod
+    def of(cls, env: TextEnv, config: SelfImproveConfig) -> Self:
+        """Those of an env, which is tried and closed: each split must have something to play.
+
+        Raises:
+            EnvError: One has nothing. Any other error of a reset is that episode's.
+        """
+        for split in Split:
+            [seed] = SeedRange(split=split, run_seed=config.seed, start=0, size=1)
+            try:
+                guarded(partial(env.reset, seed=seed), TimeLimit.of(config.env_timeout))
+            except EnvFault as fault:
+                if isinstance(fault.__cause__, EnvError):
+                    raise fault.__cause__ from None
+        env.close()
+        sizes = getattr(env.unwrapped, "part_sizes", None)
+        return cls(config=config, problems=dict(zip(Split, sizes, strict=True)) if sizes else {})
+
+    def train(self, round: int, wave: int, waves: int) -> SeedRange:
+        """Of one of the ``waves`` of a round; no two share any."""
+        size = self.config.episodes // waves
+        start = ((round - 1) * waves + wave) * size
+        return SeedRange(split=Split.TRAIN, run_seed=self.config.seed, start=start, size=size)
+
+    @property
+    def validation(self) -> SeedRange:
+        """The same in every validation."""
+        return self._held_out(Split.VALIDATION, self.config.validation_episodes)
+
+    @property
+    def test(self) -> SeedRange:
+        """Used once, at the end."""
+        return self._held_out(Split.TEST, self.config.test_episodes)
+
+    def _held_out(self, split: Split, asked: int) -> SeedRange:
+        size = min(asked, self.problems.get(split, asked))
+        return SeedRange(split=split, run_seed=self.config.seed, start=0, size=size)
+
+    def told(self) -> Iterator[str]:
+        """What there is to say of splits in which each problem is played."""
+        for split, asked in (
+            (Split.VALIDATION, self.config.validation_episodes),
+            (Split.TEST, self.config.test_episodes),
+        ):
+            if asked >= (size := self.problems.get(split, asked + 1)):
+                yield f"{split}: each of {size} problems once"
