@@ -58,6 +58,8 @@ class Reflection:
             )
         self.kind = kind
         self.prompts = InsightPrompts(config.insight_prompts)
+        self.best = NO_CONTEXT
+        """What the last gate found best, admitted or not: what experience is worth in the prompt."""
         self.writer = self._make_writer() if kind == "llm" and run.ranks.is_main else None
 
     @property
@@ -106,6 +108,7 @@ class Reflection:
             self.run.console.print(f"round {round_number}: no insights, so nothing is trained")
             return None
         verdict = self.judge(round_number, candidates)
+        self.best = verdict.context
         return verdict.context if verdict.admitted else None
 
     def judge(self, round_number: int, candidates: Sequence[Context]) -> Verdict:

@@ -22,7 +22,7 @@ from agents.sharing import check_target, share
 from agents.training import Training
 from distill.parallel import is_main_process
 from evals.report import print_summary
-from experience.context import NO_CONTEXT, Context
+from experience.context import Context
 from experience.masking import masked
 from experience.phase import Phase
 
@@ -69,7 +69,7 @@ def self_improve(
         training.load_best()
         agent.save(run.path)
         reflection.settle_on(trained)
-        results = measure(run, trained or (candidates or [NO_CONTEXT])[0])  # 5. before and after, on test
+        results = measure(run, trained or reflection.best)  # 5. before and after, on test
         return run.finish(results)
 
 

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,10 @@ from agents.run.run import Run
 from agents.self_improve import self_improve
 from distill.parallel import Ranks
 from envs.words import POSITIVE_RETURN
+from evals import gate
+from evals.gate import Verdict
 from experience import ExperienceError
+from experience.context import Context
 from experience.insight import InsightState
 from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
@@ -138,6 +142,26 @@ def test_a_text_of_the_users_own_is_trained_in(walker_folder: Path, tmp_path: Pa
     assert not (tmp_path / "other").exists()
     with pytest.raises(ConfigError, match="no context_file"):
         SelfImproveConfig(context_file=tmp_path / "missing.txt")
+
+
+def test_the_best_is_measured_though_it_is_refused(
+    walker_folder: Path, tmp_path: Path, writer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What experience is worth in the prompt is what its best is worth there, not what its first is."""
+    contexts: list[Context] = []
+
+    def judge(candidates: Sequence[Context], *arguments: Any, **names: Any) -> Verdict:
+        contexts.extend(candidates)
+        verdict = gate.judge(candidates, *arguments, **names)
+        return replace(verdict, context=candidates[-1], admitted=False)
+
+    monkeypatch.setattr("agents.reflection.judge", judge)
+    settings = {"insights": "llm", "insight_url": f"{writer.url}/v1", "insight_model": "scribe", "rounds": 1}
+    self_improve(config(walker_folder, tmp_path / "run", **settings), QUIET)
+    assert len(contexts) > 1
+    with open_run(tmp_path / "run") as store:
+        shown = store.traces(phase=str(Phase.test("before_with_experience", 0.0)))["context_id"]
+    assert set(shown) == {contexts[-1].id}
 
 
 def test_raw_traces_as_a_context(walker_folder: Path, tmp_path: Path) -> None:
