@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from agents.config import PLANNED, ConfigError, SelfImproveConfig
 from agents.costs import Costs, Episodes
 from agents.dealing import steps_for
-from agents.reflection import MAX_CANDIDATES, TRACES_READ, Reflection
+from agents.reflection import MAX_CANDIDATES, Reflection, traces_read
 from agents.rehearsal import Rehearsal
 from agents.run.checkpoints import WRITING_SHARE
 from agents.run.run import Run
@@ -181,7 +181,7 @@ def plan(run: Run, reflection: Reflection) -> None:
         return
     if is_sharded and config.minutes is not None:
         raise ConfigError("minutes need engine ddp: with fsdp what training takes is not measured")
-    writes = reflection.kind == "llm"
+    written = min(traces_read(config), config.episodes) if reflection.kind == "llm" else 0
 
     def measured() -> tuple[SelfImproveConfig, dict[str, float], list[str]]:
         costs = Rehearsal(run, reflection).costs()
@@ -189,8 +189,8 @@ def plan(run: Run, reflection: Reflection) -> None:
             costs=costs,
             insights=costs.train.distinct(config.episodes) if reflection.kind == "outcomes" else 0.0,
             waves=reflection.waves,
-            tried=_tried(1 + min(MAX_CANDIDATES, TRACES_READ, config.episodes) * writes),
-            written=0 if config.insight_url else min(TRACES_READ, config.episodes) * writes,
+            tried=_tried(1 + min(MAX_CANDIDATES, written)),
+            written=0 if config.insight_url else written,
             actions=len(run.words.actions),
             processes=run.ranks.size,
             validation=len(run.seeds.validation),

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from agents.config import ConfigError
+from agents.config import ConfigError, SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from agents.rollout import turn_seed
@@ -23,17 +23,25 @@ from experience.seeds import SeedRange
 from experience.terminal import tell
 from experience.writer import MARKER, InsightPrompts, Writer, WritingTask, raw_insights, write_insights
 
-TRACES_READ = 64
-"""Of so many traces of each round a writer is asked, which is as many as there can be candidates."""
+TRACES_READ = 256
+"""Of so many traces of each round a writer is asked, which is as many as there can be candidates: of what a
+small model writes one lesson in a hundred is good."""
+TRACES_SENT = 64
+"""Of so many an endpoint is asked: it costs, and writes better."""
 INSIGHT_TOKENS = 64
 """The longest reply of a writer, which is asked for one short lesson after the other."""
 INSIGHT_TEMPERATURE = 0.7
 """At which it samples: like traces are to give different lessons."""
-MAX_CANDIDATES = 64
+MAX_CANDIDATES = 256
 """So many written insights are tried at the gate in each round: halving spends little on the last of them."""
 CONTEXT_TOKENS = 1024
 """What insights may take together where a prompt shows all, to the agent or to a writer of more; the least
 useful are left out."""
+
+
+def traces_read(config: SelfImproveConfig) -> int:
+    """Of how many traces of a round a writer is asked, if there are so many."""
+    return TRACES_READ if config.insight_url is None else TRACES_SENT
 
 
 class Reflection:
@@ -250,7 +258,7 @@ class Reflection:
     def _traces(self, round_number: int) -> tuple[Any, Any]:
         """The turns and the endings of the traces that insights are drawn from: the round's first."""
         run, phase = self.run, str(Phase.play(round_number, 0))
-        traces = judged(run.store.traces(phase=phase)).head(TRACES_READ)
+        traces = judged(run.store.traces(phase=phase)).head(traces_read(run.config))
         return run.store.turns(phases=[phase]), traces.set_index("trace_id")["final_observation"]
 
     def _together(self, insights: Sequence[Insight], k: int) -> Context:

@@ -16,8 +16,9 @@ SIGNIFICANT = 0.05
 """A context must beat none with a smaller p-value."""
 KEEP = 4
 """One candidate in so many goes on to the next rung, which has twice the episodes."""
-FIRST_RUNG = 8
-"""The first rung has one in so many of the validation episodes; all that choose have half of them at most."""
+FIRST_RUNG, MANY = 8, 64
+"""The first rung has one in so many of the validation episodes, or half of that where there are more than so
+many candidates; all that choose have half of the episodes at most."""
 
 Outcomes = Mapping[int, bool]
 """Seed -> success; without the episodes that could not be judged."""
@@ -95,7 +96,8 @@ def judge(
     alive = list(candidates)
     outcomes: dict[str, dict[int, bool]] = {context.id: {} for context in alive}
     verdicts: dict[str, str] = {}
-    size = len(seeds) if len(alive) == 1 else max(1, len(seeds) // FIRST_RUNG)
+    parts = 1 if len(alive) == 1 else FIRST_RUNG * (1 + (len(alive) > MANY))
+    size = max(1, len(seeds) // parts)
     half = max(1, len(seeds) // 2)
     chosen_on = played = 0
     episodes = len(seeds)

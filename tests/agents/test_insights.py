@@ -294,16 +294,17 @@ def contexts(n: int) -> list[Context]:
     return [Context(insights=(insight(f"lesson number {i}"),), k=1) for i in range(n)]
 
 
-def test_halving_finds_the_best_of_many_cheaply() -> None:
-    candidates = contexts(64)
+@pytest.mark.parametrize(("n", "share"), [(64, 4), (256, 10)])
+def test_halving_finds_the_best_of_many_cheaply(n: int, share: int) -> None:
+    candidates = contexts(n)
     found = 0
     for seed in range(10):
         rates = {c.id: 0.2 + 0.1 * (i % 3) for i, c in enumerate(candidates)} | {"none": 0.25}
         rates[candidates[37].id] = 0.8
         play = Table(rates, seed)
         verdict = judge(candidates, SEEDS, play, phase="p", policy_id="base")
-        assert verdict.episodes == play.played < verdict.episodes_full / 4
-        assert len(verdict.scores) == 64
+        assert verdict.episodes == play.played < verdict.episodes_full / share
+        assert len(verdict.scores) == n
         if verdict.context == candidates[37]:
             found += 1
             assert verdict.admitted

@@ -56,7 +56,8 @@ def writer() -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def three_traces_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.reflection.TRACES_READ", 3)
+    for name in ("TRACES_READ", "TRACES_SENT"):
+        monkeypatch.setattr(f"agents.reflection.{name}", 3)
 
 
 def config(walker_folder: Path, path: Path, **settings: Any) -> SelfImproveConfig:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import gymnasium as gym
 import tyro
 
-from agents.reflection import TRACES_READ
+from agents.reflection import TRACES_SENT
 from agents.self_improve import SelfImproveConfig, self_improve
 from envs import register_text
 from evals.forgetting import TASKS
@@ -96,7 +96,7 @@ register_text(
 
 def of_house(number: int) -> str:
     """One of the rooms that are known by that round, those near the door first."""
-    known = len(ROOMS) * min(ROUNDS, 1 + number // TRACES_READ) // ROUNDS
+    known = len(ROOMS) * min(ROUNDS, 1 + number // TRACES_SENT) // ROUNDS
     room = len(ROOMS) - 1 - number % known
     return f"{describe(room)} Move {WAY[room]}."
 
