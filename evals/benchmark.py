@@ -83,10 +83,10 @@ def run_suite(
             elif (problem := problems[name]) is not None:
                 raise AgentError(problem["problem"], "ConfigError")
             finished = FinishedRun.read(output / name)
-            siblings.append(str(output / name))
             if not (output / name / "report.html").exists():  # a kill between the two
                 write_report(output / name, one.settings.get("store"))
             frames = [frame for cell in sharing for frame in _traces(cell, finished)]
+            siblings.append(str(output / name))
         except Exception as exception:  # of one run; the others have nothing to do with it
             kind = exception.kind if isinstance(exception, AgentError) else type(exception).__name__
             finished, error = None, printable(f"{kind}: {exception}".splitlines()[0])

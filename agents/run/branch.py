@@ -47,8 +47,9 @@ def branch(config: SelfImproveConfig, path: Path, finished: Iterable[Path]) -> b
         RunFolderError: The folder cannot be written.
         UnfinishedRunError: A run is not finished.
     """
+    is_free = not path.exists() or not any(path.iterdir())  # else a kill has left something
     source = next((run for run in map(FinishedRun.read, finished) if _is_shared(config, run)), None)
-    if source is None:
+    if source is None or not is_free:
         return False
     changes = {name: getattr(config, name) for name in TRAINING}
     about = {**source.about, **provenance(), "config": source.config | changes}

@@ -6,6 +6,7 @@ import json
 import platform
 import resource
 import secrets
+import sqlite3
 import subprocess
 import sys
 import time
@@ -195,11 +196,11 @@ def clear_errors(target: Path) -> Iterator[Path]:
     """Say what could not be written, and whether the disk is full.
 
     Raises:
-        RunFolderError: In place of errors from files and safetensors.
+        RunFolderError: In place of errors from files, safetensors and SQLite.
     """
     try:
         yield target
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, sqlite3.Error) as error:
         if is_disk_full(error):
             raise RunFolderError(f"the disk is full: {target} could not be written") from error
         raise RunFolderError(f"{target} could not be written: {error}") from error

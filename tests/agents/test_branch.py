@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from agents import asked
 from agents.config import SelfImproveConfig
 from agents.run.branch import branch
+from agents.run.folder import RunFolderError
 from agents.self_improve import self_improve
 from evals.finished_run import FinishedRun
 from experience.phase import Phase
@@ -29,8 +32,8 @@ def at_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
 def finished(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run by OPCD."""
     path = tmp_path_factory.mktemp("branch") / "opcd"
-    with pytest.MonkeyPatch.context() as patch, open_gate():
-        patch.setattr("agents.run.folder._git_revision", lambda: "abc")
+    with pytest.MonkeyPatch.context() as revision, open_gate():
+        revision.setattr("agents.run.folder._git_revision", lambda: "abc")
         self_improve(config_in(path, walker_folder), QUIET)
     return path
 
@@ -78,6 +81,23 @@ def test_what_is_played_otherwise_is_not_shared(
 ) -> None:
     assert not branch(config_in(tmp_path / "run", walker_folder, **settings), tmp_path / "run", [finished])
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_kill_has_left_is_in_nobodys_way(finished: Path, walker_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    half = tmp_path / "run.tmp"
+    half.mkdir()
+    (half / "config.json").write_text("{")
+    assert branch(config_in(path, walker_folder), path, [finished])
+    assert not half.exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".lock").touch()
+    assert not branch(config_in(other, walker_folder), other, [finished])
+    full = patch("agents.run.branch.sqlite3.connect", side_effect=sqlite3.OperationalError("disk is full"))
+    with full, pytest.raises(RunFolderError, match="the disk is full"):
+        branch(config_in(tmp_path / "third", walker_folder), tmp_path / "third", [finished])
+    assert not (tmp_path / "third").exists()
 
 
 @pytest.mark.parametrize("revision", ["abd", "abc+", None])
