@@ -67,6 +67,8 @@ class Outlook:
     """Of a round; see ``Reflection.waves``."""
     tried: float
     """Episodes that a gate plays with contexts, in multiples of the validation episodes."""
+    untried: float
+    """And without."""
     written: int
     """Traces of a round that a model here writes insights about."""
     actions: int
@@ -108,7 +110,8 @@ class Outlook:
         fixed = costs.env_step * expected_steps(self.actions, costs.random_turns, validation, test)
         return Estimate(
             play=config.rounds * (play(costs.bare, wave) + later + writing),
-            gate=play(costs.bare, validation) + config.rounds * play(costs.informed, self.tried * validation),
+            gate=play(costs.bare, self.untried * validation)
+            + config.rounds * play(costs.informed, self.tried * validation),
             training=config.rounds * training * (1 + WRITING_SHARE),
             # The first is of the agent as it was; how soon it acts as it is told is not known.
             validation=each + validations * (each + learned) / 2 if steps else 0.0,
@@ -183,13 +186,17 @@ def plan(run: Run, reflection: Reflection) -> None:
         raise ConfigError("minutes need engine ddp: with fsdp what training takes is not measured")
     written = min(traces_read(config), config.episodes) if reflection.kind == "llm" else 0
 
+    share = len(reflection.gate_seeds) / len(run.seeds.validation)
+    tried, untried = _gate_of(1 + min(MAX_CANDIDATES, written), share)
+
     def measured() -> tuple[SelfImproveConfig, dict[str, float], list[str]]:
         costs = Rehearsal(run, reflection).costs()
         outlook = Outlook(
             costs=costs,
             insights=costs.train.distinct(config.episodes) if reflection.kind == "outcomes" else 0.0,
             waves=reflection.waves,
-            tried=_tried(1 + min(MAX_CANDIDATES, written)),
+            tried=tried,
+            untried=untried,
             written=0 if config.insight_url else written,
             actions=len(run.words.actions),
             processes=run.ranks.size,
@@ -208,15 +215,16 @@ def plan(run: Run, reflection: Reflection) -> None:
         tell(run.console, line)
 
 
-def _tried(candidates: int) -> float:
-    """See ``Outlook.tried``: what the gate itself plays of so many."""
+def _gate_of(candidates: int, share: float) -> tuple[float, float]:
+    """``Outlook.tried`` and ``untried``: what a gate plays of so many, on so many validation episodes."""
 
     def play(contexts: Sequence[Context], seeds: SeedRange) -> list[Outcomes]:
         return [dict.fromkeys(seeds, False) for _ in contexts]
 
-    contexts = [Context.fixed(str(number)) for number in range(candidates)]
-    seeds = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=VALIDATION)
-    return judge(contexts, seeds, play, phase="", policy_id="").episodes / VALIDATION - 1
+    contexts, size = [Context.fixed(str(number)) for number in range(candidates)], int(share * VALIDATION)
+    seeds = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=size)
+    played = judge(contexts, seeds, play, phase="", policy_id="").episodes
+    return (played - size) / VALIDATION, size / VALIDATION
 
 
 def _told(config: SelfImproveConfig, chosen: SelfImproveConfig, outlook: Outlook) -> Iterator[str]:

@@ -75,6 +75,11 @@ class Reflection:
         """Parts of a round's play: several where each can be led by what those before it came to."""
         return self.run.config.waves if self.kind == "outcomes" else 1
 
+    @property
+    def gate_seeds(self) -> SeedRange:
+        """By which it is decided whether a context helps; where a model writes many, also which does."""
+        return self.run.seeds.gate if self.kind == "llm" else self.run.seeds.validation
+
     def explore(self, number: int, wave: int) -> Context:
         """What sends the agent to what it has not tried: the insights so far, and none in the first wave."""
         phase = Phase.play(number, wave)
@@ -151,9 +156,8 @@ class Reflection:
                 for frame in map(judged, frames)
             ]
 
-        verdict = judge(
-            candidates, run.seeds.validation, play, phase=str(phase), policy_id=run.agent.weights_of(teacher)
-        )
+        policy_id = run.agent.weights_of(teacher)
+        verdict = judge(candidates, self.gate_seeds, play, phase=str(phase), policy_id=policy_id)
         followed = self._followed(verdict.context, shown[verdict.context.id])
         self._keep(phase, candidates, verdict, trace_ids, followed)
         return verdict

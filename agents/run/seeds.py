@@ -9,7 +9,7 @@ from agents.config import SelfImproveConfig
 from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.text_env import TextEnv
 from envs.words import EnvError
-from experience.seeds import SeedRange, Split
+from experience.seeds import STRIDE, SeedRange, Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,12 @@ class RunSeeds:
     def validation(self) -> SeedRange:
         """The same in every validation."""
         return self._held_out(Split.VALIDATION, self.config.validation_episodes)
+
+    @property
+    def gate(self) -> SeedRange:
+        """Half as many again as of a validation: those that choose one of many do not decide about it."""
+        asked = self.config.validation_episodes
+        return self._held_out(Split.VALIDATION, min(asked + asked // 2, STRIDE))
 
     @property
     def test(self) -> SeedRange:

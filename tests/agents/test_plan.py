@@ -65,6 +65,7 @@ def outlook(kind: Episodes, **changes: Any) -> Outlook:
         insights=kind.prompts,
         waves=12,
         tried=1.0,
+        untried=1.0,
         written=0,
         actions=4,
         processes=1,
