@@ -48,7 +48,8 @@ class PlayConfig:
     model: str | None = None
     """`smollm2` (the default), a folder such as RUN/model, a .gguf file, or a hub id."""
     env: str | None = None
-    """Gymnasium id of the environment; FrozenLake-v1 by default."""
+    """Gymnasium id of the environment; FrozenLake-v1 by default. With --run the run's own, where that is of a
+    module that you trust (module:EnvId)."""
     env_kwargs: JsonObject = field(default_factory=dict)
     """Arguments for the environment, as JSON."""
     context_file: Path | None = None
@@ -62,12 +63,12 @@ class PlayConfig:
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
     trust_remote_code: bool = False
-    """Let code run that comes with the model, or that the run names as its env (module:EnvId), also where
-    that is on another machine (openenv:URL)."""
+    """Let code run that comes with the model, or that the run names as its env, also where that is on another
+    machine (openenv:URL)."""
 
     def __post_init__(self) -> None:
-        if self.run is not None and (self.env is not None or self.env_kwargs):
-            raise ConfigError("--run has its env: leave out --env and --env-kwargs")
+        if self.run is not None and self.env_kwargs:
+            raise ConfigError("--run has its env: leave out --env-kwargs")
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, not {self.seed}")
         if not (self.temperature == 0 or 1e-3 <= self.temperature <= 1e3):
@@ -161,7 +162,7 @@ def settings(asked: PlayConfig) -> SelfImproveConfig:
     """The settings of the run, or the command's for the env, with what was asked for.
 
     Raises:
-        ConfigError: The run has no model, or the context file cannot be read.
+        ConfigError: The run has no model or another env, or the context file cannot be read.
         RunFolderError: There is no such run.
     """
     if asked.run is None:
@@ -173,6 +174,8 @@ def settings(asked: PlayConfig) -> SelfImproveConfig:
         )
     else:
         config = saved_config(asked.run)
+        if asked.env not in (None, config.env):
+            raise ConfigError(f"--run has its env, which is {config.env}: leave out --env")
         model = asked.model or str(asked.run / "model")
         if asked.model is None and not Path(model).is_dir():
             raise ConfigError(f"{asked.run} has no trained model yet: finish the run, or give --model")
@@ -184,7 +187,7 @@ def settings(asked: PlayConfig) -> SelfImproveConfig:
     if asked.run is not None:
         # Of the machines that the run reached, playing needs none; its store is found by ``experience``.
         config = replace(config, tracker=None, insight_url=None, policy="auto", teacher="base")
-        check_reach(config, asked.run, asked={"store"})
+        check_reach(config, asked.run, asked={"store"} if asked.env is None else {"store", "env"})
     return config
 
 

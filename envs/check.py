@@ -85,7 +85,9 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
     words, actions = env.words, env.env.action_space
     actions.seed(0)
     first_of_all = ""
-    wrong: list[str] = []
+    begun, _ = env.env.reset(seed=0)  # before describe() sees it, which may fail by that
+    wrong = list(_of_observation(env, begun))
+    yield from wrong
     returns: list[float] = []
     declares = False
     seen = set()
@@ -132,12 +134,16 @@ def _outside(space: gym.Space[Any], observation: Any) -> str:
     return strange and f"; its charset lacks {strange!r:.80}: give Text(..., charset=string.printable)"
 
 
-def _of_step(env: TextEnv, observation: Any, reward: Any, ends: tuple[Any, Any], info: Any) -> Iterator[str]:
-    """What is wrong with what ``step`` returns."""
+def _of_observation(env: TextEnv, observation: Any) -> Iterator[str]:
     space = env.env.observation_space
     if not space.contains(observation):
         kind = f"{observation.dtype} " if isinstance(observation, np.ndarray) else ""
         yield f"an observation is not in {space}: {kind}{_short(observation)}{_outside(space, observation)}"
+
+
+def _of_step(env: TextEnv, observation: Any, reward: Any, ends: tuple[Any, Any], info: Any) -> Iterator[str]:
+    """What is wrong with what ``step`` returns."""
+    yield from _of_observation(env, observation)
     if not isinstance(reward, int | float | np.number) or not math.isfinite(reward):
         yield f"a reward is {_short(reward)}: a finite number is needed"
     if not all(isinstance(end, bool | np.bool_) for end in ends):

@@ -145,10 +145,15 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
             raise error from None
         if isinstance(error, gym.error.UnregisteredEnv):
             module, colon, bare = env_id.rpartition(":")
-            close = difflib.get_close_matches(bare, gym.registry, n=3, cutoff=0.4)
-            near = [f"{module}{colon}{name}" for name in close]  # which may register it
+            known = {id_: id_.rpartition("-v")[0] or id_ for id_ in gym.registry}
+            wanted = bare.rpartition("-v")[0] or bare
+            close = difflib.get_close_matches(wanted, set(known.values()), n=3)
+            near = [
+                f"{module}{colon}{name}" for name in known if known[name] in close
+            ]  # which may register it
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise EnvError(f"no environment is called {env_id!r}{hint}") from error
+            own = "" if module else f"; one of your own is module:{bare}, whose module registers it"
+            raise EnvError(f"no environment is called {env_id!r}{hint}{own}") from error
         if isinstance(error, ModuleNotFoundError):
             hint = ": give the module as it is imported, without .py" if ".py:" in env_id else ""
             raise EnvError(f"{env_id!r}: {error}{hint}") from error

@@ -56,6 +56,8 @@ PART_LABELS = {
     "validation": "validation",
     "test": "measuring on test",
 }
+MANY_UNREAD = 0.05
+"""Replies without an action or an answer, of all of an arm, from which on they are told of."""
 SUCCESS = "the environment says so, or else its return is positive"
 """In runs that do not say what success means."""
 
@@ -299,7 +301,14 @@ def print_summary(results: dict[str, Any], path: Path, console: Console | None =
     if any(abs(arm["mean_return"] - arm["success_rate"]) > 1e-9 for arm in arms.values()):
         text = "; ".join(f"{label} {arm['mean_return']:.1f}" for label, arm in arms.items())
         tell(console, f"mean return, {names[0]}: {text}")
+    unread = {label: arm["invalid_rate"] for label, arm in arms.items() if arm["invalid_rate"]}
+    if any(rate >= MANY_UNREAD for rate in unread.values()):
+        text = "; ".join(f"{label} {rate:.0%}" for label, rate in unread.items())
+        tell(console, f"replies without an action or an answer, {names[0]}: {text}")
     if text := cut_short_text(results.get("cut_short")):
+        tell(console, text, "bold yellow")
+    if results["best_step"] == 0:
+        text = "nothing went into the weights, and the model is as it was: the report says why"
         tell(console, text, "bold yellow")
     change = results["comparison"]
     tell(

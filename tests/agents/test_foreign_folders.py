@@ -11,7 +11,9 @@ import pytest
 
 from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
+from agents.play import PlayConfig
 from agents.play import main as play_main
+from agents.play import settings as play_settings
 from agents.run.resume import finish
 from agents.self_improve import main, self_improve
 from evals.report import write_report
@@ -62,6 +64,7 @@ def test_no_module_is_imported_because_a_folder_names_it(
     monkeypatch.syspath_prepend(str(tmp_path))  # as ``python -m`` has the current folder
     assert play_main(["--run", str(path)]) == 2
     assert "imports code" in capsys.readouterr().err
+    assert play_settings(PlayConfig(run=path, env="gift.evil:FrozenLake-v1")).env == "gift.evil:FrozenLake-v1"
     with pytest.raises(ConfigError, match=r"imports code by --env gift\.evil:FrozenLake-v1"):
         parse_args(["--resume", str(path)])
     write_report(path)

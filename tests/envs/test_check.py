@@ -47,6 +47,8 @@ class Walk(gym.Env[Any, Any]):
         return self.seen(), reward, int(end) if self.mistake == "end" else end, False, info
 
     def seen(self) -> Any:
+        if self.mistake == "nothing":
+            return None
         return np.array([self.place], np.float64 if self.mistake == "type" else np.int64)
 
 
@@ -75,6 +77,7 @@ def test_no_mistake() -> None:
         ("nan", "a reward is nan: a finite number"),
         ("rewards", r"a reward is array\(\[0., 1.\]\)"),
         ("type", r"an observation is not in Box\(.*int64\): float64 array"),
+        ("nothing", r"an observation is not in Box\(.*int64\): None"),
         ("costs", "steps cost, and success is a positive return"),
         ("end", r"terminated and truncated are \(0, False\): True or False is needed"),
         ("success", "info has to be a dictionary, and its is_success a truth value"),

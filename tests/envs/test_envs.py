@@ -172,6 +172,8 @@ def test_a_map_of_ones_own() -> None:
         ("FrozenLak-v1", {}, "did you mean .*FrozenLake-v1"),
         ("FrozenLake-v7", {}, "did you mean .*FrozenLake-v1"),
         ("envs:FrozenLake-v7", {}, "did you mean .*envs:FrozenLake-v1"),
+        ("Lift-v0", {}, "^no environment is called 'Lift-v0'; one of your own is module:Lift-v0"),
+        ("envs:Lift-v0", {}, "^no environment is called 'envs:Lift-v0'$"),
         ("no_such_module:Env-v0", {}, "no_such_module"),
         ("my_env.py:Env-v0", {}, "my_env.py.*without .py"),
         ("FrozenLake-v1", {"slip": 1}, r"FrozenLake-v1 cannot be made with \{'slip': 1\}.*slip"),

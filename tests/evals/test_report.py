@@ -317,6 +317,19 @@ def test_names_steer_no_terminal(lake: Path, capsys: pytest.CaptureFixture[str])
         main(["/no/\x1b[2Jrun"])
 
 
+def test_the_summary_says_what_the_table_does_not(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """That nothing was kept, and that the agent did not act."""
+    results = json.loads((lake / "results.json").read_text())
+    for best_step, rate in ((2, 0.01), (0, 0.27)):
+        results["best_step"] = best_step
+        results["arms"]["before"]["invalid_rate"] = rate
+        results["arms"]["after"]["invalid_rate"] = 0.0
+        print_summary(results, lake, Terminal(width=200))
+        printed = capsys.readouterr().out
+        assert ("nothing went into the weights" in printed) == (best_step == 0)
+        assert ("replies without an action or an answer, greedy: before 27%" in printed) == (rate > 0.05)
+
+
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "page.html"
     target.write_text("old")
