@@ -14,6 +14,8 @@ from envs.words import POSITIVE_RETURN, EnvWords, truth
 
 EPISODES = 3
 MAX_STEPS = 50
+PROBLEMS = 8
+"""Of each split that are compared."""
 
 
 def check_text_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> list[str]:
@@ -53,6 +55,7 @@ def _complaints(env: TextEnv, again: TextEnv) -> Iterator[str]:
     yield from old
     if not old:
         yield from _of_episodes(env, again)
+        yield from _of_splits(env)
 
 
 def _of_words(words: EnvWords, actions: Any) -> Iterator[str]:
@@ -124,6 +127,21 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
         yield "steps cost, and success is a positive return: if that is not meant, say success=Success(...)"
     if len(seen) == 1:
         yield "every observation reads the same: describe() leaves out what changes"
+
+
+def _of_splits(env: TextEnv) -> Iterator[str]:
+    """Whether an env of questions poses the same in training and in test."""
+    env.reset(seed=0)
+    _, _, terminated, truncated, _ = env.env.step(env.env.action_space.sample())
+    if env.words.actions or not (terminated or truncated):
+        return
+    seeds = (range(part, 3 * PROBLEMS, 3) for part in range(3))
+    train, *others = ({env.reset(seed=seed)[0] for seed in split} for split in seeds)
+    if len(train.union(*others)) > 1 and train.intersection(set().union(*others)):
+        yield (
+            "the same questions are posed in training and in validation or test: deal them to seeds by the "
+            "seed's remainder by 3"
+        )
 
 
 def _outside(space: gym.Space[Any], observation: Any) -> str:

@@ -1,6 +1,7 @@
 """The commonest mistakes of custom envs, and what the checker says of each."""
 
 import re
+import string
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -130,3 +131,32 @@ def test_mistakes_of_words(words: dict[str, Any], complaint: str, say: Callable[
     say(**words)
     found = check_text_env("tests/Walk-v0")
     assert any(said.startswith(complaint) for said in found), found
+
+
+class Quiz(gym.Env[Any, Any]):
+    """Twelve questions, dealt to seeds or drawn."""
+
+    observation_space = action_space = gym.spaces.Text(40, charset=string.printable)
+
+    def __init__(self, questions: int = 12, deals: bool = True) -> None:
+        self.questions, self.deals = questions, deals
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        number, part = divmod(seed or 0, 3)
+        drawn = int(self.np_random.integers(self.questions))
+        return f"What is {3 * (number % 4) + part if self.deals else drawn} + 1?", {}
+
+    def step(self, action: Any) -> Any:
+        return "That was all.", 0.0, True, False, {}
+
+
+gym.register("tests/Quiz-v0", entry_point=f"{__name__}:Quiz", max_episode_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "is_said"), [({}, False), ({"deals": False}, True), ({"deals": False, "questions": 1}, False)]
+)
+def test_questions_of_training_and_of_the_test_differ(kwargs: dict[str, Any], is_said: bool) -> None:
+    found = check_text_env("tests/Quiz-v0", kwargs)
+    assert any("deal them to seeds by the seed's remainder by 3" in each for each in found) == is_said
