@@ -14,11 +14,9 @@ from experience.seeds import SeedRange
 
 SIGNIFICANT = 0.05
 """A context must beat none with a smaller p-value."""
-KEEP = 4
-"""One candidate in so many goes on to the next rung, which has twice the episodes."""
-FIRST_RUNG, MANY = 12, 64
-"""The first rung has one in so many of the validation episodes, or half of that where there are more than so
-many candidates; all that choose have a third of the episodes at most."""
+RUNG = 6
+"""What a rung plays in all, in multiples of the episodes that choose, which are half of those there are: each
+has half of the candidates of the one before it, and twice the episodes."""
 
 Outcomes = Mapping[int, bool]
 """Seed -> success; without the episodes that could not be judged."""
@@ -96,9 +94,8 @@ def judge(
     alive = list(candidates)
     outcomes: dict[str, dict[int, bool]] = {context.id: {} for context in alive}
     verdicts: dict[str, str] = {}
-    parts = 1 if len(alive) == 1 else FIRST_RUNG * (1 + (len(alive) > MANY))
-    size = max(1, len(seeds) // parts)
-    third = max(1, len(seeds) // 3)
+    half = max(1, len(seeds) // 2)
+    size = len(seeds) if len(alive) == 1 else max(1, min(half, RUNG * half // len(alive)))
     chosen_on = played = 0
     episodes = len(seeds)
     while True:
@@ -110,13 +107,13 @@ def judge(
         if len(alive) > 1:
             # Stable: among equals the earlier candidate.
             ranked = sorted(alive, key=lambda context: -_rate(outcomes[context.id]))
-            alive = ranked[: 1 if played >= third else max(1, len(alive) // KEEP)]
+            alive = ranked[: 1 if played >= half else max(1, len(alive) // 2)]
             for context in ranked[len(alive) :]:
                 verdicts[context.id] = f"dropped after {played} episodes: others did better"
             chosen_on = played
         if played == len(seeds):
             break
-        size = len(seeds) if len(alive) == 1 else min(2 * size, third)
+        size = len(seeds) if len(alive) == 1 else min(2 * size, half)
     [best] = alive
     both = outcomes[best.id].keys() & without.keys()
     deciding = [seed for seed in list(seeds)[chosen_on:] or seeds if seed in both]

@@ -52,9 +52,8 @@ class RunSeeds:
 
     @property
     def gate(self) -> SeedRange:
-        """Half as many again as of a validation: those that choose one of many do not decide about it."""
-        asked = self.config.validation_episodes
-        return self._held_out(Split.VALIDATION, min(asked + asked // 2, STRIDE))
+        """Twice as many as of a validation: those that choose one of many do not decide about it."""
+        return self._held_out(Split.VALIDATION, min(2 * self.config.validation_episodes, STRIDE))
 
     @property
     def test(self) -> SeedRange:

@@ -36,7 +36,7 @@ from experience.writer import (
 )
 from tests.serving import Handler, chat, serving
 
-SEEDS = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=96)
+SEEDS = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=64)
 
 
 def insight(text: str, **values: Any) -> Insight:
