@@ -43,7 +43,10 @@ def prompt(text: str) -> Prompt:
 
 
 PROMPTS = [prompt(str(i)) for i in range(24)]
-SHORT = {**TINY, "rounds": 1, "episodes": 4, "steps": 2, "validation_episodes": 2, "test_episodes": 2}
+SHORT = {
+    **TINY, "rounds": 1, "episodes": 4, "steps": 2, "validation_episodes": 2, "test_episodes": 2,
+    "precision": "float32",  # also where auto is not: servers are compared to the fourth digit
+}  # fmt: skip
 SAMPLING = Sampling(temperature=0.8, max_tokens=4)
 
 
