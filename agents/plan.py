@@ -186,11 +186,10 @@ def plan(run: Run, reflection: Reflection) -> None:
         raise ConfigError("minutes need engine ddp: with fsdp what training takes is not measured")
     written = min(traces_read(config), config.episodes) if reflection.kind == "llm" else 0
 
-    share = len(reflection.gate_seeds) / len(run.seeds.validation)
-    tried, untried = _gate_of(1 + min(MAX_CANDIDATES, written), share)
-
     def measured() -> tuple[SelfImproveConfig, dict[str, float], list[str]]:
         costs = Rehearsal(run, reflection).costs()
+        share = len(reflection.gate_seeds) / len(run.seeds.validation)
+        tried, untried = _gate_of(1 + min(MAX_CANDIDATES, written), share)
         outlook = Outlook(
             costs=costs,
             insights=costs.train.distinct(config.episodes) if reflection.kind == "outcomes" else 0.0,

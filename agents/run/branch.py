@@ -2,10 +2,11 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from agents.config import SelfImproveConfig
 from agents.run.folder import clear_errors, provenance
@@ -48,11 +49,12 @@ def branch(config: SelfImproveConfig, path: Path, finished: Iterable[Path]) -> b
         UnfinishedRunError: A run is not finished.
     """
     is_free = not path.exists() or not any(path.iterdir())  # else a kill has left something
-    source = next((run for run in map(FinishedRun.read, finished) if _is_shared(config, run)), None)
+    now = provenance()
+    source = next((run for run in map(FinishedRun.read, finished) if _is_shared(config, run, now)), None)
     if source is None or not is_free:
         return False
     changes = {name: getattr(config, name) for name in TRAINING}
-    about = {**source.about, **provenance(), "config": source.config | changes}
+    about = {**source.about, **now, "config": source.config | changes}
     with clear_errors(path), appearing(path) as folder:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
@@ -67,8 +69,8 @@ def branch(config: SelfImproveConfig, path: Path, finished: Iterable[Path]) -> b
     return True
 
 
-def _is_shared(config: SelfImproveConfig, run: FinishedRun) -> bool:
-    saved, now = saved_config(run.path), provenance()
+def _is_shared(config: SelfImproveConfig, run: FinishedRun, now: Mapping[str, Any]) -> bool:
+    saved = saved_config(run.path)
     asked = replace(config, **settled(config, saved))
     differing = [
         name
