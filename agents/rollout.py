@@ -275,6 +275,5 @@ def check_played(traces: Sequence[Trace]) -> None:
         reason = first.error or first.stop_reason.replace("_", " ")
         raise EnvError(
             f"{first.env_id} failed in each of {len(traces)} episodes of {first.phase}, the first (seed "
-            f"{first.seed}) with: {reason}. Mend the env first: "
-            "envs.check.check_text_env(its id) says where"
+            f"{first.seed}) with: {reason}. Mend the env first: envs.check.check_text_env(its id) says where"
         )

@@ -145,12 +145,10 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
             raise error from None
         if isinstance(error, gym.error.UnregisteredEnv):
             module, colon, bare = env_id.rpartition(":")
-            known = {id_: id_.rpartition("-v")[0] or id_ for id_ in gym.registry}
-            wanted = bare.rpartition("-v")[0] or bare
-            close = difflib.get_close_matches(wanted, set(known.values()), n=3)
-            near = [
-                f"{module}{colon}{name}" for name in known if known[name] in close
-            ]  # which may register it
+            names = {known: known.rpartition("-v")[0] or known for known in gym.registry}
+            close = difflib.get_close_matches(bare.rpartition("-v")[0] or bare, set(names.values()), n=3)
+            # A module that is named may register them.
+            near = [f"{module}{colon}{known}" for known, name in names.items() if name in close]
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             own = "" if module else f"; one of your own is module:{bare}, whose module registers it"
             raise EnvError(f"no environment is called {env_id!r}{hint}{own}") from error

@@ -124,6 +124,12 @@ class ExperienceStore:
                 query = sa.select(*values.values()).where(table.c.run == self._run, table.c.trace_id.in_(ids))
                 connection.execute(table.insert().from_select(list(values), query))
 
+    def rename(self, name: str) -> None:
+        """Call the run otherwise."""
+        with self._database.writing() as connection:
+            is_it = tables.runs.c.run == self._run
+            connection.execute(tables.runs.update().where(is_it).values(run_id=name))
+
     def drop_phases(self, is_dropped: Callable[[str], bool]) -> None:
         """Forget finished phases, by their names, and their traces, which are no insight's evidence.
 

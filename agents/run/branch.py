@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.config import SelfImproveConfig
-from agents.run.folder import clear_errors, provenance
+from agents.run.folder import clear_errors, new_run_id, provenance
 from agents.run.resume import differences, may_differ, saved_config, settled
 from evals.finished_run import FinishedRun
 from experience.phase import Phase
@@ -54,7 +54,8 @@ def branch(config: SelfImproveConfig, path: Path, finished: Iterable[Path]) -> b
     if source is None or not is_free:
         return False
     changes = {name: getattr(config, name) for name in TRAINING}
-    about = {**source.about, **now, "config": source.config | changes}
+    run_id = new_run_id(path)
+    about = {**source.about, **now, "run_id": run_id, "config": source.config | changes}
     with clear_errors(path), appearing(path) as folder:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
@@ -65,6 +66,7 @@ def branch(config: SelfImproveConfig, path: Path, finished: Iterable[Path]) -> b
         ):
             theirs.backup(ours)
         with ExperienceStore(folder / "experience.db", create=False) as store:
+            store.rename(run_id)  # or else they would be one where both are put into one store
             store.drop_phases(lambda name: Phase.parse(name).is_trained)
     return True
 

@@ -73,8 +73,12 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
             RunFolderError: It holds another run, or cannot be made.
         """
         check_free(path)
-        run_id = f"{path.resolve().name}-{secrets.token_hex(4)}"
-        about = {"run_id": run_id, "config": dict(config), "expected_seconds": expected, **provenance()}
+        about = {
+            "run_id": new_run_id(path),
+            "config": dict(config),
+            "expected_seconds": expected,
+            **provenance(),
+        }
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -189,6 +193,11 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
         with clear_errors(self.path / name) as target, appearing(target) as tmp:
             write(tmp)
+
+
+def new_run_id(path: Path) -> str:
+    """A name for the run in a folder, which no other run has in a store that they share."""
+    return f"{path.resolve().name}-{secrets.token_hex(4)}"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from agents.run.folder import RunFolderError
 from agents.self_improve import self_improve
 from evals.finished_run import FinishedRun
 from experience.phase import Phase
+from experience.store import open_run
 from tests.agents.test_self_improve import KEPT, QUIET, contents, open_gate
 
 OFF_POLICY: dict[str, Any] = {"data": "teacher", "direction": "forward", "steps": 2, "lr": 2e-3}
@@ -55,6 +56,11 @@ def test_it_ends_as_a_run_of_its_own(finished: Path, walker_folder: Path, tmp_pa
     with open_gate():
         self_improve(SelfImproveConfig(resume=path), QUIET)
     assert contents(path) == contents(tmp_path / "whole")
+    ids = {json.loads((run / "config.json").read_text())["run_id"] for run in (finished, path)}
+    assert len(ids) == 2  # and each is found in its store by its own
+    for run in (finished, path):
+        with open_run(run) as store:
+            assert len(store.traces())
     assert contents(path)["weights"] != contents(finished)["weights"]
     # What was taken has its time, and the rest of the other run has none.
     of_other, own = (FinishedRun.read(run).phase_seconds() for run in (finished, path))
