@@ -6,10 +6,11 @@ from functools import partial
 
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
-from agents.rollout import Phase, rollout
+from agents.rollout import rollout
 from envs.place import vector_env
 from envs.text_env import make_text_env
 from evals.forgetting import Answers, Exam, Task
+from experience.context import NO_CONTEXT
 from experience.seeds import SeedRange, Split
 
 NUM_ENVS = 64
@@ -52,7 +53,8 @@ def _successes(policy: HFPolicy, task: Task, exam: Exam) -> list[bool]:
             envs,
             words,
             policy,
-            [Phase(name="forgetting", seeds=seeds)],
+            {"forgetting": NO_CONTEXT},
+            seeds,
             sampling=Sampling(temperature=0.0, max_tokens=longest),
             policy_id="",
             env_id=task.env,

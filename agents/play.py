@@ -24,7 +24,7 @@ from agents.agent import as_policy, reply_tokens
 from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.policies.policy import Policy, Sampling
-from agents.rollout import Phase, rollout
+from agents.rollout import rollout
 from agents.run.resume import check_reach, saved_config
 from distill.lm.load import load_model
 from envs.place import vector_env
@@ -137,13 +137,13 @@ def play(
     def make() -> TextEnv:
         return Narrated(make_env(config.env, config.env_kwargs), config, context, console)
 
-    phase = Phase(name="play", seeds=SeedRange.of_seed(seed), context=context)
     with closing(vector_env(make, 1, timeout=config.env_timeout)) as envs:
         [trace] = rollout(
             envs,
             make().words,
             policy,
-            [phase],
+            {"play": context},
+            SeedRange.of_seed(seed),
             sampling=sampling,
             policy_id=config.model,
             env_id=config.env,

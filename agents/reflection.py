@@ -10,6 +10,7 @@ from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from agents.rollout import turn_seed
 from agents.run.run import CONTEXT, Run
+from envs.thoughts import outside_thoughts
 from envs.words import POSITIVE_RETURN
 from evals.gate import Outcomes, Verdict, by_promise, judge
 from evals.result import judged
@@ -253,6 +254,7 @@ class Reflection:
                 self.prompts,
                 known=shown,
                 seeds=[turn_seed(run.config.seed, str(phase), i, 0) for i in range(len(endings))],
+                said=said,
                 forbidden=run.agent.student.control_tokens,
             )
         drawn = settled(merged(known, new), run.words.actions)
@@ -263,7 +265,9 @@ class Reflection:
         """The turns and the endings of the traces that insights are drawn from: the round's first."""
         run, phase = self.run, str(Phase.play(round_number, 0))
         traces = judged(run.store.traces(phase=phase)).head(traces_read(run.config))
-        return run.store.turns(phases=[phase]), traces.set_index("trace_id")["final_observation"]
+        turns = run.store.turns(phases=[phase])
+        endings = traces.set_index("trace_id")["final_observation"]
+        return turns.assign(reply=turns["reply"].map(said)), endings
 
     def _together(self, insights: Sequence[Insight], k: int) -> Context:
         run = self.run
@@ -409,6 +413,11 @@ class PolicyWriter:
         if self._model is not None:
             self._policy.clear()
         return [MARKER + completion.text for completion in completions]
+
+
+def said(reply: str) -> str:
+    """What a writer reads of a reply, and what is read of a writer's: nothing where a thought never ends."""
+    return outside_thoughts(reply) or ""
 
 
 def insight_from(values: dict[str, Any]) -> Insight:

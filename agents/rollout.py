@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
@@ -12,7 +12,7 @@ from agents.prompts import Layout, build_prompt, exchange
 from envs.deadline import EnvFault, guarded
 from envs.place import Outcome, Place, Places
 from envs.words import EnvError, EnvWords
-from experience.context import NO_CONTEXT, Context
+from experience.context import Context
 from experience.insight import Insight
 from experience.seeds import SeedRange
 from experience.trace import StopReason, Trace, Turn
@@ -21,21 +21,12 @@ FEW_OBSERVATIONS = 64
 """With more, an episode meets few of them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
-    """A named part of a run: one episode per seed, all with one context."""
-
-    name: str
-    """Part of every trace's id and of every reply's seed."""
-    seeds: SeedRange
-    context: Context = NO_CONTEXT
-
-
 @dataclass(slots=True)
 class _Episode:
     """An episode on its way."""
 
-    phase: Phase
+    phase: str
+    context: Context
     show: Callable[[str, int, str | None], tuple[Insight, ...]]
     """See ``Context.show``."""
     memory: Memory
@@ -54,7 +45,7 @@ class _Episode:
     @property
     def times(self) -> int:
         """How often it has acted here, where that makes a difference: what is shown is looked up by it."""
-        return self.acted[self.seen] if self.phase.context.is_exploring else 0
+        return self.acted[self.seen] if self.context.is_exploring else 0
 
     @property
     def left_out(self) -> int:
@@ -77,7 +68,8 @@ def rollout(
     envs: Places,
     words: EnvWords,
     policy: Policy,
-    phases: Sequence[Phase],
+    phases: Mapping[str, Context],
+    seeds: SeedRange,
     *,
     sampling: Sampling,
     policy_id: str,
@@ -87,14 +79,15 @@ def rollout(
 ) -> Iterator[Trace]:
     """Play the episodes, as many at once as ``envs`` has places, and yield each when it ends.
 
-    What happens in an episode depends on its seed, its phase's name and context, and the policy, not on
-    how many places there are and not on the other episodes. The two ids are for the record.
+    ``phases`` has by the name of each, which is part of its traces' ids, what is shown in it; each plays all
+    the seeds. What happens in an episode depends on its seed, its phase's name and context, and the policy,
+    not on how many places there are and not on the other episodes. The two ids are for the record.
 
     The memory says which turns before the present one stand in the prompt, by default none; those that do
     not fit the context window are left out, the oldest first.
     """
     memory = memory or Memory()
-    queue = _episodes(phases, memory)
+    queue = _episodes(phases, seeds, memory)
     free = list(envs.places)
     playing: list[tuple[Place, _Episode]] = []
 
@@ -102,12 +95,12 @@ def rollout(
         episode: _Episode, stop: StopReason, *, success: bool = False, error: str | None = None
     ) -> Trace:
         return Trace(
-            phase=episode.phase.name,
-            split=episode.phase.seeds.split,
+            phase=episode.phase,
+            split=seeds.split,
             seed=episode.seed,
             env_id=env_id,
             policy_id=policy_id,
-            context_id=episode.phase.context.id,
+            context_id=episode.context.id,
             turns=tuple(episode.turns),
             final_observation=episode.observation,
             stop_reason=stop,
@@ -164,7 +157,7 @@ def rollout(
             completions = policy.generate(
                 [prompt(episode, insights) for episode, insights in zip(asked, shown, strict=True)],
                 sampling,
-                [turn_seed(e.phase.seeds.run_seed, e.phase.name, e.seed, len(e.turns)) for e in asked],
+                [turn_seed(seeds.run_seed, e.phase, e.seed, len(e.turns)) for e in asked],
             )
             answers |= zip(waiting, zip(shown, completions, strict=True), strict=True)
             waiting = [
@@ -234,10 +227,10 @@ def rollout(
                 playing.append((place, episode))
 
 
-def _episodes(phases: Sequence[Phase], memory: Memory) -> Iterator[_Episode]:
-    for phase in phases:
-        show = lru_cache(maxsize=4096)(phase.context.show)
-        yield from map(partial(_Episode, phase, show, memory), phase.seeds)
+def _episodes(phases: Mapping[str, Context], seeds: SeedRange, memory: Memory) -> Iterator[_Episode]:
+    for phase, context in phases.items():
+        show = lru_cache(maxsize=4096)(context.show)
+        yield from map(partial(_Episode, phase, context, show, memory), seeds)
 
 
 def expected_prompts(

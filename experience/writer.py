@@ -8,7 +8,7 @@ import hashlib
 import re
 import tomllib
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -66,8 +66,6 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 """``MARKER``, as models write it: in another kind of list, in bold, numbered."""
-_THOUGHT = re.compile(r"</?(?:think|thinking|thoughts?|reasoning)>|\[/?THINK\]", re.IGNORECASE)
-"""What begins or ends one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +184,7 @@ def _check_template(template: nodes.Template) -> None:
 def transcript(turns: pd.DataFrame, final_observation: str) -> str:
     """One trace as text, the rules left out; never longer than ``MAX_TRANSCRIPT_CHARS`` by much."""
     lines = [
-        f"{plain(str(turn.observation))}\nReply: {plain(without_thoughts(str(turn.reply)))}"
+        f"{plain(str(turn.observation))}\nReply: {plain(str(turn.reply))}"
         + ("" if isinstance(turn.action, str) else " (not readable)")
         for turn in turns.itertuples()
     ]
@@ -210,8 +208,6 @@ def plain(text: str) -> str:
 def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
     """The items of a reply: lines that begin with the marker, in whatever way they are listed.
 
-    Thoughts hold none, and what follows the beginning of a thought that never ends is one.
-
     An item is refused when it is too short or too long, or holds chat markup. Control characters and line
     separators become spaces.
 
@@ -220,7 +216,7 @@ def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
         forbidden: Further strings that no item may hold, such as a tokenizer's special tokens.
     """
     items: list[str] = []
-    for line in without_thoughts(reply[:MAX_REPLY_CHARS]).split("\n"):
+    for line in reply[:MAX_REPLY_CHARS].split("\n"):
         line = "".join(c if unicodedata.category(c)[0] not in "CZ" else " " for c in line)
         if (marker := _MARKER.match(line)) is None:
             continue
@@ -233,22 +229,6 @@ def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
         if text not in items:
             items.append(text)
     return items[:MAX_ITEMS]
-
-
-def without_thoughts(reply: str) -> str:
-    """What a reply says after and between its thoughts."""
-    said, depth, start = [], 0, 0
-    for tag in _THOUGHT.finditer(reply):
-        if depth == 0:
-            said.append(reply[start : tag.start()])
-        if tag[0][1] != "/":
-            depth += 1
-        elif depth:
-            depth -= 1
-        else:
-            said.clear()  # the template had begun the thought
-        start = tag.end()
-    return "".join([*said, reply[start:]] if depth == 0 else said)
 
 
 def is_instance_specific(text: str, problem: str) -> bool:
@@ -266,15 +246,18 @@ def write_insights(
     *,
     known: Sequence[Insight] = (),
     seeds: Sequence[int],
+    said: Callable[[str], str] = str,
     forbidden: Collection[str] = (),
 ) -> list[Insight]:
     """Let a model read each trace and write what it teaches.
 
     ``endings`` has the final observations by trace id, in the order in which the traces are to be read; there
-    is a seed for each of them. ``forbidden`` is as for ``parse_items``.
+    is a seed for each of them. ``said`` takes a reply without its thoughts, as the replies in ``turns`` are;
+    ``forbidden`` is as for ``parse_items``.
 
     Returns:
-        The items in order, duplicates and all; each with its trace as evidence for it.
+        The items in order, duplicates and all; ``reason`` says from which trace. What speaks for and against
+        them comes of trying them.
 
     Raises:
         ExperienceError: The prompts ask for something that there is not.
@@ -303,7 +286,7 @@ def write_insights(
                 is_instance_specific=is_instance_specific(text, problem),
                 reason=f"written from {trace_id}",
             )
-            for text in parse_items(reply, forbidden)
+            for text in parse_items(said(reply[:MAX_REPLY_CHARS]), forbidden)
         ]
     return insights
 

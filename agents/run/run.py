@@ -313,10 +313,8 @@ class Run:
             self.envs,
             self.words,
             policy,
-            [
-                rollout.Phase(name=str(phase), seeds=mine, context=context)
-                for phase, context in phases.items()
-            ],
+            {str(phase): context for phase, context in phases.items()},
+            mine,
             sampling=Sampling(temperature=temperature, max_tokens=self.agent.max_tokens),
             policy_id=self.agent.weights_of(policy),
             env_id=self.config.env,

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.reflection import said
 from evals.gate import Outcomes, by_promise, judge
 from experience import ExperienceError
 from experience.context import NO_CONTEXT, Context, relevance, within_budget
@@ -86,7 +87,10 @@ ITEM = f"{MARKER} Add the tens first."
         (f"<think>\n{ITEM}\n</think>\n{MARKER} Check the sign.", ["Check the sign."]),
         (f"<think>Let me see.\n{ITEM}\nNo, since", []),
         (f"{ITEM}\n</think>\n{MARKER} Check the sign.", ["Check the sign."]),
-        (f"{ITEM}\n</think>\n{MARKER} Check the sign.\n<think>\n{ITEM}", ["Check the sign."]),
+        (f"{ITEM}\n</think>\n{MARKER} Check the sign.\n<think>\n{ITEM}", []),
+        (f"◁think▷\n{ITEM}\n◁/think▷\n{MARKER} Check the sign.", ["Check the sign."]),
+        (f"<seed:think>\n{ITEM}\n</seed:think>", []),
+        (f"<|channel|>analysis<|message|>\n{ITEM}\n<|channel|>final<|message|>", []),
         (f"<THINKING>\n{ITEM}\n</thinking>", []),
         (f"[THINK]\n{ITEM}\n[/THINK]\n{MARKER} Check the sign.", ["Check the sign."]),
         (
@@ -94,12 +98,14 @@ ITEM = f"{MARKER} Add the tens first."
             ["Check the sign."],
         ),
         (f"{MARKER}<think>what else</think> Check the sign.", ["Check the sign."]),
-        (f"{ITEM}\n<think>\n{MARKER} Check the sign.", ["Add the tens first."]),
+        (f"{ITEM}\n<think>\n{MARKER} Check the sign.", []),
         (f"<think></think>{ITEM}", ["Add the tens first."]),
     ],
 )
 def test_thoughts_hold_no_items(reply: str, items: list[str]) -> None:
-    assert parse_items(reply) == items
+    endings = pd.Series({"t/1": "That is right."})
+    written = write_insights(turns(), endings, Scribe(reply), InsightPrompts(), seeds=[1], said=said)
+    assert [insight.text for insight in written] == items
 
 
 @pytest.mark.parametrize(
@@ -434,8 +440,8 @@ def test_a_writer_reads_the_trace_and_what_is_known() -> None:
         turns(), endings, scribe, prompts, known=[insight("Zero adds nothing.")], seeds=[1, 2]
     )
     [task] = scribe.tasks
-    for said in ("What is 1 + 1?", "It is 2.", "That is right.", "Zero adds nothing."):
-        assert said in task.user
+    for text in ("What is 1 + 1?", "It is 2.", "That is right.", "Zero adds nothing."):
+        assert text in task.user
     # What all tasks have in common comes first: it is computed once.
     assert task.user.index("Zero adds nothing.") < task.user.index("What is 1 + 1?")
     assert "<|" not in task.user
@@ -456,8 +462,6 @@ def test_a_transcript_is_bounded() -> None:
     [raw] = raw_insights(turns(), pd.Series({"t/1": "the end"}))
     assert raw.source == "raw"
     assert "Reply: It is 2." in raw.text
-    thinking = turns().assign(reply="<think>Is it 3?</think>It is 2.")
-    assert "Reply: It is 2." in transcript(thinking, "the end")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from agents.moments import Moment
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Policy, Prompt, Sampling
 from agents.prompts import Layout, build_prompt, exchange
-from agents.rollout import Phase, rollout
+from agents.rollout import rollout
 from agents.self_improve import self_improve
 from distill.examples import DistillExample, scored
 from distill.lm.padded_lm import PaddedPass
@@ -77,12 +77,13 @@ def play(
     name: str = "p",
 ) -> list[Trace]:
     kwargs = kwargs or {}
-    phase = Phase(name=name, seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=n), context=context)
+    seeds = SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=n)
     traces = rollout(
         vector_env(lambda: make_text_env(env_id, kwargs, max_invalid_replies=patience), 4),
         memory.words(make_text_env(env_id, kwargs).words),
         policy,
-        [phase],
+        {name: context},
+        seeds,
         sampling=Sampling(max_tokens=max_tokens),
         policy_id="x",
         env_id=env_id,

@@ -6,7 +6,7 @@ import pytest
 
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
 from agents.prompts import Layout
-from agents.rollout import Phase, expected_prompts, rollout, turn_seed
+from agents.rollout import expected_prompts, rollout, turn_seed
 from envs import TextEnv, make_text_env
 from envs.games.frozen_lake import ACTIONS
 from envs.place import vector_env
@@ -39,7 +39,8 @@ def play(
         vector_env(make or make_lake, num_envs),
         words,
         ScriptedPolicy(reply),
-        [Phase(name="p", seeds=seeds, context=context)],
+        {"p": context},
+        seeds,
         sampling=Sampling(max_tokens=50),
         policy_id="scripted",
         env_id="FrozenLake-v1",
@@ -181,7 +182,8 @@ def test_out_of_tokens() -> None:
             vector_env(lambda: make_text_env("FrozenLake-v1", {}), 2),
             env.words,
             Full(random_walk),
-            [Phase(name="p", seeds=SeedRange(split=Split.TEST, run_seed=0, start=0, size=3))],
+            {"p": NO_CONTEXT},
+            SeedRange(split=Split.TEST, run_seed=0, start=0, size=3),
             sampling=Sampling(),
             policy_id="x",
             env_id="FrozenLake-v1",

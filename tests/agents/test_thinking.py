@@ -21,15 +21,20 @@ from agents.config import SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from agents.prompts import Layout, Place, build_prompt
-from agents.rollout import Phase, rollout
+from agents.reflection import Reflection
+from agents.rollout import rollout
+from agents.run.run import Run
 from agents.self_improve import self_improve
 from distill.opcd import OPCD
+from distill.parallel import Ranks
 from envs import EnvError, Example, make_text_env, register_text
 from envs.place import vector_env
 from envs.thinking import Replies
 from evals.finished_run import FinishedRun
 from evals.replay import replay_pairs
 from evals.report import write_report
+from experience.context import NO_CONTEXT
+from experience.phase import Phase
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
 from tests.agents.test_self_improve import KEPT, QUIET, contents, fail_at, open_gate
@@ -103,6 +108,18 @@ def test_the_report_folds_thoughts(thought: Path) -> None:
     assert "<hm>" not in html
 
 
+def test_lessons_are_drawn_from_what_was_said(thinker: Path, tmp_path: Path) -> None:
+    config = SelfImproveConfig(model=str(thinker), **(SMALL | {"insights": "raw"}))
+    with Run(config, tmp_path / "run", console=QUIET, ranks=Ranks.connect("cpu")) as run:
+        run.play(Phase.play(1, 0), run.agent.student, run.seeds.train(1, 0, 1), 1.0)
+        [context] = Reflection(run).reflect(1)
+        played = run.store.turns()
+    assert played["reply"].str.contains("<think>Is").any()
+    for insight in context.insights:
+        assert "Hm & <hm>." in insight.text
+        assert "right?" not in insight.text
+
+
 @needs_chromium
 def test_a_thought_is_shown_when_it_is_asked_for(thought: Path, tmp_path: Path) -> None:
     run = shutil.copytree(thought, tmp_path / "run")
@@ -134,7 +151,8 @@ def test_replies_that_are_cut_off_are_counted_apart(tags: tuple[str, str]) -> No
             vector_env(make, 1),
             make().words,
             ScriptedPolicy(reply),
-            [Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=1))],
+            {"p": NO_CONTEXT},
+            SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=1),
             sampling=Sampling(max_tokens=longest),
             policy_id="scripted",
             env_id="FrozenLake-v1",
@@ -158,7 +176,8 @@ def test_only_who_thinks_is_cut_off(replies: Replies, said: str, ending: str) ->
         vector_env(make, 1),
         make().words,
         ScriptedPolicy(lambda prompt, seed: said),
-        [Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=1))],
+        {"p": NO_CONTEXT},
+        SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=1),
         sampling=Sampling(max_tokens=6),
         policy_id="scripted",
         env_id="FrozenLake-v1",

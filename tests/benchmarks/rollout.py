@@ -27,10 +27,11 @@ from agents.policies.policy import Completion, Prompt, Sampling
 from agents.policies.vllm.engine import LocalEngine
 from agents.policies.vllm.policy import VLLMPolicy
 from agents.prompts import build_prompt
-from agents.rollout import Phase, rollout
+from agents.rollout import rollout
 from distill.lm.load import LoadedModel, load_model
 from envs.place import vector_env
 from envs.text_env import make_text_env
+from experience.context import NO_CONTEXT
 from experience.seeds import SeedRange, Split
 
 
@@ -93,8 +94,10 @@ def bench(
     recorder, turns, start = Recorder(first), 0, 0
     while turns < steps:
         seeds = SeedRange(split=Split.TRAIN, run_seed=0, start=start, size=num_envs)
-        slots, phases = vector_env(make, num_envs), [Phase(name="bench", seeds=seeds)]
-        traces = rollout(slots, words, recorder, phases, sampling=sampling, policy_id="base", env_id=env)
+        slots, phases = vector_env(make, num_envs), {"bench": NO_CONTEXT}
+        traces = rollout(
+            slots, words, recorder, phases, seeds, sampling=sampling, policy_id="base", env_id=env
+        )
         turns += sum(len(trace.turns) for trace in traces)
         start += num_envs
     asked = [prompt for prompts, _ in recorder.batches for prompt in prompts]

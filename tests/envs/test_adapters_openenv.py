@@ -15,12 +15,13 @@ from unittest.mock import patch
 import pytest
 
 from agents.policies.policy import Sampling
-from agents.rollout import Phase, rollout
+from agents.rollout import rollout
 from envs import EnvError, check_text_env, make_text_env
 from envs.adapters import openenv_session
 from envs.adapters.json_action import MAX_EXPLANATION, JsonAction
 from envs.adapters.json_seen import seen_text
 from envs.place import vector_env
+from experience.context import NO_CONTEXT
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason
 from tests.scripted import ScriptedPolicy
@@ -120,11 +121,20 @@ def played(env_id: str, places: int, last_word: str) -> dict[str, set[StopReason
     policy = ScriptedPolicy(
         lambda prompt, _: f" {last_word if 'Square 1.' in prompt.messages[-1].content else 'right'}"
     )
-    phase = Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=6))
+    seeds = SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=6)
     words = make_text_env(env_id, {}).words
     ends: dict[str, set[StopReason]] = {}
     count = 0
-    for trace in rollout(envs, words, policy, [phase], sampling=Sampling(), policy_id="p", env_id="e"):
+    for trace in rollout(
+        envs,
+        words,
+        policy,
+        {"p": NO_CONTEXT},
+        seeds,
+        sampling=Sampling(),
+        policy_id="p",
+        env_id="e",
+    ):
         ends.setdefault(trace.turns[0].observation if trace.turns else "", set()).add(trace.stop_reason)
         count += 1
     envs.close()

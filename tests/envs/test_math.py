@@ -18,7 +18,7 @@ from rich.console import Console
 
 from agents.config import SelfImproveConfig
 from agents.policies.policy import Prompt, Sampling
-from agents.rollout import Phase, rollout
+from agents.rollout import rollout
 from agents.run.run import Run
 from agents.self_improve import self_improve
 from distill.parallel import Ranks
@@ -32,6 +32,7 @@ from envs.text_env import make_env
 from envs.words import MAX_REPLY_CHARS
 from evals.baselines import Baselines
 from evals.report import print_summary
+from experience.context import NO_CONTEXT
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason, Trace
 from tests.scripted import ScriptedPolicy
@@ -345,7 +346,8 @@ def play(reply: Callable[[Prompt, int], str], kwargs: dict[str, Any], num_envs: 
         envs,
         make_text_env("Math-v0", kwargs).words,
         ScriptedPolicy(reply),
-        [Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=20))],
+        {"p": NO_CONTEXT},
+        SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=20),
         sampling=Sampling(max_tokens=50),
         policy_id="scripted",
         env_id="Math-v0",

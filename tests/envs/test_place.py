@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from agents.policies.policy import Sampling
-from agents.rollout import Phase, check_played, rollout
+from agents.rollout import check_played, rollout
 from envs import EnvError, TextEnv, make_text_env
 from envs.deadline import MAX_ERROR_CHARS, EnvFault, TimeLimit, guarded
 from envs.place import MAX_RETURN, LocalPlace, ProcessPlace, Vectorization, vector_env
 from envs.words import truth
 from evals.baselines import Baselines
 from evals.result import EvalResult, cut_short, cut_short_text, success_rate
+from experience.context import NO_CONTEXT
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason, Trace
 from tests.envs.odd_env import DEADLY, ODDITIES, SLOW, Odd, swallows
@@ -40,11 +41,18 @@ def play(
     make: Callable[[], TextEnv], num_envs: int = 2, n: int = 6, vectorization: Vectorization = "sync"
 ) -> list[Trace]:
     envs = vector_env(make, num_envs, vectorization=vectorization, timeout=SOON)
-    phase = Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=n))
+    seeds = SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=n)
     policy = ScriptedPolicy(lambda *_: " 1")
     try:
         traces = rollout(
-            envs, odd("")().words, policy, [phase], sampling=Sampling(), policy_id="p", env_id="e"
+            envs,
+            odd("")().words,
+            policy,
+            {"p": NO_CONTEXT},
+            seeds,
+            sampling=Sampling(),
+            policy_id="p",
+            env_id="e",
         )
         return sorted(traces, key=lambda trace: trace.seed)
     finally:

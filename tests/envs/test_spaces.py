@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.policies.policy import Sampling
-from agents.rollout import Phase, rollout
+from agents.rollout import rollout
 from envs import EnvError, Success, TextEnv, check_text_env, make_text_env, register_text
 from envs.actions import MAX_ACTIONS, action_text, all_actions, explain, json_grammar
 from envs.deadline import EnvFault, TimeLimit, guarded
@@ -35,6 +35,7 @@ from envs.games.random_lake import boards
 from envs.observations import MAX_CHARS, Components, value_text
 from envs.place import vector_env
 from evals.baselines import Baselines
+from experience.context import NO_CONTEXT
 from experience.seeds import SeedRange, Split
 from experience.trace import StopReason
 from tests.scripted import ScriptedPolicy
@@ -599,10 +600,19 @@ def test_envs_in_processes_of_their_own() -> None:
 def play_troubled(trouble: str, vectorization: Any, timeout: TimeLimit) -> dict[bool, set[StopReason]]:
     make = partial(make_troubled, trouble)
     envs = vector_env(make, 2, vectorization=vectorization, timeout=timeout)
-    phase = Phase(name="p", seeds=SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=5))
+    seeds = SeedRange(split=Split.TRAIN, run_seed=0, start=0, size=5)
     policy = ScriptedPolicy(lambda *_: " 1")
     traces = list(
-        rollout(envs, make().words, policy, [phase], sampling=Sampling(), policy_id="p", env_id="e")
+        rollout(
+            envs,
+            make().words,
+            policy,
+            {"p": NO_CONTEXT},
+            seeds,
+            sampling=Sampling(),
+            policy_id="p",
+            env_id="e",
+        )
     )
     envs.close()
     assert len(traces) == 5
