@@ -10,6 +10,7 @@ from typing import Any
 
 from agents.config import SelfImproveConfig
 from agents.run.folder import clear_errors, new_run_id, provenance
+from agents.run.inputs import inputs
 from agents.run.resume import differences, may_differ, saved_config, settled
 from evals.finished_run import FinishedRun
 from experience.phase import Phase
@@ -29,8 +30,8 @@ TRAINING = (
     "eval_every",
 )
 """Settings that nothing depends on before the first optimiser step."""
-CODE = ("git_revision", "machine", "packages")
-"""What has to be the same for figures of one code."""
+CODE = ("git_revision", "machine", "packages", "inputs")
+"""What has to be the same for figures of one code, and of the same files."""
 
 
 def branch(config: SelfImproveConfig, path: Path, finished: Iterable[Path]) -> bool:
@@ -38,8 +39,8 @@ def branch(config: SelfImproveConfig, path: Path, finished: Iterable[Path]) -> b
 
     That is all that does not depend on the training: play, insights, the gate, the untrained agent on
     validation and test episodes. It takes what it took: its seconds are the new run's as well. The first of
-    the runs that fits is taken, if any does: one of this very code, with one round, a store of its own, and
-    the same settings but for ``TRAINING``.
+    the runs that fits is taken, if any does: one of this very code, with one round, a store of its own, the
+    same settings but for ``TRAINING``, and the same in the files that they name.
 
     Returns:
         Whether there was one.
@@ -49,7 +50,7 @@ def branch(config: SelfImproveConfig, path: Path, finished: Iterable[Path]) -> b
         UnfinishedRunError: A run is not finished.
     """
     is_free = not path.exists() or not any(path.iterdir())  # else a kill has left something
-    now = provenance()
+    now = {**provenance(), "inputs": inputs(config)}
     source = next((run for run in map(FinishedRun.read, finished) if _is_shared(config, run, now)), None)
     if source is None or not is_free:
         return False

@@ -65,9 +65,19 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
 
     @classmethod
     def create(
-        cls, path: Path, config: Mapping[str, Any], expected: Mapping[str, float] | None = None
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        expected: Mapping[str, float] | None = None,
+        inputs: Mapping[str, str] | None = None,
     ) -> Self:
-        """Make a new run's folder; ``expected`` is what its parts take, in seconds, if anybody has measured.
+        """Make a new run's folder.
+
+        Args:
+            path: Where.
+            config: The settings.
+            expected: What the run's parts take, in seconds, if anybody has measured.
+            inputs: Fingerprints of the files that the settings name.
 
         Raises:
             RunFolderError: It holds another run, or cannot be made.
@@ -76,6 +86,7 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
         about = {
             "run_id": new_run_id(path),
             "config": dict(config),
+            "inputs": dict(inputs or {}),
             "expected_seconds": expected,
             **provenance(),
         }
@@ -244,6 +255,17 @@ def read_config(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path} is not the folder of a run: it has no config.json") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
+
+
+def read_inputs(path: Path) -> dict[str, str]:
+    """Fingerprints of the files that a run was begun with, by the setting; none of older runs.
+
+    Raises:
+        RunFolderError: It is no run's folder.
+    """
+    read_config(path)
+    found = _about(path).get("inputs")
+    return found if isinstance(found, dict) else {}
 
 
 def _about(path: Path) -> Any:

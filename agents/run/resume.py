@@ -11,6 +11,7 @@ from typing import Any
 from agents.config import ARGUMENTS, MACHINE, PLANNED, SERVED, ConfigError, SelfImproveConfig
 from agents.policies.engines import engine_of
 from agents.run.folder import RunFolderError, read_config
+from agents.run.inputs import check_inputs
 from distill.parallel import is_main_process
 from envs.adapters import ADAPTERS
 from evals.report import write_report
@@ -149,6 +150,7 @@ def begun(config: SelfImproveConfig, path: Path) -> SelfImproveConfig:
     for name, was, now in differences(saved, config):
         if not may_differ(name, was, now):
             raise ConfigError(f"{path} was begun with {name} {was}, not {now}: take another --output")
+    check_inputs(config, path)
     return resumed(config, path, explicit=True)
 
 

@@ -28,6 +28,7 @@ from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
 from agents.prompts import build_prompt
 from agents.run.folder import BEST, CHECKPOINT, RunFolder, check_free
+from agents.run.inputs import check_inputs, inputs
 from agents.run.progress import Bars
 from agents.run.resume import default_output, resumed
 from agents.run.seeds import RunSeeds
@@ -117,6 +118,7 @@ class Run:
         path = config.resume or config.output or default_output(config.env)
         if config.resume is not None:
             config = config if is_settled else resumed(config, path)
+            ranks.from_main(partial(check_inputs, config, path, kept=("context_file",)))
         elif ranks.is_main:
             check_free(path)
         console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)
@@ -144,7 +146,7 @@ class Run:
                 self._folder = opened.enter_context(
                     RunFolder.open(path)
                     if config.resume
-                    else RunFolder.create(path, _jsonable(config), self._expected)
+                    else RunFolder.create(path, _jsonable(config), self._expected, inputs(config))
                 )
                 location = config.store or path / "experience.db"
                 self._store = opened.enter_context(ExperienceStore(location, self.folder.run_id))

@@ -1,0 +1,81 @@
+"""The files that a run is made from, by what is in them: a name may stand for another text tomorrow."""
+
+import hashlib
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from agents.config import ConfigError, SelfImproveConfig
+from agents.run.folder import read_inputs
+
+WHOLE = 2**26
+"""Of longer files, which are weights mostly, pieces are read: training leaves none of them as it was."""
+PIECES, PIECE = 64, 2**16
+"""So many, of so many bytes."""
+
+
+def inputs(config: SelfImproveConfig) -> dict[str, str]:
+    """The fingerprint of each file or model's folder that a setting names, by the setting.
+
+    Raises:
+        ConfigError: One cannot be read.
+    """
+    found = {}
+    for name, path in _paths(config):
+        try:
+            if path.is_file() or (path.is_dir() and name in ("model", "teacher", "insight_model")):
+                found[name] = fingerprint(path)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    return found
+
+
+def check_inputs(config: SelfImproveConfig, path: Path, kept: Collection[str] = ()) -> None:
+    """Make sure that the run in ``path`` goes on with what it was begun with.
+
+    A user's own code may have been mended since, so it may differ.
+
+    Args:
+        config: The run's.
+        path: Its folder.
+        kept: Settings whose files are in the folder, so that they are not read again.
+
+    Raises:
+        ConfigError: A file has changed.
+    """
+    was, now, paths = read_inputs(path), inputs(config), dict(_paths(config))
+    for name in now.keys() - {"env", *kept}:
+        if was.get(name, now[name]) != now[name]:
+            raise ConfigError(
+                f"{paths[name]} is not what {path} was begun with: put it back, or begin another run"
+            )
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of a file, or of the names and files of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if not file.is_file():
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name if path.is_dir() else ''} {size}\n".encode())
+        with file.open("rb") as stream:
+            for number in range(PIECES if size > WHOLE else 1):
+                stream.seek(number * (size - PIECE) // (PIECES - 1) if size > WHOLE else 0)
+                digest.update(stream.read(PIECE if size > WHOLE else -1))
+    return digest.hexdigest()
+
+
+def _paths(config: SelfImproveConfig) -> Iterator[tuple[str, Path]]:
+    """What may be a file or a folder, by the setting."""
+    named: Mapping[str, object] = {
+        **{name: getattr(config, name) for name in ("model", "insight_model", "context_file")},
+        "teacher": config.teacher_model,
+        "insights": config.insight_prompts,
+        "env": getattr(sys.modules.get(config.env.rpartition(":")[0]), "__file__", None),
+        **{f"env_kwargs {name}": value for name, value in config.env_kwargs.items()},
+    }
+    for name, value in named.items():
+        # Longer texts are no names of files.
+        if isinstance(value, str | Path) and len(str(value)) < 1024 and "\0" not in str(value):
+            yield name, Path(value)
