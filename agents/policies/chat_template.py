@@ -79,11 +79,12 @@ class ChatTemplate:
         space: such as without its thoughts.
         """
         whole = self.text(messages, reply_prefix)
-        drawn = [m.content.removeprefix(reply_prefix) for m in messages if m.token_ids is not None]
+        begun = reply_prefix or self.opened_thought  # which no reply's tokens have
+        drawn = [m.content.removeprefix(begun) for m in messages if m.token_ids is not None]
         if not drawn:
             return [whole]
         mark = MARKS["assistant"]
-        marked = [m if m.token_ids is None else replace(m, content=reply_prefix + mark) for m in messages]
+        marked = [m if m.token_ids is None else replace(m, content=begun + mark) for m in messages]
         pieces = self.text(marked, reply_prefix).split(mark)
         if len(pieces) == len(drawn) + 1:
             filled = "".join(part for pair in zip(pieces, [*drawn, ""], strict=True) for part in pair)

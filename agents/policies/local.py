@@ -123,7 +123,7 @@ class HFPolicy:
         self._version = self.lm.weights_version
         self.lm.clear()
         self._beginnings.clear()
-        self._repetition = Repetition()  # as when a run is resumed here, which knows of none before
+        self._converses, self._repetition = False, Repetition()  # as when a run is resumed here
         for memo in (self._tables, self._encoded, self._pieces, self._decoded):
             memo.clear()
 

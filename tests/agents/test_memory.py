@@ -19,12 +19,13 @@ from agents.config import SelfImproveConfig
 from agents.examples import answers
 from agents.memory import ALL_TURNS, Memory
 from agents.moments import Moment
-from agents.policies.local import HFPolicy
+from agents.policies.local import MOST_MEMO_TOKENS, HFPolicy
 from agents.policies.policy import Message, Policy, Prompt, Sampling
 from agents.prompts import Layout, build_prompt, exchange
 from agents.rollout import rollout
 from agents.self_improve import self_improve
 from distill.examples import DistillExample, scored
+from distill.lm.beginnings import Beginnings
 from distill.lm.padded_lm import PaddedPass
 from distill.lm.prefix_lm import PrefixLM, TreePass
 from distill.opcd import OPCD
@@ -158,6 +159,22 @@ def test_the_very_tokens_stand_there_and_a_turn_ends_once(
         assert tokenizer.decode(list(ids)) == (
             "<s>user\na</s><s>assistant\nI move right</s><s>user\nb</s><s>assistant\nI move"
         )
+
+
+def test_a_policy_that_was_cleared_has_conversed_with_nobody(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill: or else a run that is resumed there would compute otherwise."""
+    held: list[object] = []
+    monkeypatch.setattr(Beginnings, "hold", lambda *given: held.append(given))
+    policy = HFPolicy(model, tokenizer)
+    talk, alone = Prompt(messages=chat("I move")), Prompt(messages=chat("")[:1])
+    policy.generate([talk], Sampling(max_tokens=MOST_MEMO_TOKENS + 1), [0])
+    assert held
+    policy.clear()
+    held.clear()
+    policy.generate([alone], Sampling(max_tokens=MOST_MEMO_TOKENS + 1), [0])
+    assert not held
 
 
 def chat(reply: str) -> tuple[Message, ...]:

@@ -258,6 +258,12 @@ def test_a_thought_that_the_template_began_belongs_to_the_reply(model: PreTraine
     begun = dataclasses.replace(ASKED, reply_prefix="I move")
     [reply] = HFPolicy(model, tokenizer).generate([begun], sampling, [0])
     assert "<think>" not in reply.text
+    # Where it is remembered, the agent reads what it read and said.
+    policy = HFPolicy(model, tokenizer)
+    said = Message(role="assistant", content=thinks.text, token_ids=thinks.token_ids)
+    then = policy.encode(Prompt(messages=(*ASKED.messages, said, *ASKED.messages)))
+    before = (*policy.encode(ASKED), *thinks.token_ids)
+    assert then[: len(before)] == before
 
 
 @pytest.mark.parametrize(("mark", "is_kept"), [("[THINK]", True), ("<|channel|>", True), ("<|tool|>", False)])
