@@ -103,9 +103,8 @@ class FakeVLLM:
         prompt = body["prompt"][-8:] if self.truncates else body["prompt"]
         temperature = body["temperature"]
         request = Request(tuple(prompt), body.get("seed", 0))
-        sampling = Sampling(
-            temperature=temperature, top_p=body.get("top_p", 1.0), max_tokens=body["max_tokens"]
-        )
+        assert body.get("top_p", 1.0) == 1
+        sampling = Sampling(temperature=temperature, max_tokens=body["max_tokens"])
         lm = self.policy.lm
         with self._lock:
             self.completions += 1
@@ -215,11 +214,8 @@ class FakeLLM:
 
     def _answer(self, prompt: tuple[int, ...], settings: dict[str, Any]) -> Any:
         request = Request(prompt, settings.get("seed", 0))
-        sampling = Sampling(
-            temperature=settings.get("temperature", 1.0),
-            top_p=settings.get("top_p", 1.0),
-            max_tokens=settings["max_tokens"],
-        )
+        assert settings.get("top_p", 1.0) == 1
+        sampling = Sampling(temperature=settings.get("temperature", 1.0), max_tokens=settings["max_tokens"])
         self.policy._answer([request], sampling)
         scores: list[Any] = []
         if "prompt_logprobs" in settings:

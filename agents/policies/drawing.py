@@ -27,7 +27,6 @@ class DrawTable:
     """All that drawing the token after one prefix takes, on the CPU."""
 
     logits_V: npt.NDArray[np.float32]
-    """What top-p cuts off is -inf."""
     norm: float
     """The log of the sum of all their exponentials, at temperature 1."""
     greedy: int
@@ -48,8 +47,6 @@ class DrawTable:
         logits_V = logits_V.detach().float().cpu().clone()  # of its own: a row would keep its whole matrix
         norm, until_M = float(logits_V.logsumexp(-1)), None
         if sampling.temperature > 0:
-            if sampling.top_p < 1:
-                logits_V[sampling_distribution(logits_V, sampling) == 0] = -torch.inf
             weight_1V = logits_V[None].sub(logits_V.amax()).div_(sampling.temperature).exp_()
             until_M = _until(weight_1V)[0].numpy()
         return cls(logits_V.numpy(), norm, int(logits_V.argmax()), until_M, sampling.temperature)
@@ -91,7 +88,7 @@ def draw(
 
     Args:
         logits_NV: In fp32; used up.
-        sampling: Temperature and top-p.
+        sampling: The temperature.
         uniforms: A number in [0, 1) for each row.
 
     Returns:
@@ -102,16 +99,12 @@ def draw(
         norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
         return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
     most_N1 = logits_NV.amax(-1, keepdim=True)
-    if sampling.top_p < 1:
-        norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
-        for logits_V in logits_NV:
-            logits_V[sampling_distribution(logits_V, sampling) == 0] = -torch.inf
     weight_NV = logits_NV.sub(most_N1).div_(sampling.temperature).exp_()
     uniform_N = torch.tensor(uniforms, dtype=torch.float64, device=logits_NV.device)
     token_N1, sum_N1 = _at(weight_NV, uniform_N)
-    if sampling.temperature == 1 and sampling.top_p == 1:  # then the sum of the weights is known
+    if sampling.temperature == 1:  # then the sum of the weights is known
         norm_N1 = most_N1 + sum_N1.log().to(most_N1.dtype)
-    elif sampling.top_p == 1:
+    else:
         norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
     return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
 
@@ -145,19 +138,3 @@ def _place(until_NK: torch.Tensor, wanted_N1: torch.Tensor) -> torch.Tensor:
     """[N, 1]: where the running sum first exceeds what is wanted, at the latest where it ends to grow."""
     last_N1 = torch.searchsorted(until_NK, until_NK[:, -1:].contiguous())
     return torch.minimum(torch.searchsorted(until_NK, wanted_N1, right=True), last_N1)
-
-
-def sampling_distribution(logits_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The probabilities that tokens are drawn with, [V] in fp64, not normalised when top-p cuts some off.
-
-    Args:
-        logits_V: The model's.
-        sampling: Temperature (above 0) and top-p. Of the tokens by falling probability, the first
-            that reaches ``top_p`` in sum is the last one kept (Holtzman et al. 2020).
-    """
-    probs_V = (logits_V.double() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        sorted_V, order_V = probs_V.sort(descending=True, stable=True)
-        before_V = sorted_V.cumsum(-1) - sorted_V
-        probs_V = probs_V.index_fill(0, order_V[before_V >= sampling.top_p], 0.0)
-    return probs_V

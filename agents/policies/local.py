@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,8 +34,12 @@ CPU_SHARE, GPU_SHARE = 0.125, 0.4
 kept of conversations with long replies."""
 TABLE_BYTES = 256 << 20
 """What remembered distributions may take; what was not asked for longest goes first."""
+MOST_MEMO_SIZE = 4 << 20
+"""Tokens of texts, and characters of tokens, that are remembered: some 200 MB."""
 DENSE = 0.75
 """Replies that have ended are carried along until so few are left of all."""
+Key = TypeVar("Key")
+Value = TypeVar("Value", Prefix, str)
 _MARKUP = re.compile(r"\s*[<\[{|\uff5c\u25c1].*[>\]}|\uff5c\u25b7]\s*", re.DOTALL)
 
 
@@ -94,7 +98,7 @@ class HFPolicy:
         self._converses = False
         """Whether a reply of its own stood in a prompt: then others will, and what was computed is kept."""
         self._repetition = Repetition()
-        self._tables: OrderedDict[tuple[Prefix, float, float], DrawTable] = OrderedDict()
+        self._tables: OrderedDict[tuple[Prefix, float], DrawTable] = OrderedDict()
         self.control_tokens = control_tokens(tokenizer)
         """What only the chat template may put into a prompt."""
         self._control = re.compile("|".join(map(re.escape, self.control_tokens)) or "(?!)")
@@ -107,6 +111,7 @@ class HFPolicy:
         self._encoded: dict[Prompt, Prefix] = {}
         self._pieces: dict[str, Prefix] = {}
         self._decoded: dict[Prefix, str] = {}
+        self._memo_size = 0
         self._version = self.lm.weights_version
         eos = model.generation_config.eos_token_id if model.generation_config else None
         ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
@@ -124,6 +129,7 @@ class HFPolicy:
         self.lm.clear()
         self._beginnings.clear()
         self._converses, self._repetition = False, Repetition()  # as when a run is resumed here
+        self._memo_size = 0
         for memo in (self._tables, self._encoded, self._pieces, self._decoded):
             memo.clear()
 
@@ -144,8 +150,7 @@ class HFPolicy:
         first, *others = self._template.pieces(messages, prompt.reply_prefix)
         if not others:
             known = tuple(self.tokenizer(first, add_special_tokens=False)["input_ids"])
-            self._encoded[prompt] = known
-            return known
+            return self._kept(self._encoded, prompt, known)
         token_ids = list(self._tokenized(first))
         for reply, text in zip(replies, others, strict=True):
             token_ids += reply[:-1] if reply and reply[-1] in self._eos_ids else reply
@@ -156,8 +161,19 @@ class HFPolicy:
         """Of a piece of a conversation, whose next turn asks for it again."""
         known = self._pieces.get(text)
         if known is None:
-            known = self._pieces[text] = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            known = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            self._kept(self._pieces, text, known)
         return known
+
+    def _kept(self, memo: dict[Key, Value], key: Key, value: Value) -> Value:
+        """The value, which is remembered; where texts never come again, what was remembered goes."""
+        self._memo_size += len(value)
+        if self._memo_size > MOST_MEMO_SIZE:
+            self._memo_size = len(value)
+            for full in (self._encoded, self._pieces, self._decoded):
+                full.clear()
+        memo[key] = value
+        return value
 
     def _spelled_out(self, text: str) -> str:
         """``text`` with a space in each control token; as it is without any."""
@@ -317,14 +333,14 @@ class HFPolicy:
 
     def _draw_tables(self, prefixes: Sequence[Prefix], sampling: Sampling) -> dict[Prefix, DrawTable]:
         """A table per prefix, those that are not known computed together."""
-        how = (sampling.temperature, sampling.top_p)
-        tables = {p: self._tables[p, *how] for p in prefixes if (p, *how) in self._tables}
+        at = sampling.temperature
+        tables = {p: self._tables[p, at] for p in prefixes if (p, at) in self._tables}
         for prefix in tables:
-            self._tables.move_to_end((prefix, *how))
+            self._tables.move_to_end((prefix, at))
         missing = [prefix for prefix in prefixes if prefix not in tables]
         if missing:
             for prefix, logits_V in zip(missing, self.lm.logits(missing), strict=True):
-                tables[prefix] = self._tables[prefix, *how] = DrawTable.of(logits_V, sampling)
+                tables[prefix] = self._tables[prefix, at] = DrawTable.of(logits_V, sampling)
             bytes_each = next(iter(tables.values())).bytes
             while len(self._tables) > max(1, TABLE_BYTES // bytes_each):
                 self._tables.popitem(last=False)
@@ -351,7 +367,7 @@ class HFPolicy:
             else:
                 decoded = self.tokenizer.decode([token for token in token_ids if token not in self._unsaid])
             assert isinstance(decoded, str)
-            text = self._decoded[token_ids] = decoded
+            text = self._kept(self._decoded, token_ids, decoded)
         return Completion(
             text=text,
             token_ids=token_ids,

@@ -30,16 +30,12 @@ class Sampling:
 
     temperature: float = 1.0
     """Divides the logits; 0 is greedy."""
-    top_p: float = 1.0
-    """Only the most probable tokens that together reach this probability can be drawn."""
     max_tokens: int = 16
     """A completion ends here at the latest."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be a number from 0 up, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
 

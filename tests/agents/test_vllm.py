@@ -99,7 +99,7 @@ def test_greedy_is_the_same(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
 
 def test_logprobs_are_those_of_temperature_1(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
     _, policy = pair
-    sampling = Sampling(temperature=0.5, top_p=0.9, max_tokens=12)
+    sampling = Sampling(temperature=0.5, max_tokens=12)
     asked = [prompt(str(i)) for i in range(8)]
     completions = policy.generate(asked, sampling, range(8))
     gap = policy.gap(
@@ -119,7 +119,7 @@ def test_a_completion_depends_on_prompt_and_seed_only(pair: tuple[HFPolicy, VLLM
 
 
 def test_draws_follow_the_models_distribution(pair: tuple[HFPolicy, VLLMPolicy]) -> None:
-    n, sampling = 2000, Sampling(temperature=2.0, top_p=0.9, max_tokens=1)
+    n, sampling = 2000, Sampling(temperature=2.0, max_tokens=1)
     counts = [Counter(c.token_ids for c in p.generate([prompt("x")] * n, sampling, range(n))) for p in pair]
     common = [token for token in counts[0] | counts[1] if counts[0][token] + counts[1][token] >= 10]
     table = [[side[token] for token in common] for side in counts]

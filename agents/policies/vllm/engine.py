@@ -158,7 +158,7 @@ class LocalEngine:
             [
                 {
                     "temperature": sampling.temperature,
-                    "top_p": sampling.top_p,
+                    "top_p": 1.0,
                     "max_tokens": sampling.max_tokens,
                     "seed": seed % MAX_SEED,
                     "stop_token_ids": list(stop_ids),

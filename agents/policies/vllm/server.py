@@ -167,7 +167,7 @@ class Server:
             prompt,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
-            top_p=sampling.top_p,
+            top_p=1.0,
             seed=seed % MAX_SEED,
             stop_token_ids=list(stop_ids),
             ignore_eos=True,  # the end is what the stop tokens say
