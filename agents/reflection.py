@@ -1,8 +1,8 @@
 """What comes before the weights: play, draw insights from the traces, and judge them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from agents.config import ConfigError, SelfImproveConfig
@@ -150,6 +150,8 @@ class Reflection:
             played = list(zip(phases, contexts, strict=True))
             frames = run.play_all(str(phase), played, teacher, seeds, temperature)
             for context, where, frame in zip(contexts, phases, frames, strict=True):
+                if not set(frame["seed"]).issuperset(seeds):
+                    raise ConfigError(f"{where} was played by another version: begin another run")
                 shown.setdefault(context.id, []).append(str(where))
                 trace_ids.setdefault(context.id, {}).update(frame.set_index("seed")["trace_id"])
             return [
@@ -157,8 +159,22 @@ class Reflection:
                 for frame in map(judged, frames)
             ]
 
+        @cache
+        def posed() -> Mapping[str, str]:
+            def read() -> dict[str, str]:
+                turns = run.store.turns(phases=shown[NO_CONTEXT.id])
+                return dict(turns[turns["turn"] == 0].set_index("trace_id")["observation"])
+
+            return run.ranks.from_main(read)
+
+        def question(seed: int) -> Hashable:
+            # Elsewhere an episode is more than what is seen first.
+            return posed().get(trace_ids[NO_CONTEXT.id][seed]) if run.poses_questions else seed
+
         policy_id = run.agent.weights_of(teacher)
-        verdict = judge(candidates, self.gate_seeds, play, phase=str(phase), policy_id=policy_id)
+        verdict = judge(
+            candidates, self.gate_seeds, play, phase=str(phase), policy_id=policy_id, question=question
+        )
         followed = self._followed(verdict.context, shown[verdict.context.id])
         self._keep(phase, candidates, verdict, trace_ids, followed)
         return verdict
@@ -172,7 +188,7 @@ class Reflection:
         return share_followed(turns, context.insights, words.advise)
 
     def settle_on(self, context: Context | None) -> None:
-        """Note in the store which insights went into the weights: those of ``context``, if any did."""
+        """Note in the store which insights are in use: those of ``context``, if any."""
         self._put_in_use(context or NO_CONTEXT, Phase(kind="final"))
 
     # --- where insights come from --------------------------------------------------------------
@@ -332,9 +348,15 @@ class Reflection:
                     insight_from(values) for values in run.store.result(str(replace(phase, kind="write")))
                 ]
                 alone = {c.insights[0].id: c.id for c in candidates if len(c.insights) == 1}
+                # The base replies greedily to the same questions in each round: that is no more evidence.
+                is_known = run.config.teacher_kind == "base" and not run.words.actions
                 drawn = [
                     with_outcomes(
-                        insight, verdict.outcomes[context_id], verdict.outcomes["none"], trace_ids[context_id]
+                        insight,
+                        verdict.outcomes[context_id],
+                        verdict.outcomes[NO_CONTEXT.id],
+                        trace_ids[context_id],
+                        counted=insight.evidence + insight.against if is_known else (),
                     )
                     if (context_id := alone.get(insight.id))
                     else insight

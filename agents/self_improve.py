@@ -51,7 +51,7 @@ def self_improve(
     reflection = Reflection(run)  # after this, what is given can be used
     plan(run, reflection)  # what will it take, and how much of it fits? From here on it may leave a folder
     config = run.config
-    trained = None
+    trained, admitted = None, dict[int, Context]()
     with run, Training(run) as training:
         if run.results is not None:  # it had come to its end
             return run.finish(run.results)
@@ -65,8 +65,8 @@ def self_improve(
             if context is None:
                 continue
             distil(training, number, context)  # 4. from the prompt into the weights
-            trained = context
-        training.load_best()
+            trained = admitted[number] = context
+        trained = admitted.get(training.load_best(), trained)  # of the round whose weights are the best
         agent.save(run.path)
         reflection.settle_on(trained)
         results = measure(run, trained or reflection.best)  # 5. before and after, on test

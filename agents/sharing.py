@@ -192,6 +192,7 @@ def model_card(
         name=name,
         base=base if is_on_hub else Path(base).name,
         env=config.env,
+        is_trained=results.get("best_step", 0) > 0,
         means=results.get("success_means"),
         tables=[(temperature, arms) for temperature, arms in tables if arms],
         labels=ARM_LABELS,

@@ -199,7 +199,7 @@ class Training:
         score = self._success(step) if self._score is None else self._score(self)
         if score > self._progress.best_score:
             self._checkpoints.save_best(self.opcd.weights(), step, score)
-            self._note(best_score=score, best_step=step)
+            self._note(best_score=score, best_step=step, best_round=self._progress.round if step else 0)
         run.log(
             Phase.validation(step),
             kind="validation",
@@ -209,11 +209,12 @@ class Training:
             best=self._progress.best_step == step,
         )
 
-    def load_best(self) -> None:
-        """Put the best weights into the student; without any, it is as it was at first."""
+    def load_best(self) -> int:
+        """Put the best weights into the student; returns their round, 0 if it is as it was at first."""
         self._save_checkpoint()  # the last there is to train: what is measured from here on is not it
         if self._progress.best_step >= 0:
             self._take_best()
+        return self._progress.best_round
 
     # --- how -----------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ plays all, and must beat no context on the episodes by which it was *not* chosen
 many is lucky.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from experience.context import NO_CONTEXT, Context, ContextScore
@@ -32,7 +32,7 @@ class Verdict:
     """The best candidate."""
     admitted: bool
     success_rate: float
-    """Of the best candidate, on all validation episodes that were judged."""
+    """Of the best candidate, on the episodes that decide: on those that chose it it was lucky too."""
     success_rate_without: float
     wins: int
     """Of the episodes that decide: those won with the context only."""
@@ -87,9 +87,19 @@ def _promise(insight: Insight) -> tuple[bool, bool, float, int]:
 
 
 def judge(
-    candidates: Sequence[Context], seeds: SeedRange, play: Play, *, phase: str, policy_id: str
+    candidates: Sequence[Context],
+    seeds: SeedRange,
+    play: Play,
+    *,
+    phase: str,
+    policy_id: str,
+    question: Callable[[int], Hashable] = lambda seed: seed,
 ) -> Verdict:
-    """Find the best of the candidates, at least one, on validation seeds, and decide whether it helps."""
+    """Find the best of the candidates, at least one, on validation seeds, and decide whether it helps.
+
+    An episode that poses the ``question`` of another before it, which is asked for once ``play`` has played
+    the seeds, would come to what that came to: it decides nothing.
+    """
     [without] = play([NO_CONTEXT], seeds)
     alive = list(candidates)
     outcomes: dict[str, dict[int, bool]] = {context.id: {} for context in alive}
@@ -116,7 +126,9 @@ def judge(
         size = len(seeds) if len(alive) == 1 else min(2 * size, half)
     [best] = alive
     both = outcomes[best.id].keys() & without.keys()
-    deciding = [seed for seed in list(seeds)[chosen_on:] or seeds if seed in both]
+    chose, rest = list(seeds)[:chosen_on], list(seeds)[chosen_on:]
+    first = {question(seed): seed for seed in reversed([*chose, *(seed for seed in rest if seed in both)])}
+    deciding = [seed for seed in rest or chose if seed in both and first[question(seed)] == seed]
     wins, losses = _apart(outcomes[best.id], without, deciding)
     p_value = exact_paired_test(wins, losses)
     admitted = wins > losses and p_value < SIGNIFICANT
@@ -143,8 +155,8 @@ def judge(
     return Verdict(
         context=best,
         admitted=admitted,
-        success_rate=_rate(outcomes[best.id]),
-        success_rate_without=_rate(without),
+        success_rate=_rate({seed: outcomes[best.id][seed] for seed in deciding}),
+        success_rate_without=_rate({seed: without[seed] for seed in deciding}),
         wins=wins,
         losses=losses,
         n=len(deciding),

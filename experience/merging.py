@@ -104,13 +104,20 @@ def settled(insights: Sequence[Insight], opposites: Collection[str] = ()) -> lis
 
 
 def with_outcomes(
-    insight: Insight, outcomes: Mapping[int, bool], without: Mapping[int, bool], trace_ids: Mapping[int, str]
+    insight: Insight,
+    outcomes: Mapping[int, bool],
+    without: Mapping[int, bool],
+    trace_ids: Mapping[int, str],
+    *,
+    counted: Collection[str] = (),
 ) -> Insight:
     """``insight`` with what an episode with it in the prompt, against the same without, says about it.
 
-    Outcomes and traces are by seed. The insight was alone in its context.
+    Outcomes and traces are by seed; seeds of traces that were counted say nothing new. The insight was alone
+    in its context.
     """
-    both = [seed for seed in outcomes if seed in without]
+    old = {trace_id.rpartition("/")[2] for trace_id in counted}
+    both = [seed for seed in outcomes if seed in without and str(seed) not in old]
     won = [seed for seed in both if outcomes[seed] and not without[seed]]
     lost = [seed for seed in both if without[seed] and not outcomes[seed]]
     return replace(

@@ -40,6 +40,8 @@ class Progress:
     """On validation, of the best weights so far."""
     best_step: int = -1
     """The optimiser step after which they were saved; below 0 there are none."""
+    best_round: int = 0
+    """The round that this step was of; 0 is the beginning."""
     first: StepStats | None = None
     """The figures by which a collapse is known: those of the first step on the present kind of data."""
     distances: Distances = field(default_factory=dict)

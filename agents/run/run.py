@@ -35,6 +35,7 @@ from agents.run.seeds import RunSeeds
 from agents.run.tracking import Tracker, check_available
 from distill.parallel import Ranks
 from envs.place import vector_env
+from envs.questions.question_env import QuestionEnv
 from envs.text_env import make_text_env
 from evals.finished_run import check_traces
 from evals.page import duration
@@ -78,6 +79,7 @@ class Run:
         env = make()
         self.memory = config.remembered
         self.words = self.memory.words(env.words)
+        self.poses_questions = isinstance(env.unwrapped, QuestionEnv)
         seeds = RunSeeds.of(env, config)
         for line in seeds.told():
             console.print(line)

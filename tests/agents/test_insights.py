@@ -4,7 +4,7 @@ import json
 import random
 import threading
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.reflection import said
-from evals.gate import Outcomes, by_promise, judge
+from evals.gate import Outcomes, Verdict, by_promise, judge
 from experience import ExperienceError
 from experience.context import NO_CONTEXT, Context, relevance, within_budget
 from experience.endpoint import Endpoint
@@ -234,6 +234,10 @@ def test_outcomes_are_evidence() -> None:
     assert judged.evidence == ("p/2",)
     assert judged.against == ("p/3",)
     assert judged.score == 0.5
+    again = with_outcomes(
+        judged, outcomes, without, {seed: f"q/{seed}" for seed in outcomes}, counted=("p/2", "p/3")
+    )
+    assert again == judged
 
 
 # --- contexts --------------------------------------------------------------------------------------
@@ -329,6 +333,30 @@ def test_no_context_that_does_not_beat_none() -> None:
         # What chose the winner does not decide about it.
         assert verdict.n < len(SEEDS)
     assert admitted <= 4  # of 40 at a two-sided level of 5%, one side of which can admit
+
+
+def test_a_question_that_was_posed_before_decides_nothing() -> None:
+    """A lesson may help with the very questions that chose it, and with no other."""
+    candidates = contexts(8)
+    candidate = candidates[0]
+    half = list(SEEDS)[:32]
+
+    def play(shown: Sequence[Context], seeds: SeedRange) -> list[Outcomes]:
+        return [{s: c == candidate and s % 32 < 16 for s in seeds} for c in shown]
+
+    def verdict(question: Callable[[int], int]) -> Verdict:
+        return judge(candidates, SEEDS, play, phase="p", policy_id="base", question=question)
+
+    fooled = verdict(lambda seed: seed)
+    assert (fooled.admitted, fooled.n, fooled.success_rate) == (True, 32, 0.5)
+    first = {seed % 32: seed for seed in half}
+    assert len(first) == 32
+    wise = verdict(lambda seed: seed % 32)
+    assert (wise.admitted, wise.n, wise.success_rate) == (False, 0, 0.0)
+    some = verdict(lambda seed: seed % 32 if seed % 32 < 20 else seed)
+    assert (some.n, some.wins, some.losses) == (12, 0, 0)
+    # What comes twice among those that decide counts once.
+    assert verdict(lambda seed: seed if seed in half else seed // 6 * 1000).n in (16, 17)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 17, 300])

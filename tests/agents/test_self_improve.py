@@ -38,7 +38,8 @@ from agents.self_improve import main, self_improve
 from agents.training import Training
 from distill.opcd import OPCD, DistillError, StepStats
 from experience.context import Context
-from experience.store import ExperienceStore
+from experience.insight import InsightState
+from experience.store import ExperienceStore, open_run
 from experience.text import printable
 from tests import processes
 from tests.conftest import run_main, tiny_llama
@@ -111,6 +112,27 @@ def contents(path: Path) -> dict[str, Any]:
             for file in ("checkpoint.safetensors", "best.safetensors", "model/model.safetensors")
         },
     }
+
+
+def test_insights_in_use_are_of_the_round_whose_weights_are_the_best(
+    walker_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted: dict[int, Context] = {}
+
+    def gate(_: Reflection, number: int, candidates: Sequence[Context]) -> Context:
+        return admitted.setdefault(number, candidates[0])
+
+    monkeypatch.setattr(Reflection, "gate", gate)
+    monkeypatch.setattr(Training, "_success", lambda _, step: float(step == TINY["eval_every"]))
+    results = self_improve(
+        SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **TINY), QUIET
+    )
+    assert results["best_step"] == TINY["eval_every"]
+    with open_run(tmp_path / "run") as store:
+        in_use = {i.id for i in store.load_insights() if i.state == InsightState.ACTIVE}
+    of_round = {number: {i.id for i in context.insights} for number, context in admitted.items()}
+    assert of_round.keys() == {1, 2}
+    assert in_use == of_round[1] != of_round[2]
 
 
 def test_what_a_run_leaves(whole: Path, walker_folder: Path) -> None:
