@@ -15,7 +15,7 @@ Distances = Mapping[str, float]
 """The last KL that was seen at a moment, in nats, by its name."""
 
 STEPS_PER_INSIGHT, LEAST_STEPS, MOST_STEPS = 0.8, 30, 120
-"""Of a round: it takes the longer the more there is to learn (docs/results.md)."""
+"""Of a round: it takes the longer the more there is to learn (docs/tried.md, One recipe)."""
 KNOWN_SHARE = 0.1
 """Of the mean distance of an action's moments, what each weighs more: what is learned is seen again."""
 
@@ -45,7 +45,7 @@ def deal(
     As many for each action that is advised: a student that is nearly always advised the same learns to do
     that everywhere. And among an action's moments, those where it is still far from its teacher; one that
     was not asked about yet counts as the furthest known. Without the former the steps swing from one action
-    to the next, without the latter most of Taxi's are spent on what is learned already (docs/results.md).
+    to the next, without the latter most of Taxi's are spent on what is learned already (docs/tried.md).
     """
     order = random.Random(turn_seed(seed, "order", step, 0))
     batch: list[tuple[str, int]] = []

@@ -101,10 +101,11 @@ def _empty_context(run: Run, temperature: float, before: pd.DataFrame) -> pd.Dat
 
     Returns:
         ``None`` where there is no such limit: the teacher follows the student, whose sharpening feeds on
-        itself; or it is on a server, where it can only score.
+        itself; the loss leaves out what is not in the top-k, and is least elsewhere; or the teacher is on a
+        server, where it can only score.
     """
     config, agent = run.config, run.agent
-    if config.teacher_kind != "base" or agent.scorer is not None:
+    if config.teacher_kind != "base" or config.loss not in ("tail", "full") or agent.scorer is not None:
         return None
     sharpened = temperature * config.teacher_temperature / config.temperature
     if sharpened == temperature and agent.teacher is agent.base:

@@ -127,8 +127,8 @@ class OPCD:
         if narrow:
             raise DistillError(
                 f"weights in {str(narrow.pop()).removeprefix('torch.')} are too coarse to train, since most "
-                "updates would be rounded away: load them in float32 (--dtype float32; matrix products may "
-                "still run in bfloat16), or train adapters beside them (--lora-rank)"
+                "updates would be rounded away: load them in float32 (--precision float32, or mixed, whose "
+                "products are in bfloat16), or train adapters beside them (--lora-rank)"
             )
         if vocabulary is None and sizes[0] != sizes[-1]:
             raise DistillError(f"the teacher knows {sizes[1]} tokens and the student {sizes[0]}")

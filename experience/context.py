@@ -44,7 +44,7 @@ class Context:
 
         Those about this very situation come first, the most valuable before the others. Then those about none
         in particular: the most relevant, then the most valuable. One about *another* situation misleads a
-        small model (DESIGN section 6): it is last, and only shown when all are asked for.
+        small model (docs/earlier.md): it is last, and only shown when all are asked for.
 
         Args:
             observation: What the agent sees.

@@ -63,7 +63,7 @@ class Trace:
     policy_id: str
     """Which weights played, such as ``step24``."""
     context_id: str
-    """Which context was in the prompts, such as ``round1/insights``; ``none`` without one."""
+    """Which context was in the prompts, a hash of what it shows; ``none`` without one."""
     turns: tuple[Turn, ...]
     final_observation: str
     stop_reason: StopReason

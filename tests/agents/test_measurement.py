@@ -73,6 +73,7 @@ def test_an_empty_context_ends_at_the_untrained_model_sharpened(tokenizer: PreTr
         ({"eval_temperature": (0.0,)}, []),  # sharpening changes nothing greedily
         ({"eval_temperature": (0.7,), "teacher_temperature": 1.0}, []),  # nor where nothing is sharpened
         ({"eval_temperature": (0.7,), "teacher": "ema"}, None),  # a teacher that moves has no such limit
+        ({"eval_temperature": (0.0,), "loss": "truncated"}, None),  # nor has a loss that is least elsewhere
     ],
 )
 def test_the_control_is_only_played_where_it_differs(
