@@ -8,7 +8,6 @@ from distill.lm.prefix_tree import shared_length
 from distill.lm.span import Prefix, Span
 
 TokenIds = tuple[int, ...]
-Average = Literal["completions", "tokens"]
 Data = Literal["student", "teacher"]
 
 
@@ -45,11 +44,6 @@ class DistillExample:
             raise ValueError("prompts and completion must have at least one token each")
 
 
-def count(examples: Sequence[DistillExample], average: Average) -> int:
-    """What the loss divides by: completions, or their tokens."""
-    return len(examples) if average == "completions" else sum(len(e.completion_ids) for e in examples)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
     """Where a next token is scored: each distinct pair of a student's and a teacher's prefix once."""
@@ -65,28 +59,23 @@ class Scored:
     """Which of the distinct ones are along each pair of spans."""
 
 
-def scored(
-    examples: Sequence[DistillExample], average: Average = "completions", total: int | None = None
-) -> Scored:
+def scored(examples: Sequence[DistillExample], total: int | None = None) -> Scored:
     """Where the examples are scored, in time that grows with their tokens.
 
-    With ``completions`` the loss is the mean over completions of the mean over a completion's tokens (the
-    paper's): a token of a completion of n tokens weighs 1 / (total n). With ``tokens`` it is the mean over
-    all tokens: each weighs 1 / total. Equal ones add up and are computed once.
+    The loss is the mean over completions of the mean over a completion's tokens (the paper's): a token of a
+    completion of n tokens weighs 1 / (total n). Equal ones add up and are computed once.
 
     Args:
         examples: A step's, or one process's share of them.
-        average: See above.
-        total: The ``count`` of the whole step; by default that of ``examples``. The weights of the whole
-            step sum to 1.
+        total: How many the whole step has; by default ``examples`` is all. The weights of the whole step sum
+            to 1.
     """
-    total = count(examples, average) if total is None else total
+    total = len(examples) if total is None else total
     counted: dict[tuple[Span, Span], float] = {}
     for example in examples:
         length = len(example.completion_ids)
         pair = example.spans
-        weight = 1.0 / (total * length) if average == "completions" else 1.0 / total
-        counted[pair] = counted.get(pair, 0.0) + weight
+        counted[pair] = counted.get(pair, 0.0) + 1.0 / (total * length)
     pairs = sorted(counted)
     rows: list[int] = []
     weights: list[float] = []

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distill.comparison import Comparison, States, of_each, rows_of
-from distill.examples import Average, DistillError, DistillExample, Scored, count, repetition, scored
+from distill.examples import DistillError, DistillExample, Scored, repetition, scored
 from distill.lm.compiled import compile_layers
 from distill.lm.head import LMHead
 from distill.lm.language_model import Way, context_window
@@ -25,6 +25,9 @@ from distill.room import chunk_positions, pass_tokens
 from distill.teacher import ScoringTeacher, Teacher
 
 __all__ = ["OPCD", "DistillError", "StepStats"]
+
+MAX_GRAD_NORM = 1.0
+"""Gradients with a larger norm are scaled down to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +76,9 @@ class OPCD:
         k: int = 256,
         mode: Mode = "tail",
         direction: Direction = "reverse",
-        average: Average = "completions",
         vocabulary: int | None = None,
-        weight_decay: float = 0.0,
         optimizer: OptimizerKind = "adamw",
         warmup_steps: int = 0,
-        max_grad_norm: float = 1.0,
         max_nodes: int | None = None,
         chunk: int | None = None,
         compute_dtype: torch.dtype | None = None,
@@ -101,12 +101,9 @@ class OPCD:
             direction: ``reverse`` is the paper's OPCD; ``forward`` on the teacher's completions is context
                 distillation; ``gated`` is the reverse KL where student and teacher agree, and the forward KL
                 where they do not. See ``distill.loss``.
-            average: What the loss is a mean over; see ``scored``.
             vocabulary: Token ids from here on are padding, with which models of one family differ.
-            weight_decay: AdamW's.
             optimizer: Whether its moments take 32 bits, or 8 where they can.
             warmup_steps: Over so many steps the learning rate rises linearly to ``lr``.
-            max_grad_norm: Gradients with a larger norm are scaled down to it.
             max_nodes: Tokens of one forward and backward pass, a step being as many as it takes. By default
                 what the device has room for; see ``pass_tokens``.
             chunk: Positions whose logits exist at a time; by default by the device too.
@@ -148,10 +145,8 @@ class OPCD:
             narrow=compute_dtype if on_gpu else None,
         )
         self._direction: Direction = direction
-        self._average: Average = average
         self._lr, self._warmup_steps = lr, warmup_steps
         self._last_step: int | None = None
-        self._max_grad_norm = max_grad_norm
         self._max_nodes = max_nodes or pass_tokens(
             student, is_checkpointed=gradient_checkpointing, is_compiled=compute == "padded"
         )
@@ -170,9 +165,7 @@ class OPCD:
             compile_layers(student)
         self._compute_dtype = compute_dtype
         self._forward = shared(student, self.ranks, engine, compute_dtype)
-        self._optimizer = make_optimizer(
-            optimizer, self.parameters.values(), lr=lr, weight_decay=weight_decay
-        )
+        self._optimizer = make_optimizer(optimizer, self.parameters.values(), lr=lr, weight_decay=0.0)
 
     def step(self, examples: Sequence[DistillExample], direction: Direction | None = None) -> StepStats:
         """One update.
@@ -185,7 +178,7 @@ class OPCD:
             DistillError: No example, a sequence that does not fit a context window, or a loss or gradient
                 that is not finite. The weights are then as before the step.
         """
-        total, completions = map(int, self.ranks.sums([count(examples, self._average), len(examples)]))
+        completions = int(self.ranks.sums([len(examples)])[0])
         if not completions:
             raise DistillError("there is nothing to train on: every completion was empty")
         self.comparison.check_windows(examples, self._window)
@@ -198,7 +191,7 @@ class OPCD:
         # Every process makes as many passes, since they exchange shards and gradients.
         batches += [[]] * (self.ranks.maximum(len(batches)) - len(batches))
         for index, batch in enumerate(batches, 1):
-            places, is_last = scored(batch or NOTHING, self._average, total), index == len(batches)
+            places, is_last = scored(batch or NOTHING, completions), index == len(batches)
             with ddp.no_sync() if ddp and not is_last else nullcontext():  # it exchanges gradients once
                 pass_sums, kl_T, tokens = self._forward_backward(places, direction, counts=bool(batch))
             passes.append(pass_sums)
@@ -208,7 +201,7 @@ class OPCD:
         # Fetched once, at the end: a GPU computes one pass while the next is made ready.
         sums = sum(torch.stack(passes).cpu().double(), torch.zeros(5, dtype=torch.float64))
         parameters = self.parameters.values()
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(list(parameters), self._max_grad_norm)))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(list(parameters), MAX_GRAD_NORM)))
         of_completions = [
             [len(e.completion_ids), e.is_cut_off, repetition(e.completion_ids)] for e in examples
         ]
@@ -249,7 +242,7 @@ class OPCD:
         """
         self.comparison.check_windows(examples, self._window)
         for batch in self._batches(examples):
-            self._forward_backward(scored(batch, self._average, count(examples, self._average)))
+            self._forward_backward(scored(batch, len(examples)))
         self.student.eval()
         self._optimizer.zero_grad(set_to_none=True)
 

@@ -91,9 +91,9 @@ def test_a_step_is_the_naive_step(max_nodes: int) -> None:
         assert stats.nodes == len({(5,), (5, 6), (5, 6, 7), (5, 6, 7, 20), (5, 6, 7, 20, 22), (5, 8)})
 
 
-def weights_of(examples: Sequence[DistillExample], *how: Any, **more: Any) -> dict[Any, float]:
+def weights_of(examples: Sequence[DistillExample], total: int | None = None) -> dict[Any, float]:
     """(student's prefix, teacher's prefix) -> weight."""
-    places = scored(examples, *how, **more)
+    places = scored(examples, total)
     prefixes = [
         [span.tokens[:end] for span in spans for end in range(span.start, len(span.tokens) + 1)]
         for spans in (places.student, places.teacher)
@@ -111,6 +111,9 @@ def test_weights_sum_to_one_and_duplicates_merge() -> None:
     assert sum(weights.values()) == pytest.approx(1.0)
     assert weights[(5, 6, 7), (5, 6, 9, 7)] == pytest.approx(0.2 * (1 / 2 + 1 / 3 + 1 / 2))
     assert weights[(5, 6, 7, 20, 22), (5, 6, 9, 7, 20, 22)] == pytest.approx(0.2 / 3)
+    shares = [weights_of(part, total=5) for part in (EXAMPLES[:2], EXAMPLES[2:])]
+    for key, weight in weights.items():
+        assert weight == pytest.approx(sum(share.get(key, 0.0) for share in shares))
 
 
 def test_training_converges_to_the_teacher() -> None:
@@ -230,26 +233,16 @@ def test_a_teacher_that_moves_forgets() -> None:
 # --- what the loss is over ------------------------------------------------------------------------
 
 
-def test_the_mean_over_tokens() -> None:
-    """One of n tokens weighs 1 / n, however long its completion."""
-    weights = weights_of(EXAMPLES, "tokens")
-    assert sum(weights.values()) == pytest.approx(1.0)
-    assert weights[(5, 6, 7, 20, 22), (5, 6, 9, 7, 20, 22)] == pytest.approx(1 / 9)
-    shares = [weights_of(part, "tokens", total=9) for part in (EXAMPLES[:2], EXAMPLES[2:])]
-    for key, weight in weights.items():
-        assert weight == pytest.approx(sum(share.get(key, 0.0) for share in shares))
-
-
 def test_forward_kl_on_the_same_tokens() -> None:
     student, teacher = tiny_llama(0), tiny_llama(1)
-    stats = trainer(student, teacher, direction="forward", average="tokens").step(EXAMPLES)
+    stats = trainer(student, teacher, direction="forward").step(EXAMPLES)
     total = 0.0
     for e in EXAMPLES:
         n = len(e.completion_ids)
         with torch.no_grad():
             s = tiny_llama(0)(torch.tensor([e.student_prompt_ids + e.completion_ids])).logits[0, -n - 1 : -1]
             t = teacher(torch.tensor([e.teacher_prompt_ids + e.completion_ids])).logits[0, -n - 1 : -1]
-        total += float(forward_kl(s / 0.9, t / 0.5, k=16).sum()) / 9
+        total += float(forward_kl(s / 0.9, t / 0.5, k=16).mean()) / len(EXAMPLES)
     assert stats.kl == pytest.approx(total, rel=1e-4)
 
 
