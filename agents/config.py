@@ -18,7 +18,7 @@ from distill.examples import Data
 from distill.lm.load import Dtype
 from distill.loss import Direction, Mode
 from distill.optimizer import OptimizerKind
-from distill.parallel import Engine
+from distill.parallel import Sharding
 from distill.teacher import TeacherKind
 from envs.deadline import MAX_SECONDS
 from envs.place import Vectorization
@@ -219,7 +219,7 @@ class ModelSettings:
     Lower it when memory is short."""
     gradient_checkpointing: bool = False
     """Keep no activations but compute them again: less memory, a third more time."""
-    engine: Engine = "ddp"
+    engine: Sharding = "ddp"
     """How several processes share the model: `ddp` each a copy, `fsdp` each a part."""
     trust_remote_code: bool = False
     """Let code that comes with the model run; a run's folder cannot say so, also when it is resumed."""
@@ -284,6 +284,12 @@ class SelfImproveConfig(
     def policy_urls(self) -> tuple[str, ...]:
         """Of the servers that draw, if there are any."""
         return _urls(self.policy)
+
+    @property
+    def context_text(self) -> str:
+        """What the context file holds."""
+        assert self.context_file is not None
+        return self.context_file.read_text(encoding="utf-8").strip()
 
     @property
     def insight_prompts(self) -> Path | None:
@@ -380,6 +386,11 @@ def _problem(error: ValidationError) -> str:
     ):
         text = text.replace(theirs, ours)
     return f"{text}, not {first['input']!r}"
+
+
+def flag(name: str) -> str:
+    """A setting as it is given on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _check_text(file: Path, place: Place) -> None:

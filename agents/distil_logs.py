@@ -10,7 +10,6 @@ command again goes on where it was stopped.
 """
 
 import dataclasses
-import hashlib
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -51,8 +50,6 @@ from experience.terminal import Terminal, tell
 
 ENV = "Logs-v0"
 PLAY = Phase.play(1, 0)
-LOG = Phase(kind="log")
-"""Which has come to the digest of the log, as it was when the run began."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,15 +137,11 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
         f"{config.conversations} has {sum(sizes)} prompts of {bare.log.conversations} conversations", sizes
     )
     is_judged = min(bare.judged[1:]) >= MIN_QUESTIONS
-    run = Run.open(settings if settings.resume else dataclasses.replace(settings, output=path), console)
+    new = settings if settings.resume else dataclasses.replace(settings, output=path)
+    run = Run.open(new, console, is_settled=True)
     if settings.resume is None:  # before there is a folder
         held_out(env, run, _context(run, _given(config)))
     with run:
-        if run.once(LOG, lambda: _digest(config.conversations)) != _digest(config.conversations):
-            raise ConfigError(
-                f"{config.conversations} is not what {path} was begun with: put it back, or take another "
-                "--output"
-            )
         if run.results is not None and "kl" in run.results:  # it had come to its end
             return run.finish(run.results)
         reflection = Reflection(run, "fixed")
@@ -201,23 +194,12 @@ def _context(run: Run, given: str | Sequence[Mapping[str, Any]]) -> Context:
 def _given(config: LogsConfig) -> str | list[dict[str, Any]]:
     """The text, or the insights."""
     if config.experience is None:
-        assert config.run.context_file is not None
-        return config.run.context_file.read_text(encoding="utf-8").strip()
+        return config.run.context_text
     with open_run(config.experience) as store:
         insights = [i for i in store.load_insights() if i.state == InsightState.ACTIVE]
     if not insights:
         raise ConfigError(f"the run in {config.experience} has no insights in use")
     return [asdict(insight) for insight in insights]
-
-
-def _digest(path: Path) -> str:
-    """Of all that stands in a file, or in a folder's files."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 # --- figures -------------------------------------------------------------------------------------

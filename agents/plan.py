@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from agents.config import PLANNED, ConfigError, SelfImproveConfig
+from agents.config import PLANNED, ConfigError, SelfImproveConfig, flag
 from agents.costs import Costs, Episodes
 from agents.dealing import steps_for
 from agents.reflection import MAX_CANDIDATES, Reflection, traces_read
@@ -256,7 +256,7 @@ def _told(config: SelfImproveConfig, chosen: SelfImproveConfig, outlook: Outlook
 
 def flags(config: SelfImproveConfig) -> str:
     """What a plan decides, as the flags that say the same."""
-    return " ".join(f"--{name.replace('_', '-')} {getattr(config, name)}" for name in PLANNED)
+    return " ".join(f"{flag(name)} {getattr(config, name)}" for name in PLANNED)
 
 
 def _unit(seconds: float) -> tuple[float, str]:

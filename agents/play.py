@@ -198,7 +198,7 @@ def experience(asked: PlayConfig, config: SelfImproveConfig, words: EnvWords) ->
         ExperienceError: The run's experience cannot be read.
     """
     if config.context_file is not None:
-        return Context.fixed(config.context_file.read_text(encoding="utf-8").strip())
+        return Context.fixed(config.context_text)
     if asked.run is None:
         return NO_CONTEXT
     with open_run(asked.run, location=asked.store) as store:

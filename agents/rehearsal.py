@@ -237,8 +237,7 @@ class Rehearsal:
         """What the agent will be told, or something like it; and the play that was led so far."""
         config, kind = self._run.config, self._reflection.kind
         if kind == "fixed":
-            assert config.context_file is not None
-            return Context.fixed(config.context_file.read_text(encoding="utf-8").strip()), []
+            return Context.fixed(config.context_text), []
         if kind == "raw" and bare.traces:
             longest = max(bare.traces, key=lambda trace: len(trace.turns))
             return Context.fixed("\n".join(f"{t.observation}\n{t.reply}" for t in longest.turns)), []

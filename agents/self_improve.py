@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from agents.cli import parse_command, run_command
-from agents.config import SelfImproveConfig
+from agents.config import SelfImproveConfig, flag
 from agents.measurement import measure
 from agents.plan import plan
 from agents.reflection import Reflection
@@ -106,7 +106,7 @@ def main() -> int:
     def how_to_go_on() -> str:
         if path is None or not (path / "config.json").exists():
             return ""
-        again = "".join(f" --{name.replace('_', '-')} {value}" for name, value in reach(saved_config(path)))
+        again = "".join(f" {flag(name)} {value}" for name, value in reach(saved_config(path)))
         return f"Nothing finished is lost. Go on with: {RESUME} {path}{again}"
 
     return run_command(work, how_to_go_on)

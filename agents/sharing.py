@@ -24,7 +24,7 @@ import jinja2
 import yaml
 from rich.console import Console
 
-from agents.config import MACHINE, SelfImproveConfig
+from agents.config import MACHINE, SelfImproveConfig, flag
 from agents.run.resume import saved_config
 from envs.any_text import first_line
 from evals.result import ARM_LABELS, rate_text, temperature_text
@@ -249,8 +249,7 @@ def command_line(module: str, given: Mapping[str, Any]) -> str:
         if value is None:
             continue
         values = value if isinstance(value, list | tuple) else [value]
-        flag = f"--{name.replace('_', '-')}"
-        words += [flag, *(json.dumps(one) if isinstance(one, dict) else str(one) for one in values)]
+        words += [flag(name), *(json.dumps(one) if isinstance(one, dict) else str(one) for one in values)]
     return shlex.join(words)
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.cli import run_command
-from agents.config import ConfigError, JsonObject, SelfImproveConfig
+from agents.config import ConfigError, JsonObject, SelfImproveConfig, flag
 from agents.run.resume import finish
 from agents.self_improve import self_improve
 from distill.parallel import is_main_process
@@ -179,7 +179,7 @@ def refuse_settings(run: SelfImproveConfig, env: str, *names: str) -> None:
     defaults = SelfImproveConfig.for_env(env)
     for name in names:
         if getattr(run, name) != getattr(defaults, name):
-            raise ConfigError(f"--{name.replace('_', '-')} is not for this command, which sets it itself")
+            raise ConfigError(f"{flag(name)} is not for this command, which sets it itself")
 
 
 def check_sizes(what: str, sizes: Sequence[int]) -> None:

@@ -29,7 +29,7 @@ class States(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class KLComparison:
     """The KL between a student and a teacher; its settings are those of ``OPCD``."""
 
     teacher: Teacher | ScoringTeacher

@@ -105,7 +105,7 @@ def scored(examples: Sequence[DistillExample], total: int | None = None) -> Scor
     )
 
 
-def repetition(token_ids: Sequence[int], n: int = 4) -> float:
-    """The share of n-grams that were there before: 0 for varied or short text, near 1 for a loop."""
-    grams = [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]
+def repetition(token_ids: Sequence[int]) -> float:
+    """The share of 4-grams that were there before: 0 for varied or short text, near 1 for a loop."""
+    grams = [tuple(token_ids[i : i + 4]) for i in range(len(token_ids) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from distill.comparison import Comparison, States, of_each, rows_of
+from distill.comparison import KLComparison, States, of_each, rows_of
 from distill.examples import DistillError, DistillExample, Scored, repetition, scored
 from distill.lm.compiled import compile_layers
 from distill.lm.head import LMHead
@@ -20,7 +20,7 @@ from distill.lm.support import WAYS
 from distill.lm.transfer import sent
 from distill.loss import Direction, Mode
 from distill.optimizer import MOMENTS, OptimizerKind, make_optimizer, moments_of
-from distill.parallel import Engine, Ranks, like, shared
+from distill.parallel import Ranks, Sharding, like, shared
 from distill.room import chunk_positions, pass_tokens
 from distill.teacher import ScoringTeacher, Teacher
 
@@ -84,7 +84,7 @@ class OPCD:
         compute_dtype: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
         ranks: Ranks | None = None,
-        engine: Engine = "ddp",
+        engine: Sharding = "ddp",
         compute: Way = "tree",
     ) -> None:
         """Set up.
@@ -134,7 +134,7 @@ class OPCD:
         self.ranks = ranks or Ranks()
         self.step_count = 0
         vocabulary, on_gpu = vocabulary or sizes[0], student.device.type == "cuda"
-        self.comparison = Comparison(
+        self.comparison = KLComparison(
             teacher=teacher,
             k=k,
             mode=mode,

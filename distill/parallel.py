@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from distill.examples import DistillError
 from distill.lm.shards import PATIENCE, Meeting, Root, Shards
 
-Engine = Literal["ddp", "fsdp"]
+Sharding = Literal["ddp", "fsdp"]
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -184,7 +184,7 @@ def lost_ranks(seconds: float = 1.0) -> list[int]:
 
 
 def shared(
-    model: PreTrainedModel, ranks: Ranks, engine: Engine, narrow: torch.dtype | None = None
+    model: PreTrainedModel, ranks: Ranks, engine: Sharding, narrow: torch.dtype | None = None
 ) -> Callable[[Callable[[], Value]], Value]:
     """How all processes together make a forward pass of the model from which gradients flow, averaged.
 

@@ -32,11 +32,6 @@ class Phase:
         return cls(kind="play", round=round, index=wave)
 
     @classmethod
-    def gate(cls, round: int, context: str | None = None) -> Self:
-        """A round's gate, or what one context plays there."""
-        return cls(kind="gate", round=round, index=context)
-
-    @classmethod
     def validation(cls, step: int, temperature: float | None = None) -> Self:
         """The bare agent on validation episodes, after an optimiser step."""
         return cls(kind="validation", index=step, temperature=temperature)

@@ -25,7 +25,7 @@ from distill.lm.reached import freeze_unreached
 from distill.lm.shards import whole
 from distill.lora import LoRA
 from distill.opcd import OPCD
-from distill.parallel import Engine, Ranks, cast_shards, shard
+from distill.parallel import Ranks, Sharding, cast_shards, shard
 from distill.teacher import FrozenTeacher
 from tests.conftest import tiny_llama
 
@@ -76,7 +76,7 @@ def main(engine: str, out: str, start: str = "") -> None:
             k=16,
             max_nodes=4,  # several passes, and not the same number on every process
             ranks=ranks,
-            engine=cast(Engine, engine),
+            engine=cast(Sharding, engine),
         )
 
     def save(name: str, mine: Mapping[str, torch.Tensor]) -> None:
@@ -135,7 +135,7 @@ def mixed(out: str) -> None:
             max_nodes=4,
             compute_dtype=torch.bfloat16,
             ranks=ranks,
-            engine=cast(Engine, name),
+            engine=cast(Sharding, name),
         )
         with patch.object(dist, GATHER, counting):
             stats = [opcd.step(ranks.share(EXAMPLES)).as_dict() for _ in range(2)]

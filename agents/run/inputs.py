@@ -14,6 +14,10 @@ PIECES, PIECE = 64, 2**16
 """So many, of so many bytes."""
 
 
+FOLDERS = ("model", "teacher", "insight_model", "env_kwargs file")
+"""What may be one; elsewhere a name may be that of a folder by chance."""
+
+
 def inputs(config: SelfImproveConfig) -> dict[str, str]:
     """The fingerprint of each file or model's folder that a setting names, by the setting.
 
@@ -23,7 +27,7 @@ def inputs(config: SelfImproveConfig) -> dict[str, str]:
     found = {}
     for name, path in _paths(config):
         try:
-            if path.is_file() or (path.is_dir() and name in ("model", "teacher", "insight_model")):
+            if path.is_file() or (path.is_dir() and name in FOLDERS):
                 found[name] = fingerprint(path)
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
@@ -52,13 +56,14 @@ def check_inputs(config: SelfImproveConfig, path: Path, kept: Collection[str] = 
 
 
 def fingerprint(path: Path) -> str:
-    """A digest of a file, or of the names and files of a folder."""
+    """A digest of a file, or of a folder's files with their names, but for hidden ones."""
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if not file.is_file():
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        name = file.relative_to(path)
+        if not file.is_file() or any(part.startswith(".") for part in name.parts):
             continue
         size = file.stat().st_size
-        digest.update(f"{file.name if path.is_dir() else ''} {size}\n".encode())
+        digest.update(f"{name.as_posix()} {size}\n".encode())
         with file.open("rb") as stream:
             for number in range(PIECES if size > WHOLE else 1):
                 stream.seek(number * (size - PIECE) // (PIECES - 1) if size > WHOLE else 0)

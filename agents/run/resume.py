@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.config import ARGUMENTS, MACHINE, PLANNED, SERVED, ConfigError, SelfImproveConfig
+from agents.config import ARGUMENTS, MACHINE, PLANNED, SERVED, ConfigError, SelfImproveConfig, flag
 from agents.policies.engines import engine_of
 from agents.run.folder import RunFolderError, read_config
 from agents.run.inputs import check_inputs
@@ -62,7 +62,7 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
             continue
         if not may_differ(name, was, now):
             raise ConfigError(
-                f"--{name.replace('_', '-')} {now} differs from the run in {path}, "
+                f"{flag(name)} {now} differs from the run in {path}, "
                 f"which has {was}: resume without it, or start another run"
             )
         changes[name] = now
@@ -100,11 +100,9 @@ def check_reach(config: SelfImproveConfig, path: Path, asked: Collection[str] = 
         is_known = is_code and module in sys.modules
         if name in asked or is_known or (is_env and config.trust_remote_code):
             continue
-        flag = f"--{name.replace('_', '-')} {value}"
-        raise ConfigError(
-            f"the run in {path} {'imports code' if is_code else 'reaches other machines'} by {flag}: if you "
-            f"trust the folder, give {flag} again"
-        )
+        does = "imports code" if is_code else "reaches other machines"
+        given = f"{flag(name)} {value}"
+        raise ConfigError(f"the run in {path} {does} by {given}: if you trust the folder, give {given} again")
 
 
 def reach(config: SelfImproveConfig) -> Iterator[tuple[str, str]]:

@@ -92,7 +92,7 @@ class Run:
         """With what ``auto`` has turned out to be."""
         self.seeds = replace(seeds, config=config)
         if config.context_file is not None and config.resume is None:
-            self._check_fits(config.context_file)
+            self._check_fits(config)
         self._bars = Bars(console, self._so_far)
         self._expected: Mapping[str, float] | None = None
         self._folder: RunFolder | None = None
@@ -164,7 +164,7 @@ class Run:
                     self._tracker = Tracker(config.tracker, path, _jsonable(config))
                     opened.callback(self._tracker.close)
             if config.context_file is not None:
-                self.once(CONTEXT, partial(_text, config.context_file))
+                self.once(CONTEXT, lambda: config.context_text)
             self._opened = opened.pop_all()
         return self
 
@@ -373,13 +373,13 @@ class Run:
         """The finished train phases, in order: where insights come from."""
         return list(map(str, self._played))
 
-    def _check_fits(self, context_file: Path) -> None:
-        prompt = build_prompt(self.words, "", [_text(context_file)], self.config.layout)
+    def _check_fits(self, config: SelfImproveConfig) -> None:
+        prompt = build_prompt(self.words, "", [config.context_text], self.config.layout)
         teacher, reply = self.agent.teacher, self.agent.max_tokens
         tokens, window = len(teacher.encode(prompt)), teacher.lm.window
         if tokens + reply > window:
             raise ConfigError(
-                f"{context_file} makes a prompt of {tokens} tokens; with {reply} of a reply they "
+                f"{config.context_file} makes a prompt of {tokens} tokens; with {reply} of a reply they "
                 f"do not fit the model's window of {window}: shorten it"
             )
 
@@ -393,10 +393,6 @@ class Run:
             return ""
         expected = self._folder.expected_seconds
         return duration(self._folder.seconds) + (f" of about {duration(expected)}" if expected else "")
-
-
-def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8").strip()
 
 
 def _jsonable(config: SelfImproveConfig) -> dict[str, Any]:

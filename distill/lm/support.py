@@ -61,8 +61,6 @@ class Support:
     """Which sequences it draws side by side."""
     leaps: bool = True
     """Whether a conversation is gone on with by all that is new in it; else it is read anew at each turn."""
-    why: str = ""
-    """What is wrong with the ways that were tried before it, if any were."""
 
     def __str__(self) -> str:
         if self.way == "tree":
@@ -123,8 +121,7 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
                     set_growth(model, growth, leaps=leaps)
                     fault = _fault(model, "padded", growing, grown)
                     if fault is None:
-                        why = "; ".join(faults)
-                        return Support(way=way, attention=attention, growth=growth, leaps=leaps, why=why)
+                        return Support(way=way, attention=attention, growth=growth, leaps=leaps)
                 faults.append(f"{way} with {attention} attention: {fault}")
     raise UnsupportedModelError("; ".join(faults))
 

@@ -107,9 +107,12 @@ def test_without_answers_the_agent_comes_closer_to_its_teacher(
 
 
 def test_a_stopped_run_ends_like_one_that_was_not(config: LogsConfig, tmp_path: Path) -> None:
+    other = dataclasses.replace(config, run=dataclasses.replace(config.run, gradient_checkpointing=True))
     with fail_at(OPCD, "step", 4)(), pytest.raises(KeyboardInterrupt):
-        distil_logs(config, QUIET)
-    stopped = distil_logs(config, QUIET)
+        distil_logs(other, QUIET)
+    with patch.object(OPCD, "__init__", autospec=True, side_effect=OPCD.__init__) as begun:
+        stopped = distil_logs(config, QUIET)
+    assert not begun.call_args.kwargs["gradient_checkpointing"]  # the machine's settings are those of now
     run = dataclasses.replace(config.run, output=tmp_path / "whole")
     whole = distil_logs(dataclasses.replace(config, run=run), QUIET)
     assert stopped["kl"] == whole["kl"]

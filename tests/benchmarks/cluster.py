@@ -33,7 +33,7 @@ from distill.lm.prefix_lm import PrefixLM
 from distill.lora import LoRA
 from distill.opcd import OPCD
 from distill.optimizer import BLOCK, OptimizerKind
-from distill.parallel import Engine, Ranks, cast_shards
+from distill.parallel import Ranks, Sharding, cast_shards
 from distill.teacher import FrozenTeacher
 from tests.gpu_check import SHAPES, Shape
 from tests.processes import launch
@@ -71,7 +71,7 @@ class Setup:
     """How a model is trained."""
 
     processes: int
-    engine: Engine = "fsdp"
+    engine: Sharding = "fsdp"
     lora_rank: int = 0
     weight_bytes: int = 4
     """Per weight that is not trained, and with LoRA of the student's; what is trained is in fp32."""
@@ -404,7 +404,7 @@ def compare_memory(shape: Shape, console: Console) -> bool:
 def main(
     shape: str = "qwen3-8b",
     processes: int = 8,
-    engine: Engine = "fsdp",
+    engine: Sharding = "fsdp",
     lora_rank: int = 0,
     bf16: bool = False,
     optimizer: OptimizerKind = "adamw",

@@ -21,7 +21,7 @@ from agents.policies.policy import Message, Prompt, Sampling
 from distill.lm.load import load_model
 from distill.lm.prefix_lm import PrefixLM
 from distill.opcd import OPCD
-from distill.parallel import Engine, Ranks
+from distill.parallel import Ranks, Sharding
 from distill.teacher import FrozenTeacher
 from tests.benchmarks.sides import answer_as_worker, compare, side
 
@@ -31,7 +31,7 @@ NEW_TOKENS = 32
 
 
 def ours(
-    steps: int, prompts: int, gradient_checkpointing: bool = False, engine: Engine = "ddp"
+    steps: int, prompts: int, gradient_checkpointing: bool = False, engine: Sharding = "ddp"
 ) -> dict[str, Any]:
     """Generate, teacher, update, with this toolkit."""
     loaded = load_model("smollm2")

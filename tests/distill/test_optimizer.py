@@ -21,7 +21,7 @@ from distill.lm.shards import whole as full
 from distill.lora import LoRA
 from distill.opcd import OPCD, DistillError
 from distill.optimizer import AdamW8bit, make_optimizer
-from distill.parallel import Engine, Ranks, cast_shards, like
+from distill.parallel import Ranks, Sharding, cast_shards, like
 from distill.teacher import FrozenTeacher
 from tests.conftest import tiny_llama
 from tests.processes import launch
@@ -80,7 +80,7 @@ def trainer(ranks: Ranks, engine: str, what: str = "full") -> OPCD:
         lr=1e-3,
         optimizer="adamw-8bit",
         ranks=ranks,
-        engine=cast(Engine, engine),
+        engine=cast(Sharding, engine),
     )
 
 

@@ -13,8 +13,8 @@ NAMES = st.from_regex(r"[a-z]+(-[a-z]+)?", fullmatch=True)
     ("phase", "text"),
     [
         (Phase.play(1, 0), "round1/play0"),
-        (Phase.gate(2), "round2/gate"),
-        (Phase.gate(2, "3f2a/32"), "round2/gate/3f2a/32"),
+        (Phase(kind="gate", round=2), "round2/gate"),
+        (Phase(kind="gate", round=2, index="3f2a/32"), "round2/gate/3f2a/32"),
         (Phase(kind="gate", index="none"), "gate/none"),
         (Phase(kind="gate-verdict", round=1), "round1/gate-verdict"),
         (Phase.validation(30), "validation30"),

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import Drawer, Drawn, Gap, VLLMError, Weights
-from agents.policies.vllm.server import TIMEOUT, Server, ServerDownError
+from agents.policies.vllm.server import Server, ServerDownError
 from distill.lm.span import Prefix
 from distill.parallel import ALONE, Ranks
 from experience.terminal import shown
@@ -42,7 +42,6 @@ class Servers:
         *,
         weights: Path | None,
         ranks: Ranks = ALONE,
-        timeout: float = TIMEOUT,
     ) -> None:
         """Make sure that all of them can be used.
 
@@ -53,7 +52,6 @@ class Servers:
                 Without one they keep the weights that they have.
             ranks: The processes that do this. Each asks its share of the servers, as long as one of it is
                 left, or one of them where there are fewer servers than processes.
-            timeout: Seconds for one request.
 
         Raises:
             VLLMError: One cannot be used.
@@ -61,7 +59,7 @@ class Servers:
         self.name = "vLLM"
         self.holds: object = None
         self.together = 1
-        self._servers = [Server(url, timeout=timeout) for url in dict.fromkeys(urls)]
+        self._servers = [Server(url) for url in dict.fromkeys(urls)]
         self._mine = self._servers[ranks.rank :: ranks.size] or [
             self._servers[ranks.rank % len(self._servers)]
         ]
