@@ -23,7 +23,8 @@ from agents.config import (
 )
 from agents.policies.vllm.policy import VLLMError
 from agents.run.folder import RunFolderError, is_disk_full
-from agents.run.resume import REACHING, resumed, saved_config
+from agents.run.reach import REACHING
+from agents.run.resume import resumed, saved_config
 from agents.sharing import SharingError
 from distill.lm.load import ModelError
 from distill.opcd import DistillError

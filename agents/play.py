@@ -25,7 +25,8 @@ from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.policies.policy import Policy, Sampling
 from agents.rollout import rollout
-from agents.run.resume import check_reach, saved_config
+from agents.run.reach import check_reach
+from agents.run.resume import saved_config
 from distill.lm.load import load_model
 from envs.place import vector_env
 from envs.text_env import TextEnv, make_env, make_text_env

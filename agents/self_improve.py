@@ -16,7 +16,8 @@ from agents.config import SelfImproveConfig, flag
 from agents.measurement import measure
 from agents.plan import plan
 from agents.reflection import Reflection
-from agents.run.resume import default_output, reach, saved_config
+from agents.run.reach import reach
+from agents.run.resume import default_output, saved_config
 from agents.run.run import Run
 from agents.sharing import check_target, share
 from agents.training import Training

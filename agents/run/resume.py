@@ -2,8 +2,7 @@
 
 import dataclasses
 import secrets
-import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,10 @@ from agents.config import ARGUMENTS, MACHINE, PLANNED, SERVED, ConfigError, Self
 from agents.policies.engines import engine_of
 from agents.run.folder import RunFolderError, read_config
 from agents.run.inputs import check_inputs
+from agents.run.reach import REACHING, check_reach
 from distill.parallel import is_main_process
-from envs.adapters import ADAPTERS
 from evals.report import write_report
-from experience.addresses import is_elsewhere
-from experience.masking import MASK, masked
-
-REACHING = (*SERVED, "insight_url", "store", "tracker", "env")
-"""Settings by which a run reaches other machines, or other people's code."""
+from experience.masking import masked
 
 
 def default_output(env_id: str) -> Path:
@@ -80,43 +75,6 @@ def may_differ(name: str, was: Any, now: Any) -> bool:
     if name == "policy" and (before := engine_of(was)) and (after := engine_of(now)):
         return before[0] == after[0]
     return name in MACHINE or (name in SERVED and "://" in was and "://" in now) or was == masked(now)
-
-
-def check_reach(config: SelfImproveConfig, path: Path, asked: Collection[str] = ()) -> None:
-    """Make sure that no folder by its own word sends a key elsewhere, or has a module imported.
-
-    Args:
-        config: As it would be used.
-        path: The folder that it comes from, which may be anybody's.
-        asked: Those of ``REACHING`` that the user has named now.
-
-    Raises:
-        ConfigError: A setting reaches further than this machine, or to code, and was not asked for.
-    """
-    for name, value in reach(config):
-        is_env, module = name == "env", value.partition(":")[0]
-        is_code = is_env and module not in ADAPTERS
-        # Code that this process runs already was asked for.
-        is_known = is_code and module in sys.modules
-        if name in asked or is_known or (is_env and config.trust_remote_code):
-            continue
-        does = "imports code" if is_code else "reaches other machines"
-        given = f"{flag(name)} {value}"
-        raise ConfigError(f"the run in {path} {does} by {given}: if you trust the folder, give {given} again")
-
-
-def reach(config: SelfImproveConfig) -> Iterator[tuple[str, str]]:
-    """Name and value of each setting by which a run reaches other machines, or other people's code."""
-    urls = {"policy": config.policy_urls, "teacher": config.teacher_urls}
-    urls |= {name: (value,) for name in ("insight_url", "store") if (value := getattr(config, name))}
-    for name, given in urls.items():
-        if any(is_elsewhere(url) or MASK in url for url in given):  # its secret is not in the folder
-            yield name, getattr(config, name)
-    if config.tracker in ("wandb", "trackio"):
-        yield "tracker", config.tracker
-    module, in_module, where = config.env.partition(":")
-    if in_module and (module not in ADAPTERS or is_elsewhere(where)):
-        yield "env", config.env
 
 
 def differences(saved: SelfImproveConfig, asked: SelfImproveConfig) -> Iterator[tuple[str, Any, Any]]:
