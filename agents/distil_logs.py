@@ -26,10 +26,9 @@ from agents.cli import run_command
 from agents.config import ConfigError, SelfImproveConfig
 from agents.divergence import divergences
 from agents.logged import episodes, held_out
-from agents.measurement import measure
+from agents.measurement import about_run, measure
 from agents.moments import Moment
 from agents.reflection import Reflection, insight_from
-from agents.run.folder import peak_rss_bytes
 from agents.run.resume import begun, default_output
 from agents.run.run import CONTEXT, Run
 from agents.self_improve import distil
@@ -163,7 +162,7 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
             reflection.settle_on(context if is_admitted else None)
             after = run.once(_kl("after"), lambda: divergences(training, run.agent.student, test, "after"))
         results = {
-            **(measure(run, context) if is_judged else _unjudged(run)),
+            **(measure(run, context) if is_judged else about_run(run)),
             "command": config.command,
             "context": str(config.experience or run.config.context_file),
             "log": about,
@@ -225,22 +224,6 @@ def _prompt_tokens(run: Run, moments: Sequence[Moment]) -> dict[str, float]:
     return {
         "bare": statistics.fmean(len(run.agent.student.encode(bare)) for bare, _ in pairs),
         "with_context": statistics.fmean(len(run.agent.teacher.encode(informed)) for _, informed in pairs),
-    }
-
-
-def _unjudged(run: Run) -> dict[str, Any]:
-    """What is said of a run in which nothing tells right from wrong."""
-    config = run.config
-    return {
-        "schema_version": 1,
-        "env": config.env,
-        "env_kwargs": config.env_kwargs,
-        "model": config.model,
-        "seed": config.seed,
-        "best_step": run.agent.step,
-        "wall_seconds": run.ranks.from_main(lambda: round(run.folder.seconds, 1)),
-        "peak_rss_bytes": peak_rss_bytes(),
-        "processes": run.ranks.size,
     }
 
 

@@ -22,14 +22,9 @@ def measure(run: Run, context: Context) -> dict[str, Any]:
     fixed = run.ranks.from_main(lambda: _baselines(run))
     first, *others = (_played_arms(run, temperature, context) for temperature in config.eval_temperature)
     results: dict[str, Any] = {
-        "schema_version": 1,
-        "env": config.env,
-        "env_kwargs": config.env_kwargs,
-        "model": config.model,
-        "seed": config.seed,
+        **about_run(run),
         "eval_temperature": list(config.eval_temperature),
         "success_means": run.words.success.means,
-        "best_step": run.agent.step,
         "arms": _as_dicts(fixed | first[0]),
         **first[1],
     }
@@ -38,11 +33,24 @@ def measure(run: Run, context: Context) -> dict[str, Any]:
         results |= {f"sampled_{name}": comparison for name, comparison in comparisons.items()}
     if run.ranks.is_main:
         results["cut_short"] = cut_short(run.store.traces())
-        results["wall_seconds"] = round(run.folder.seconds, 1)
-        results["peak_rss_bytes"] = peak_rss_bytes()
-        results["processes"] = run.ranks.size
         run.folder.write_json("results.json", results)
     return run.ranks.broadcast(results)
+
+
+def about_run(run: Run) -> dict[str, Any]:
+    """Of what run, and what it took until now: what ``results.json`` says of any."""
+    config = run.config
+    return {
+        "schema_version": 1,
+        "env": config.env,
+        "env_kwargs": config.env_kwargs,
+        "model": config.model,
+        "seed": config.seed,
+        "best_step": run.agent.step,
+        "wall_seconds": run.ranks.from_main(lambda: round(run.folder.seconds, 1)),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "processes": run.ranks.size,
+    }
 
 
 def _baselines(run: Run) -> dict[str, EvalResult]:

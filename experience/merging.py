@@ -22,15 +22,11 @@ LOST = 0.05
 _STEMMER = stemmer("english")
 
 Lesson = tuple[tuple[str, ...], ...]
-"""What a text says: the words of each of its clauses."""
+"""What a text says: the words of each of its clauses.
 
-
-def is_duplicate(first: str, second: str) -> bool:
-    """Whether two texts are one lesson: the same clauses in any order, but for fillers and endings.
-
-    Within a clause order counts: to take one number from the other is not to take the other from it.
-    """
-    return _lesson(first) == _lesson(second)
+Texts are one lesson if they have the same clauses in any order, but for fillers and endings. Within a clause
+order counts: to take one number from the other is not to take the other from it.
+"""
 
 
 def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -> bool:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from distill.lm.shards import layers_of
+
 MOST_VERSIONS = 64
 """Compiled versions of one layer's code: with and without gradients, adapters, and fixed lengths."""
 
@@ -16,8 +18,8 @@ def compile_layers(model: PreTrainedModel) -> None:
         return
     torch._dynamo.config.suppress_errors = True
     torch._dynamo.config.recompile_limit = MOST_VERSIONS
-    for layer in model.modules():
-        if type(layer).__name__ in (model._no_split_modules or ()) and layer._compiled_call_impl is None:
+    for layer in layers_of(model):
+        if layer._compiled_call_impl is None:
             layer.compile()
 
 

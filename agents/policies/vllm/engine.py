@@ -22,7 +22,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from agents.policies.policy import Sampling
-from agents.policies.vllm.policy import Drawer, Drawn, Gap, VLLMError, Weights
+from agents.policies.vllm.policy import MAX_SEED, Drawer, Drawn, Gap, VLLMError, Weights
 from distill.lm.language_model import context_window
 from distill.lm.span import Prefix
 from distill.parallel import ALONE, Ranks
@@ -44,8 +44,6 @@ Settings = Mapping[str, Any]
 """Of vLLM's sampling."""
 Job = tuple[Prefix, Settings]
 """Something to be drawn."""
-MAX_SEED = 2**63
-"""vLLM's seeds are below it."""
 
 
 class LocalEngine:

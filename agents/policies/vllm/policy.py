@@ -34,6 +34,8 @@ PROBES = (
     ),
 )
 """What an engine is tested with."""
+MAX_SEED = 2**63
+"""vLLM's seeds are below it."""
 TEMPERATURES = (0.01, 2.0)
 """vLLM refuses higher ones, and puts this in place of lower ones."""
 TOLERANCE = 0.005

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from agents.policies.policy import Sampling
-from agents.policies.vllm.policy import PROBES, Drawn, VLLMError
+from agents.policies.vllm.policy import MAX_SEED, PROBES, Drawn, VLLMError
 from distill.lm.span import Prefix, Span
 from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, leads_to
 from experience.masking import masked
@@ -34,7 +34,6 @@ MAX_PAUSE = 10.0
 """Seconds that the client waits before it tries again, and some."""
 MAX_IDS = 128
 """Token ids that vLLM scores in one request."""
-MAX_SEED = 2**63
 MAX_LOGPROB = 0.01
 """What rounding may add to the logarithm of 1."""
 
