@@ -1,5 +1,6 @@
 """Tables of questions from files and data sets, and what stands in their cells."""
 
+import csv
 import json
 import math
 import os
@@ -40,13 +41,18 @@ class Table:
         """Some of the columns, as they are, each under the name of the setting that asks for it.
 
         Raises:
-            EnvError: One is not there.
+            EnvError: One is not there, or there are several of the name.
         """
+        names = list(self.frame.columns)
         for setting, column in columns.items():
-            if column not in self.frame.columns:
-                known = ", ".join(map(str, self.frame.columns))
+            if column not in names:
+                known = ", ".join(map(str, names))
                 raise EnvError(
                     f"{self.source} has no column {column!r}: name one with {setting}=; it has {known}"
+                )
+            if names.count(column) > 1:
+                raise EnvError(
+                    f"{self.source} has {names.count(column)} columns {column!r}: rename all but one"
                 )
         return self.frame[list(dict.fromkeys(columns.values()))]
 
@@ -105,11 +111,9 @@ def file_table(path: str) -> Table:
 # The places of a vector env share what they read.
 @lru_cache(maxsize=8)
 def _file_table(path: str, changed: int) -> Table:
-    import pandas as pd
-
     readers: dict[str, Callable[[str], pd.DataFrame]] = {
         ".jsonl": _read_jsonl,
-        ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"),
+        ".csv": _read_csv,
         ".parquet": _read_parquet,
     }
     ending = Path(path).suffix.lower()
@@ -119,8 +123,6 @@ def _file_table(path: str, changed: int) -> Table:
         frame = readers[ending](path)
     except Exception as error:  # pandas and pyarrow have many
         reason = str(error).partition("\n")[0]
-        if isinstance(error, pd.errors.EmptyDataError):
-            raise EnvError(f"the file {path} is empty") from error
         raise EnvError(f"the file {path} cannot be read as {ending[1:]}: {reason}") from error
     return _table(f"the file {path}", frame)
 
@@ -148,6 +150,27 @@ def _table(source: str, frame: "pd.DataFrame") -> Table:
     if frame.empty:
         raise EnvError(f"{source} is empty")
     return Table(source=source, frame=frame)
+
+
+def _read_csv(path: str) -> "pd.DataFrame":
+    """Row by row: pandas would take a field too many for an index, and make up one that is missing."""
+    import pandas as pd
+
+    csv.field_size_limit(2**31 - 1)  # a column that nobody asks for may hold whole books
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            rows = [row for row in reader if len(row) > 1 or "".join(row).strip()]
+        except csv.Error as error:
+            raise ValueError(f"line {reader.line_num}: {error}") from error
+    header, *rows = rows or [[]]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise ValueError(
+                f"row {number} has {len(row)} fields and the header {len(header)}: "
+                "quote a field that holds a comma"
+            )
+    return pd.DataFrame(rows, columns=header, dtype=object)
 
 
 def _read_parquet(path: str) -> "pd.DataFrame":

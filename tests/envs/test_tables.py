@@ -148,6 +148,38 @@ def test_a_byte_order_mark(tmp_path: Path) -> None:
         assert problems(str(path)) == [Problem(question="1 + 1", gold="2")]
 
 
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ("What is 2, plus 2?,4\nWhat is 3, plus 2?,5", "row 1 has 3 fields and the header 2: quote a field"),
+        ("1 + 1,2\n\n2 + 2,4,", "row 2 has 3 fields"),
+        ("1 + 1,2\n2 + 2", "row 2 has 1 fields"),
+        ('1 + 1,2\n"2\n+ 2,4', "line 4: unexpected end of data"),
+        ('1 + 1,2\n"2" + 2,4', "line 3: ',' expected after"),
+    ],
+)
+def test_rows_of_a_csv_that_do_not_fit_its_header(rows: str, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"question,answer\n{rows}\n")
+    with pytest.raises(EnvError, match=match) as error:
+        gym.make("Math-v0", file=str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_what_may_stand_in_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('question,answer,book\n"2,\n""plus"" 2?",4,\n \n\n3 + 2,NA,' + "x" * 200_000 + "\n")
+    assert {(p.question, p.gold) for p in problems(str(path))} == {('2,\n"plus" 2?', "4"), ("3 + 2", "NA")}
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer,other,answer\n1 + 1,2,1,3\n")
+    with pytest.raises(EnvError, match="has 2 columns 'answer': rename all but one"):
+        gym.make("Math-v0", file=str(path))
+    assert [problem.gold for problem in problems(str(path), answer="other")] == ["1"]
+
+
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
 def test_large_whole_numbers_are_exact(ending: str, tmp_path: Path) -> None:
     large = 2**53 + 1
