@@ -12,6 +12,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 
 from envs.any_text import clean
 from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
@@ -23,6 +24,8 @@ MAX_DEPTH = 12
 """Brackets in brackets."""
 MAX_MARKS = 16
 """Of the places where a reply says that it gives its answer the last so many are looked at."""
+MAX_ENDS = 8
+"""Of the places behind a mark where an answer may end the first so many are looked at."""
 
 _SYMBOLS = str.maketrans(
     {
@@ -70,9 +73,9 @@ _IS_THE_ANSWER = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)")
+_EXPLAINED = re.compile(r"\s(?:because|since|which|but|as in|where|i\.e\.|that is)(?!\w)")
 _CLAUSE_END = re.compile(
-    r",\s+(?!(?:and|or)\b)(?=[A-Za-z]{2})|;|\s(?:because|since|which|but|as in|where|i\.e\.|that is)(?!\w)"
-    r"|\s[-:]+\s(?=[A-Za-z]{2}|I\b)"
+    rf",\s+(?!(?:and|or)\b)(?=[A-Za-z]{{2}})|;|{_EXPLAINED.pattern}|\s[-:]+\s(?=[A-Za-z]{{2}}|I\b)"
 )
 _NEGATION = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|instead of|rather than|other than|anything but|far from|"
@@ -96,6 +99,8 @@ _MATH_WORDS = frozenset(
 _PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
 _LOOSE_END = re.compile(r"\s\([^()]*$|[\s,]+(?:and|or)\s*$|^\s*(?:and|or)\s")
 _CLAUSES = re.compile(rf"{_SENTENCE_END.pattern}|{_CLAUSE_END.pattern}")
+_ENDS = re.compile(rf"{_SENTENCE_END.pattern}|{_EXPLAINED.pattern}")
+"""Where an answer may end that has full stops or commas of its own; of a list its beginning is no answer."""
 _EXPLANATION = re.compile(r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|\\approx))[^()\\]*\)")
 _GUARD = re.compile(
     r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than|at (?:least|most)|"
@@ -137,19 +142,38 @@ def final_answer(reply: str, *, is_text: bool = False) -> str | None:
         reply: Only its end is looked at.
         is_text: The answer is words: without a mark it is the last sentence and not its last number.
     """
-    spoken = outside_thoughts(reply)
-    if spoken is None:
+    text = _end_of(reply)
+    if text is None:
         return None
-    text = written(spoken[-MAX_REPLY_CHARS:])[-MAX_REPLY_CHARS:]
     if (boxed := _boxed(text)) is not None and (boxed := _tidy(boxed)):
         return boxed
-    for said, is_math in _marked(text):
-        answer = said if is_math else _first_clause(said.strip(' \n\t:=*_"'))
-        if answer and (answer := _tidy(answer)) and not _JUDGEMENT.fullmatch(answer):
-            return answer if is_text or plain_number(answer) else formula_in(answer)
+    for _, answer in _stated(text):
+        return answer if is_text or plain_number(answer) else formula_in(answer)
     if (last := _last(_IS_THE_ANSWER, text)) and not _NEGATION.search(last["said"]):
         return formula_in(_tidy(last["said"])) or None
     return _unmarked(text, is_text)
+
+
+def uncut_answers(reply: str) -> list[str]:
+    """The final answer as it may be meant where its own text has what would end it, as in St. Petersburg.
+
+    It stands where ``final_answer`` finds it. Without a mark it is the whole reply or its last line; with
+    one, all that follows, or its first sentences. So it is never one of several that the reply gives.
+
+    Args:
+        reply: Only its end is looked at.
+    """
+    text = _end_of(reply)
+    if text is None:
+        return []
+    if boxed := _tidy(_boxed(text) or ""):
+        found = [boxed]
+    elif (stated := next(_stated(text), None)) is not None:
+        line = stated[0].partition("\n")[0]
+        found = [stated[0], line, *(line[: end.start()] for end in islice(_ENDS.finditer(line), MAX_ENDS))]
+    else:
+        found = text.strip().splitlines()[-1:]
+    return list(dict.fromkeys(filter(None, map(_tidy, [text, *found]))))
 
 
 def whole_answers(reply: str) -> list[str]:
@@ -167,7 +191,7 @@ def whole_answers(reply: str) -> list[str]:
     text = clean(spoken[-MAX_REPLY_CHARS:])
     if boxed := (_boxed(text) or "").strip():
         return [boxed]
-    said = next((said for said, _ in _marked(text)), text).strip()
+    said = next((said for _, said, _ in _marked(text)), text).strip()
     line = said.partition("\n")[0].strip()
     sentence = re.split(r"[.!](?=\s+[A-Z])", line, maxsplit=1)[0]
     readings = [
@@ -317,16 +341,30 @@ def _braced(text: str, start: int) -> str | None:
     return None
 
 
-def _marked(text: str) -> Iterator[tuple[str, bool]]:
-    """What follows each mark of an answer, the last one first, and whether it is a displayed formula."""
+def _end_of(reply: str) -> str | None:
+    """What is read of a reply; ``None`` if it has said nothing yet."""
+    spoken = outside_thoughts(reply)
+    return None if spoken is None else written(spoken[-MAX_REPLY_CHARS:])[-MAX_REPLY_CHARS:]
+
+
+def _stated(text: str) -> Iterator[tuple[str, str]]:
+    """What follows each mark that has an answer behind it, and that answer, the last one first."""
+    for rest, said, is_math in _marked(text):
+        answer = said if is_math else _first_clause(said.strip(' \n\t:=*_"'))
+        if answer and (answer := _tidy(answer)) and not _JUDGEMENT.fullmatch(answer):
+            yield rest, answer
+
+
+def _marked(text: str) -> Iterator[tuple[str, str, bool]]:
+    """What follows each mark of an answer, the last one first: all, what is said of it, is that a formula."""
     for mark in reversed(deque(_MARK.finditer(text), maxlen=MAX_MARKS)):
         if mark["negated"] or _TALK_OF_ANSWER.search(text[max(0, mark.start() - 40) : mark.start()]):
             continue
-        said = _BULLET.sub("", text[mark.end() :].partition("</answer>")[0]).strip(" \n\t:=")
-        said = _BEHIND_MARK.sub("", said) if _BEHIND_MARK.match(said) else said
+        rest = _BULLET.sub("", text[mark.end() :].partition("</answer>")[0]).strip(" \n\t:=")
+        said = _BEHIND_MARK.sub("", rest) if _BEHIND_MARK.match(rest) else rest
         formula = _display(said.lstrip("*_ "))
         if formula or said:
-            yield (formula, True) if formula else (said, False)
+            yield rest, formula or said, formula is not None
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

@@ -130,6 +130,12 @@ def same_text(answer: str, gold: str) -> bool:
     return is_text(second) and " ".join(first.casefold().split()) == " ".join(second.casefold().split())
 
 
+def same_words(answer: str, gold: str) -> bool:
+    """As ``same_text``, where the words may have commas between them."""
+    words, gold_words = (" ".join(text.casefold().split()) for text in (answer, gold))
+    return same_text(answer, gold) or (words == gold_words and is_text(gold.replace(",", " ")))
+
+
 def is_text(answer: str) -> bool:
     """Whether it is words, and so to be compared as such; a product of letters, such as xy, is none."""
     plain = _plain(answer)

@@ -20,6 +20,7 @@ from envs.any_text import clean
 from envs.questions.answers import gold_answer
 from envs.questions.parts import PARTS
 from envs.questions.tables import Table, dataset_table, file_table
+from envs.questions.verify import can_be_given
 from envs.words import EnvError
 
 DEFAULT_SIZE = 100_000
@@ -162,6 +163,8 @@ def _solution_problems(table: Table, question: str, answer: str) -> RowProblems:
         with table.row(number, answer):
             if not problems[-1].gold:
                 raise ValueError("has no answer in it")
+            if not can_be_given(problems[-1].gold):
+                raise ValueError("is too long to be given in a reply, or has tags of thoughts: shorten it")
     return RowProblems(table.source, problems)
 
 

@@ -23,8 +23,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.questions.answers import final_answer, gold_answer, refusal, whole_answers
-from envs.questions.equality import Undecided, as_latex, compare, is_text
+from envs.questions.answers import final_answer, gold_answer, refusal, uncut_answers, whole_answers
+from envs.questions.equality import Undecided, as_latex, compare, is_text, same_words
 from envs.words import EnvError
 
 CPU_SECONDS = 1.0
@@ -217,6 +217,12 @@ class _Worker:
         self._process.wait()
 
 
+def can_be_given(gold: str) -> bool:
+    """Whether a reply that is ``gold`` to the letter is right: thoughts and what is too long are not read."""
+    verdict = _without_worker(gold, gold)
+    return isinstance(verdict, Verdict) and verdict.is_correct
+
+
 def shared_verifier(scorer: tuple[str, str] | None = None) -> Verifier:
     """This process's ``Verifier``, which lives as long as the process."""
     return _shared_verifier(os.getpid(), scorer)
@@ -233,6 +239,8 @@ def _shared_verifier(pid: int, scorer: tuple[str, str] | None) -> Verifier:
 def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, Undecided]:
     """The verdict, if it can be given here; otherwise what is to be compared."""
     gold = _gold_answer(gold)
+    if (same := next((said for said in uncut_answers(reply) if same_words(said, gold)), None)) is not None:
+        return Verdict(is_correct=True, answer=same, reason="the same")
     answer = final_answer(reply, is_text=is_text(gold.replace(",", " ")))
     if answer is None:
         return Verdict(is_correct=False, answer=None, reason="the reply has no answer")

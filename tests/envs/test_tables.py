@@ -128,6 +128,8 @@ def test_golds(gold: str, answer: str) -> None:
         ({"question": " ", "answer": "2"}, "row 2: 'question' is empty"),
         ({"question": "q", "answer": "####"}, "row 2: 'answer' has no answer in it"),
         ({"question": "q", "answer": "\\boxed{}"}, "row 2: 'answer' has no answer in it"),
+        ({"question": "q", "answer": "x" * 5000}, "row 2: 'answer' is too long to be given in a reply"),
+        ({"question": "q", "answer": "<think>"}, "row 2: 'answer' .* has tags of thoughts"),
         ({"question": "q", "answer": ["1", "2"]}, "row 2: 'answer' is a list of 2"),
         ({"question": {"a": 1, "b": 2}, "answer": "2"}, "row 2: 'question' is an object"),
     ],

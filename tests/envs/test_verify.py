@@ -491,6 +491,54 @@ def test_answers(pairs: list[tuple[str, str]], is_correct: bool, verifier: Verif
     assert not misjudged
 
 
+UNCUT = (
+    *(
+        "St. Petersburg",
+        "Mt. Everest",
+        "Dr. No",
+        "New York, New York",
+        "Yes, because it rains",
+        "Paris; France",
+    ),
+    *("J. K. Rowling", "E. coli", "Now and Then", "Jr. - Sr.", "U.S.A.", "Who? Me", "2024!", "x" * 600),
+)
+"""Answers that have in them what ends an answer, or what keeps a parser away."""
+
+
+@pytest.mark.parametrize("gold", UNCUT)
+def test_the_gold_answer_to_the_letter_is_right(gold: str) -> None:
+    """No worker is asked: the text is the same."""
+    forms = (
+        "{}", "{}.", "I think.\n{}", "<think>Oslo</think>{}", "The answer is {}.", "The answer is **{}**.",
+        "The answer is {}. It is so.", "Answer: {}", "<answer>{}</answer>", "#### {}", "\\boxed{{{}}}",
+        "The answer is Oslo. No, the answer is {}.",
+    )  # fmt: skip
+    verifier = Verifier()
+    replies = [form.format(gold) for form in forms]
+    assert [reply for reply in replies if not verifier.verify(reply, gold).is_correct] == []
+    assert not verifier._workers
+
+
+@pytest.mark.parametrize(
+    ("reply", "gold"),
+    [
+        ("The answer is Paris; London; Rome", "Paris; London"),
+        ("The answer is Paris, London, Rome", "Paris, London"),
+        ("The answer is St. Petersburg or Moscow", "St. Petersburg"),
+        ("The answer is not St. Petersburg.", "St. Petersburg"),
+        ("The answer is St. Petersburg. The answer is Moscow.", "St. Petersburg"),
+        ("The answer is St. Petersburg. So \\boxed{Moscow}", "St. Petersburg"),
+        ("St. Petersburg\nMoscow", "St. Petersburg"),
+        ("<think>St. Petersburg</think>Moscow", "St. Petersburg"),
+        ("<think>St. Petersburg", "St. Petersburg"),
+        ("(1 2)", "(1, 2)"),
+    ],
+)
+def test_only_the_answer_that_is_stated_last_may_be_the_gold_one(reply: str, gold: str) -> None:
+    with Verifier() as verifier:
+        assert not verifier.verify(reply, gold).is_correct
+
+
 def test_known_failures(verifier: Verifier) -> None:
     """Where math-verify is wrong, or reads the answer in another way: here to be seen, not to be kept."""
     verdicts = verifier.verify_many([(f"\\boxed{{{reply}}}", gold) for reply, gold, _ in KNOWN_FAILURES])
