@@ -1,12 +1,15 @@
 """Which seeds a run plays: some to learn from, some to decide by, and some to be judged by."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
 
+import numpy as np
+
 from agents.config import SelfImproveConfig
-from envs.deadline import EnvFault, TimeLimit, guarded
+from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
 from envs.text_env import TextEnv
 from envs.words import EnvError
 from experience.seeds import STRIDE, SeedRange, Split
@@ -26,7 +29,8 @@ class RunSeeds:
         """Those of an env, which is tried and closed: each split must have something to play.
 
         Raises:
-            EnvError: One has nothing. Any other error of a reset is that episode's.
+            EnvError: One has nothing, or the env's ``part_sizes`` are no sizes. Any other error of a reset is
+                that episode's.
         """
         for split in Split:
             [seed] = SeedRange(split=split, run_seed=config.seed, start=0, size=1)
@@ -35,9 +39,10 @@ class RunSeeds:
             except EnvFault as fault:
                 if isinstance(fault.__cause__, EnvError):
                     raise fault.__cause__ from None
-        env.close()
-        sizes = getattr(env.unwrapped, "part_sizes", None)
-        return cls(config=config, problems=dict(zip(Split, sizes, strict=True)) if sizes else {})
+        problems = _problems(env)
+        with suppress(EnvFault):
+            guarded(env.close, CLEANUP)
+        return cls(config=config, problems=problems)
 
     def train(self, round: int, wave: int, waves: int) -> SeedRange:
         """Of one of the ``waves`` of a round; no two share any."""
@@ -72,3 +77,30 @@ class RunSeeds:
         ):
             if asked >= (size := self.problems.get(split, asked + 1)):
                 yield f"{split}: each of {size} problems once"
+
+
+def _problems(env: TextEnv) -> dict[Split, int]:
+    """How many each split has, by the env's ``part_sizes``; nothing where it does not count them.
+
+    Raises:
+        EnvError: They are no sizes, or one split has nothing.
+    """
+    try:
+        given = guarded(lambda: getattr(env.unwrapped, "part_sizes", None), CLEANUP)
+    except EnvFault as fault:
+        raise EnvError(f"the env's part_sizes cannot be read: {fault}") from fault
+    if given is None:
+        return {}
+    sizes = given.tolist() if isinstance(given, np.ndarray) else given
+    if (
+        not isinstance(sizes, tuple | list)
+        or len(sizes) != len(Split)
+        or not all(isinstance(size, int | np.integer) for size in sizes)
+    ):
+        raise EnvError(
+            f"the env's part_sizes must be {len(Split)} whole numbers, how many problems there are for "
+            f"{', '.join(Split)}, not {sizes!r:.80}"
+        )
+    if empty := [split for split, size in zip(Split, sizes, strict=True) if size < 1]:
+        raise EnvError(f"the env has no problem for {' and '.join(empty)}: its part_sizes are {sizes!r:.80}")
+    return dict(zip(Split, map(int, sizes), strict=True))
