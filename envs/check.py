@@ -7,11 +7,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from envs.deadline import CLEANUP, EnvFault, guarded
+from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
 from envs.registry import misspelt
 from envs.text_env import TextEnv, make_text_env
 from envs.words import POSITIVE_RETURN, EnvWords, truth
 
+LIMIT = TimeLimit(processor=120.0, clock=600.0)
+"""For all that is played."""
 EPISODES = 3
 MAX_STEPS = 50
 PROBLEMS = 8
@@ -36,9 +38,11 @@ def check_text_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> 
     env, again = (make_text_env(env_id, env_kwargs or {}) for _ in range(2))
     found: list[str] = []
     try:
-        guarded(lambda: found.extend(_complaints(env, again)))
+        guarded(lambda: found.extend(_complaints(env, again)), LIMIT)
     except EnvFault as fault:
-        found.append(f"it raises {fault}")
+        found.append(
+            f"it {fault}: a step or reset hangs or is slow" if fault.timed_out else f"it raises {fault}"
+        )
     for each in (env, again):
         try:
             guarded(each.close, CLEANUP)

@@ -2,6 +2,7 @@
 
 import re
 import string
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
-from envs import check_text_env, register_text
+from envs import check, check_text_env, register_text
 from envs.check import _outside
+from envs.deadline import TimeLimit
 from envs.registry import _REGISTERED
 
 
@@ -28,12 +30,18 @@ class Walk(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
+        while self.mistake == "reset loops":
+            pass
         draws = self.unseeded if self.mistake == "reset draws" else self.np_random
         if self.mistake != "left over" or self.place == 0:
             self.place = 3 + int(draws.integers(10))
         return self.seen() if self.mistake == "old reset" else (self.seen(), {})
 
     def step(self, action: Any) -> Any:
+        while self.mistake == "step loops":
+            pass
+        while self.mistake == "step waits":
+            time.sleep(1)
         draws = self.unseeded if self.mistake == "step draws" else self.np_random
         self.place = min(max(self.place + (1 if action else -1) + int(draws.integers(2)), 1), 20)
         end: Any = self.place == 20
@@ -88,6 +96,15 @@ def test_mistakes_of_envs(mistake: str, complaint: str) -> None:
     found = check_text_env("tests/Walk-v0", {"mistake": mistake})
     assert any(re.match(complaint, said) or said.endswith(complaint) for said in found), found
     assert all("\n" not in said for said in found)
+
+
+@pytest.mark.parametrize("mistake", ["reset loops", "step loops", "step waits"])
+def test_what_never_ends(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "LIMIT", TimeLimit(processor=0.2, clock=0.5 if "waits" in mistake else 60.0))
+    [said] = check_text_env("tests/Walk-v0", {"mistake": mistake})
+    assert re.fullmatch(
+        r"it took longer than 0\.\d s( of processor time)?: a step or reset hangs or is slow", said
+    )
 
 
 def test_words_of_a_misspelt_id() -> None:
