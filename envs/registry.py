@@ -11,6 +11,7 @@ import gymnasium as gym
 from gymnasium.spaces import Discrete
 
 from envs.actions import Action, Grammar, action_text, word_grammar
+from envs.deadline import EnvFault, guarded
 from envs.spaces import any_words
 from envs.words import EnvError, EnvWords, Example, Success
 
@@ -67,8 +68,8 @@ def settings_for(env_id: str) -> Mapping[str, Any]:
     """The settings of a run that the env's author recommends, by name."""
     module, _, name = env_id.rpartition(":")
     if module:
-        with suppress(Exception):  # whatever comes out of somebody else's code, making the env says it
-            importlib.import_module(module)
+        with suppress(EnvFault):  # making the env says it
+            guarded(lambda: importlib.import_module(module))
     return _SETTINGS.get(name, {})
 
 

@@ -155,6 +155,11 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
         if isinstance(error, ModuleNotFoundError):
             hint = ": give the module as it is imported, without .py" if ".py:" in env_id else ""
             raise EnvError(f"{env_id!r}: {error}{hint}") from error
+        if isinstance(error, SystemExit):
+            raise EnvError(
+                f"{env_id} cannot be made: its code exits ({fault}); what reads arguments or exits belongs "
+                "under if __name__ == '__main__'"
+            ) from error
         given = f" with {dict(env_kwargs)}" if env_kwargs else ""
         raise EnvError(f"{env_id} cannot be made{given}: {fault}") from error
     if env.spec is None or env.spec.max_episode_steps is None:

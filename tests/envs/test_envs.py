@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from envs import EnvError, TextEnv, games, make_text_env, register_text
 from envs.games.frozen_lake import ACTIONS, lake_map
+from envs.registry import settings_for
 from envs.text_env import make_env
 
 DRY = {"is_slippery": False}
@@ -198,3 +199,14 @@ def test_a_game_is_found_by_itself() -> None:
     names = {f"envs.games.{path.stem}" for path in Path(games.__path__[0]).glob("[!_]*.py")}
     assert "envs.games.cue" in names
     assert names <= sys.modules.keys()
+
+
+@pytest.mark.parametrize("code", ["sys.exit(0)", "argparse.ArgumentParser().parse_args(['--env', 'x'])"])
+def test_a_module_that_exits_is_an_error(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "exits.py").write_text(f"import argparse, sys\n{code}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert settings_for("exits:Any-v0") == {}
+    with pytest.raises(
+        EnvError, match=r"exits:Any-v0 cannot be made: its code exits \(SystemExit: [02]\); what"
+    ):
+        make_env("exits:Any-v0", {})
