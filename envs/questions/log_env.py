@@ -1,6 +1,7 @@
 """``Logs-v0``: one logged prompt per episode, answered anew; the reply is judged where the log tells how."""
 
 import re
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -21,7 +22,12 @@ Checker = Callable[[str, str], bool | None]
 """(reply, right answer or the empty text) -> whether it is right; ``None`` if that cannot be said."""
 
 _CHECKERS: dict[str, Checker] = {}
-_WORD = re.compile(r"\w+")
+_ALIKE = str.maketrans({"\u2212": "-", "\u2019": "'", **dict.fromkeys("$€£¥%")})
+_APART = re.compile(r"^[-*]\s+(?![\d.])|\s+|[;|\u2013\u2014]|[:=,](?!\d)|(?<!\d)[:=,]", re.MULTILINE)
+"""Bullets, spaces, and what stands between words, but for the marks in 1,000 and 10:30."""
+_LONE = frozenset("-+*/<>")
+_BEGINS = re.compile(r"[-+]?(?:\.\d|\w)")
+_BEHIND = "".join(set(string.punctuation) - set("+#")) + "\u2018\u201c\u201d\u2026"
 
 
 def register_checker(name: str, checker: Checker) -> None:
@@ -54,8 +60,8 @@ class LogEnv(PartedEnv[str, str]):
             file: See ``read_conversations``.
             answer: The key, or column, of right answers.
             check: How a reply is held against the answer: it ``contains`` its words, one after the other; is
-                ``exact`` but for case, spaces and marks at its ends; or comes to the same by ``math``, see
-                ``envs.questions.verify``. Or a checker that was registered.
+                ``exact``; or comes to the same by ``math``, see ``envs.questions.verify``. Or a checker that
+                was registered. Case, spaces and marks around words do not count, but for signs.
             system: Whether the conversations' own system messages belong to the prompts.
 
         Raises:
@@ -110,12 +116,20 @@ def judge(reply: str, gold: str, check: str) -> bool | None:
     if check == "math":
         verdict = shared_verifier().verify(reply, gold_answer(gold))
         return verdict.is_correct if verdict.is_judged else None
-    said, right = (_WORD.findall(text.casefold()) for text in (reply, gold))
-    if not right:  # signs alone
+    said, right = _words(reply), _words(gold)
+    if not right:  # marks alone
         return gold.strip() == reply.strip()
     if check == "exact":
         return said == right
     return any(said[start : start + len(right)] == right for start in range(len(said) - len(right) + 1))
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, without case and what stands around them; signs, and marks in a word, stay."""
+    parts = _APART.split(text.casefold().translate(_ALIKE))
+    begun = ((part, _BEGINS.search(part)) for part in parts)
+    words = (part[begin.start() :].rstrip(_BEHIND) if begin else part for part, begin in begun)
+    return [word for word in words if word in _LONE or _BEGINS.match(word)]
 
 
 @words_of(LogEnv)

@@ -302,6 +302,32 @@ def test_prompts_of_a_conversation(tmp_path: Path) -> None:
         ("anything", "", "contains", None),
         ("?!", "?!", "contains", True),
         ("!", "?!", "exact", False),
+        ("**Paris**.", "Paris", "exact", True),
+        ("- Paris", "Paris", "exact", True),
+        ("Team:billing", "billing", "contains", True),
+        ("He said: \u201cNew York, USA\u201d \u2026", "new york usa", "contains", True),
+        ("It costs $1,000.", "1,000", "contains", True),
+        ("(\u22125)", "-5", "exact", True),
+        ("C++, I think...", "C++", "contains", True),
+        *(
+            (reply, gold, check, False)
+            for reply, gold in [
+                *(
+                    ("5", "-5"),
+                    ("-5", "5"),
+                    ("C", "C++"),
+                    ("C++", "C"),
+                    ("1 5", "1.5"),
+                    ("1.5", "5"),
+                    (".5", "5"),
+                ),
+                *(("1,000", "1"), ("1/2", "2"), ("3 - 4", "3 + 4"), ("Jean-Luc", "Jean"), ("10:30", "30")),
+                *(("C#", "C"), ("node.js", "node"), ("-$5", "5"), ("(-5)", "5")),
+            ]
+            for check in ("exact", "contains")
+        ),
+        ("It is 5.", "-5", "contains", False),
+        ("- 5", "5", "exact", False),
     ],
 )
 def test_replies_are_held_against_answers(reply: str, gold: str, check: str, right: bool | None) -> None:
