@@ -30,7 +30,7 @@ from agents.run.resume import saved_config
 from distill.lm.load import load_model
 from envs.place import vector_env
 from envs.text_env import TextEnv, make_env, make_text_env
-from envs.words import EnvWords, Options
+from envs.words import EnvWords, Options, number
 from experience.context import NO_CONTEXT, Context
 from experience.insight import InsightState
 from experience.seeds import SeedRange
@@ -102,8 +102,8 @@ class Narrated(TextEnv):
         observation, reward, terminated, truncated, info = super().step(action)
         self._past.append((self._observation, info.get("text/action")))
         self._tell(action if info.get("text/action") is not None else f"{action} (not an action)", "bold")
-        if reward:
-            self._tell(f"reward {reward:g}", "green" if float(reward) > 0 else "red")
+        if value := number(reward):
+            self._tell(f"reward {value:g}", "green" if value > 0 else "red")
         if terminated or truncated:
             self._tell(observation)
         else:

@@ -1,6 +1,5 @@
 """Whether an environment is fit for text agents, in the spirit of Gymnasium's own checker."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
 from envs.registry import misspelt
 from envs.text_env import TextEnv, make_text_env
-from envs.words import POSITIVE_RETURN, EnvWords, truth
+from envs.words import POSITIVE_RETURN, EnvWords, number, truth
 
 LIMIT = TimeLimit(processor=120.0, clock=600.0)
 """For all that is played."""
@@ -117,7 +116,7 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
                 return
             seen.add(sentence)
             if not wrong:
-                returns[-1] += float(reward)
+                returns[-1] += number(reward)
                 declares = declares or (info or {}).get("is_success") is not None
             if is_same and words.describe(again.env.step(action)[0]) != sentence:
                 is_same = False
@@ -168,7 +167,9 @@ def _of_observation(env: TextEnv, observation: Any) -> Iterator[str]:
 def _of_step(env: TextEnv, observation: Any, reward: Any, ends: tuple[Any, Any], info: Any) -> Iterator[str]:
     """What is wrong with what ``step`` returns."""
     yield from _of_observation(env, observation)
-    if not isinstance(reward, int | float | np.number) or not math.isfinite(reward):
+    try:
+        number(reward)
+    except ValueError:
         yield f"a reward is {_short(reward)}: a finite number is needed"
     if not all(isinstance(end, bool | np.bool_) for end in ends):
         yield f"terminated and truncated are {ends!r:.80}: True or False is needed"

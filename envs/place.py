@@ -5,7 +5,6 @@ reward or truth value. Of its ``info`` only what is used goes on, as plain value
 made anew, so that what comes next does not depend on who has played here before.
 """
 
-import math
 import multiprocessing
 import os
 import signal
@@ -17,11 +16,10 @@ from multiprocessing.connection import Connection
 from typing import Any, Literal, Protocol, cast
 
 import gymnasium as gym
-import numpy as np
 
 from envs.any_text import MAX_CHARS, clean
 from envs.deadline import CLEANUP, NO_LIMIT, EnvFault, TimeLimit, guarded
-from envs.words import truth
+from envs.words import number, truth
 
 Vectorization = Literal["sync", "async"]
 TextLike = gym.Env[Any, Any]
@@ -128,14 +126,14 @@ class LocalPlace:
         assert self._env is not None
         observation, reward, terminated, truncated, given = self._env.step(action)
         info = _mapping(given)
-        number = _number(reward)
-        self._return += number
+        value = number(reward)
+        self._return += value
         if not abs(self._return) <= MAX_RETURN:
             raise ValueError(f"the return is {self._return:g}: beyond {MAX_RETURN:g} nothing can be counted")
         said, done = info.get("text/action"), info.get("is_success")
         return Outcome(
             observation=_text(observation),
-            reward=number,
+            reward=value,
             terminated=truth(terminated, "terminated"),
             truncated=truth(truncated, "truncated"),
             action=_text(said) if isinstance(said, str) else None,
@@ -293,19 +291,3 @@ def _text(value: Any) -> str:
     if len(value) > MAX_CHARS:
         raise ValueError(f"a text has {len(value)} characters; it can have {MAX_CHARS} at most")
     return clean(value)
-
-
-def _number(reward: Any) -> float:
-    """A reward.
-
-    Raises:
-        ValueError: It is no finite number.
-    """
-    try:
-        value = reward if isinstance(reward, float | int) else np.asarray(reward).item()
-        number = math.nan if isinstance(value, str | bytes) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"the reward is {reward!r:.80}")
-    return number

@@ -1,5 +1,6 @@
 """What has to be said to turn one environment into text."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,6 +35,22 @@ def truth(value: Any, name: str) -> bool:
     if not isinstance(item, bool | int | float) or item != item:
         raise ValueError(f"{name} is {value!r:.80}, which is neither true nor false")
     return bool(item)
+
+
+def number(reward: Any) -> float:
+    """A reward: a number, alone or as an array of one.
+
+    Raises:
+        ValueError: It is no finite number.
+    """
+    try:
+        value = reward if isinstance(reward, float | int) else np.asarray(reward).item()
+        found = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"the reward is {reward!r:.80}")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,10 +20,12 @@ from tests.scripted import ScriptedPolicy
 DRY = SelfImproveConfig(env="FrozenLake-v1", env_kwargs={"is_slippery": False})
 
 
-def told(reply: Any, context: Context = NO_CONTEXT, seed: int = 2) -> list[str]:
+def told(
+    reply: Any, context: Context = NO_CONTEXT, seed: int = 2, config: SelfImproveConfig = DRY
+) -> list[str]:
     file = StringIO()
     console = Console(file=file, width=100, highlight=False)
-    play(DRY, ScriptedPolicy(reply), Sampling(), seed, context, console)
+    play(config, ScriptedPolicy(reply), Sampling(), seed, context, console)
     return [" ".join(line.split()) for line in file.getvalue().splitlines()]
 
 
@@ -50,6 +52,18 @@ def test_the_agent_reads_what_is_told() -> None:
     del seen[:]
     told(reply)
     assert not any("Keep dry." in prompt.messages[-1].content for prompt in seen)
+
+
+@pytest.mark.parametrize(
+    ("does", "line"),
+    [
+        ("fine arrays", "success after 3 turns: terminated, return 3"),
+        ("reward two", "no success after 1 turn: ValueError: the reward is array([1., 2.]) (reply "),
+    ],
+)
+def test_a_reward_is_what_it_is_in_a_run(does: str, line: str) -> None:
+    config = SelfImproveConfig(env="tests.envs.odd_env:tests/Odd-v0", env_kwargs={"does": does})
+    assert line in " ".join(told(lambda prompt, seed: "0", seed=5, config=config))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 7, 3_000_000, 123_456_789])
