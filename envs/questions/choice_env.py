@@ -1,5 +1,6 @@
 """``Choice-v0``: one question per episode, answered with one of a few labels, such as yes and no."""
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -7,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import gymnasium as gym
 
-from envs.questions.problems import Problem, RowProblems, Source
+from envs.questions.problems import Problem, RowProblems, Source, check_agree
 from envs.questions.question_env import QuestionEnv, question_words
 from envs.questions.tables import Table
 from envs.questions.verify import Verdict
@@ -138,7 +139,8 @@ def _questions(
     posed, values = zip(*table.questions(question, answer, options), strict=True)
     values = tuple(value.strip() for value in values)
     names = _labels(table.source, answer, values, labels)
-    problems = (Problem(question=q, gold=names[value]) for q, value in zip(posed, values, strict=True))
+    problems = [Problem(question=q, gold=names[value]) for q, value in zip(posed, values, strict=True)]
+    check_agree(table.source, problems, operator.eq)
     return RowProblems(table.source, problems), tuple(dict.fromkeys(names.values()))
 
 

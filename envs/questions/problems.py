@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,7 @@ from envs.any_text import clean
 from envs.questions.answers import gold_answer
 from envs.questions.parts import PARTS
 from envs.questions.tables import Table, dataset_table, file_table
-from envs.questions.verify import can_be_given
+from envs.questions.verify import can_be_given, shared_verifier
 from envs.words import EnvError
 
 DEFAULT_SIZE = 100_000
@@ -77,6 +77,22 @@ class RowProblems:
                 f"{self._name} has no problem for seeds of remainder {part} by {PARTS}: it is too small"
             )
         return problems[number % len(problems)]
+
+
+def check_agree(source: str, problems: Iterable[Problem], is_same: Callable[[str, str], bool]) -> None:
+    """Make sure that a question which comes again, in a later row of ``source``, has the same answer there.
+
+    Raises:
+        EnvError: It has another one.
+    """
+    firsts: dict[int, tuple[int, Problem]] = {}
+    for row, problem in enumerate(problems, 1):
+        first_row, first = firsts.setdefault(problem.hash, (row, problem))
+        if first.gold != problem.gold and not is_same(first.gold, problem.gold):
+            raise EnvError(
+                f"{source}, rows {first_row} and {row}: one question has two answers, {first.gold!r:.80} and "
+                f"{problem.gold!r:.80}: leave one row out"
+            )
 
 
 class TaskProblems:
@@ -149,7 +165,7 @@ def solution_problems(source: Source) -> RowProblems:
     r"""Problems whose answers may end solutions: ``#### 42`` or ``\boxed{42}``.
 
     Raises:
-        EnvError: They cannot be had, or a row has no question or no answer.
+        EnvError: They cannot be had, a row has no question or no answer, or two rows contradict each other.
     """
     return _solution_problems(source.table(), source.question, source.answer)
 
@@ -165,6 +181,7 @@ def _solution_problems(table: Table, question: str, answer: str) -> RowProblems:
                 raise ValueError("has no answer in it")
             if not can_be_given(problems[-1].gold):
                 raise ValueError("is too long to be given in a reply, or has tags of thoughts: shorten it")
+    check_agree(table.source, problems, lambda one, other: shared_verifier().verify(one, other).is_correct)
     return RowProblems(table.source, problems)
 
 

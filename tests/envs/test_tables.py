@@ -140,6 +140,27 @@ def test_rows_that_are_refused(row: dict[str, Any], match: str, tmp_path: Path) 
         gym.make("Math-v0", file=path)
 
 
+@pytest.mark.parametrize(
+    ("env", "answers", "is_refused"),
+    [
+        *(("Math-v0", answers, False) for answers in [("2", "2"), ("0.5", "1/2"), ("x + 1", "1 + x")]),
+        *(("Math-v0", answers, True) for answers in [("2", "3"), ("x + 1", "x + 2"), ("Paris", "Oslo")]),
+        *[("Choice-v0", ("yes", "yes"), False), ("Choice-v0", ("yes", "no"), True)],
+    ],
+)
+def test_one_question_twice(env: str, answers: tuple[str, str], is_refused: bool, tmp_path: Path) -> None:
+    rows = [
+        {"question": q, "answer": a}
+        for q, a in zip(("a  b", "c", "a b"), (answers[0], "no", answers[1]), strict=True)
+    ]
+    path = write(tmp_path / "rows.jsonl", rows)
+    if not is_refused:
+        assert sum(gym.make(env, file=path).unwrapped.part_sizes) == 2  # type: ignore[attr-defined]
+        return
+    with pytest.raises(EnvError, match=r"rows 1 and 3: one question has two answers, .*: leave one row out"):
+        gym.make(env, file=path)
+
+
 def test_a_byte_order_mark(tmp_path: Path) -> None:
     for name, text in (
         ("a.jsonl", json.dumps({"question": "1 + 1", "answer": 2})),
