@@ -10,7 +10,7 @@ from gymnasium.spaces import Discrete
 from envs.actions import word_grammar
 from envs.any_text import AnyText
 from envs.games.frozen_lake import ACTIONS
-from envs.questions.parts import PartedEnv
+from envs.parts import PartedEnv
 from envs.registry import recommend, words_of
 from envs.words import EnvError, EnvWords, Options, Success
 

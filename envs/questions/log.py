@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from envs.any_text import MAX_CHARS
+from envs.parts import PARTS
 from envs.questions.conversations import Conversation, Said, read_conversations
-from envs.questions.parts import PARTS
 from envs.questions.problems import Problem, RowProblems
 from envs.words import EnvError
 

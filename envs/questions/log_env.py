@@ -9,9 +9,9 @@ from typing import Any, Literal, cast, get_args
 import gymnasium as gym
 
 from envs.any_text import AnyText
+from envs.parts import PartedEnv
 from envs.questions.answers import gold_answer
 from envs.questions.log import LoggedPrompt, System, from_json, read_log
-from envs.questions.parts import PartedEnv
 from envs.questions.question_env import question_words
 from envs.questions.verify import shared_verifier
 from envs.registry import recommend, words_of

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from envs.any_text import clean
+from envs.parts import PARTS
 from envs.questions.answers import gold_answer
-from envs.questions.parts import PARTS
 from envs.questions.tables import Table, dataset_table, file_table
 from envs.questions.verify import can_be_given, shared_verifier
 from envs.words import EnvError

@@ -4,7 +4,7 @@ from typing import Any
 
 from envs.actions import text_grammar
 from envs.any_text import AnyText, clean
-from envs.questions.parts import PartedEnv
+from envs.parts import PartedEnv
 from envs.questions.problems import Problem, Problems
 from envs.questions.verify import Verdict
 from envs.words import EnvWords, Options, Success
