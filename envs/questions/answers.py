@@ -55,6 +55,8 @@ _MARK = re.compile(
     r"|(?:答案|答え|정답)\s*(?:应该|應該)?(?:是|为|為|は|은|:)?",
     re.IGNORECASE | re.MULTILINE,
 )
+_TAGS = frozenset({"####", "<answer>"})
+"""Marks behind which nothing but the answer stands."""
 _TALK_OF_ANSWER = re.compile(r"\b(?:this|that|your|whether|if|hope)\s+(?:\w+\s+){0,2}$", re.IGNORECASE)
 """Before a mark: what follows is no answer, but said about one."""
 _JUDGEMENT = re.compile(
@@ -99,6 +101,7 @@ _MATH_WORDS = frozenset(
 _PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
 _LOOSE_END = re.compile(r"\s\([^()]*$|[\s,]+(?:and|or)\s*$|^\s*(?:and|or)\s")
 _CLAUSES = re.compile(rf"{_SENTENCE_END.pattern}|{_CLAUSE_END.pattern}")
+_IS = re.compile(r"\b(?:is|are|was|were)\s+")
 _ENDS = re.compile(rf"{_SENTENCE_END.pattern}|{_EXPLAINED.pattern}")
 """Where an answer may end that has full stops or commas of its own; of a list its beginning is no answer."""
 _EXPLANATION = re.compile(r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|\\approx))[^()\\]*\)")
@@ -157,8 +160,9 @@ def final_answer(reply: str, *, is_text: bool = False) -> str | None:
 def uncut_answers(reply: str) -> list[str]:
     """The final answer as it may be meant where its own text has what would end it, as in St. Petersburg.
 
-    It stands where ``final_answer`` finds it. Without a mark it is the whole reply or its last line; with
-    one, all that follows, or its first sentences. So it is never one of several that the reply gives.
+    It stands where ``final_answer`` finds it. Without a mark it is the whole reply, its last line or what
+    that says is so; with one, all that follows, or its first sentences. So it is never one of several that
+    the reply gives.
 
     Args:
         reply: Only its end is looked at.
@@ -172,7 +176,11 @@ def uncut_answers(reply: str) -> list[str]:
         line = stated[0].partition("\n")[0]
         found = [stated[0], line, *(line[: end.start()] for end in islice(_ENDS.finditer(line), MAX_ENDS))]
     else:
-        found = text.strip().splitlines()[-1:]
+        line = text.strip().rpartition("\n")[2]
+        found = [
+            line,
+            *(part for part in _IS.split(line)[-1:] if _CLAUSES.search(part) and not _NEGATION.search(line)),
+        ]
     return list(dict.fromkeys(filter(None, map(_tidy, [text, *found]))))
 
 
@@ -191,7 +199,7 @@ def whole_answers(reply: str) -> list[str]:
     text = clean(spoken[-MAX_REPLY_CHARS:])
     if boxed := (_boxed(text) or "").strip():
         return [boxed]
-    said = next((said for _, said, _ in _marked(text)), text).strip()
+    said = next((_said(rest)[0] for _, rest in _marked(text)), text).strip()
     line = said.partition("\n")[0].strip()
     sentence = re.split(r"[.!](?=\s+[A-Z])", line, maxsplit=1)[0]
     readings = [
@@ -349,22 +357,28 @@ def _end_of(reply: str) -> str | None:
 
 def _stated(text: str) -> Iterator[tuple[str, str]]:
     """What follows each mark that has an answer behind it, and that answer, the last one first."""
-    for rest, said, is_math in _marked(text):
-        answer = said if is_math else _first_clause(said.strip(' \n\t:=*_"'))
-        if answer and (answer := _tidy(answer)) and not _JUDGEMENT.fullmatch(answer):
+    for mark, rest in _marked(text):
+        said, is_math = _said(rest)
+        answer = _tidy((said if is_math else _first_clause(said.strip(' \n\t:=*_"'))) or "")
+        if answer and (mark.lower() in _TAGS or not _JUDGEMENT.fullmatch(answer)):
             yield rest, answer
 
 
-def _marked(text: str) -> Iterator[tuple[str, str, bool]]:
-    """What follows each mark of an answer, the last one first: all, what is said of it, is that a formula."""
+def _marked(text: str) -> Iterator[tuple[str, str]]:
+    """Each mark of an answer and what follows it, the last one first."""
     for mark in reversed(deque(_MARK.finditer(text), maxlen=MAX_MARKS)):
         if mark["negated"] or _TALK_OF_ANSWER.search(text[max(0, mark.start() - 40) : mark.start()]):
             continue
         rest = _BULLET.sub("", text[mark.end() :].partition("</answer>")[0]).strip(" \n\t:=")
-        said = _BEHIND_MARK.sub("", rest) if _BEHIND_MARK.match(rest) else rest
-        formula = _display(said.lstrip("*_ "))
-        if formula or said:
-            yield rest, formula or said, formula is not None
+        if _said(rest)[0]:
+            yield mark[0], rest
+
+
+def _said(rest: str) -> tuple[str, bool]:
+    """What is said behind a mark, and whether it is a displayed formula."""
+    said = _BEHIND_MARK.sub("", rest) if _BEHIND_MARK.match(rest) else rest
+    formula = _display(said.lstrip("*_ "))
+    return formula or said, bool(formula)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

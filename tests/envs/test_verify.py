@@ -509,7 +509,7 @@ UNCUT = (
 def test_the_gold_answer_to_the_letter_is_right(gold: str) -> None:
     """No worker is asked: the text is the same."""
     forms = (
-        "{}", "{}.", "I think.\n{}", "<think>Oslo</think>{}", "The answer is {}.", "The answer is **{}**.",
+        "{}", "{}.", "I think.\n{}", "<think>Oslo</think>{}", "It is {}.", "The answer is {}.", "The answer is **{}**.",
         "The answer is {}. It is so.", "Answer: {}", "<answer>{}</answer>", "#### {}", "\\boxed{{{}}}",
         "The answer is Oslo. No, the answer is {}.",
     )  # fmt: skip
@@ -531,12 +531,25 @@ def test_the_gold_answer_to_the_letter_is_right(gold: str) -> None:
         ("St. Petersburg\nMoscow", "St. Petersburg"),
         ("<think>St. Petersburg</think>Moscow", "St. Petersburg"),
         ("<think>St. Petersburg", "St. Petersburg"),
+        ("It is not St. Petersburg.", "St. Petersburg"),
+        ("It is St. Petersburg. Moscow.", "St. Petersburg"),
+        ("It is St. Petersburg. It is Moscow.", "St. Petersburg"),
+        ("<answer>wrong</answer> <answer>right</answer>", "wrong"),
         ("(1 2)", "(1, 2)"),
     ],
 )
 def test_only_the_answer_that_is_stated_last_may_be_the_gold_one(reply: str, gold: str) -> None:
     with Verifier() as verifier:
         assert not verifier.verify(reply, gold).is_correct
+
+
+@pytest.mark.parametrize("gold", ["correct", "wrong"])
+def test_behind_a_tag_even_a_judgement_is_an_answer(gold: str) -> None:
+    with Verifier() as verifier:
+        assert verifier.verify(f"<answer>{gold}</answer>", gold).is_correct
+        assert verifier.verify(f"That is easy.\n#### {gold}", gold).is_correct
+        assert not verifier.verify(f"<answer>{gold}</answer> <answer>Oslo</answer>", gold).is_correct
+        assert verifier.verify("The answer is Oslo. The answer is correct.", "Oslo").is_correct
 
 
 def test_known_failures(verifier: Verifier) -> None:
