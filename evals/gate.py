@@ -8,6 +8,7 @@ many is lucky.
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from evals.stats import exact_paired_test
 from experience.context import NO_CONTEXT, Context, ContextScore
 from experience.insight import Insight, InsightState
 from experience.seeds import SeedRange
@@ -49,14 +50,6 @@ class Verdict:
     scores: tuple[ContextScore, ...]
     outcomes: Mapping[str, Outcomes]
     """By context id, ``none`` included."""
-
-
-def exact_paired_test(only_first: int, only_second: int) -> float:
-    """The two-sided p-value of McNemar's exact test, by the pairs in which only one arm succeeded."""
-    from scipy.stats import binomtest  # here: it takes a second, and most that starts needs none of it
-
-    discordant = only_first + only_second
-    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
 def by_promise(insights: Iterable[Insight], judged: Collection[str] = ()) -> list[Insight]:

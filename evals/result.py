@@ -7,8 +7,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from evals.gate import exact_paired_test
-from evals.stats import paired_difference_interval, wilson_interval
+from evals.stats import exact_paired_test, paired_difference_interval, wilson_interval
 from experience.trace import StopReason
 
 

@@ -24,6 +24,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
+def exact_paired_test(only_first: int, only_second: int) -> float:
+    """The two-sided p-value of McNemar's exact test, by the pairs in which only one arm succeeded."""
+    from scipy.stats import binomtest
+
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
 def paired_difference_interval(
     both: int, only_first: int, only_second: int, neither: int
 ) -> tuple[float, float]:

@@ -4,9 +4,8 @@ import pandas as pd
 import pytest
 
 from evals.baselines import Baselines
-from evals.gate import exact_paired_test
 from evals.result import Comparison, EvalResult
-from evals.stats import paired_difference_interval, wilson_interval
+from evals.stats import exact_paired_test, paired_difference_interval, wilson_interval
 from experience.seeds import SeedRange, Split
 
 TEST = SeedRange(split=Split.TEST, run_seed=0, start=0, size=200)
