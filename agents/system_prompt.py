@@ -31,12 +31,13 @@ from distill.parallel import is_main_process
 from envs.questions.choice_env import ChoiceEnv, Match
 from envs.text_env import make_env
 from evals.finished_run import FinishedRun
+from evals.page import write_whole
 from evals.result import Comparison, EvalResult, change_text, rate_text
 from evals.stats import wilson_interval
-from experience.masking import masked
 from experience.phase import Phase
 from experience.store import open_run
 from experience.terminal import Terminal, tell
+from experience.whole import appearing
 
 ENV = "Choice-v0"
 MIN_QUESTIONS = 8
@@ -132,7 +133,7 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
         "opcd_against_with_prompt": Comparison.of(frames["opcd"], frames["with_prompt"]).as_dict(),
         "opcd_against_off_policy": Comparison.of(frames["opcd"], frames["off_policy"]).as_dict(),
     }
-    (output / "system_prompt.json").write_text(json.dumps(masked(table), indent=2) + "\n", encoding="utf-8")
+    write_whole(output / "system_prompt.json", json.dumps(table, indent=2) + "\n")
     return table
 
 
@@ -216,7 +217,8 @@ def _check_unchanged(output: Path, config: SystemPromptConfig) -> None:
                 )
         elif is_main_process():
             output.mkdir(parents=True, exist_ok=True)
-            kept.write_text(content, encoding="utf-8")
+            with appearing(kept) as tmp:
+                tmp.write_text(content, encoding="utf-8")
 
 
 def _tokens(arms: Mapping[str, Mapping[str, Any]], arm: str) -> float:

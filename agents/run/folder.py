@@ -49,11 +49,12 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
         """Take hold of an existing folder; see ``create`` and ``open``.
 
         Raises:
-            RunFolderError: Another process holds it.
+            RunFolderError: Another process holds it, or it has links in it.
         """
         self.path = path
         self._lock = FileLock(path / ".lock")
         try:
+            _check_links(path)
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise RunFolderError(f"another process is running in {path}") from error
@@ -241,6 +242,16 @@ def check_free(path: Path) -> None:
         not path.is_dir() or any(p.name != ".lock" and p.suffix != ".tmp" for p in path.iterdir())
     ):
         raise RunFolderError(f"{path} exists and is not empty: choose another --output")
+
+
+def _check_links(path: Path) -> None:
+    """Make sure that what a run writes or appends in its folder, which may be anybody's, lands there."""
+    for file in path.iterdir():
+        if file.is_symlink() and file.suffix != ".tmp":  # which is removed before it is written
+            raise RunFolderError(
+                f"{file} is a link, by which a run could write elsewhere: put a copy of what it leads to in "
+                "its place, or remove it"
+            )
 
 
 def read_config(path: Path) -> dict[str, Any]:

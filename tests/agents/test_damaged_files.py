@@ -1,6 +1,7 @@
 """What is damaged is said to be so, and what is advised then leads to the same outcome."""
 
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -194,3 +195,19 @@ def test_links_lead_nowhere(run: Path, tmp_path: Path) -> None:
         (run / name).symlink_to(mine)
     go_on(run)
     assert mine.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", "metrics.jsonl", "experience.db", "experience.db-wal", "tensorboard"]
+)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_is_not_followed(name: str, is_there: bool, unended: Path, tmp_path: Path) -> None:
+    """What is written in place, or appended, would land elsewhere."""
+    mine = tmp_path / "mine"
+    if is_there:
+        mine.write_text("precious")
+    (unended / name).unlink(missing_ok=True)
+    (unended / name).symlink_to(mine)
+    with pytest.raises(RunFolderError, match=rf"{re.escape(name)} is a link"):
+        go_on(unended)
+    assert (mine.read_text() if mine.exists() else None) == ("precious" if is_there else None)
