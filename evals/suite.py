@@ -28,6 +28,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, PlainValidator, Validatio
 
 from evals import agent_process
 from evals.yaml_file import FileError, Location, YamlFile
+from experience.plain_yaml import read_bounded
 
 SuiteError = FileError
 """A suite that cannot be run."""
@@ -54,8 +55,6 @@ UNTRAINED: Mapping[str, Any] = {"steps": 0}
 
 GIVEN_ELSEWHERE = ("env", "model", "seed", "output", "resume", "json")
 """Settings of a run that the suite or the command gives."""
-MAX_BYTES = 1 << 20
-"""Of a suite file."""
 MAX_CELLS = 10_000
 MAX_NAME_BYTES = 200
 """Of an entry, which is a folder."""
@@ -149,15 +148,12 @@ def read_suite(name: str, check: Check = agent_process.check) -> list[Cell]:
     """
     path = Path(name) if Path(name).is_file() else SHIPPED / f"{name}.yaml"
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1).decode("utf-8")
+        text = read_bounded(path)
     except FileNotFoundError as error:
         shipped = ", ".join(sorted(suite.stem for suite in SHIPPED.glob("*.yaml")))
         raise SuiteError(f"there is no suite {name}: name a YAML file, or one of {shipped}") from error
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no path at all
+    except (OSError, ValueError) as error:
         raise SuiteError(f"the suite {path} cannot be read: {error}") from error
-    if len(text) > MAX_BYTES:
-        raise SuiteError(f"the suite {path} has more than {MAX_BYTES} bytes")
     suite = YamlFile(path.name, text, "the suite")
     cells = []
     runs: dict[Path, Settings] = {}

@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from evals.command import EvalError
+from experience.plain_yaml import PlainLoader
 from experience.text import printable
 
 Location = tuple[str | int, ...]
@@ -13,16 +14,6 @@ Location = tuple[str | int, ...]
 
 class FileError(EvalError):
     """A file that says what cannot be; the message names the file, the line and the key."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that is as long as it looks, and as JSON can hold it."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="no aliases, please: write it out", problem_mark=mark)
-        return super().compose_node(parent, index)
 
 
 SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
@@ -41,7 +32,7 @@ class YamlFile:
         self.lines: dict[Location, int] = {}
         self.values: Any = None
         try:
-            loader = _Loader(text)
+            loader = PlainLoader(text)
             if (node := loader.get_single_node()) is not None:
                 self._note_lines(node, ())
                 self.values = loader.construct_document(node)

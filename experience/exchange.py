@@ -2,21 +2,34 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
 import tyro
 import yaml
+from pydantic import BaseModel, Field
 from tyro.conf import Positional
 
 from experience import ExperienceError, tables
 from experience.database import VERSION, Database, insert_new
+from experience.plain_yaml import PlainLoader, read_bounded
 from experience.rows import features, insert_rows, write_rows
 from experience.store import find_run
 from experience.terminal import shown
 from experience.whole import appearing
 
 TABLES = [table for table in tables.metadata.sorted_tables if table is not tables.runs]
+
+Short = Annotated[str, Field(max_length=1_000)]
+
+
+class _About(BaseModel, strict=True):
+    """What the folder's README.md says of the run."""
+
+    version: Short
+    run: Short
+    begun: Short
+    rows: dict[str, int]
 
 
 def export_run(
@@ -70,17 +83,16 @@ def import_run(folder: Positional[Path], store: Positional[str], /, run: str | N
         ExperienceError: The folder is not whole or something else, or the store has a run of that name.
     """
     try:  # first, so that nothing is begun for nothing
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        about = yaml.safe_load(text.partition("\n---\n")[0])["opcd_gym"]
-        version, name, begun = (str(about[key]) for key in ("version", "run", "begun"))
-        counts = {table.name: int(about["rows"][table.name]) for table in TABLES}
+        text = read_bounded(folder / "README.md").partition("\n---\n")[0]
+        about = _About.model_validate(yaml.load(text, PlainLoader)["opcd_gym"])
+        counts = {table.name: about.rows[table.name] for table in TABLES}
     except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise ExperienceError(f"{folder} is no exported run: it has no README.md as export writes") from error
-    if version != VERSION:
-        raise ExperienceError(f"{folder} is of version {version}, this opcd-gym reads {VERSION} alone")
+    if about.version != VERSION:
+        raise ExperienceError(f"{folder} is of version {about.version}, this opcd-gym reads {VERSION} alone")
     with Database(store) as database, database.writing() as connection:
-        name = run or name
-        if not (new := insert_new(connection, tables.runs, [{"run_id": name, "begun": begun}])):
+        name = run or about.run
+        if not (new := insert_new(connection, tables.runs, [{"run_id": name, "begun": about.begun}])):
             raise ExperienceError(f"{database.name} has a run {name} already: give another name with --run")
         [(key,)] = new
         for table in TABLES:

@@ -209,9 +209,10 @@ def test_a_suite_is_as_long_as_it_looks(tmp_path: Path) -> None:
     (tmp_path / "bomb.yaml").write_text("\n".join(lines))
     with pytest.raises(SuiteError, match=r"bomb\.yaml, line 2: no aliases"):
         read(str(tmp_path / "bomb.yaml"))
-    (tmp_path / "long.yaml").write_text("#" * (1 << 21))
-    with pytest.raises(SuiteError, match="more than 1048576 bytes"):
-        read(str(tmp_path / "long.yaml"))
+    for long in ("#" * (1 << 21), "# é" + "#" * ((1 << 20) - 3)):  # by one byte, with as many characters
+        (tmp_path / "long.yaml").write_text(long, encoding="utf-8")
+        with pytest.raises(SuiteError, match="more than 1048576 bytes"):
+            read(str(tmp_path / "long.yaml"))
 
 
 KEYS = st.sampled_from(
