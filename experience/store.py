@@ -373,8 +373,11 @@ def _of_folder(folder: Path, given: str | None) -> tuple[str, str | None]:
     """Where the run in a folder keeps its experience, unless it is given, and its name there."""
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        location, run_id = about["config"].get("store"), about.get("run_id")
-    except (OSError, ValueError, LookupError, AttributeError):
+        location, run_id = (
+            None if value is None else str(value)
+            for value in (about["config"].get("store"), about.get("run_id"))
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         location = run_id = None  # a folder with a database alone will do
     if not location and not (folder / "experience.db").exists():
         raise ExperienceError(
@@ -382,7 +385,7 @@ def _of_folder(folder: Path, given: str | None) -> tuple[str, str | None]:
         )
     if given:
         return given, run_id
-    if location and is_elsewhere(str(location)):
+    if location and is_elsewhere(location):
         raise ExperienceError(
             f"the run in {folder} has its experience on another machine: if you trust the folder, give "
             f"--store {location}"

@@ -5,11 +5,12 @@ database and what one of them reads lies together.
 """
 
 import json
-from typing import Any
+from typing import Any, get_origin
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from experience import ExperienceError
 from experience.insight import InsightState
 from experience.seeds import Split
 from experience.text import storable
@@ -33,7 +34,7 @@ class _Typed(sa.TypeDecorator[Any]):
 
 
 class Text(_Typed):
-    """Text, or one of a few words, in the same order in every database; see also ``storable``."""
+    """Text, in the same order in every database; see also ``storable``."""
 
     cache_ok = True
 
@@ -44,6 +45,18 @@ class Text(_Typed):
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
         """To the database; a plain ``str``, since drivers have ideas of their own about enums."""
         return None if value is None else storable(str(value))
+
+
+class Word(Text):
+    """One of a few words."""
+
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+        """From the database."""
+        if value not in tuple(self.kind):
+            raise _damaged(f"{value!r} is none of {', '.join(self.kind)}")
+        return value
 
 
 class Json(_Typed):
@@ -57,7 +70,19 @@ class Json(_Typed):
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
         """From the database."""
-        return None if value is None else json.loads(value)
+        if value is None:
+            return None
+        try:
+            found = json.loads(value)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _damaged(f"a cell is no JSON: {error}") from error
+        if not isinstance(found, get_origin(self.kind) or self.kind):
+            raise _damaged("a cell holds other JSON than it should")
+        return found
+
+
+def _damaged(reason: str) -> ExperienceError:
+    return ExperienceError(f"the store is damaged ({reason}): put a whole copy in its place")
 
 
 metadata = sa.MetaData()
@@ -80,12 +105,12 @@ traces = _table(
     "traces",
     sa.Column("trace_id", Text, primary_key=True),
     sa.Column("phase", Text, nullable=False),
-    sa.Column("split", Text(Split), nullable=False),
+    sa.Column("split", Word(Split), nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("env_id", Text, nullable=False),
     sa.Column("policy_id", Text, nullable=False),
     sa.Column("context_id", Text, nullable=False),
-    sa.Column("stop_reason", Text(StopReason), nullable=False),
+    sa.Column("stop_reason", Word(StopReason), nullable=False),
     sa.Column("success", sa.Boolean, nullable=False),
     sa.Column("total_reward", sa.Float, nullable=False),
     sa.Column("num_turns", sa.Integer, nullable=False),
@@ -124,7 +149,7 @@ insights = _table(
     sa.Column("writer", Text, nullable=False),
     sa.Column("prompt_version", Text, nullable=False),
     sa.Column("is_instance_specific", sa.Boolean, nullable=False),
-    sa.Column("state", Text(InsightState), nullable=False),
+    sa.Column("state", Word(InsightState), nullable=False),
     sa.Column("reason", Text, nullable=False),
     # where it was first written, and where it last changed
     sa.Column("phase", Text, nullable=False),

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -339,6 +339,30 @@ def test_a_damaged_file(tmp_path: Path) -> None:
     path.write_bytes(content)
     with ExperienceStore(path) as store, pytest.raises(ExperienceError, match="damaged: take a copy"):
         store.turns()
+
+
+@pytest.mark.parametrize(
+    ("damage", "read", "says"),
+    [
+        ("turns SET token_ids = '[1'", lambda store: store.turns(tokens=True), "a cell is no JSON"),
+        ("turns SET insight_ids = '{}'", lambda store: store.turns(tokens=True), "a cell holds other JSON"),
+        ("finished_phases SET result = 'x'", lambda store: store.result("play"), "a cell is no JSON"),
+        ("insights SET state = 'odd'", ExperienceStore.load_insights, "'odd' is none of active, retired"),
+        ("traces SET stop_reason = 'odd'", ExperienceStore.traces, "'odd' is none of "),
+    ],
+)
+def test_a_damaged_cell(
+    damage: str, read: Callable[[ExperienceStore], object], says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "experience.db"
+    with ExperienceStore(path) as store:
+        store.add_traces([make_trace(0, make_turn("here", "left"))])
+        store.set_insights([Insight(text="Left.", observation=None, score=1.0, support=1)], "write")
+        store.finish_phase("play", 1)
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"UPDATE {damage}")
+    with ExperienceStore(path) as store, pytest.raises(ExperienceError, match=f"store is damaged .*{says}"):
+        read(store)
 
 
 def test_a_locked_file(tmp_path: Path) -> None:
