@@ -30,6 +30,7 @@ from distill.lm.load import ModelError
 from distill.opcd import DistillError
 from distill.parallel import is_lost_connection, lost_ranks
 from envs.words import EnvError
+from evals.command import EvalError
 from experience import ExperienceError
 from experience.terminal import Terminal, guard_standard_error, tell
 
@@ -37,6 +38,7 @@ USER_ERRORS = (
     ConfigError,
     DistillError,
     EnvError,
+    EvalError,
     ExperienceError,
     ModelError,
     RunFolderError,

@@ -74,7 +74,7 @@ def run_suite(
     finished_runs: dict[tuple[str, str, int], list[str]] = {}
     for number, (name, sharing) in enumerate(by_run.items(), 1):
         console.print(f"run {number} of {len(by_run)}: {name}", style="bold", markup=False, soft_wrap=True)
-        finished, frames, error = None, [], None
+        frames: list[pd.DataFrame] = []
         one = sharing[0]
         siblings = finished_runs.setdefault((one.env, one.model, one.seed), [])
         try:
@@ -86,27 +86,32 @@ def run_suite(
             if not (output / name / "report.html").exists():  # a kill between the two
                 write_report(output / name, one.settings.get("store"))
             frames = [frame for cell in sharing for frame in _traces(cell, finished)]
+            of_run = [_row(cell, finished) for cell in sharing]
             siblings.append(str(output / name))
         except Exception as exception:  # of one run; the others have nothing to do with it
             kind = exception.kind if isinstance(exception, AgentError) else type(exception).__name__
-            finished, error = None, printable(f"{kind}: {exception}".splitlines()[0])
+            frames, error = [], printable(f"{kind}: {exception}".splitlines()[0])
+            of_run = [_failed(cell, error) for cell in sharing]
             if not isinstance(exception, AgentError | UnfinishedRunError | ExperienceError | OSError):
                 console.print("".join(traceback.format_exception(exception)), markup=False, highlight=False)
         traces += frames
-        for cell in sharing:
-            rows.append(_row(cell, finished, error))
-            tell(console, _line(rows[-1]))
+        rows += of_run
+        for row in of_run:
+            tell(console, _line(row))
         table = {"cells": rows, **_over_seeds(traces)}
         _write(output, table)
     return table
 
 
-def _row(cell: Cell, run: FinishedRun | None, error: str | None) -> Row:
-    """A line of the table."""
+def _failed(cell: Cell, error: str | None) -> Row:
+    """A line of the table, where nothing is known but why."""
     row: Row = {"env": cell.env, "model": cell.model, "method": cell.method, "seed": cell.seed}
-    row |= {"run": str(cell.run), "error": error}
-    if run is None:
-        return row
+    return row | {"run": str(cell.run), "error": error}
+
+
+def _row(cell: Cell, run: FinishedRun) -> Row:
+    """A line of the table."""
+    row = _failed(cell, None)
     is_own = cell.arm == "after"  # the others came with a run that did more
     cost = ("best_step", "wall_seconds", "peak_rss_bytes")
     arms = run.results["arms"]

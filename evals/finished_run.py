@@ -1,7 +1,6 @@
 """A finished run, as its folder tells it."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,13 @@ import pandas as pd
 
 from evals.command import EvalError
 from evals.result import temperature_text
+from evals.run_files import KINDS, About, Entry, Forgetting, Results, check
 from evals.stats import wilson_interval
 from experience import ExperienceError
 from experience.phase import Phase
 
 PARTS = ("play", "gate", "training", "validation", "test")
 """What a run spends its time on, in order."""
-
-
-RESULTS = {"env", "model", "seed", "eval_temperature", "best_step", "arms", "comparison"}
-"""What every ``results.json`` has."""
 
 
 class DamagedMetricsError(ValueError):
@@ -57,33 +53,32 @@ class FinishedRun:
 
         try:
             results, about = load("results.json"), load("config.json")
-            if not (results.keys() >= RESULTS and dict(about["config"]).keys()):
-                raise ValueError("results.json or config.json does not hold what it should")
-            run = cls(
-                path=path,
-                results=results,
-                about=about,
-                metrics=tuple(read_metrics(path / "metrics.jsonl")),
-                forgetting=load("forgetting.json") if (path / "forgetting.json").exists() else None,
-            )
-            run.what_else()  # as damaged as any other file may be
-            return run
+            forgetting = load("forgetting.json") if (path / "forgetting.json").exists() else None
+            metrics = tuple(read_metrics(path / "metrics.jsonl"))
+            check(Results, results, "results.json")
+            check(About, about, "config.json")
+            if forgetting is not None:
+                check(Forgetting, forgetting, "forgetting.json")
+            for entry in metrics:
+                if (kind := KINDS.get(entry.get("kind", ""))) is not None:
+                    check(kind, entry, f"metrics.jsonl, {entry['key']}")
+            return cls(path=path, results=results, about=about, metrics=metrics, forgetting=forgetting)
         except OSError as error:
             raise UnfinishedRunError(
                 f"{path} is not the folder of a finished run: {error.filename} cannot be read "
                 f"({error.strerror})"
             ) from error
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise UnfinishedRunError(f"a file of the run in {path} is damaged: {error}") from error
 
     def what_else(self) -> dict[str, tuple[float, float]] | None:
         """Measure -> what the agent came to before and after, where ``evals.forgetting`` was run."""
         if self.forgetting is None:
             return None
-        means = {
-            row["measure"]: (row["before"]["mean"], row["after"]["mean"]) for row in self.forgetting["rows"]
+        return {
+            row["measure"]: (float(row["before"]["mean"]), float(row["after"]["mean"]))
+            for row in self.forgetting["rows"]
         }
-        return {str(name): (float(before), float(after)) for name, (before, after) in means.items()}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -107,7 +102,8 @@ class FinishedRun:
         for entry in self.of_kind("play"):
             phase = Phase.parse(entry["key"])
             if phase.kind == "validation" and phase.temperature is not None:
-                n = entry.get("judged", entry["episodes"])
+                if not (n := entry.get("judged", entry["episodes"])):
+                    continue
                 low, high = wilson_interval(round(entry["success_rate"] * n), n)
                 curves.setdefault(temperature_text(phase.temperature), []).append(
                     {
@@ -145,9 +141,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            if not isinstance(entry["key"], str) or not math.isfinite(entry["seconds"]):
-                raise ValueError("no key and seconds")
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            check(Entry, entry)
+            Phase.parse(entry["key"])
+        except (ValueError, RecursionError) as error:
             raise DamagedMetricsError(f"line {number} of {path} is damaged ({error})") from error
         entries.append(entry)
     return entries

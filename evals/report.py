@@ -141,6 +141,10 @@ def ways(run: FinishedRun) -> list[tuple[str, Way, Way]]:
     """
     spent = run.phase_seconds()
 
+    def is_known(arms: dict[str, Any], arm: str, temperature: float) -> bool:
+        figures = [arms[arm].get(name) for name in ("prompt_tokens_per_turn", "turns_per_episode", "endings")]
+        return all(figures) and str(Phase.test(arm, temperature)) in spent
+
     def way(name: str, arms: dict[str, Any], arm: str, temperature: float) -> Way:
         result = arms[arm]
         return Way(
@@ -157,7 +161,7 @@ def ways(run: FinishedRun) -> list[tuple[str, Way, Way]]:
             way("in the weights", arms, "after", temperature),
         )
         for (name, arms), temperature in zip(run.tables, run.results["eval_temperature"], strict=True)
-        if "turns_per_episode" in arms["after"]
+        if all(is_known(arms, arm, temperature) for arm in ("before_with_experience", "after"))
     ]
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from agents.run.parts import Joined, Parts
 from distill.lm.sealed import DamagedFileError, load_sealed, save_sealed
 from evals.finished_run import DamagedMetricsError, read_metrics
+from evals.run_files import Begun, check
 from experience.masking import masked
 from experience.whole import appearing
 
@@ -112,14 +113,13 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
     @property
     def run_id(self) -> str | None:
         """The run's name in a store that it shares; ``None`` in folders from before there were such."""
-        run_id: str | None = _about(self.path).get("run_id")
-        return run_id
+        return _about(self.path).run_id
 
     @property
     def expected_seconds(self) -> float | None:
         """What the whole run is expected to take, if anybody has measured."""
-        expected = _about(self.path).get("expected_seconds")
-        return sum(expected.values()) if expected else None
+        expected = _about(self.path).expected_seconds
+        return None if expected is None else sum(expected.model_dump().values())
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -261,10 +261,10 @@ def read_config(path: Path) -> dict[str, Any]:
         RunFolderError: It is no run's folder.
     """
     try:
-        return dict(_about(path)["config"])
+        return _about(path).config
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is not the folder of a run: it has no config.json") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
 
 
@@ -275,12 +275,27 @@ def read_inputs(path: Path) -> dict[str, str]:
         RunFolderError: It is no run's folder.
     """
     read_config(path)
-    found = _about(path).get("inputs")
-    return found if isinstance(found, dict) else {}
+    return _about(path).inputs
 
 
-def _about(path: Path) -> Any:
-    return json.loads((path / "config.json").read_text(encoding="utf-8"))
+def read_results(path: Path) -> dict[str, Any] | None:
+    """What ``results.json`` holds in a run's folder; ``None`` until the run has come to its end.
+
+    Raises:
+        RunFolderError: It is damaged.
+    """
+    file = path / "results.json"
+    try:
+        results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        if not isinstance(results, dict | None):
+            raise ValueError("it holds no results")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{file} is damaged ({error}): put a whole copy in its place") from error
+    return results
+
+
+def _about(path: Path) -> Begun:
+    return check(Begun, json.loads((path / "config.json").read_text(encoding="utf-8")))
 
 
 def is_disk_full(error: BaseException) -> bool:

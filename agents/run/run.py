@@ -6,7 +6,6 @@ goes on with the rest. Everything that is drawn follows from the run's seed and 
 begins with an empty memo, so a repeated phase gives the same result bit for bit.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ from agents.config import ARGUMENTS, ConfigError, SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
 from agents.prompts import build_prompt
-from agents.run.folder import BEST, CHECKPOINT, RunFolder, check_free
+from agents.run.folder import BEST, CHECKPOINT, RunFolder, check_free, read_results
 from agents.run.inputs import check_inputs, inputs
 from agents.run.progress import Bars
 from agents.run.resume import default_output, resumed
@@ -212,13 +211,8 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """What ``results.json`` holds; ``None`` until the run has come to its end."""
-
-        def read() -> dict[str, Any] | None:
-            file = self.path / "results.json"
-            return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-        return self.ranks.from_main(read)
+        """See ``read_results``."""
+        return self.ranks.from_main(partial(read_results, self.path))
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write the report, if episodes were judged, and drop what only an unfinished run needs.
@@ -226,6 +220,7 @@ class Run:
         Raises:
             RunFolderError: The report cannot be written.
             ExperienceError: The experience cannot be read.
+            UnfinishedRunError: A file of the run is damaged.
         """
         if self.ranks.is_main:
             if "arms" in results:

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,6 +146,8 @@ def test_a_model_with_a_flipped_bit(run: Path, capsys: pytest.CaptureFixture[str
         b'{"key": 5, "seconds": 1}',
         b'{"key": "x", "seconds": "1"}',
         b'{"key": "x", "seconds": NaN}',
+        b'{"key": "x", "seconds": 1' + b"0" * 400 + b"}",
+        b'{"key": "??", "seconds": 1}',
         b"\xff\xfe",
         b"\x00" * 40,
         b"[" * 100_000,
@@ -177,14 +180,50 @@ def test_a_store_that_lost_its_tail(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "results.json"])
-@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", "{}", '{"config": 3}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", "{}", '{"config": 3}', "\x00", "[" * 100_000])
 def test_other_files(name: str, text: str, run: Path) -> None:
     (run / name).write_text(text)
     with pytest.raises(UnfinishedRunError):
         write_report(run)
-    if name == "config.json":
+    if name == "config.json" or text[:1] not in ("n", "{") or text == "{":  # others are of a run without arms
         with pytest.raises(USER_ERRORS):
-            parse_args(["--resume", str(run)])
+            go_on(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("results.json", {"arms": {}}, "arms.before: Field required"),
+        ("results.json", {"arms": {"before": {}}}, "arms.before.success_rate: Field required"),
+        ("results.json", {"wall_seconds": None}, "wall_seconds: "),
+        ("results.json", {"wall_seconds": float("inf")}, "wall_seconds: "),
+        ("results.json", {"eval_temperature": []}, "eval_temperature: "),
+        ("results.json", {"sampled_arms": None}, "as many eval_temperature as tables"),
+        ("results.json", {"comparison": {"difference": "0"}}, "comparison.difference: "),
+        ("config.json", {"config": {"x": 1}}, "config.env: Field required"),
+        ("config.json", {"expected_seconds": {"play": 1.0}}, "expected_seconds.gate: Field required"),
+        (
+            "forgetting.json",
+            {"rows": [{"measure": "sums", "before": {"mean": 0.5}}]},
+            "rows.0.before.ci_low: ",
+        ),
+    ],
+)
+def test_what_is_missing_in_a_file_is_named(name: str, damage: dict[str, Any], says: str, run: Path) -> None:
+    file = run / name
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | damage))
+    with pytest.raises(UnfinishedRunError, match=f"{name}: .*{re.escape(says)}"):
+        write_report(run)
+    with pytest.raises(USER_ERRORS):
+        go_on(run)
+
+
+@pytest.mark.parametrize("kind", ["play", "validation", "train", "gate", "round"])
+def test_a_line_of_the_metrics_without_its_figures(kind: str, run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"key": "step99", "seconds": 1e6, "kind": kind}) + "\n")
+    with pytest.raises(UnfinishedRunError, match=r"metrics\.jsonl, step99: .*: Field required"):
+        write_report(run)
 
 
 def test_links_lead_nowhere(run: Path, tmp_path: Path) -> None:

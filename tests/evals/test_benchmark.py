@@ -309,15 +309,21 @@ def never(settings: Settings, _: object) -> None:
     pytest.fail("a finished run is not run again")
 
 
+FIGURE = {"ci_low": 0.0, "ci_high": 1.0, "n": 4}
+
+
 @pytest.mark.parametrize(
     ("rows", "found", "error"),
     [
         (
-            [{"measure": "sums", "before": {"mean": 0.25}, "after": {"mean": 0.5}}],
+            [
+                {"measure": "sums", "before": FIGURE | {"mean": 0.25}, "after": FIGURE | {"mean": 0.5}}
+                | {"after_against_before": FIGURE | {"difference": 0.25, "p_value": 0.5}}
+            ],
             {"sums": [0.25, 0.5]},
             None,
         ),
-        ([{"measure": "sums"}], None, "is damaged: 'before'"),
+        ([{"measure": "sums"}], None, "is damaged: forgetting.json: rows.0.before: Field required"),
         ("nothing", None, "is damaged: "),
     ],
 )
@@ -406,6 +412,21 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
 
     table, _ = benchmark(cells, output, mended)
     assert table == json.loads((whole / "benchmark.json").read_text())
+
+
+@pytest.mark.parametrize("damage", [{"arms": {}}, {"arms": {"before": {}}}, {"wall_seconds": None}])
+def test_a_damaged_run_takes_no_other_along(
+    finished: tuple[Path, list[Cell], str], tmp_path: Path, damage: dict[str, Any]
+) -> None:
+    whole, cells, _ = finished
+    output = shutil.copytree(whole, tmp_path / "out")
+    file = output / "dry/walker/opcd/seed0/results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    table, said = benchmark(cells, output, never)
+    failed = {(cell["method"], cell["seed"]) for cell in table["cells"] if cell["error"]}
+    assert failed == {("opcd", 0)}
+    assert "results.json: " in said
+    assert "Traceback" not in said
 
 
 def test_other_settings_are_not_mixed_with_finished_runs(
