@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from experience.masking import masked
-from experience.terminal import guard_standard_error
+from experience.terminal import guard_standard_error, take_standard_output
 
 GRACE_SECONDS = 60
 """What a process that was left alone may take to end in good order."""
@@ -28,8 +28,7 @@ def answer(work: Callable[[Any], Any], expected: tuple[type[Exception], ...] = (
         work: Question -> answer, both as JSON has them.
         expected: Errors that are no bugs, and come without a stack trace.
     """
-    to_asker = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    to_asker = take_standard_output()
     guard_standard_error()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as good as Ctrl-C
     try:

@@ -26,6 +26,7 @@ from evals.report import print_summary
 from experience.context import Context
 from experience.masking import masked
 from experience.phase import Phase
+from experience.terminal import take_standard_output
 
 __all__ = ["SelfImproveConfig", "self_improve"]
 
@@ -87,6 +88,8 @@ def distil(training: Training, number: int, context: Context) -> None:
 def main() -> int:
     """The command; returns its exit code."""
     path: Path | None = None
+    # Before anything is imported for the env, which may print.
+    output = take_standard_output() if "--json" in sys.argv else sys.stdout
 
     def work(console: Console) -> None:
         nonlocal path
@@ -97,7 +100,7 @@ def main() -> int:
         config = config if config.resume else dataclasses.replace(config, output=path)
         results = self_improve(config, console, is_settled=True)
         if is_main_process() and command.json:
-            print(json.dumps(masked({"run": str(path), **results})))
+            print(json.dumps(masked({"run": str(path), **results})), file=output, flush=True)
         elif is_main_process() and "arms" in results:
             print_summary(results, path)
         if is_main_process() and command.push_to_hub is not None:

@@ -1,11 +1,12 @@
 """The terminal: the one place where text is shown to people."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterable
 from traceback import format_exception
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -42,6 +43,18 @@ def tell(console: Console, text: str, style: str | None = None) -> None:
 def shown(text: str) -> str:
     """A text as it may be shown."""
     return printable(masked(text))
+
+
+def take_standard_output() -> TextIO:
+    """Standard output for an answer alone: what else is printed from now on goes to standard error.
+
+    Also by other processes that this one begins, and at its end.
+    """
+    sys.stdout.flush()
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return answer
 
 
 def guard_standard_error() -> None:

@@ -810,16 +810,38 @@ def test_a_collapse_is_judged_by_data_of_the_same_kind(walker_folder: Path, tmp_
 # --- what it says ---------------------------------------------------------------------------------
 
 
+class Loud(gym.Wrapper[Any, Any, Any, Any]):
+    """A lake that prints, also as code in C and a process of its own do."""
+
+    def reset(self, **options: Any) -> Any:
+        print("printed")
+        os.write(1, b"written\n")
+        return self.env.reset(**options)
+
+
+gym.register(
+    "tests/Loud-v0", entry_point=lambda: Loud(gym.make("FrozenLake-v1").unwrapped), max_episode_steps=9
+)
+LOUD = ["--env", "tests/Loud-v0", "--env-kwargs", "{}"]
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
 def test_json_is_all_there_is_on_standard_output(
-    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    is_finished: bool, walker_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run"
-    for arguments in ([*flags(path, walker_folder), "--json"], ["--resume", str(path), "--json"]):
-        with patch.object(sys, "argv", ["self_improve", *arguments]):
-            assert main() == 0
-        results = json.loads(capsys.readouterr().out)
-        assert results.pop("run") == str(path)
-        assert results == json.loads((path / "results.json").read_text())
+    arguments = [*flags(path, walker_folder), *LOUD]
+    if is_finished:
+        self_improve(parse_args(arguments), QUIET)
+        capfd.readouterr()
+        arguments = ["--resume", str(path)]
+    with patch.object(sys, "argv", ["self_improve", *arguments, "--json"]):
+        assert main() == 0
+    printed = capfd.readouterr()
+    results = json.loads(printed.out)
+    assert results.pop("run") == str(path)
+    assert results == json.loads((path / "results.json").read_text())
+    assert is_finished or {"printed", "written"} <= {*printed.err.splitlines()}
 
 
 def test_progress_is_for_terminals_only(walker_folder: Path, tmp_path: Path) -> None:
