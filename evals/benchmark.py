@@ -9,9 +9,10 @@ that has got more cells since. What comes before the training is played once for
 the training alone, if it is by the same commit; it counts in the seconds of each.
 
 ``cells.csv`` has a line per cell; ``benchmark.json`` has the cells, the methods over all seeds, and their
-paired differences. Each run is a folder of its own with its report. Success is that of the first temperature
-of ``eval_temperature``; ``sampled`` is that of the second. ``what_else`` is what ``evals.forgetting --after
-RUN`` has found of a run, if it was asked: before and after.
+paired differences: where there are several seeds, each of them counts as one value. Each run is a folder of
+its own with its report. Success is that of the first temperature of ``eval_temperature``; ``sampled`` is that
+of the second. ``what_else`` is what ``evals.forgetting --after RUN`` has found of a run, if it was asked:
+before and after.
 """
 
 import csv
@@ -35,7 +36,15 @@ from evals.command import run_command
 from evals.finished_run import FinishedRun, UnfinishedRunError
 from evals.page import write_whole
 from evals.report import write_report
-from evals.result import Comparison, EvalResult, change_text, judged, rate_text
+from evals.result import (
+    Comparison,
+    EvalResult,
+    change_text,
+    difference_over_seeds,
+    judged,
+    rate_over_seeds,
+    rate_text,
+)
 from evals.suite import Cell, Check, read_suite
 from experience import ExperienceError
 from experience.masking import masked
@@ -144,24 +153,36 @@ def _over_seeds(frames: Sequence[pd.DataFrame]) -> dict[str, list[Row]]:
             others = sampled[sampled["method"] == method]
             methods.append(row | {"sampled": _rates(others) if len(others) else None})
         for second, first in combinations(of_method, 2):
-            one, two = of_method[first], of_method[second]
-            one, two = one[one["seed"].isin(two["seed"])], two[two["seed"].isin(one["seed"])]
-            if len(one):
-                pairs.append(
-                    {
-                        **{"env": env, "model": model, "first": first, "second": second},
-                        **Comparison.of(one, two).as_dict(),
-                        "seeds": sorted(map(int, one["run_seed"].unique())),
-                    }
-                )
+            if found := _paired(of_method[first], of_method[second]):
+                pairs.append({"env": env, "model": model, "first": first, "second": second, **found})
     return {"methods": methods, "pairs": pairs}
 
 
+def _paired(first: pd.DataFrame, second: pd.DataFrame) -> Row:
+    """Two methods on the episodes that both have, over all seeds and by seed; empty where there are none."""
+    by_seed: dict[str, Comparison] = {}
+    for seed, one in judged(first).groupby("run_seed"):
+        two = judged(second[second["run_seed"] == seed])
+        one, two = one[one["seed"].isin(two["seed"])], two[two["seed"].isin(one["seed"])]
+        if len(one):
+            by_seed[str(seed)] = Comparison.of(one, two)
+    if not by_seed:
+        return {}
+    differences = {seed: found.difference for seed, found in by_seed.items()}
+    several = {"p_value": None, "n": sum(found.n for found in by_seed.values())}
+    [one_of, *others] = by_seed.values()
+    return {
+        **(several | difference_over_seeds(differences) if others else one_of.as_dict()),
+        "by_seed": differences,
+        "seeds": list(map(int, by_seed)),
+    }
+
+
 def _rates(traces: pd.DataFrame) -> Row:
-    """Of one method, over all seeds and by seed."""
+    """Of one method, over all seeds and by seed; counted, as tokens are, over all episodes."""
     by_seed = judged(traces).groupby("run_seed")["success"].mean()
     rates = {str(seed): float(rate) for seed, rate in by_seed.items()}
-    return {**EvalResult.from_traces(traces).as_dict(), "by_seed": rates}
+    return {**EvalResult.from_traces(traces).as_dict(), **rate_over_seeds(rates), "by_seed": rates}
 
 
 def _line(row: Row) -> str:
@@ -190,7 +211,12 @@ def print_table(table: dict[str, Any], console: Console) -> None:
     def task(row: Row) -> str:
         return f"{row['env']}, {row['model']}" if several else str(row["env"])
 
-    rates = Table("", "method", title="success on test (95% interval over episodes)", title_justify="left")
+    rates = Table(
+        "",
+        "method",
+        title="success on test (95% interval over seeds; of one seed, over episodes)",
+        title_justify="left",
+    )
     for name in ("success", "by seed", "tokens*"):
         rates.add_column(name, justify="right", no_wrap=True)
     for row in table["methods"]:
@@ -200,14 +226,21 @@ def print_table(table: dict[str, Any], console: Console) -> None:
         )
     console.print(rates)
     console.print("* of the prompt, per decision\n")
-    pairs = Table("", "methods", title="paired by seed (McNemar's exact test, each by itself)")
+    pairs = Table(
+        "", "methods", title="paired by episode (95% interval over seeds; of one seed, over episodes, and p)"
+    )
     pairs.title_justify = "left"
     for name in ("difference", "p"):
         pairs.add_column(name, justify="right", no_wrap=True)
     for row in table["pairs"]:
         methods = f"{row['first']} - {row['second']}"
-        pairs.add_row(task(row), methods, change_text(row), f"{row['p_value']:.2g}")
+        pairs.add_row(task(row), methods, change_text(row), _p(row))
     console.print(pairs)
+
+
+def _p(row: Row) -> str:
+    """Of one seed, by McNemar's exact test."""
+    return "" if row["p_value"] is None else f"{row['p_value']:.2g}"
 
 
 def main(args: list[str] | None = None) -> int:

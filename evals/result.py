@@ -3,12 +3,16 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, Self
 
 import pandas as pd
 
-from evals.stats import exact_paired_test, paired_difference_interval, wilson_interval
+from evals.stats import exact_paired_test, mean_interval, paired_difference_interval, wilson_interval
 from experience.trace import StopReason
+
+ROUNDING = 1e-9
+"""So near to each other figures are the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,34 @@ class Comparison:
         return asdict(self)
 
 
+def over_seeds(name: str, by_seed: Mapping[str, float], least: float) -> dict[str, float | None]:
+    """The mean of several seeds' figures, called ``name``, and Student's interval; nothing of one seed.
+
+    What differs between seeds is one training, and questions that are counted are the same in all of them: so
+    their episodes taken together are not as many independent ones. Where all seeds came to the same, there is
+    no interval. It goes from ``least`` to 1 at the widest.
+    """
+    values = list(by_seed.values())
+    if len(values) < 2:
+        return {}
+    low, high = mean_interval(values) if max(values) - min(values) > ROUNDING else (None, None)
+    return {
+        name: fmean(values),
+        "ci_low": None if low is None else max(low, least),
+        "ci_high": None if high is None else min(high, 1.0),
+    }
+
+
+def rate_over_seeds(by_seed: Mapping[str, float]) -> dict[str, float | None]:
+    """``over_seeds`` of rates, by the names of ``EvalResult``."""
+    return over_seeds("success_rate", by_seed, 0.0)
+
+
+def difference_over_seeds(by_seed: Mapping[str, float]) -> dict[str, float | None]:
+    """``over_seeds`` of differences of rates, by the names of ``Comparison``."""
+    return over_seeds("difference", by_seed, -1.0)
+
+
 def judged(traces: pd.DataFrame) -> pd.DataFrame:
     """Those of ``ExperienceStore.traces()`` of which it is known whether they are a success.
 
@@ -178,7 +210,9 @@ def cut_short_text(found: Mapping[str, Any] | None) -> str:
 
 
 def interval_text(values: Mapping[str, Any], name: str, show: str) -> str:
-    """A figure with its interval, each as ``show`` formats it, for tables."""
+    """A figure with its interval, if it has one, each as ``show`` formats it, for tables."""
+    if values["ci_low"] is None:
+        return show.format(values[name])
     value, low, high = (show.format(values[key]) for key in (name, "ci_low", "ci_high"))
     return f"{value} [{low}, {high}]"
 

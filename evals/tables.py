@@ -25,13 +25,17 @@ from evals.command import EvalError, run_command
 from evals.forgetting import TEXT
 from evals.page import p_text, percent, points, write_whole
 from evals.report import print_summary
-from evals.result import ARM_LABELS, rate_text
+from evals.result import ARM_LABELS, difference_over_seeds, rate_over_seeds, rate_text
 from evals.stats import mean_interval
 from experience.terminal import Terminal
 
 MARKED = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LABELS = {"none": "before", "in-context": "in context", "off-policy": "off-policy", "opcd": "OPCD"}
 """Of the methods; the others are called what they are."""
+INTERVALS = """
+
+In brackets: 95%, over the seeds (Student's t) unless all came to the same; of one seed, over its
+episodes."""
 WIDTH = 80
 """Columns of a terminal."""
 
@@ -59,13 +63,14 @@ def fill(page: Path) -> str:
 def methods(benchmark: Mapping[str, Any]) -> str:
     """Every method of every env, over its seeds and by seed; sampled is the second temperature, if any."""
     head = ("env", "method", "success, all seeds", "median", "worst", "by seed", "sampled, median", "worst")
-    return _table(head, map(_method, benchmark["methods"])) + _source(benchmark)
+    return _table(head, map(_method, benchmark["methods"])) + _source(benchmark) + INTERVALS
 
 
 def _method(row: Mapping[str, Any]) -> list[str]:
     sampled = row["sampled"]
     return [
-        *(row["env"], LABELS.get(row["method"], row["method"]), rate_text(row)),
+        *(row["env"], LABELS.get(row["method"], row["method"])),
+        rate_text({**row, **rate_over_seeds(row["by_seed"])}),
         *_spread(row),
         ", ".join(f"{100 * rate:.1f}" for rate in row["by_seed"].values()),
         *(_spread(sampled) if sampled else ("", "")),
@@ -116,29 +121,50 @@ def summary(benchmark: Mapping[str, Any]) -> str:
 
 
 def pairs(benchmark: Mapping[str, Any]) -> str:
-    """OPCD against every other method that has an experience, paired by episode."""
+    """OPCD against the other methods that have an experience, paired by episode, over the seeds."""
     rows = [
-        row
+        _pair(row, _differences(benchmark, row))
         for row in benchmark["pairs"]
         if "opcd" in (row["first"], row["second"]) and "none" not in (row["first"], row["second"])
     ]
-    return _table(("env", "methods", "difference, in points", "p", "n"), map(_pair, rows)) + _source(
-        benchmark
+    return (
+        _table(("env", "methods", "difference, in points", "by seed"), rows) + _source(benchmark) + INTERVALS
     )
 
 
-def _pair(row: Mapping[str, Any]) -> list[str]:
+def _pair(row: Mapping[str, Any], by_seed: Mapping[str, float]) -> list[str]:
+    row = {**row, **difference_over_seeds(by_seed)}
     sign = 1 if row["first"] == "opcd" else -1
     other = row["second"] if sign == 1 else row["first"]
-    low, high = sorted((sign * row["ci_low"], sign * row["ci_high"]))
-    difference = f"{points(sign * row['difference'])} [{points(low)}, {points(high)}]"
+    difference = points(sign * row["difference"])
+    if row["ci_low"] is not None:
+        low, high = sorted((sign * row["ci_low"], sign * row["ci_high"]))
+        difference += f" [{points(low)}, {points(high)}]"
     return [
         row["env"],
         f"OPCD - {LABELS.get(other, other)}",
-        difference,
-        p_text(row["p_value"]),
-        str(row["n"]),
+        difference if len(by_seed) > 1 else f"{difference}, {p_text(row['p_value'])}",
+        ", ".join(points(sign * value) for value in by_seed.values()),
     ]
+
+
+def _differences(benchmark: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, float]:
+    """Seed -> the paired difference; where a file has only rates, theirs, the same on as many episodes.
+
+    Raises:
+        ValueError: They are not on as many.
+    """
+    if "by_seed" in row:
+        return dict(row["by_seed"])
+    cells = {
+        (cell["method"], cell["seed"]): cell
+        for cell in benchmark["cells"]
+        if (cell["env"], cell["model"], cell["error"]) == (row["env"], row["model"], None)
+    }
+    found = {seed: (cells[row["first"], seed], cells[row["second"], seed]) for seed in row["seeds"]}
+    if any(one["n"] != two["n"] for one, two in found.values()):
+        raise ValueError("its methods have not as many episodes: give the benchmark's command once more")
+    return {str(seed): one["success_rate"] - two["success_rate"] for seed, (one, two) in found.items()}
 
 
 def forgetting(benchmark: Mapping[str, Any]) -> str:

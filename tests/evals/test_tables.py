@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from evals.benchmark import _over_seeds
+from evals.command import EvalError
 from evals.tables import fill, main
 from tests.evals.test_benchmark import traces_of
 
@@ -59,8 +60,10 @@ def filled(page: Path, view: str, name: str = "figures/main.json") -> str:
 
 def test_methods_with_median_worst_and_each_seed(page: Path) -> None:
     text = filled(page, "methods")
-    assert "| lake | OPCD | 87.5% [52.9%, 97.8%] | 87.5% | 75.0% | 75.0, 100.0 | 87.5% | 75.0% |" in text
+    assert "| lake | OPCD | 87.5% [0.0%, 100.0%] | 87.5% | 75.0% | 75.0, 100.0 | 87.5% | 75.0% |" in text
+    assert "| lake | before | 0.0% | 0.0% |" in text  # both seeds came to the same
     assert "Seeds 0, 1; 4 test episodes each; commit abcdef0; x86_64, 1 thread." in text
+    assert "In brackets: 95%, over the seeds (Student's t)" in text
 
 
 def test_a_line_for_each_env(page: Path) -> None:
@@ -97,12 +100,51 @@ def test_the_summary_has_what_every_env_was_run_with(page: Path) -> None:
     assert "off-policy" not in text
 
 
-def test_opcd_against_the_others(page: Path) -> None:
-    text = filled(page, "pairs")
-    assert text.count("| lake |") == 1  # not against "none"
-    assert "| lake | OPCD - off-policy | +37.5 [" in text
-    low, high = text.split("+37.5 [")[1].split("]")[0].split(", ")
-    assert float(low.replace("\N{MINUS SIGN}", "-")) < 37.5 < float(high)
+FIVE = (0.117, 0.002, 0.039, 0.053, 0.041)
+"""By as much OPCD was better, by seed."""
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_opcd_against_the_others(is_older: bool, page: Path) -> None:
+    """What differs is one training for each seed: as many values there are, not as many as episodes."""
+    cells = [
+        {**CELLS[0], "model": "m", "method": method, "seed": seed, "n": 1000, "success_rate": 0.25 + more}
+        for seed, gain in enumerate(FIVE)
+        for method, more in (("opcd", gain), ("in-context", 0.0))
+    ]
+    pair = {"env": "lake", "model": "m", "first": "in-context", "second": "opcd", "seeds": [*range(5)]}
+    pair |= {"difference": -0.05, "ci_low": -0.063, "ci_high": -0.038, "p_value": 1e-9, "n": 5000}
+    if not is_older:
+        pair["by_seed"] = {str(seed): -gain for seed, gain in enumerate(FIVE)}
+    file = page.parent / "figures" / "main.json"
+    file.write_text(json.dumps({"cells": cells, "pairs": [pair]}))
+    gains = "+11.7, +0.2, +3.9, +5.3, +4.1"
+    said = f"| lake | OPCD - in context | +5.0 [\N{MINUS SIGN}0.2, +10.2] | {gains} |"
+    assert said in filled(page, "pairs")
+    cells[0]["n"] = 999
+    file.write_text(json.dumps({"cells": cells, "pairs": [pair]}))
+    if is_older:
+        with pytest.raises(EvalError, match="not as many episodes"):
+            fill(page)
+    else:
+        assert said in filled(page, "pairs")
+
+
+def test_pairs_of_one_seed_and_without_a_difference(page: Path) -> None:
+    one = [
+        traces_of("off-policy", range(40), (game < 10 for game in range(40))),
+        traces_of("opcd", range(40), (game < 30 for game in range(40))),
+    ]
+    same = [traces_of(method, range(40), [True] * 40) for method in ("off-policy", "opcd")]
+    other = [frame.assign(run_seed=1, seed=frame["seed"] + 40) for frame in same]
+    for frames, said in (
+        (one, "+50.0 [+31.6, +63.1], p < 0.0001 | +50.0 |"),
+        ([*same, *other], "+0.0 | +0.0, +0.0 |"),
+    ):
+        table = {"cells": CELLS, **_over_seeds(frames)}
+        (page.parent / "figures" / "main.json").write_text(json.dumps(table))
+        text = filled(page, "pairs")
+        assert f"| lake | OPCD - off-policy | {said}" in text
 
 
 @pytest.mark.parametrize(
