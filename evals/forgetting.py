@@ -55,8 +55,9 @@ TASKS: Mapping[TaskName, Task] = {
         env="Math-v0",
         env_kwargs={"task": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
     ),
-    "lake": Task(env="FrozenLake-v1", env_kwargs={"is_slippery": False}),
+    "lake": Task(env="FrozenLake-v1", env_kwargs={"is_slippery": True}),
 }
+"""In each something is random: where nothing is, greedy episodes are copies of one."""
 
 UNKNOWN: Mapping[str, Any] = {"model": "smollm2", "seed": 0}
 """What is taken to be a training's, where no run's folder says it."""

@@ -18,10 +18,21 @@ from agents.asked import exam
 from agents.cli import USER_ERRORS
 from agents.exam import text_nats
 from agents.policies.local import HFPolicy
+from envs.text_env import make_text_env
 from envs.words import EnvError
 from evals.agent_process import AgentError
 from evals.command import EvalError
-from evals.forgetting import HELD_OUT, TEXT, ForgettingConfig, forgetting, main, model_folder, print_table
+from evals.forgetting import (
+    HELD_OUT,
+    TASKS,
+    TEXT,
+    ForgettingConfig,
+    Task,
+    forgetting,
+    main,
+    model_folder,
+    print_table,
+)
 from evals.instructions import INSTRUCTIONS, MAX_REPLY_CHARS, RULES, Instruction
 from tests.agents.test_self_improve import QUIET
 from tests.conftest import byte_tokenizer, tiny_llama
@@ -167,6 +178,22 @@ def test_a_runs_report_shows_what_its_model_has_forgotten(
     assert again["rows"][1:] == before["rows"][1:]
     assert "What else it can do" in (run / "report.html").read_text()
     assert str(run / "report.html") in "".join(capsys.readouterr().err.split("\n"))
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_episodes_of_a_task_are_no_copies_of_one(task: Task) -> None:
+    env = make_text_env(task.env, task.env_kwargs)
+    replies = [*env.words.actions, "0"][-2:] * 8
+    episodes = set()
+    for seed in range(8):
+        said = [env.reset(seed=seed)[0]]
+        for reply in replies:
+            observation, _, terminated, truncated, _ = env.step(reply)
+            said.append(observation)
+            if terminated or truncated:
+                break
+        episodes.add(tuple(said))
+    assert len(episodes) > 4
 
 
 def test_a_missing_task_is_said_before_any_model_is_loaded(walker_folder: Path) -> None:
