@@ -819,9 +819,11 @@ class Loud(gym.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(**options)
 
 
-gym.register(
-    "tests/Loud-v0", entry_point=lambda: Loud(gym.make("FrozenLake-v1").unwrapped), max_episode_steps=9
-)
+def make_loud() -> Loud:
+    return Loud(gym.make("FrozenLake-v1").unwrapped)
+
+
+gym.register("tests/Loud-v0", entry_point=f"{__name__}:make_loud", max_episode_steps=9)
 LOUD = ["--env", "tests/Loud-v0", "--env-kwargs", "{}"]
 
 

@@ -112,7 +112,13 @@ def test_opcd_against_the_others(is_older: bool, page: Path) -> None:
         for seed, gain in enumerate(FIVE)
         for method, more in (("opcd", gain), ("in-context", 0.0))
     ]
-    pair = {"env": "lake", "model": "m", "first": "in-context", "second": "opcd", "seeds": [*range(5)]}
+    pair: dict[str, Any] = {
+        "env": "lake",
+        "model": "m",
+        "first": "in-context",
+        "second": "opcd",
+        "seeds": [*range(5)],
+    }
     pair |= {"difference": -0.05, "ci_low": -0.063, "ci_high": -0.038, "p_value": 1e-9, "n": 5000}
     if not is_older:
         pair["by_seed"] = {str(seed): -gain for seed, gain in enumerate(FIVE)}
