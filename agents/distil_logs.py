@@ -28,7 +28,7 @@ from agents.divergence import divergences
 from agents.logged import episodes, held_out
 from agents.measurement import about_run, measure
 from agents.moments import Moment
-from agents.reflection import Reflection, insight_from
+from agents.reflection import Reflection
 from agents.run.resume import begun, default_output
 from agents.run.run import CONTEXT, Run
 from agents.self_improve import distil
@@ -42,7 +42,7 @@ from envs.text_env import make_text_env
 from evals.result import ARM_LABELS, interval_text, rate_text
 from evals.stats import mean_interval
 from experience.context import Context
-from experience.insight import InsightState
+from experience.insight import Insight
 from experience.phase import Phase
 from experience.store import open_run
 from experience.terminal import Terminal, tell
@@ -184,7 +184,7 @@ def _context(run: Run, given: str | Sequence[Mapping[str, Any]]) -> Context:
     if isinstance(given, str):
         return Context.fixed(given)
     return Context(
-        insights=tuple(insight_from(dict(values)) for values in given),
+        insights=tuple(Insight.from_dict(values) for values in given),
         k=run.config.insights_per_prompt,
         situation=run.words.situation,
     )
@@ -195,7 +195,7 @@ def _given(config: LogsConfig) -> str | list[dict[str, Any]]:
     if config.experience is None:
         return config.run.context_text
     with open_run(config.experience) as store:
-        insights = [i for i in store.load_insights() if i.state == InsightState.ACTIVE]
+        insights = store.active_insights()
     if not insights:
         raise ConfigError(f"the run in {config.experience} has no insights in use")
     return [asdict(insight) for insight in insights]

@@ -32,7 +32,6 @@ from envs.place import vector_env
 from envs.text_env import TextEnv, make_env, make_text_env
 from envs.words import EnvWords, Options, number
 from experience.context import NO_CONTEXT, Context
-from experience.insight import InsightState
 from experience.seeds import SeedRange
 from experience.store import open_run
 from experience.terminal import Terminal
@@ -203,7 +202,7 @@ def experience(asked: PlayConfig, config: SelfImproveConfig, words: EnvWords) ->
     if asked.run is None:
         return NO_CONTEXT
     with open_run(asked.run, location=asked.store) as store:
-        active = [insight for insight in store.load_insights() if insight.state == InsightState.ACTIVE]
+        active = store.active_insights()
     return Context(insights=tuple(active), k=config.insights_per_prompt, situation=words.situation)
 
 

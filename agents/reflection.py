@@ -230,7 +230,7 @@ class Reflection:
         run, config = self.run, self.run.config
         phase = Phase(kind="write", round=round_number)
         drawn = run.once(phase, partial(self._write_together, phase))
-        insights = [insight_from(values) for values in drawn]
+        insights = [Insight.from_dict(values) for values in drawn]
         if run.ranks.is_main:
             run.store.set_insights(insights, str(phase))
         run.console.print(
@@ -345,7 +345,8 @@ class Reflection:
             run.store.add_scores(verdict.scores)
             if self.kind == "llm":
                 known = [
-                    insight_from(values) for values in run.store.result(str(replace(phase, kind="write")))
+                    Insight.from_dict(values)
+                    for values in run.store.result(str(replace(phase, kind="write")))
                 ]
                 alone = {c.insights[0].id: c.id for c in candidates if len(c.insights) == 1}
                 # The base replies greedily to the same questions in each round: that is no more evidence.
@@ -440,9 +441,3 @@ class PolicyWriter:
 def said(reply: str) -> str:
     """What a writer reads of a reply, and what is read of a writer's: nothing where a thought never ends."""
     return outside_thoughts(reply) or ""
-
-
-def insight_from(values: dict[str, Any]) -> Insight:
-    """An insight from its ``asdict``, as JSON gives it back."""
-    lists = {name: tuple(values[name]) for name in ("evidence", "against")}
-    return Insight(**{**values, **lists, "state": InsightState(values["state"])})

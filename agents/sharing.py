@@ -29,7 +29,6 @@ from agents.run.resume import saved_config
 from envs.any_text import first_line
 from evals.result import ARM_LABELS, rate_text, temperature_text
 from experience.exchange import export_run
-from experience.insight import InsightState
 from experience.masking import masked, masker
 from experience.store import open_run
 from experience.terminal import tell
@@ -147,7 +146,7 @@ def _stage(run: Path, staged: Path, name: str, store: str | None) -> None:
     if not files:
         raise SharingError(f"{run} has no model to share")
     with open_run(run, location=store) as experience:
-        insights = [i.text for i in experience.load_insights() if i.state == InsightState.ACTIVE]
+        insights = [insight.text for insight in experience.active_insights()]
     (staged / "model").mkdir()
     for file in files:
         (staged / "model" / file.name).symlink_to(file.resolve())

@@ -1,8 +1,10 @@
 """One lesson, with what supports it."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Self
 
 from experience.text import storable
 
@@ -47,3 +49,9 @@ class Insight:
         """The same text about the same observation is the same insight, in every round."""
         about = "" if self.observation is None else f"\n{self.observation}"
         return hashlib.sha256(storable(self.text + about).encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """One from its ``asdict``, as JSON gives it back."""
+        lists = {name: tuple(values[name]) for name in ("evidence", "against")}
+        return cls(**{**values, **lists, "state": InsightState(values["state"])})

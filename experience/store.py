@@ -300,6 +300,10 @@ class ExperienceStore:
         )
         return self._frame(query.order_by(tables.insights.c.state, tables.insights.c.text))
 
+    def active_insights(self) -> list[Insight]:
+        """Those in use."""
+        return [insight for insight in self.load_insights() if insight.state == InsightState.ACTIVE]
+
     def load_insights(self) -> list[Insight]:
         """All insights, in the order in which they were first written."""
         insights, evidence = tables.insights.c, tables.evidence.c

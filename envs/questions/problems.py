@@ -56,12 +56,13 @@ class RowProblems:
     def __init__(self, name: str, rows: Iterable[Problem]) -> None:
         """Deal the rows into parts, each in an order that depends on their questions only.
 
-        A question that comes again is left out.
+        A question that comes again is left out. Where some have no answer, as in logs, the others come before
+        them in the parts that are held out: what is played of these is to be judged.
         """
         self._name = name
         self._parts: list[list[Problem]] = [[] for _ in range(PARTS)]
         distinct = {problem.hash: problem for problem in reversed(list(rows))}
-        for _, problem in sorted(distinct.items()):
+        for problem in sorted(distinct.values(), key=lambda p: (p.part > 0 and not p.gold, p.hash)):
             self._parts[problem.part].append(problem)
 
     @property

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from envs.questions import conversations, log
 from envs.questions.conversations import Conversation, Said, read_conversations
 from envs.questions.log import as_json, from_json, read_log
 from envs.questions.log_env import judge
+from envs.questions.problems import Problem, RowProblems
 
 HI: Said = ("user", "Hi?")
 CHAT = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
@@ -332,6 +334,15 @@ def test_prompts_of_a_conversation(tmp_path: Path) -> None:
 )
 def test_replies_are_held_against_answers(reply: str, gold: str, check: str, right: bool | None) -> None:
     assert judge(reply, gold, check) is right
+
+
+def test_prompts_with_an_answer_come_first_where_they_are_held_out() -> None:
+    """Of a large log few are played: with one answer in a hundred hardly any of them could be judged."""
+    rows = RowProblems("a log", [Problem(question=f"{i}?", gold="x" * (i % 5 == 0)) for i in range(300)])
+    for part, size in enumerate(rows.sizes):
+        are_judged = [bool(rows.draw(part, n, np.random.default_rng()).gold) for n in range(size)]
+        assert 0 < sum(are_judged) < size
+        assert (are_judged == sorted(are_judged, reverse=True)) == (part > 0)
 
 
 def test_episodes(tmp_path: Path) -> None:
