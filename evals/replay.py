@@ -165,8 +165,8 @@ def _env(run: FinishedRun) -> TextEnv:
     config = run.config
     name, kwargs = config["env"], dict(config["env_kwargs"])
     module, is_in_module, _ = name.partition(":")
-    if is_in_module and module not in sys.modules:
-        raise ValueError("a folder that is only to be shown has no module imported")
+    if (is_in_module and module not in sys.modules) or "dataset" in kwargs:
+        raise ValueError("a folder that is only to be shown has no module imported and nothing fetched")
     make = partial(make_text_env, name, replies=_replies(run))
     env = make(kwargs)
     if _board(env) is None and "rgb_array" in env.unwrapped.metadata.get("render_modes", ()):

@@ -177,3 +177,13 @@ def test_a_secret_that_somebody_wrote_down_is_not_reported(whole: Path, tmp_path
 )
 def test_what_is_elsewhere(location: str, elsewhere: bool) -> None:
     assert is_elsewhere(location) is elsewhere
+
+
+def test_no_data_set_is_fetched_for_a_report(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = gift(whole, tmp_path, env="Math-v0", env_kwargs={"dataset": "somebody/huge"})
+    fetched: list[object] = []
+    monkeypatch.setattr("envs.questions.problems.dataset_table", lambda *given: fetched.append(given))
+    assert write_report(path).exists()
+    assert not fetched
