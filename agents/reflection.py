@@ -390,14 +390,14 @@ class Reflection:
             what = f'"{verdict.context.insights[0].text}"'
         if len(candidates) > 1:
             what = f"the best of {len(candidates)} contexts, {what}"
-        which = "that did not choose it" if len(candidates) > 1 else "of them"
+        which = " that did not choose it" if len(candidates) > 1 else ""
         of_advice = "" if followed is None else f"; it does as advised in {followed:.1%} of its decisions"
         outcome = "admitted" if verdict.admitted else "refused: nothing is trained, the agent plays on"
         tell(
             run.console,
-            f"{phase}: with {what}, the teacher succeeds in {verdict.success_rate:.1%} of the "
-            f"validation episodes, without in {verdict.success_rate_without:.1%} (p = {verdict.p_value:.2g} "
-            f"on {verdict.n} {which}{of_advice}): {outcome}",
+            f"{phase}: with {what}, the teacher succeeds in {verdict.success_rate:.1%} of {verdict.n} "
+            f"validation episodes{which}, without in {verdict.success_rate_without:.1%} "
+            f"(p = {verdict.p_value:.2g}{of_advice}): {outcome}",
         )
 
 

@@ -73,7 +73,6 @@ recommend(
     {
         "episodes": 240,
         "waves": 1,
-        "steps": 15,
         "eval_every": 5,
         "batch_size": 16,
         "lr": 2e-5,
