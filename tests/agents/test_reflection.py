@@ -22,7 +22,7 @@ from envs.words import POSITIVE_RETURN
 from evals import gate
 from evals.gate import Verdict
 from experience import ExperienceError
-from experience.context import Context
+from experience.context import NO_CONTEXT, Context
 from experience.insight import InsightState
 from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
@@ -178,6 +178,21 @@ def test_raw_traces_as_a_context(walker_folder: Path, tmp_path: Path) -> None:
     assert {insight.source for insight in context.insights} == {"raw"}
     [shown] = context.show("You are at row 1, column 1.")
     assert "Reply: I move" in shown.text
+
+
+def test_a_gate_that_another_version_began_is_not_decided_by_half(
+    walker_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"insights": "raw", "rounds": 1}
+    with Run(
+        config(walker_folder, tmp_path / "run", **settings), tmp_path / "run",
+        console=QUIET, ranks=Ranks.connect("cpu"),
+    ) as run:  # fmt: skip
+        reflection = Reflection(run)
+        fewer = replace(run.seeds.validation, size=1)
+        run.play_all("gate", [(Phase(kind="gate", index="none"), NO_CONTEXT)], run.agent.teacher, fewer, 0.0)
+        with pytest.raises(ConfigError, match="gate/none was played by another version: begin another run"):
+            reflection.judge(1, [Context.fixed("Move down.")])
 
 
 def test_the_agent_writes_itself(walker_folder: Path, tmp_path: Path) -> None:
