@@ -335,6 +335,8 @@ def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     instructions, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    if torch.cpu._is_amx_tile_supported():
+        instructions += " AMX"
     return f"{platform.machine()} {instructions}, {threads} thread{'s' * (threads != 1)}"
 
 

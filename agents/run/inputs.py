@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from agents.config import ConfigError, SelfImproveConfig
@@ -13,9 +13,8 @@ WHOLE = 2**26
 PIECES, PIECE = 64, 2**16
 """So many, of so many bytes."""
 
-
-FOLDERS = ("model", "teacher", "insight_model", "env_kwargs file")
-"""What may be one; elsewhere a name may be that of a folder by chance."""
+MODEL_FILES = (".safetensors", ".gguf", ".json", ".jinja", ".txt", ".model", ".py")
+"""What a model's folder holds of it; a run may write there too, or somebody else."""
 
 
 def inputs(config: SelfImproveConfig) -> dict[str, str]:
@@ -27,8 +26,8 @@ def inputs(config: SelfImproveConfig) -> dict[str, str]:
     found = {}
     for name, path in _paths(config):
         try:
-            if path.is_file() or (path.is_dir() and name in FOLDERS):
-                found[name] = fingerprint(path)
+            if files := _files(name, path):
+                found[name] = fingerprint(path, files)
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     return found
@@ -55,20 +54,27 @@ def check_inputs(config: SelfImproveConfig, path: Path, kept: Collection[str] = 
             )
 
 
-def fingerprint(path: Path) -> str:
-    """A digest of a file, or of a folder's files with their names, but for hidden ones."""
+def fingerprint(path: Path, files: Iterable[Path]) -> str:
+    """A digest of files and of their names in ``path``."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        name = file.relative_to(path)
-        if not file.is_file() or any(part.startswith(".") for part in name.parts):
-            continue
+    for file in files:
         size = file.stat().st_size
-        digest.update(f"{name.as_posix()} {size}\n".encode())
+        digest.update(f"{file.relative_to(path).as_posix()} {size}\n".encode())
         with file.open("rb") as stream:
             for number in range(PIECES if size > WHOLE else 1):
                 stream.seek(number * (size - PIECE) // (PIECES - 1) if size > WHOLE else 0)
                 digest.update(stream.read(PIECE if size > WHOLE else -1))
     return digest.hexdigest()
+
+
+def _files(name: str, path: Path) -> list[Path]:
+    """What a setting means by a path: a file, a folder of a model or of conversations; else it means none."""
+    if path.is_file():
+        return [path]
+    if name == "env_kwargs file":
+        return sorted(file for file in path.rglob("[!.]*") if file.is_file())
+    is_model = name in ("model", "teacher", "insight_model")
+    return sorted(file for file in path.glob("*") if file.suffix in MODEL_FILES) if is_model else []
 
 
 def _paths(config: SelfImproveConfig) -> Iterator[tuple[str, Path]]:

@@ -58,6 +58,13 @@ def test_what_has_changed_is_not_gone_on_with(config: SelfImproveConfig, tmp_pat
         check_inputs(config, path, kept=("context_file",))
 
 
+def test_a_models_folder_may_hold_the_run(config: SelfImproveConfig, tmp_path: Path) -> None:
+    inside = replace(config, output=tmp_path / "model" / "run")
+    path = begin(inside)
+    (tmp_path / "model" / "nohup.out").write_text("step 1\n")
+    check_inputs(inside, path)
+
+
 def test_runs_of_before_have_no_fingerprints(config: SelfImproveConfig) -> None:
     assert config.output is not None
     RunFolder.create(config.output, json_of(config)).close()
@@ -81,10 +88,10 @@ def test_fingerprints(
         monkeypatch.setattr(module, "WHOLE", 50)
         monkeypatch.setattr(module, "PIECE", 1)
     (tmp_path / "b").write_bytes(b"0" * 100)
-    before = fingerprint(tmp_path)
-    assert fingerprint(tmp_path) == before
+    before = fingerprint(tmp_path, sorted(tmp_path.iterdir()))
+    assert fingerprint(tmp_path, sorted(tmp_path.iterdir())) == before
     change(tmp_path)
-    assert fingerprint(tmp_path) != before
+    assert fingerprint(tmp_path, sorted(tmp_path.iterdir())) != before
 
 
 def test_a_beginning_is_shared_by_those_of_the_same_files(
