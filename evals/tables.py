@@ -11,6 +11,7 @@ import io
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -38,6 +39,8 @@ In brackets: 95%, over the seeds (Student's t) unless all came to the same; of o
 episodes."""
 WIDTH = 80
 """Columns of a terminal."""
+PAGE_WIDTH = 100
+"""Characters of a line of a page."""
 
 
 def fill(page: Path) -> str:
@@ -219,13 +222,20 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _source(benchmark: Mapping[str, Any]) -> str:
     """Where the figures come from."""
     cells = benchmark["cells"]
-    seeds = ", ".join(map(str, sorted({cell["seed"] for cell in cells})))
+    seeds = _listed(sorted({cell["seed"] for cell in cells}))
     commits = ", ".join(sorted({str(cell.get("git_revision"))[:7] for cell in cells}))
     machines = "; ".join(sorted({str(cell.get("machine")) for cell in cells}))
     episodes = sorted({cell["n"] for cell in cells if cell["error"] is None})
     failed = sum(cell["error"] is not None for cell in cells)
     text = f"Seeds {seeds}; {', '.join(map(str, episodes))} test episodes each; commit {commits}; {machines}."
-    return f"\n\n{text}{f' {failed} runs failed.' if failed else ''}"
+    return "\n\n" + textwrap.fill(f"{text}{f' {failed} runs failed.' if failed else ''}", PAGE_WIDTH)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers in order; of three and more without a gap the ends."""
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
 
 
 VIEWS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
