@@ -113,12 +113,12 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
     @property
     def run_id(self) -> str | None:
         """The run's name in a store that it shares; ``None`` in folders from before there were such."""
-        return _about(self.path).run_id
+        return _begun(self.path).run_id
 
     @property
     def expected_seconds(self) -> float | None:
         """What the whole run is expected to take, if anybody has measured."""
-        expected = _about(self.path).expected_seconds
+        expected = _begun(self.path).expected_seconds
         return None if expected is None else sum(expected.model_dump().values())
 
     def close(self) -> None:
@@ -260,12 +260,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: It is no run's folder.
     """
-    try:
-        return _about(path).config
-    except FileNotFoundError as error:
-        raise RunFolderError(f"{path} is not the folder of a run: it has no config.json") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
+    return _begun(path).config
 
 
 def read_inputs(path: Path) -> dict[str, str]:
@@ -274,8 +269,7 @@ def read_inputs(path: Path) -> dict[str, str]:
     Raises:
         RunFolderError: It is no run's folder.
     """
-    read_config(path)
-    return _about(path).inputs
+    return _begun(path).inputs
 
 
 def read_results(path: Path) -> dict[str, Any] | None:
@@ -294,8 +288,18 @@ def read_results(path: Path) -> dict[str, Any] | None:
     return results
 
 
-def _about(path: Path) -> Begun:
-    return check(Begun, json.loads((path / "config.json").read_text(encoding="utf-8")))
+def _begun(path: Path) -> Begun:
+    """What ``config.json`` says.
+
+    Raises:
+        RunFolderError: See ``read_config``.
+    """
+    try:
+        return check(Begun, json.loads((path / "config.json").read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} is not the folder of a run: it has no config.json") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -64,6 +64,12 @@ def config(walker_folder: Path, path: Path, **settings: Any) -> SelfImproveConfi
     return SelfImproveConfig(model=str(walker_folder), output=path, **{**KEPT, **settings})
 
 
+def raw_run(walker_folder: Path, path: Path) -> Run:
+    """One of one round, that is taught by whole transcripts."""
+    settings = {"insights": "raw", "rounds": 1}
+    return Run(config(walker_folder, path, **settings), path, console=QUIET, ranks=Ranks.connect("cpu"))
+
+
 def test_written_insights_go_through_the_gate_into_the_weights(
     walker_folder: Path, tmp_path: Path, writer: Any
 ) -> None:
@@ -166,11 +172,7 @@ def test_the_best_is_measured_though_it_is_refused(
 
 
 def test_raw_traces_as_a_context(walker_folder: Path, tmp_path: Path) -> None:
-    settings = {"insights": "raw", "rounds": 1}
-    with Run(
-        config(walker_folder, tmp_path / "run", **settings), tmp_path / "run",
-        console=QUIET, ranks=Ranks.connect("cpu"),
-    ) as run:  # fmt: skip
+    with raw_run(walker_folder, tmp_path / "run") as run:
         reflection = Reflection(run)
         run.play(Phase.play(1, 0), run.agent.student, run.seeds.train(1, 0, 1), 1.0)
         [context] = reflection.reflect(1)
@@ -183,11 +185,7 @@ def test_raw_traces_as_a_context(walker_folder: Path, tmp_path: Path) -> None:
 def test_a_gate_that_another_version_began_is_not_decided_by_half(
     walker_folder: Path, tmp_path: Path
 ) -> None:
-    settings = {"insights": "raw", "rounds": 1}
-    with Run(
-        config(walker_folder, tmp_path / "run", **settings), tmp_path / "run",
-        console=QUIET, ranks=Ranks.connect("cpu"),
-    ) as run:  # fmt: skip
+    with raw_run(walker_folder, tmp_path / "run") as run:
         reflection = Reflection(run)
         fewer = replace(run.seeds.validation, size=1)
         run.play_all("gate", [(Phase(kind="gate", index="none"), NO_CONTEXT)], run.agent.teacher, fewer, 0.0)
