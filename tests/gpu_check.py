@@ -3,8 +3,8 @@
     python -m tests.gpu_check --json figures.json     at most six minutes on one H100
     python -m tests.gpu_check --tiny                  the same code in seconds, anywhere
 
-Weights are random, so nothing is downloaded; torch, transformers and this checkout are all it needs (adapters
-also peft). Times are medians of repeated runs on a warm device, in this process alone.
+Weights are random, so nothing is downloaded; all it needs is torch, transformers, gymnasium and this checkout
+(adapters also peft). Times are medians of repeated runs on a warm device, in this process alone.
 Shape letters: T positions, V vocabulary, D hidden size.
 """
 
