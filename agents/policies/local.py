@@ -225,6 +225,7 @@ class HFPolicy:
         """Draw the tokens of requests that fit the window."""
         if self.lm.weights_version != self._version:
             self.clear()
+        self._repetition.guess([request.prompt_ids for request in requests])
         can_grow = growth_of(self.lm.model) != "none" and not self._crosses(requests, sampling)
         if not can_grow or self.remembers(sampling.max_tokens):
             for group in self._groups(requests, sampling.max_tokens):

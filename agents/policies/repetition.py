@@ -4,6 +4,8 @@ An agent that thinks the same few thoughts over and over, as one in a small env 
 again; one that says something new each time should not keep what it will not need.
 """
 
+from collections.abc import Hashable, Sequence
+
 ENOUGH = 256
 """Tokens that say whether replies repeat."""
 MOST = 1 << 20
@@ -18,9 +20,14 @@ class Repetition:
 
     def __init__(self) -> None:
         self.is_common = True
-        """Whether of the last ``ENOUGH`` tokens at least half were known. At first it is hoped for."""
+        """Whether of the last ``ENOUGH`` tokens at least half were known. At first it is guessed."""
         self._seen: set[int] = set()
         self._tokens = self._known = 0
+
+    def guess(self, prompts: Sequence[Hashable]) -> None:
+        """Before there are tokens to go by: where most prompts come once, what follows will."""
+        if not self._seen:
+            self.is_common = 2 * len({*prompts}) <= len(prompts)
 
     def note(self, place: int, token: int) -> int:
         """Count a token drawn at a place; returns the place after it."""

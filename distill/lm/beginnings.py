@@ -1,6 +1,7 @@
 """Sequences whose keys, values and states are kept, so that what begins with one costs its new tokens only.
 
-Prompts with as many new tokens are read together, so that nothing is padded while it is read.
+Prompts with as many new tokens are read together, so that nothing is padded while it is read; what many begin
+with is read once.
 """
 
 import itertools
@@ -11,7 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.lm.decoding import Decoding, is_beyond_switch, kind_of_length, leaps
+from distill.lm.prefix_tree import shared_length
 from distill.lm.span import Prefix
+
+PASS = 128
+"""A further pass takes as long as so many tokens in one that is there anyway."""
 
 
 class Beginnings:
@@ -65,11 +70,11 @@ class Beginnings:
         Returns:
             A batch of them, in order, and how many tokens were computed.
         """
+        computed = self._read_shared(prefixes)
         parents = self.parents(prefixes)
         used = Counter(self._rows[parent][0] for parent in parents if parent)
         read: list[Decoding] = []
         order: list[int] = []
-        computed = 0
         try:
             for group in self._groups(prefixes, parents):
                 batch = self._taken([parents[index] for index in group], used)
@@ -84,6 +89,19 @@ class Beginnings:
         whole = Decoding.joined(read)
         whole.keep(sorted(range(len(order)), key=order.__getitem__))
         return whole, computed
+
+    def _read_shared(self, prefixes: Sequence[Prefix]) -> int:
+        """Keep what several of the prefixes begin with, but for what is kept; returns the tokens computed."""
+        if not leaps(self._model):
+            return 0
+        is_beyond = is_beyond_switch(self._model, len(prefixes[0]))
+        new = [prefix for prefix, parent in zip(prefixes, self.parents(prefixes), strict=True) if not parent]
+        shared = [s for s in shared_beginnings(new) if is_beyond_switch(self._model, len(s)) == is_beyond]
+        if not shared:
+            return 0
+        batch, computed = self.read(shared)
+        self.hold(batch, {beginning: row for row, beginning in enumerate(shared)})
+        return computed
 
     def hold(self, decoding: Decoding, rows: Mapping[Prefix, int]) -> None:
         """Keep sequences of a batch; if it is all of them, in order, the batch must not be gone on with."""
@@ -139,3 +157,29 @@ class Beginnings:
                 self._rows |= {prefix: (decoding, row) for row, prefix in enumerate(left)}
             held[decoding] = size
         self._held = held
+
+
+def shared_beginnings(prefixes: Sequence[Prefix]) -> list[Prefix]:
+    """What to read first, so that reading all of the prefixes takes the fewest tokens and passes.
+
+    Each prefix goes on, by a token at least, from the longest of them that it begins with.
+    """
+    ordered = sorted({*prefixes})
+    alike = [shared_length(left, right) for left, right in itertools.pairwise(ordered)]
+
+    def cheapest(start: int, stop: int) -> tuple[int, list[Prefix]]:
+        """What reading some of them costs, in tokens, and by which beginnings."""
+        some, places = ordered[start:stop], range(start, stop - 1)
+        if not places:
+            return len(some[0]), []
+        least = min(alike[place] for place in places)
+        cuts = [start, *(place + 1 for place in places if alike[place] == least), stop]
+        parts = [cheapest(*ends) for ends in itertools.pairwise(cuts)]
+        apart = sum(cost for cost, _ in parts)
+        length = min(least, *(len(prefix) - 1 for prefix in some))
+        together = PASS + length + sum(len(prefix) - length for prefix in some)
+        if together < apart:
+            return together, [some[0][:length]]
+        return apart, [beginning for _, beginnings in parts for beginning in beginnings]
+
+    return [*dict.fromkeys(cheapest(0, len(ordered))[1])] if ordered else []

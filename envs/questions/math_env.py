@@ -82,5 +82,6 @@ recommend(
         "context_place": "before",
         "validation_episodes": 128,
         "max_new_tokens": 32,
+        "num_envs": 256,
     },
 )

@@ -195,8 +195,7 @@ def test_long_replies_are_what_remembering_gives(
 ) -> None:
     """Whoever is beside them, however many fit side by side, and whenever the others end."""
     policy = HFPolicy(model, tokenizer)
-    policy._repetition.is_common = False
-    prompts = [prompt("a" * (index % 5)) for index in range(12)]
+    prompts = [prompt("a" * (index % 7)) for index in range(12)]  # most come once: nothing is remembered
     sampling, seeds = Sampling(max_tokens=120), list(range(12))
     streamed = policy.generate(prompts, sampling, seeds)
     assert len({len(completion.token_ids) for completion in streamed}) > 2
@@ -232,13 +231,26 @@ def test_long_replies_that_repeat_are_computed_once(
     turned = policy.generate(prompts * 8, drawn, range(32))  # on its way it is seen that they differ
     assert not policy.remembers(100)
     anew = HFPolicy(model, tokenizer)
-    anew._repetition.is_common = False
-    streamed = anew.generate(prompts * 8, drawn, range(32))
-    assert [c.token_ids for c in streamed] == [c.token_ids for c in turned]
-    for mine, theirs in zip(streamed, turned, strict=True):
+    streamed = [anew.generate([p], drawn, [seed])[0] for seed, p in enumerate(prompts)]
+    assert [c.token_ids for c in streamed] == [c.token_ids for c in turned[:4]]
+    for mine, theirs in zip(streamed, turned, strict=False):
         assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
     policy.clear()  # what it has seen must not show in what comes next: a resumed run has seen nothing
     assert policy.remembers(100)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_prompts_that_come_once_are_read_once(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    temperature: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agents.policies.local.DENSE", 1.0)  # nothing that has ended is carried along
+    policy, prompts = HFPolicy(model, tokenizer), [prompt("a" * index) for index in range(8)]
+    completions = policy.generate(prompts, Sampling(max_tokens=24, temperature=temperature), range(8))
+    read = sum(completion.prompt_tokens + len(completion.token_ids) - 1 for completion in completions)
+    assert policy.lm.computed_tokens == read
 
 
 @pytest.mark.parametrize("make", [tiny_llama, hybrid], ids=["llama", "hybrid"])
@@ -256,7 +268,6 @@ def test_a_conversation_costs_its_new_tokens(
     if make is hybrid and compute == "tree":
         pytest.skip("it is no tree")
     policy, sampling = HFPolicy(make(), tokenizer, compute=compute), Sampling(max_tokens=max_tokens)
-    policy._repetition.is_common = False  # where that changes on the way, conversations are read anew once
     talks: list[tuple[Message, ...]] = [
         (Message(role="user", content=text),) for text in ("a", "bb", "a long one", "bb")
     ]

@@ -6,10 +6,12 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from distill.lm.beginnings import Beginnings
-from distill.lm.decoding import Decoding, kind_of_length
+from distill.lm.beginnings import Beginnings, shared_beginnings
+from distill.lm.decoding import Decoding, kind_of_length, leaps
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.span import Prefix
 from distill.lm.support import find_support
@@ -49,6 +51,40 @@ def test_a_conversation_costs_its_new_tokens(name: str) -> None:
         longer = {first + text(draws, new): first, first + text(draws, new): first}
         longer |= {talk + text(draws, draws.randint(1, 9)): talk for talk in others}
         talks, known = [*longer], {talk: len(parent) for talk, parent in longer.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_many_begin_with_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some rules, under each of them a few lessons, and a few questions about each of these."""
+    monkeypatch.setattr("distill.lm.beginnings.PASS", 4)
+    model, draws = MODELS[name](), random.Random(0)
+    find_support(model)
+    rules, lessons, questions = text(draws, 9), [text(draws, 7) for _ in range(3)], [text(draws, 3)] * 4
+    asked = [(*rules, *lesson, *q[1:], index) for lesson in lessons for index, q in enumerate(questions, 3)]
+    beginnings = Beginnings(model)
+    batch, computed = beginnings.read(asked)
+    if leaps(model):
+        assert computed == 9 + 3 * (7 + 2) + 12
+    else:
+        assert computed == 12 * 19
+    torch.testing.assert_close(batch.hidden, PaddedLM(model).hidden(asked), atol=1e-3, rtol=1e-3)
+    assert not any(beginnings.parents(asked))  # what was shared is a part of them now
+
+
+@given(
+    st.sets(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), max_size=12), st.integers(0, 9)
+)
+def test_beginnings_are_shared_where_that_is_cheaper(prefixes: set[Prefix], price: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.lm.beginnings.PASS", price)
+        shared = shared_beginnings([*prefixes])
+    saved = sum(
+        max((len(s) for s in shared if len(p) > len(s) and p[: len(s)] == s), default=0) for p in prefixes
+    )
+    assert sum(len(s) + price for s in shared) <= saved
+    together = min(map(len, prefixes), default=0) - 1
+    if together > 0 and len({p[:together] for p in prefixes}) == 1:  # all alike but for the end of each
+        assert (len(prefixes) - 1) * together <= price or shared
 
 
 def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
