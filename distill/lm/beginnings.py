@@ -15,8 +15,8 @@ from distill.lm.decoding import Decoding, is_beyond_switch, kind_of_length, leap
 from distill.lm.prefix_tree import shared_length
 from distill.lm.span import Prefix
 
-PASS = 128
-"""A further pass takes as long as so many tokens in one that is there anyway."""
+CPU_PASS, GPU_PASS = 128, 1024
+"""A further pass takes about as long as so many tokens more in one that is there anyway."""
 
 
 class Beginnings:
@@ -35,6 +35,7 @@ class Beginnings:
         self._max_tokens = max_tokens
         self.max_bytes = max_bytes
         self._compute_dtype = compute_dtype
+        self._pass_tokens = GPU_PASS if model.device.type == "cuda" else CPU_PASS
         self.clear()
 
     def clear(self) -> None:
@@ -96,7 +97,8 @@ class Beginnings:
             return 0
         is_beyond = is_beyond_switch(self._model, len(prefixes[0]))
         new = [prefix for prefix, parent in zip(prefixes, self.parents(prefixes), strict=True) if not parent]
-        shared = [s for s in shared_beginnings(new) if is_beyond_switch(self._model, len(s)) == is_beyond]
+        found = shared_beginnings(new, self._pass_tokens)
+        shared = [prefix for prefix in found if is_beyond_switch(self._model, len(prefix)) == is_beyond]
         if not shared:
             return 0
         batch, computed = self.read(shared)
@@ -159,8 +161,8 @@ class Beginnings:
         self._held = held
 
 
-def shared_beginnings(prefixes: Sequence[Prefix]) -> list[Prefix]:
-    """What to read first, so that reading all of the prefixes takes the fewest tokens and passes.
+def shared_beginnings(prefixes: Sequence[Prefix], price: int) -> list[Prefix]:
+    """What to read first, each for the price of so many tokens more, so that reading all costs least.
 
     Each prefix goes on, by a token at least, from the longest of them that it begins with.
     """
@@ -177,7 +179,7 @@ def shared_beginnings(prefixes: Sequence[Prefix]) -> list[Prefix]:
         parts = [cheapest(*ends) for ends in itertools.pairwise(cuts)]
         apart = sum(cost for cost, _ in parts)
         length = min(least, *(len(prefix) - 1 for prefix in some))
-        together = PASS + length + sum(len(prefix) - length for prefix in some)
+        together = price + length + sum(len(prefix) - length for prefix in some)
         if together < apart:
             return together, [some[0][:length]]
         return apart, [beginning for _, beginnings in parts for beginning in beginnings]

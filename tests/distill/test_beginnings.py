@@ -56,7 +56,7 @@ def test_a_conversation_costs_its_new_tokens(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_what_many_begin_with_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some rules, under each of them a few lessons, and a few questions about each of these."""
-    monkeypatch.setattr("distill.lm.beginnings.PASS", 4)
+    monkeypatch.setattr("distill.lm.beginnings.CPU_PASS", 4)
     model, draws = MODELS[name](), random.Random(0)
     find_support(model)
     rules, lessons, questions = text(draws, 9), [text(draws, 7) for _ in range(3)], [text(draws, 3)] * 4
@@ -75,9 +75,7 @@ def test_what_many_begin_with_is_read_once(name: str, monkeypatch: pytest.Monkey
     st.sets(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), max_size=12), st.integers(0, 9)
 )
 def test_beginnings_are_shared_where_that_is_cheaper(prefixes: set[Prefix], price: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill.lm.beginnings.PASS", price)
-        shared = shared_beginnings([*prefixes])
+    shared = shared_beginnings([*prefixes], price)
     saved = sum(
         max((len(s) for s in shared if len(p) > len(s) and p[: len(s)] == s), default=0) for p in prefixes
     )
