@@ -80,7 +80,6 @@ recommend(
         "test_episodes": 512,
         "eval_temperature": (0.0,),
         "context_place": "before",
-        "validation_episodes": 128,
         "max_new_tokens": 32,
         "num_envs": 256,
     },
