@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCach
 
 from distill.lm.compiled import as_they_are, compiled_layers
 from distill.lm.language_model import cache_argument, decoder_of, rope_switch
+from distill.lm.narrow import products_in
 from distill.lm.shards import run
 from distill.lm.spare_columns import SpareColumns, spare_columns
 
@@ -131,10 +132,8 @@ class Decoding:
         if "attention_mask" in self._arguments and has_keys:
             columns = torch.arange(width + new, device=self._device)
             extra["attention_mask"] = (columns >= (width - lengths)[:, None]).long()
-        autocast = torch.autocast(
-            self._device.type, dtype=self._compute_dtype, enabled=self._compute_dtype is not None
-        )
-        with autocast, as_they_are(self._compiled), sdpa_kernel(STEADY):
+        narrow = products_in(self._model, self._compute_dtype)
+        with narrow, as_they_are(self._compiled), sdpa_kernel(STEADY):
             forward = partial(
                 self._decoder,
                 input_ids=torch.tensor([list(row) for row in tokens], device=self._device),

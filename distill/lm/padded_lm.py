@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import growth_of, kind_of_length
 from distill.lm.language_model import LanguageModel, decoder_of, rope_switch
+from distill.lm.narrow import products_in
 from distill.lm.prefix_tree import chains
 from distill.lm.shards import run
 from distill.lm.span import Prefix, Span
@@ -149,7 +150,7 @@ def padded_hidden(
     arguments: dict[str, Any] = {"input_ids": ids_BT, "use_cache": False}
     if "attention_mask" in inspect.signature(type(decoder).forward).parameters:
         arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])  # some models cannot do without
-    with torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None):
+    with products_in(model, compute_dtype):
         output: Any = run(model, partial(decoder, **arguments))
     hidden_BTD: torch.Tensor = output.last_hidden_state
     return hidden_BTD

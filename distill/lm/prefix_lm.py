@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from distill.lm import tree_attention
 from distill.lm.language_model import LanguageModel, cache_argument, decoder_of
+from distill.lm.narrow import products_in
 from distill.lm.prefix_tree import PrefixTree, pack
 from distill.lm.shards import run
 from distill.lm.span import Prefix, Span
@@ -163,8 +164,7 @@ def tree_hidden(
         blocks = replace(blocks, keys_BP=np.array(keys)[blocks.keys_BP])
         cache.expect(sent(list(queries), device), len(tree))
     tree_blocks = tree_attention.TreeBlocks(blocks, device)
-    autocast = torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype is not None)
-    with autocast, tree_blocks.making_masks():
+    with products_in(model, compute_dtype), tree_blocks.making_masks():
         forward = partial(
             decoder,
             input_ids=sent([[tree.tokens[node] for node in queries]], device),

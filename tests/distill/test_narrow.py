@@ -1,0 +1,87 @@
+"""Narrowed weights are what autocast makes of the weights as they are now, no longer than they are used."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from distill.lm.decoding import Decoding
+from distill.lm.narrow import products_in
+from tests.conftest import tiny_llama
+from tests.distill.test_families import tiny
+from tests.distill.test_padded_lm import hybrid
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": tiny_llama,
+    "hybrid": hybrid,
+    **{name: partial(tiny, name) for name in ("Gemma 2", "gpt-oss", "LFM2", "Bamba")},
+}
+
+
+def by_autocast(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits: torch.Tensor = model(IDS).logits
+    return logits
+
+
+def by_kept_weights(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad(), products_in(model, torch.bfloat16):
+        logits: torch.Tensor = model(IDS).logits
+    return logits
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_they_are_what_autocast_makes_bit_for_bit_and_follow_the_weights(name: str) -> None:
+    model = MODELS[name]().eval()
+    first = by_kept_weights(model)
+    assert torch.equal(first, by_autocast(model))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    second = by_kept_weights(model)
+    assert torch.equal(second, by_autocast(model))
+    assert not torch.equal(second, first)
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 2  # which no version tells
+    assert torch.equal(by_kept_weights(model), by_autocast(model))
+
+
+def test_weights_are_narrowed_once_and_stand_there_again_whatever_happens() -> None:
+    model = tiny_llama()
+    before = dict(model.named_parameters())
+    with torch.no_grad(), products_in(model, torch.bfloat16):
+        inside = {name: p for name, p in model.named_parameters() if p.dtype == torch.bfloat16}
+    assert {name.rsplit(".", 2)[1] for name in inside} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    }
+
+    def draw() -> None:
+        with torch.no_grad(), products_in(model, torch.bfloat16):
+            assert all(p is inside[name] for name, p in model.named_parameters() if name in inside)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw()
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+
+
+def test_where_gradients_flow_they_reach_the_weights() -> None:
+    model = tiny_llama()
+    with products_in(model, torch.bfloat16):
+        model(IDS, labels=IDS).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_type_of_its_own_is_left_to_it() -> None:
+    model = tiny_llama()
+    with torch.no_grad(), products_in(model, None):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    plain, narrow = (Decoding(model, 2, compute_dtype=dtype) for dtype in (None, torch.bfloat16))
+    tokens = [[5, 6, 7], [8, 9, 10]]
+    torch.testing.assert_close(plain.step(tokens), narrow.step(tokens).float(), atol=0.1, rtol=0.1)
+    assert not torch.equal(plain.hidden, narrow.hidden.float())
