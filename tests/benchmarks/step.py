@@ -10,15 +10,16 @@ import random
 import tempfile
 import time
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import transformers
 import tyro
 
 from agents.examples import Question, sample_examples
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
-from distill.lm.load import load_model
+from distill.lm.load import compute_dtype, load_model
 from distill.lm.prefix_lm import PrefixLM
 from distill.opcd import OPCD
 from distill.parallel import Ranks, Sharding
@@ -31,16 +32,18 @@ NEW_TOKENS = 32
 
 
 def ours(
-    steps: int, prompts: int, gradient_checkpointing: bool = False, engine: Sharding = "ddp"
+    steps: int, prompts: int, bf16: bool, gradient_checkpointing: bool = False, engine: Sharding = "ddp"
 ) -> dict[str, Any]:
     """Generate, teacher, update, with this toolkit."""
     loaded = load_model("smollm2")
     ranks = Ranks.connect("cpu")
-    student = HFPolicy(copy.deepcopy(loaded.model), loaded.tokenizer)
+    dtype = torch.bfloat16 if bf16 else None
+    student = HFPolicy(copy.deepcopy(loaded.model), loaded.tokenizer, compute_dtype=dtype)
     trainer = OPCD(
         student.lm.model,
-        FrozenTeacher(PrefixLM(loaded.model)),
+        FrozenTeacher(PrefixLM(loaded.model, compute_dtype=dtype)),
         lr=1e-5,
+        compute_dtype=dtype,
         k=256,
         mode="tail",
         gradient_checkpointing=gradient_checkpointing,
@@ -66,7 +69,7 @@ def ours(
     return {"seconds": seconds[1:]}
 
 
-def trl(steps: int, prompts: int, gradient_checkpointing: bool) -> dict[str, Any]:
+def trl(steps: int, prompts: int, bf16: bool, gradient_checkpointing: bool) -> dict[str, Any]:
     """The same work with TRL's SDFTTrainer."""
     from datasets import Dataset
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
@@ -104,7 +107,7 @@ def trl(steps: int, prompts: int, gradient_checkpointing: bool) -> dict[str, Any
                 teacher_prompt_template="{prompt}\n{privileged_context}",
                 learning_rate=1e-5,
                 gradient_checkpointing=gradient_checkpointing,
-                bf16=False,
+                bf16=bf16,
                 use_cpu=True,
                 save_strategy="no",
                 logging_strategy="no",
@@ -127,15 +130,25 @@ def _prompt(question: str, insight: str = "") -> Prompt:
     return Prompt(messages=(Message(role="system", content=RULES), Message(role="user", content=content)))
 
 
-def main(repeats: int = 2, steps: int = 4, prompts: int = 16) -> None:
+def main(
+    repeats: int = 2,
+    steps: int = 4,
+    prompts: int = 16,
+    products: Literal["auto", "float32", "bfloat16"] = "auto",
+    only: tuple[str, ...] = (),
+) -> None:
     """Measure a whole step: 32 new tokens, two-term sums, SmolLM2-135M.
 
     Args:
         repeats: Times that the sides take turns.
         steps: Optimiser steps per turn, after one to warm up.
         prompts: Completions per step.
+        products: What both sides compute them in; auto is bfloat16 where it is fast, as in a run.
+        only: Sides to measure, by how their names begin; by default all.
     """
-    make = partial(side, "tests.benchmarks.step", steps=steps, prompts=prompts)
+    dtype = compute_dtype(products, torch.device("cpu"))
+    bf16 = dtype == "bfloat16"
+    make = partial(side, "tests.benchmarks.step", steps=steps, prompts=prompts, bf16=bf16)
     sides = {
         "TRL": make("trl", gradient_checkpointing=False),
         "opcd-gym": make("ours"),
@@ -145,7 +158,10 @@ def main(repeats: int = 2, steps: int = 4, prompts: int = 16) -> None:
         "opcd-gym, two processes of one core, DDP": make("ours", processes=2, threads=1),
         "opcd-gym, two processes of one core, FSDP2": make("ours", processes=2, threads=1, engine="fsdp"),
     }
-    compare(f"One OPCD step: {prompts} sums, {NEW_TOKENS} new tokens, SmolLM2-135M", repeats, sides)
+    if only:
+        sides = {name: made for name, made in sides.items() if name.startswith(only)}
+    title = f"One OPCD step: {prompts} sums, {NEW_TOKENS} new tokens, SmolLM2-135M, products in {dtype}"
+    compare(title, repeats, sides)
 
 
 if __name__ == "__main__":
