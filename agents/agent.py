@@ -25,6 +25,7 @@ from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.run.folder import clear_errors
 from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
+from distill.lm.narrow import narrow_for_good
 from distill.lm.reached import freeze_unreached
 from distill.lm.save import save_reader, save_weights
 from distill.lm.shards import weights_of, whole
@@ -86,7 +87,9 @@ class Agent:
         self.engine = None if config.policy == "hf" else self._make_engine(loaded, path)
         """Who draws for the agent, where it does not do so itself."""
         self.student = self._drawing(loaded)
-        self.base = self._drawing(loaded, self.lora) if self.lora else self._drawing(others.pop()[0])
+        self.base = (
+            self._drawing(loaded, self.lora) if self.lora else self._drawing(self._kept(others.pop()[0]))
+        )
         if config.policy_urls and config.resume is None and isinstance(self.base, VLLMPolicy):
             self.base.adopt()  # before anything is sent to servers that may be somebody else's
         self.scorer: ServedTeacher | None = None
@@ -128,7 +131,7 @@ class Agent:
 
     def load_policy(self, name: str) -> HFPolicy:
         """Another model, to be used as it is."""
-        return self._policy(self._load(name))
+        return self._policy(self._kept(self._load(name)))
 
     def imitated(self) -> Teacher | ScoringTeacher:
         """The teacher as what scores completions, with a memo of its own where it stays as it is."""
@@ -262,7 +265,13 @@ class Agent:
             else [load()]
         )
         check_same_tokens(tokenizer, other.tokenizer)
-        return self._policy(other)
+        return self._policy(self._kept(other))
+
+    def _kept(self, loaded: LoadedModel) -> LoadedModel:
+        """A model that stays as it is, in less memory."""
+        if not self._is_sharded:  # what is gathered is narrowed on its way
+            narrow_for_good(loaded.model, autocast(loaded.model, self.config.products_dtype))
+        return loaded
 
 
 @contextmanager
@@ -293,7 +302,9 @@ def as_policy(
 def autocast(model: PreTrainedModel, dtype: Dtype) -> torch.dtype | None:
     """What the model's matrix products are narrowed to, if its weights are wider; see ``compute_dtype``."""
     compute: torch.dtype = getattr(torch, compute_dtype(dtype, model.device))
-    return compute if compute.itemsize < model.dtype.itemsize else None
+    read = model.get_input_embeddings().weight  # products may have narrow weights already
+    assert isinstance(read, torch.Tensor)
+    return compute if compute.itemsize < read.dtype.itemsize else None
 
 
 def reply_tokens(config: SelfImproveConfig, policy: HFPolicy, words: EnvWords) -> int:

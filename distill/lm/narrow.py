@@ -31,13 +31,31 @@ def products_in(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[N
             yield
 
 
+def narrow_for_good(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+    """Keep the weights of products, of a model that nobody trains, as autocast would make them each time."""
+    for layer in _linear_layers(model):
+        for name, weight in layer._parameters.items():
+            if dtype is not None and weight is not None and weight.dtype == torch.float32:
+                layer._parameters[name] = _narrow(weight, dtype)
+
+
+def _linear_layers(model: PreTrainedModel) -> list[torch.nn.Linear]:
+    """Those before the head, which is multiplied outside of the model's passes."""
+    return [module for module in decoder_of(model).modules() if type(module) is torch.nn.Linear]
+
+
+def _narrow(weight: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
+    return torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+
+
 class _Narrowed:
     """What autocast makes of the weights of a model's linear layers."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        layers = [module for module in decoder_of(model).modules() if type(module) is torch.nn.Linear]
-        self._places = [_Place(layer._parameters, name) for layer in layers for name in layer._parameters]
+        self._places = [
+            _Place(layer._parameters, name) for layer in _linear_layers(model) for name in layer._parameters
+        ]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -69,7 +87,7 @@ class _Place:
             return weight
         now = weight, weight._version, weight.data_ptr()
         if self.of is None or self.of[0] is not weight or self.of[1:] != now[1:]:
-            self.of, self.kept = now, torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+            self.of, self.kept = now, _narrow(weight, dtype)
         return self.kept
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.lm.decoding import Decoding
-from distill.lm.narrow import products_in
+from distill.lm.narrow import narrow_for_good, products_in
 from tests.conftest import tiny_llama
 from tests.distill.test_families import tiny
 from tests.distill.test_padded_lm import hybrid
@@ -47,6 +47,18 @@ def test_they_are_what_autocast_makes_bit_for_bit_and_follow_the_weights(name: s
     for parameter in model.parameters():
         parameter.data = parameter.data * 2  # which no version tells
     assert torch.equal(by_kept_weights(model), by_autocast(model))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_for_good_they_are_the_same_in_less_memory(name: str) -> None:
+    model = MODELS[name]().eval()
+    before, bytes_before = by_autocast(model), model.get_memory_footprint()
+    narrow_for_good(model, None)
+    assert model.get_memory_footprint() == bytes_before
+    narrow_for_good(model, torch.bfloat16)
+    assert torch.equal(by_kept_weights(model), before)
+    assert torch.equal(by_autocast(model), before)
+    assert model.get_memory_footprint() < bytes_before
 
 
 def test_weights_are_narrowed_once_and_stand_there_again_whatever_happens() -> None:
