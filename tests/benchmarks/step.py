@@ -20,6 +20,7 @@ from agents.examples import Question, sample_examples
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from distill.lm.load import compute_dtype, load_model
+from distill.lm.narrow import narrow_for_good
 from distill.lm.prefix_lm import PrefixLM
 from distill.opcd import OPCD
 from distill.parallel import Ranks, Sharding
@@ -39,6 +40,7 @@ def ours(
     ranks = Ranks.connect("cpu")
     dtype = torch.bfloat16 if bf16 else None
     student = HFPolicy(copy.deepcopy(loaded.model), loaded.tokenizer, compute_dtype=dtype)
+    narrow_for_good(loaded.model, dtype)
     trainer = OPCD(
         student.lm.model,
         FrozenTeacher(PrefixLM(loaded.model, compute_dtype=dtype)),
@@ -144,7 +146,7 @@ def main(
         steps: Optimiser steps per turn, after one to warm up.
         prompts: Completions per step.
         products: What both sides compute them in; auto is bfloat16 where it is fast, as in a run.
-        only: Sides to measure, by how their names begin; by default all.
+        only: Sides to measure, by the names that the table has; by default all.
     """
     dtype = compute_dtype(products, torch.device("cpu"))
     bf16 = dtype == "bfloat16"
@@ -159,7 +161,7 @@ def main(
         "opcd-gym, two processes of one core, FSDP2": make("ours", processes=2, threads=1, engine="fsdp"),
     }
     if only:
-        sides = {name: made for name, made in sides.items() if name.startswith(only)}
+        sides = {name: made for name, made in sides.items() if name in only}
     title = f"One OPCD step: {prompts} sums, {NEW_TOKENS} new tokens, SmolLM2-135M, products in {dtype}"
     compare(title, repeats, sides)
 
