@@ -5,8 +5,10 @@ with is read once.
 """
 
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
@@ -167,21 +169,46 @@ def shared_beginnings(prefixes: Sequence[Prefix], price: int) -> list[Prefix]:
     Each prefix goes on, by a token at least, from the longest of them that it begins with.
     """
     ordered = sorted({*prefixes})
-    alike = [shared_length(left, right) for left, right in itertools.pairwise(ordered)]
+    alike = [*itertools.starmap(shared_length, itertools.pairwise(ordered)), -1]  # with the next one
+    path: list[_Branch] = []  # of the tree, down to where the next one leaves it
+    done = _Branch(())
+    for prefix, length in zip(ordered, alike, strict=False):
+        done = _Branch(prefix, tokens=len(prefix), count=1, shortest=len(prefix), cost=len(prefix))
+        while path and len(path[-1].begun) > length:
+            done = path.pop().joined(done).settled(price)
+        if length >= 0:
+            if not path or len(path[-1].begun) < length:
+                path.append(_Branch(prefix[:length]))
+            path[-1].joined(done)
+    return [*dict.fromkeys(done.shared)]
 
-    def cheapest(start: int, stop: int) -> tuple[int, list[Prefix]]:
-        """What reading some of them costs, in tokens, and by which beginnings."""
-        some, places = ordered[start:stop], range(start, stop - 1)
-        if not places:
-            return len(some[0]), []
-        least = min(alike[place] for place in places)
-        cuts = [start, *(place + 1 for place in places if alike[place] == least), stop]
-        parts = [cheapest(*ends) for ends in itertools.pairwise(cuts)]
-        apart = sum(cost for cost, _ in parts)
-        length = min(least, *(len(prefix) - 1 for prefix in some))
-        together = price + length + sum(len(prefix) - length for prefix in some)
-        if together < apart:
-            return together, [some[0][:length]]
-        return apart, [beginning for _, beginnings in parts for beginning in beginnings]
 
-    return [*dict.fromkeys(cheapest(0, len(ordered))[1])] if ordered else []
+@dataclass(slots=True)
+class _Branch:
+    """Prefixes that begin alike."""
+
+    begun: Prefix
+    tokens: int = 0
+    """In all of them."""
+    count: int = 0
+    shortest: int = sys.maxsize
+    cost: int = 0
+    """What reading them takes, in tokens."""
+    shared: list[Prefix] = field(default_factory=list)
+    """What is read first for that."""
+
+    def joined(self, other: "_Branch") -> "_Branch":
+        self.tokens += other.tokens
+        self.count += other.count
+        self.shortest = min(self.shortest, other.shortest)
+        self.cost += other.cost
+        self.shared += other.shared
+        return self
+
+    def settled(self, price: int) -> "_Branch":
+        """With what all of them begin with read first, if that costs less."""
+        length = min(len(self.begun), self.shortest - 1)
+        together = price + length + self.tokens - self.count * length
+        if together < self.cost:
+            self.cost, self.shared = together, [self.begun[:length]]
+        return self

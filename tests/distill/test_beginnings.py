@@ -85,6 +85,12 @@ def test_beginnings_are_shared_where_that_is_cheaper(prefixes: set[Prefix], pric
         assert (len(prefixes) - 1) * together <= price or shared
 
 
+def test_prefixes_may_begin_with_each_other_however_often() -> None:
+    nested = [(3,) * length + (4,) for length in range(1, 3000)]
+    [shared] = shared_beginnings(nested, 128)
+    assert shared == (3,) * len(shared)
+
+
 def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
     model, draws = tiny_llama(), random.Random(0)
     each = 2 * 2 * 2 * 8 * 4  # bytes of a token: keys and values of two layers, two heads of width 8
