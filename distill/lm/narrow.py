@@ -33,19 +33,9 @@ def products_in(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[N
 
 def narrow_for_good(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
     """Keep the weights of products, of a model that nobody trains, as autocast would make them each time."""
-    for layer in _linear_layers(model):
-        for name, weight in layer._parameters.items():
-            if dtype is not None and weight is not None and weight.dtype == torch.float32:
-                layer._parameters[name] = _narrow(weight, dtype)
-
-
-def _linear_layers(model: PreTrainedModel) -> list[torch.nn.Linear]:
-    """Those before the head, which is multiplied outside of the model's passes."""
-    return [module for module in decoder_of(model).modules() if type(module) is torch.nn.Linear]
-
-
-def _narrow(weight: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
-    return torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+    if dtype is not None:
+        for place in _places(model):
+            place.parameters[place.name] = place.narrowed(dtype)
 
 
 class _Narrowed:
@@ -53,9 +43,7 @@ class _Narrowed:
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._places = [
-            _Place(layer._parameters, name) for layer in _linear_layers(model) for name in layer._parameters
-        ]
+        self._places = _places(model)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -77,18 +65,26 @@ class _Place:
 
     parameters: dict[str, torch.nn.Parameter | None]
     name: str
-    of: tuple[torch.nn.Parameter, int, int] | None = None
-    """Of which weight ``kept`` was made, its version and where it was."""
+    weight: torch.nn.Parameter | None = None
+    """Of which ``kept`` was made, when it was ``seen`` in this version, there."""
+    seen: tuple[int, int] | None = None
     kept: torch.nn.Parameter | None = None
 
     def narrowed(self, dtype: torch.dtype) -> torch.nn.Parameter | None:
         weight = self.parameters[self.name]
         if weight is None or weight.dtype != torch.float32:
             return weight
-        now = weight, weight._version, weight.data_ptr()
-        if self.of is None or self.of[0] is not weight or self.of[1:] != now[1:]:
-            self.of, self.kept = now, _narrow(weight, dtype)
+        seen = weight._version, weight.data_ptr()
+        if self.weight is not weight or self.seen != seen:
+            self.weight, self.seen = weight, seen
+            self.kept = torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False)
         return self.kept
+
+
+def _places(model: PreTrainedModel) -> list[_Place]:
+    """Those of linear layers, but for the head, which is multiplied outside of the model's passes."""
+    layers = [module for module in decoder_of(model).modules() if type(module) is torch.nn.Linear]
+    return [_Place(layer._parameters, name) for layer in layers for name in layer._parameters]
 
 
 _KEPT: WeakKeyDictionary[torch.nn.Module, _Narrowed] = WeakKeyDictionary()
