@@ -38,8 +38,8 @@ WIDTH, FEW = 16, 4
 EPISODES, PART = 64, 1 / 8
 """Played of each kind at most, and at most as a part of a round's."""
 TURN_COLUMNS = (
-    *("trace_id", "turn", "split", "success", "observation", "action", "reward", "left_out"),
-    *("next_observation", "terminated"),
+    *("trace_id", "turn", "split", "success", "observation", "insight_ids", "action", "reward"),
+    *("left_out", "next_observation", "terminated"),
 )
 RANDOM_SECONDS = 0.5
 """What the random policy may take."""
@@ -295,6 +295,7 @@ def _turns(traces: Sequence[Trace]) -> pd.DataFrame:
                 "split": trace.split,
                 "success": trace.success,
                 "observation": turn.observation,
+                "insight_ids": list(turn.insight_ids),
                 "action": turn.action,
                 "reward": turn.reward,
                 "left_out": turn.left_out,

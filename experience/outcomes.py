@@ -2,7 +2,8 @@
 
 For small discrete envs this writes better insights than a small model can. It counts
 (observation, action) -> (next observation, reward, end) over all train traces, so it learns the env's
-dynamics from play alone, and it knows nothing that the agent did not see.
+dynamics from play alone, and it knows nothing that the agent did not see. The agent is a part of these
+dynamics: advice is worth what is done when it is shown.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, diags_array, eye_array
 
 from experience.insight import Insight
 from experience.seeds import Split
@@ -23,6 +24,9 @@ TOLERANCE = 1e-9
 TIE = 1e-6
 """Values closer than this are equal."""
 MAX_SWEEPS = 20_000
+
+Advise = Callable[[str, str], str]
+"""(observation, action) -> the text of an insight."""
 
 Float = npt.NDArray[np.float64]
 
@@ -39,14 +43,19 @@ class OutcomeModel:
     """Mean immediate reward; 0 where untried."""
     transitions: csr_array
     """[S * A, S]: the share of tries that led to each observation *and went on from there*."""
+    done: csr_array
+    """[S * A, S * A]: where an action is advised, the share of the readable replies that do each. It is what
+    is done where that is not known, and where it is at least every other time: then a slip of the dice, which
+    no greedy agent has, costs nothing."""
     best_return: float
     """The largest return of any trace."""
 
 
-def outcome_model(turns: pd.DataFrame, actions: Sequence[str]) -> OutcomeModel:
+def outcome_model(turns: pd.DataFrame, actions: Sequence[str], advise: Advise) -> OutcomeModel:
     """Count what followed what.
 
-    ``turns`` are ``ExperienceStore.turns()`` of train traces; unreadable replies count for nothing.
+    ``turns`` are ``ExperienceStore.turns()`` of train traces, shown what ``advise`` makes, if anything;
+    unreadable replies count for nothing.
 
     Raises:
         ValueError: A turn comes from another split than train.
@@ -76,12 +85,36 @@ def outcome_model(turns: pd.DataFrame, actions: Sequence[str]) -> OutcomeModel:
         counts_SA=counts.reshape(S, A),
         rewards_SA=rewards.reshape(S, A),
         transitions=transitions,
+        done=_done(turns, observations, actions, advise),
         best_return=float(returns.max()) if len(returns) else 0.0,
     )
 
 
+def _done(
+    turns: pd.DataFrame, observations: Sequence[str], actions: Sequence[str], advise: Advise
+) -> csr_array:
+    """See ``OutcomeModel.done``. One reply more counts as if it followed the advice."""
+    S, A = len(observations), len(actions)
+    advice = [
+        Insight(text=advise(observation, action), observation=observation, score=0.0, support=0).id
+        for observation in observations
+        for action in actions
+    ]
+    pair_of = {insight_id: pair for pair, insight_id in enumerate(advice)}
+    # What is most relevant stands first.
+    told = turns["insight_ids"].map(lambda ids: pair_of.get(ids[0], -1) if ids else -1).to_numpy(np.int64)
+    action_of = {action: index for index, action in enumerate(actions)}
+    acts = turns["action"].map(action_of).fillna(-1).to_numpy(np.int64)
+    known = (told >= 0) & (acts >= 0)
+    pairs = told[known], told[known] // A * A + acts[known]
+    counts = csr_array((np.ones(len(pairs[0])), pairs), shape=(S * A, S * A)) + eye_array(S * A)
+    replies: Float = counts.sum(axis=1)
+    is_followed = counts.diagonal() >= replies / 2
+    return csr_array(diags_array(is_followed * 1.0) + diags_array(~is_followed / replies) @ counts)
+
+
 def action_values(model: OutcomeModel, *, explore: bool) -> Float:
-    """Value iteration: the discounted value of each action, [S, A].
+    """Value iteration: the discounted value of advising each action, [S, A].
 
     Args:
         model: The counts.
@@ -99,7 +132,8 @@ def action_values(model: OutcomeModel, *, explore: bool) -> Float:
         values_SA = model.rewards_SA + DISCOUNT * following_SA + bonus_SA
         if explore:
             values_SA = np.where(tried_SA, np.minimum(values_SA, best), best)
-        else:
+        values_SA = (model.done @ values_SA.ravel()).reshape(S, A)
+        if not explore:
             values_SA = np.where(tried_SA, values_SA, -np.inf)
         best_S = values_SA.max(axis=1, initial=-np.inf)
         best_S = np.where(np.isfinite(best_S), best_S, 0.0)
@@ -110,14 +144,14 @@ def action_values(model: OutcomeModel, *, explore: bool) -> Float:
 
 
 def outcome_insights(
-    turns: pd.DataFrame, actions: Sequence[str], advise: Callable[[str, str], str], *, explore: bool
+    turns: pd.DataFrame, actions: Sequence[str], advise: Advise, *, explore: bool
 ) -> list[Insight]:
     """The best action in every situation that was acted in, as an insight.
 
     Args:
         turns: As for ``outcome_model``; what is to be counted as one has one observation, such as a bucket.
         actions: The env's action words.
-        advise: (observation, action) -> the insight's text.
+        advise: How they are told.
         explore: Advise what is worth finding out, see ``action_values``: all that is untried, then the best
             of the rest, an insight each. Otherwise what is known to be best.
 
@@ -125,7 +159,7 @@ def outcome_insights(
         Insights linked to every trace in which the advised action was taken there: for it where the episode
         succeeded, against it where it did not.
     """
-    model = outcome_model(turns, actions)
+    model = outcome_model(turns, actions, advise)
     values_SA = action_values(model, explore=explore)
     won, lost = (
         turns[turns["success"].astype(bool) == success]
@@ -138,10 +172,13 @@ def outcome_insights(
         observation, counts_A, values_A = model.observations[state], model.counts_SA[state], values_SA[state]
         tried_A = counts_A > 0
         # Among equals, what was tried least is worth finding out, and what was tried most is known best.
-        equals = np.flatnonzero(tried_A & (values_A >= values_A[tried_A].max() - TIE))
+        best = values_A[tried_A].max()
+        equals = np.flatnonzero(tried_A & (values_A >= best - TIE))
         advised = [int(equals[counts_A[equals].argmin() if explore else counts_A[equals].argmax()])]
         if explore:
-            advised = [*np.flatnonzero(~tried_A).tolist(), *advised]
+            # What is not done when it is advised comes last, or not at all.
+            promising = np.flatnonzero(~tried_A & (values_A >= best - TIE))
+            advised = [*promising[np.argsort(-values_A[promising], kind="stable")].tolist(), *advised]
         for index in advised:
             action = model.actions[index]
             insights.append(
@@ -158,9 +195,7 @@ def outcome_insights(
     return insights
 
 
-def share_followed(
-    turns: pd.DataFrame, insights: Sequence[Insight], advise: Callable[[str, str], str]
-) -> float | None:
+def share_followed(turns: pd.DataFrame, insights: Sequence[Insight], advise: Advise) -> float | None:
     """Of the decisions on which there is advice, the share that followed it; ``None`` without such decisions.
 
     Args:

@@ -235,11 +235,11 @@ class ExperienceStore:
         Args:
             phases: Of these phases only.
             trace_id: Of this trace only.
-            tokens: Add the columns insight_ids, prompt_tokens, token_ids and logprobs (slow to read).
+            tokens: Add the columns prompt_tokens, token_ids and logprobs (slow to read).
 
         Returns:
-            The columns trace_id, turn, split, success, observation, reply, action, reward, left_out,
-            next_observation, terminated (whether the episode terminated with this turn).
+            The columns trace_id, turn, split, success, observation, insight_ids, reply, action, reward,
+            left_out, next_observation, terminated (whether the episode terminated with this turn).
         """
         traces, turns = tables.traces.c, tables.turns.c
         query = (
@@ -249,6 +249,7 @@ class ExperienceStore:
                 traces.split,
                 traces.success,
                 turns.observation,
+                turns.insight_ids,
                 turns.reply,
                 turns.action,
                 turns.reward,
@@ -260,7 +261,7 @@ class ExperienceStore:
             .where(turns.run == self._run)
         )
         if tokens:
-            query = query.add_columns(turns.insight_ids, turns.prompt_tokens, turns.token_ids, turns.logprobs)
+            query = query.add_columns(turns.prompt_tokens, turns.token_ids, turns.logprobs)
         if phases is not None:
             # Not as a condition of the join: SQLite would read the turns of the whole run first.
             chosen = sa.select(traces.trace_id).where(traces.run == self._run, traces.phase.in_(phases))

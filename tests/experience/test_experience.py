@@ -84,6 +84,7 @@ def random_turns(episodes: int, slippery: bool) -> tuple[pd.DataFrame, dict[str,
         rows.append((f"t{number}", Split.TRAIN, f"s{state}", ACTIONS[action], reward, f"s{following}", done))
     columns = ["trace_id", "split", "observation", "action", "reward", "next_observation", "terminated"]
     frame = pd.DataFrame(rows, columns=columns)
+    frame["insight_ids"] = [()] * len(frame)
     return frame.assign(success=frame["reward"] > 0), {f"s{s}": s for s in open_states}
 
 
@@ -112,9 +113,23 @@ def test_insights_from_outcomes_are_optimal() -> None:
 
 def hand_turns(*rows: tuple[str, str | None, float, str, bool]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["observation", "action", "reward", "next_observation", "terminated"])
+    frame["insight_ids"] = [()] * len(rows)
     return frame.assign(
         trace_id=[f"t{i}" for i in range(len(rows))], split=Split.TRAIN, success=[row[2] > 0 for row in rows]
     )
+
+
+def advise(observation: str, action: str) -> str:
+    return f"{observation}: {action}"
+
+
+def shown(turns: pd.DataFrame, *actions: str | None) -> pd.DataFrame:
+    """With what was advised, turn by turn."""
+    told: list[tuple[str, ...]] = [
+        () if action is None else (insight(advise(observation, action), observation).id,)
+        for observation, action in zip(turns["observation"], actions, strict=True)
+    ]
+    return turns.assign(insight_ids=pd.Series(told, dtype=object, index=turns.index))
 
 
 def test_how_often_advice_is_followed() -> None:
@@ -126,9 +141,6 @@ def test_how_often_advice_is_followed() -> None:
         ("start", None, 0.0, "start", False),
         ("elsewhere", "right", 0.0, "start", False),
     )
-
-    def advise(observation: str, action: str) -> str:
-        return f"{observation}: {action}"
 
     insights = outcome_insights(turns.head(2), ACTIONS, advise, explore=False)
     assert share_followed(turns, insights, advise) == 0.5
@@ -162,7 +174,7 @@ def test_values_by_hand() -> None:
         ("a", "down", 0.0, "hole", True),
         ("a", None, 0.0, "a", False),  # an unreadable reply counts for nothing
     )
-    model = outcome_model(turns, ACTIONS)
+    model = outcome_model(turns, ACTIONS, advise)
     assert model.counts_SA.sum() == 4
     values = action_values(model, explore=False)
     a, b = model.observations.index("a"), model.observations.index("b")
@@ -182,6 +194,63 @@ def test_exploring_prefers_the_untried() -> None:
     context = Context(insights=(curious, *others), k=1, is_exploring=True)
     shown = [context.show("a", times)[0].text for times in range(5)]
     assert shown == ["right", "up", "left", "left", "left"]
+
+
+def test_what_is_advised_in_vain_is_worth_what_is_done_instead() -> None:
+    """However good it were itself; where it is followed every other time, slips of the dice cost nothing."""
+    ways = [("a", "left", 0.1, "b", True)] * 9 + [("a", "right", 1.0, "goal", True)]
+    turns = hand_turns(*ways)
+
+    def score(*told: str | None) -> float:
+        [best] = outcome_insights(shown(turns, *told), ACTIONS, advise, explore=False)
+        assert best.text == "a: right"
+        return best.score
+
+    assert score(*[None] * 10) == 1.0
+    assert score("right", *[None] * 9) == 1.0  # one of two, with the one that is taken for granted
+    assert score(*["right"] * 2, *[None] * 8) == pytest.approx((1 + 2 * 0.1) / 3)
+    assert score(*["right"] * 9, None) == pytest.approx((1 + 9 * 0.1) / 10)
+    assert score(*["right"] * 9, "left") == pytest.approx((1 + 9 * 0.1) / 10)
+    turns = hand_turns(*ways, *[("a", "down", 0.0, "hole", True)] * 10)
+    told = shown(turns, *[None] * 10, *["right"] * 10)
+    [best] = outcome_insights(told, ACTIONS, advise, explore=False)
+    assert best.text == "a: left"
+
+
+def test_the_way_leads_to_where_advice_is_followed() -> None:
+    """Both "b" and "c" have a way to the goal; at "b" it is not taken by who is told to take it."""
+    turns = shown(
+        hand_turns(
+            ("a", "left", 0.0, "b", False),
+            ("a", "down", 0.0, "c", False),
+            ("b", "up", 1.0, "goal", True),
+            ("c", "up", 1.0, "goal", True),
+            ("c", "up", 0.0, "hole", True),
+            *[("b", "left", 0.0, "hole", True)] * 4,
+        ),
+        *[None] * 5,
+        *["up"] * 4,
+    )
+    for told, way in [(turns, "down"), (shown(turns, *[None] * 9), "left")]:
+        known = {i.observation: i.text for i in outcome_insights(told, ACTIONS, advise, explore=False)}
+        assert known == {"a": f"a: {way}", "b": "b: up", "c": "c: up"}
+
+
+def test_what_is_not_done_when_it_is_told_is_tried_last() -> None:
+    """Untried actions are shown first, in their order, but for those that come to something worse."""
+    ways = [("a", "left", 0.9, "goal", True)] * 8 + [("a", None, 0.0, "a", False)]
+    turns = hand_turns(*ways)
+
+    def curious(*told: str | None) -> list[str]:
+        kept = outcome_insights(shown(turns, *told), ACTIONS, advise, explore=True)
+        return [i.text.removeprefix("a: ") for i in kept]
+
+    assert curious(*[None] * 9) == ["down", "right", "up", "left"]
+    assert curious("down", *[None] * 8) == ["down", "right", "up", "left"]
+    assert curious(*["down"] * 2, *[None] * 7) == ["right", "up", "down", "left"]
+    assert curious(*["down", "right", "up"] * 2, *[None] * 3) == ["down", "right", "up", "left"]
+    turns = hand_turns(*ways, *[("a", "up", 0.0, "hole", True)] * 20)
+    assert curious(*[None] * 9, *["down"] * 20) == ["right", "left"]
 
 
 def test_only_train_traces_teach() -> None:
