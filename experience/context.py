@@ -36,8 +36,10 @@ class Context:
         """Of what is shown, whatever its scores; ``none`` for nothing."""
         if not self.insights:
             return "none"
-        ids = " ".join(sorted(insight.id for insight in self.insights))
-        return hashlib.sha256(f"{self.k} {ids}".encode()).hexdigest()[:12]
+        ids = [insight.id for insight in self.insights]
+        if not self.is_exploring:  # else they are shown in their order
+            ids.sort()
+        return hashlib.sha256(f"{self.k} {' '.join(ids)}".encode()).hexdigest()[:12]
 
     def show(self, observation: str, times: int = 0, situation: str | None = None) -> tuple[Insight, ...]:
         """The insights for this observation, the most relevant first.

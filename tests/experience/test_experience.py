@@ -194,6 +194,9 @@ def test_exploring_prefers_the_untried() -> None:
     context = Context(insights=(curious, *others), k=1, is_exploring=True)
     shown = [context.show("a", times)[0].text for times in range(5)]
     assert shown == ["right", "up", "left", "left", "left"]
+    turned = replace(context, insights=context.insights[::-1])
+    assert turned.id != context.id  # what it shows first is something else
+    assert replace(turned, is_exploring=False).id == replace(context, is_exploring=False).id
 
 
 def test_what_is_advised_in_vain_is_worth_what_is_done_instead() -> None:
