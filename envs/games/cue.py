@@ -84,7 +84,7 @@ recommend(
         "memory": "full",
         "episodes": 384,
         "waves": 8,
-        "steps": 40,
+        "steps": 80,
         "eval_every": 10,
         "batch_size": 32,
         "validation_episodes": 64,
