@@ -152,8 +152,8 @@ def outcome_insights(
         turns: As for ``outcome_model``; what is to be counted as one has one observation, such as a bucket.
         actions: The env's action words.
         advise: How they are told.
-        explore: Advise what is worth finding out, see ``action_values``: all that is untried, then the best
-            of the rest, an insight each. Otherwise what is known to be best.
+        explore: Advise what is worth finding out, see ``action_values``: what is untried, the most promising
+            first, then the best of the rest, an insight each. Otherwise what is known to be best.
 
     Returns:
         Insights linked to every trace in which the advised action was taken there: for it where the episode
