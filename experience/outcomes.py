@@ -68,9 +68,8 @@ def outcome_model(turns: pd.DataFrame, actions: Sequence[str], advise: Advise) -
     action_of = {action: index for index, action in enumerate(actions)}
     S, A = len(observations), len(actions)
 
-    pair = taken["observation"].map(state_of).to_numpy(np.int64) * A + taken["action"].map(
-        action_of
-    ).to_numpy(np.int64)
+    acts = np.asarray(taken["action"].map(action_of), np.int64)
+    pair = taken["observation"].map(state_of).to_numpy(np.int64) * A + acts
     following = taken["next_observation"].map(state_of).to_numpy(np.int64)
     goes_on = ~taken["terminated"].to_numpy(bool)
     counts = np.bincount(pair, minlength=S * A)
@@ -79,22 +78,6 @@ def outcome_model(turns: pd.DataFrame, actions: Sequence[str], advise: Advise) -
     entries = (1.0 / tries[pair[goes_on]], (pair[goes_on], following[goes_on]))
     transitions = csr_array(entries, shape=(S * A, S))
     returns = taken.groupby("trace_id")["reward"].sum()
-    return OutcomeModel(
-        observations=observations,
-        actions=tuple(actions),
-        counts_SA=counts.reshape(S, A),
-        rewards_SA=rewards.reshape(S, A),
-        transitions=transitions,
-        done=_done(turns, observations, actions, advise),
-        best_return=float(returns.max()) if len(returns) else 0.0,
-    )
-
-
-def _done(
-    turns: pd.DataFrame, observations: Sequence[str], actions: Sequence[str], advise: Advise
-) -> csr_array:
-    """See ``OutcomeModel.done``. One reply more counts as if it followed the advice."""
-    S, A = len(observations), len(actions)
     advice = [
         Insight(text=advise(observation, action), observation=observation, score=0.0, support=0).id
         for observation in observations
@@ -102,12 +85,26 @@ def _done(
     ]
     pair_of = {insight_id: pair for pair, insight_id in enumerate(advice)}
     # What is most relevant stands first.
-    told = turns["insight_ids"].map(lambda ids: pair_of.get(ids[0], -1) if ids else -1).to_numpy(np.int64)
-    action_of = {action: index for index, action in enumerate(actions)}
-    acts = turns["action"].map(action_of).fillna(-1).to_numpy(np.int64)
-    known = (told >= 0) & (acts >= 0)
-    pairs = told[known], told[known] // A * A + acts[known]
-    counts = csr_array((np.ones(len(pairs[0])), pairs), shape=(S * A, S * A)) + eye_array(S * A)
+    told = np.asarray(taken["insight_ids"].map(lambda ids: pair_of.get(ids[0], -1) if ids else -1), np.int64)
+    return OutcomeModel(
+        observations=observations,
+        actions=tuple(actions),
+        counts_SA=counts.reshape(S, A),
+        rewards_SA=rewards.reshape(S, A),
+        transitions=transitions,
+        done=_done(told, acts, S, A),
+        best_return=float(returns.max()) if len(returns) else 0.0,
+    )
+
+
+def _done(told: npt.NDArray[np.int64], acts: npt.NDArray[np.int64], S: int, A: int) -> csr_array:
+    """See ``OutcomeModel.done``: of each reply what was advised (a row of it; -1: nothing) and what was done.
+
+    One reply more counts as if it followed the advice.
+    """
+    told, acts = told[told >= 0], acts[told >= 0]
+    pairs = told, told // A * A + acts
+    counts = csr_array((np.ones(len(told)), pairs), shape=(S * A, S * A)) + eye_array(S * A)
     replies: Float = counts.sum(axis=1)
     is_followed = counts.diagonal() >= replies / 2
     return csr_array(diags_array(is_followed * 1.0) + diags_array(~is_followed / replies) @ counts)
