@@ -56,11 +56,8 @@ def _text(value: Any) -> str:
 
 def number_text(number: float, decimals: int) -> str:
     """Rounded, without trailing zeros or a minus before zero."""
-    return (
-        f"{round(number, decimals) + 0.0:.{decimals}f}".rstrip("0").rstrip(".")
-        if decimals
-        else f"{number:.0f}"
-    )
+    text = f"{round(number, decimals) + 0.0:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if decimals else text
 
 
 class Components:

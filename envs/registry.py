@@ -162,10 +162,11 @@ def _grammar(
         value = parse(reply)
         if value is None:
             return None
-        if actions is None:
+        if not isinstance(space, Discrete):
             return Action(text=action_text(value), value=value)
         if not space.contains(value):
             raise ValueError(f"parse() gave {value!r:.80}, which is not in {space}")
-        return Action(text=actions[int(value) - first], value=value)
+        index = int(value)
+        return Action(text=str(index) if actions is None else actions[index - first], value=value)
 
     return grammar

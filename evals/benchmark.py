@@ -20,7 +20,7 @@ import io
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -204,13 +204,20 @@ def _write(output: Path, table: dict[str, Any]) -> None:
     write_whole(output / "cells.csv", lines.getvalue())
 
 
+def by_task(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``benchmark.json`` holds, its envs named with the model where there are several models."""
+    rows = {name: table[name] for name in ("cells", "methods", "pairs")}
+    if len({row["model"] for row in rows["methods"]}) < 2:
+        return rows
+    return {
+        name: [{**row, "env": f"{row['env']}, {row['model']}"} for row in of_name]
+        for name, of_name in rows.items()
+    }
+
+
 def print_table(table: dict[str, Any], console: Console) -> None:
     """The methods over all seeds, and each pair of them."""
-    several = len({row["model"] for row in table["methods"]}) > 1
-
-    def task(row: Row) -> str:
-        return f"{row['env']}, {row['model']}" if several else str(row["env"])
-
+    table = by_task(table)
     rates = Table(
         "",
         "method",
@@ -222,7 +229,7 @@ def print_table(table: dict[str, Any], console: Console) -> None:
     for row in table["methods"]:
         by_seed = " ".join(f"{rate:.0%}" for rate in row["by_seed"].values())
         rates.add_row(
-            task(row), row["method"], rate_text(row), by_seed, f"{row['prompt_tokens_per_turn']:.0f}"
+            row["env"], row["method"], rate_text(row), by_seed, f"{row['prompt_tokens_per_turn']:.0f}"
         )
     console.print(rates)
     console.print("* of the prompt, per decision\n")
@@ -234,7 +241,7 @@ def print_table(table: dict[str, Any], console: Console) -> None:
         pairs.add_column(name, justify="right", no_wrap=True)
     for row in table["pairs"]:
         methods = f"{row['first']} - {row['second']}"
-        pairs.add_row(task(row), methods, change_text(row), _p(row))
+        pairs.add_row(row["env"], methods, change_text(row), _p(row))
     console.print(pairs)
 
 

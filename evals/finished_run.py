@@ -155,8 +155,13 @@ def check_traces(metrics: Iterable[Mapping[str, Any]], traces: pd.DataFrame) -> 
     They are all that ``ExperienceStore.traces()`` gives.
 
     Raises:
-        ExperienceError: Some are missing.
+        ExperienceError: Some are missing, or there twice.
     """
+    if (twice := traces.duplicated(["phase", "seed"])).any():
+        raise ExperienceError(
+            f"the store is damaged (two traces of one episode of {traces['phase'][twice].iloc[0]}): put a "
+            "whole copy in its place"
+        )
     there = traces["phase"].value_counts()
     played = {entry["key"]: entry.get("episodes") for entry in metrics if entry.get("kind") == "play"}
     for phase, episodes in played.items():

@@ -83,6 +83,7 @@ class Results(_Part):
     """``results.json``."""
 
     env: str
+    env_kwargs: dict[str, Any]
     model: str
     seed: int
     eval_temperature: Annotated[list[Annotated[FiniteFloat, Field(ge=0)]], Field(min_length=1, max_length=2)]

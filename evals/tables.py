@@ -21,7 +21,7 @@ import pandas as pd
 import tyro
 from rich.console import Console
 
-from evals.benchmark import BASELINES
+from evals.benchmark import BASELINES, by_task
 from evals.command import EvalError, run_command
 from evals.forgetting import TEXT
 from evals.page import p_text, percent, points, write_whole
@@ -56,11 +56,15 @@ def fill(page: Path) -> str:
             raise EvalError(f"{page}: there is no table {view}: it is one of {', '.join(VIEWS)}")
         try:
             values = json.loads((page.parent / name).read_text(encoding="utf-8"))
-            return f"{begin}\n{VIEWS[view](values)}\n\n{end}"
+            return f"{begin}\n{VIEWS[view](values if view == 'terminal' else by_task(values))}\n\n{end}"
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise EvalError(f"{page}: no table can be made from {name}: {error!r}") from error
 
-    return MARKED.sub(table, page.read_text(encoding="utf-8"))
+    try:
+        text = page.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise EvalError(f"{page} is no text in UTF-8: {error}") from error
+    return MARKED.sub(table, text)
 
 
 def methods(benchmark: Mapping[str, Any]) -> str:

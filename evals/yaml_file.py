@@ -41,7 +41,7 @@ class YamlFile:
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise self._error(line, str(error.problem)) from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
             raise self._error(1, f"no YAML: {str(error).splitlines()[0]}") from error
 
     def _note_lines(self, node: yaml.Node, at: Location) -> None:

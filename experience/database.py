@@ -7,7 +7,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,14 @@ class Database(AbstractContextManager["Database", None]):
             ExperienceError: It cannot be opened or is no store; or there is none and ``create`` is off.
         """
         url = _url(location)
-        is_path = url.get_backend_name() == "sqlite" and url.database and not url.query
+        is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+        is_path = is_file and not url.query
         # Options of a URL may hold a password as well.
         shown = url.set(query={}).render_as_string(hide_password=True)
         self.name = str(url.database) if is_path else shown
         """What to call it in messages."""
         self._secrets = [str(secret) for secret in (url.password, url.query.get("password")) if secret]
-        if is_path and not create and not Path(self.name).exists():
+        if is_file and not create and not Path(str(url.database).removeprefix("file:")).exists():
             raise ExperienceError(f"there is no store at {self.name}")
         self._engine = self._create_engine(url)
         sa.event.listen(self._engine, "before_cursor_execute", _mask, retval=True)
@@ -99,10 +100,12 @@ class Database(AbstractContextManager["Database", None]):
         """Make the tables of an empty database, all or none."""
         with self.reading() as connection:
             version = self._version(connection)
-        if version == VERSION:
-            return
         if version is None and not create:
             raise ExperienceError(f"there is no store in {self.name}, it has no tables")
+        if self._engine.dialect.name == "sqlite":
+            self._log_ahead()
+        if version == VERSION:
+            return
         with self.writing() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
@@ -117,6 +120,23 @@ class Database(AbstractContextManager["Database", None]):
             metadata.create_all(connection)
             connection.exec_driver_sql(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) PRIMARY KEY)")
             connection.exec_driver_sql(f"INSERT INTO {VERSION_TABLE} VALUES ('{VERSION}')")
+
+    def _log_ahead(self) -> None:
+        """WAL: a reader never waits for the writer, and a killed writer leaves no half transaction.
+
+        It changes the file, which by now is known to be no other program's.
+        """
+        until = time.monotonic() + BUSY_SECONDS
+        with self._clear_errors(), closing(self._engine.raw_connection()) as connection:
+            while True:
+                try:
+                    connection.cursor().execute("PRAGMA journal_mode = WAL")
+                    return
+                except sqlite3.OperationalError as error:
+                    # Where many processes make the file at once, SQLite does not wait by itself.
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                        raise
+                    time.sleep(0.01)
 
     def _version(self, connection: sa.Connection) -> str | None:
         """The schema's version; ``None`` in an empty database.
@@ -159,10 +179,11 @@ class Database(AbstractContextManager["Database", None]):
             yield
         except sa.exc.IntegrityError:
             raise  # what is written contradicts itself: not the database's fault
-        except sa.exc.DBAPIError as error:
-            message = f"{self.name}: {self._without_secrets(error.orig)}"
-            advice = _ADVICE.get(getattr(error.orig, "sqlite_errorcode", 0) & 0xFF)
-            if self._engine.dialect.name != "sqlite" and getattr(error.orig, "sqlstate", None) is None:
+        except (sa.exc.DBAPIError, sqlite3.Error) as error:
+            cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+            message = f"{self.name}: {self._without_secrets(cause)}"
+            advice = _ADVICE.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF)
+            if self._engine.dialect.name != "sqlite" and getattr(cause, "sqlstate", None) is None:
                 advice = "see that the server runs, and that address, user, password and database are right"
             raise ExperienceError(f"{message}: {advice}" if advice else message) from error
 
@@ -211,20 +232,9 @@ def _url(location: str | Path) -> sa.URL:
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
-    """WAL: a reader never waits for the writer, and a killed writer leaves no half transaction."""
     connection.isolation_level = None  # transactions begin in ``_begin_sqlite``, not when the driver thinks
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
-    until = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            # Where many processes make the file at once, SQLite does not wait by itself.
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                raise
-            time.sleep(0.01)
 
 
 def _mask(

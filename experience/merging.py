@@ -4,10 +4,11 @@ Pure functions of texts and evidence, so that the same insights always end up in
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from bm25s.stopwords import STOPWORDS_EN
 from snowballstemmer import stemmer
@@ -34,10 +35,20 @@ def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -
 
     Such are the ``opposites``: an env's actions, say.
     """
+    return _topic(first, opposites) == _topic(second, opposites) and _is_contrary(first, second)
+
+
+def _topic(text: str, opposites: Collection[str]) -> frozenset[tuple[str, int]]:
+    """The words that those which contradict each other have in common, and how often."""
+    decisive = {*NEGATIONS, *(word for action in opposites for word in _words(action))}
+    return frozenset(Counter(word for word in _words(text) if word not in decisive).items())
+
+
+def _is_contrary(first: str, second: str) -> bool:
+    """Whether two texts on one topic say different things of it, which most of their words are about."""
     left, right = Counter(_words(first)), Counter(_words(second))
     difference = (left - right) + (right - left)
-    decisive = {*NEGATIONS, *(word for action in opposites for word in _words(action))}
-    return 0 < difference.total() <= (left & right).total() and decisive.issuperset(difference)
+    return 0 < difference.total() <= (left & right).total()
 
 
 def merged(known: Sequence[Insight], new: Sequence[Insight]) -> list[Insight]:
@@ -72,16 +83,17 @@ def settled(insights: Sequence[Insight], opposites: Collection[str] = ()) -> lis
     """
     from scipy.stats import binomtest  # here: it takes a second, and most that starts needs none of it
 
+    # Only what has one topic is compared: a model writes thousands.
+    topics = [(insight.observation, _topic(insight.text, opposites)) for insight in insights]
+    alike: dict[Any, list[Insight]] = defaultdict(list)
+    for topic, insight in zip(topics, insights, strict=True):
+        alike[topic].append(insight)
     result = []
-    for insight in insights:
+    for topic, insight in zip(topics, insights, strict=True):
         state, reason = InsightState.ACTIVE, ""
         tried = len(insight.evidence) + len(insight.against)
         rivals = [
-            other
-            for other in insights
-            if other is not insight
-            and other.observation == insight.observation
-            and is_contradiction(insight.text, other.text, opposites)
+            other for other in alike[topic] if other is not insight and _is_contrary(insight.text, other.text)
         ]
         if tried and binomtest(len(insight.evidence), tried, alternative="less").pvalue < LOST:
             state = InsightState.RETIRED

@@ -62,7 +62,7 @@ def outcome_model(turns: pd.DataFrame, actions: Sequence[str], advise: Advise) -
     """
     if not (turns["split"] == Split.TRAIN).all():
         raise ValueError("insights may be drawn from train traces only")
-    taken = turns[turns["action"].notna()]
+    taken = turns[turns["action"].isin(list(actions))]
     observations = tuple(sorted(set(taken["observation"]) | set(taken["next_observation"])))
     state_of = {observation: state for state, observation in enumerate(observations)}
     action_of = {action: index for index, action in enumerate(actions)}

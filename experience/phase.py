@@ -49,7 +49,7 @@ class Phase:
             ValueError: It is none's.
         """
         found = _TEXT.fullmatch(text)
-        if found is None:
+        if found is None or (found["kind"] in ("validation", "step") and found["number"] is None):
             raise ValueError(f"{text!r} is no phase of a run")
         try:
             temperature = None if found["temperature"] is None else float(found["temperature"])

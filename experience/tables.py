@@ -5,6 +5,7 @@ database and what one of them reads lies together.
 """
 
 import json
+from collections.abc import Callable
 from typing import Any, get_origin
 
 import sqlalchemy as sa
@@ -81,6 +82,55 @@ class Json(_Typed):
         return found
 
 
+class _Number:
+    """What is a number or a truth in the database, too: SQLite keeps whatever it is given."""
+
+    kinds: tuple[type, ...] = (int,)
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        """From the database."""
+        if dialect.name != "sqlite":
+            return None
+
+        def process(value: Any) -> Any:
+            if value is not None and type(value) not in self.kinds:
+                raise _damaged(f"{value!r:.40} is no number")
+            return value
+
+        return process
+
+
+class Integer(_Number, sa.Integer):
+    """A whole number."""
+
+
+class BigInteger(_Number, sa.BigInteger):
+    """A whole number of 8 bytes."""
+
+
+class Float(_Number, sa.Float[float]):
+    """A number."""
+
+    kinds = (int, float)
+
+
+class Boolean(_Number, sa.Boolean):
+    """Yes or no."""
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        """From the database."""
+        number = super().result_processor(dialect, coltype)
+        if number is None:
+            return None
+
+        def process(value: Any) -> bool | None:
+            if number(value) not in (0, 1, None):
+                raise _damaged(f"{value!r:.40} is neither true nor false")
+            return None if value is None else bool(value)
+
+        return process
+
+
 def _damaged(reason: str) -> ExperienceError:
     return ExperienceError(f"the store is damaged ({reason}): put a whole copy in its place")
 
@@ -96,7 +146,7 @@ def _table(name: str, *items: sa.schema.SchemaItem) -> sa.Table:
 runs = sa.Table(
     "runs",
     metadata,
-    sa.Column("run", sa.Integer, primary_key=True),
+    sa.Column("run", Integer, primary_key=True),
     sa.Column("run_id", Text, nullable=False, unique=True),
     # UTC, ISO 8601
     sa.Column("begun", Text, nullable=False),
@@ -106,16 +156,16 @@ traces = _table(
     sa.Column("trace_id", Text, primary_key=True),
     sa.Column("phase", Text, nullable=False),
     sa.Column("split", Word(Split), nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("seed", BigInteger, nullable=False),
     sa.Column("env_id", Text, nullable=False),
     sa.Column("policy_id", Text, nullable=False),
     sa.Column("context_id", Text, nullable=False),
     sa.Column("stop_reason", Word(StopReason), nullable=False),
-    sa.Column("success", sa.Boolean, nullable=False),
-    sa.Column("total_reward", sa.Float, nullable=False),
-    sa.Column("num_turns", sa.Integer, nullable=False),
-    sa.Column("invalid_replies", sa.Integer, nullable=False),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("success", Boolean, nullable=False),
+    sa.Column("total_reward", Float, nullable=False),
+    sa.Column("num_turns", Integer, nullable=False),
+    sa.Column("invalid_replies", Integer, nullable=False),
+    sa.Column("prompt_tokens", Integer, nullable=False),
     sa.Column("final_observation", Text, nullable=False),
     sa.Column("error", Text),
     # a phase in the order of its seeds
@@ -124,31 +174,31 @@ traces = _table(
 turns = _table(
     "turns",
     sa.Column("trace_id", Text, primary_key=True),
-    sa.Column("turn", sa.Integer, primary_key=True),
+    sa.Column("turn", Integer, primary_key=True),
     sa.Column("observation", Text, nullable=False),
     sa.Column("insight_ids", Json(list[str]), nullable=False),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("prompt_tokens", Integer, nullable=False),
     sa.Column("reply", Text, nullable=False),
     sa.Column("token_ids", Json(list[int]), nullable=False),
     sa.Column("logprobs", Json(list[float]), nullable=False),
     sa.Column("action", Text),
-    sa.Column("reward", sa.Float, nullable=False),
-    sa.Column("left_out", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("reward", Float, nullable=False),
+    sa.Column("left_out", Integer, nullable=False, server_default="0"),
     sa.ForeignKeyConstraint(["run", "trace_id"], ["traces.run", "traces.trace_id"]),
 )
 insights = _table(
     "insights",
     sa.Column("insight_id", Text, primary_key=True),
     # counts a run's insights in the order of first writing
-    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("number", Integer, nullable=False),
     sa.Column("text", Text, nullable=False),
     sa.Column("observation", Text),
-    sa.Column("score", sa.Float, nullable=False),
-    sa.Column("support", sa.Integer, nullable=False),
+    sa.Column("score", Float, nullable=False),
+    sa.Column("support", Integer, nullable=False),
     sa.Column("source", Text, nullable=False),
     sa.Column("writer", Text, nullable=False),
     sa.Column("prompt_version", Text, nullable=False),
-    sa.Column("is_instance_specific", sa.Boolean, nullable=False),
+    sa.Column("is_instance_specific", Boolean, nullable=False),
     sa.Column("state", Word(InsightState), nullable=False),
     sa.Column("reason", Text, nullable=False),
     # where it was first written, and where it last changed
@@ -159,10 +209,10 @@ evidence = _table(
     "evidence",
     sa.Column("insight_id", Text, primary_key=True),
     # whether the trace speaks for the insight or against it
-    sa.Column("supports", sa.Boolean, primary_key=True),
+    sa.Column("supports", Boolean, primary_key=True),
     sa.Column("trace_id", Text, primary_key=True),
     # its place in ``Insight.evidence`` or ``Insight.against``
-    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("position", Integer, nullable=False),
     sa.ForeignKeyConstraint(["run", "insight_id"], ["insights.run", "insights.insight_id"]),
     sa.ForeignKeyConstraint(["run", "trace_id"], ["traces.run", "traces.trace_id"]),
 )
@@ -171,14 +221,14 @@ context_scores = _table(
     sa.Column("phase", Text, primary_key=True),
     sa.Column("context_id", Text, primary_key=True),
     # counts a run's scores in the order of writing
-    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("number", Integer, nullable=False),
     sa.Column("insight_ids", Json(list[str]), nullable=False),
     sa.Column("policy_id", Text, nullable=False),
     sa.Column("seeds", Json(list[int]), nullable=False),
-    sa.Column("successes", sa.Integer, nullable=False),
-    sa.Column("successes_without", sa.Integer, nullable=False),
-    sa.Column("p_value", sa.Float, nullable=False),
-    sa.Column("admitted", sa.Boolean, nullable=False),
+    sa.Column("successes", Integer, nullable=False),
+    sa.Column("successes_without", Integer, nullable=False),
+    sa.Column("p_value", Float, nullable=False),
+    sa.Column("admitted", Boolean, nullable=False),
     sa.Column("verdict", Text, nullable=False),
 )
 finished_phases = _table(

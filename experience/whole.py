@@ -9,8 +9,11 @@ from pathlib import Path
 
 @contextmanager
 def appearing(target: Path) -> Iterator[Path]:
-    """Where to write a file or a folder, which then is at ``target``, in place of a file that was there."""
-    tmp = target.with_name(f"{target.name}.tmp")
+    """Where to write a file or a folder, which then is at ``target``, in place of a file that was there.
+
+    Until then it has a name that nobody else would give: what a killed process left of it is removed.
+    """
+    tmp = target.with_name(f".{target.name}.opcd.tmp")
     _remove(tmp)  # it may be a link to elsewhere
     try:
         yield tmp

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
-from envs.questions.numbers import TEXT, compare_numbers, plain_number
+from envs.questions.numbers import TEXT, UNITS, PlainNumber, compare_numbers, plain_number
 
 MAX_ITEMS = 32
 """Of a list that is compared item by item."""
@@ -39,6 +40,12 @@ _OPTION = re.compile(
 )
 _ANOTHER = re.compile(r"\)?\s*\([A-Z]\)|[\s,;/&*)]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?[A-Z]\b")
 _LABEL = re.compile(r"\(?([A-Z])[).:]\s+(?=\S)|\(([A-Z])\)\s*(?=\S)")
+_RATIO = re.compile(
+    r"(?P<ratio>[0-9]{1,9}(?:\.[0-9]{1,9})?(?:\s*:\s*[0-9]{1,9}(?:\.[0-9]{1,9})?){1,9})"
+    r"(?:\s*(?P<half>[apAP])\.?\s?[mM]\b\.?)?"
+)
+"""A ratio, or a time of day with its half of the day."""
+_TIME = re.compile(r"[0-9]{1,2}(?::[0-5][0-9]){1,2}$")
 _BASED = re.compile(r"\s*(-?[0-9A-F]+)_\{?([0-9]+)\}?\s*")
 """A number with its base."""
 _FUNCTIONS = (
@@ -56,6 +63,8 @@ _NAME = re.compile(
     r"(?:\s*,\s*[A-Za-z](?:_\{?\w+\}?)?)*\s*\)?\s*"
 )
 _EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)|\\in(?![A-Za-z])|:=")
+_TWO_EQUATIONS = re.compile(r"=[^=]*[0-9}](?:\\q?quad|\\[,;: ]|\s)+\\?[A-Za-z]\w*\s*=")
+_SEPARATOR = re.compile(r"(?<!\\)[,;<>]")
 _RELATION = re.compile(r"=|<|>|\\(?:leq?|geq?|lt|gt|ne|neq|in|approx|equiv)(?![A-Za-z])")
 _VARIABLE = re.compile(
     r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z](?![A-Za-z])|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega|rho|tau|sigma|delta)\b"
@@ -94,13 +103,19 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
         return _decision(option == (letter[1] or letter[2]))
     if (based := _BASED.fullmatch(answer)) and (gold_based := _BASED.fullmatch(gold)):
         return _decision(based.groups() == gold_based.groups())
+    ratios = [_RATIO.fullmatch(_plain(text)) for text in (answer, gold)]
+    if ratios[0] and ratios[1]:
+        return _decision(_same_ratio(ratios[0], ratios[1]))
+    sides = [number for side in _EQUALS.split(answer) if (number := plain_number(side))]
+    if any(_disagree(side, sides[-1]) for side in sides):
+        return Decision(False, "says that different numbers are equal")
     left, right = _values(_SIZES.sub("", answer), _SIZES.sub("", gold))
     number, gold_number = plain_number(left), plain_number(right)
     if number is None and gold_number is not None and _unfinished(left, right):
-        # Repeating the problem does not solve it; in 8 = 5 + 3 it is solved.
-        number = next(filter(None, map(plain_number, reversed(answer.split("=")))), None)
-        if number is None:
+        # Repeating the problem does not solve it; in 8 = 5 + 3 it is solved, in a list of guesses it is not.
+        if not sides or _TWO_EQUATIONS.search(answer) or any(map(_is_list, _EQUALS.split(answer))):
             return Decision(False, "not worked out")
+        number = sides[-1]
     if number is not None and gold_number is not None:
         difference = compare_numbers(number, gold_number)
         return Decision(difference is None, difference or "equal")
@@ -151,23 +166,36 @@ def as_latex(answer: str) -> str:
     """An answer as it is typed, made LaTeX."""
     for pattern, replacement in _TYPED:
         answer = pattern.sub(replacement, answer)
+    for _ in range(MAX_ITEMS):
+        if not (found := _APPLIED.search(answer)) or (end := _closing(answer[found.end() - 1 :])) is None:
+            break
+        inner = answer[found.end() : found.end() - 1 + end]
+        answer = f"{answer[: found.end() - 1]}{{{inner}}}{answer[found.end() + end :]}"
     return answer
 
 
+_APPLIED = re.compile(r"(?:\\sqrt(?:\[[0-9]+\])?|\^)\s*\(")
+_UNIT_WORDS = (
+    r"(?:(?:square|cubic|sq\.?|cu\.?)\s+)?"
+    rf"(?:units?|(?:{'|'.join(name for name in UNITS if name.isalpha())})s?)"
+)
+"""In any power; not what may be a variable, unless it is set as text."""
 _Replacement = str | Callable[[re.Match[str]], str]
 _TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
     (re.compile(r"(?<=[0-9}])\s*\\text\s*\{(?!\s*(?:and|or)\b)[A-Za-z /]+\}\s*(?:\^\s*\{?[23]\}?)?$"), ""),
+    (re.compile(rf"(?<=[A-Za-z)])\s*\\text\s*\{{\s*{_UNIT_WORDS}\s*\}}\s*(?:\^\s*\{{?[23]\}}?)?$"), ""),
+    (re.compile(rf"(?<=\\pi)\s+{_UNIT_WORDS}\s*(?:\^\s*\{{?[23]\}}?)?$"), ""),
+    (re.compile(r"^-?[0-9]{1,3}(?:,[0-9]{3})+(?=\s*[\\A-Za-z])"), lambda number: number[0].replace(",", "")),
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
     (re.compile(r"(?<=[0-9])[eE]([-+]?[0-9]{1,3})(?![0-9A-Za-z])"), r" \\cdot 10^{\1}"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<=[0-9A-Za-z)])\s*\*\s*(?=[0-9A-Za-z(\\])"), r" \\cdot "),
-    (re.compile(r"\^\s*\(([^()]*)\)"), r"^{\1}"),
-    (re.compile(r"\^\s*(-?[0-9]+)"), r"^{\1}"),
+    (re.compile(r"\^\s*(-?[0-9]+|-[A-Za-z](?![A-Za-z]))"), r"^{\1}"),
     (re.compile(r"<=|≤"), r" \\le "),
     (re.compile(r">=|≥"), r" \\ge "),
     (re.compile(r"(?<![\\A-Za-z])sqrt(?![A-Za-z])"), r"\\sqrt "),
     (re.compile(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|sin|cos|tan|log|ln|exp)(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"(?<![\\A-Za-z])(?:inf|infinity|oo)(?![A-Za-z])"), r"\\infty "),
-    (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"\\sqrt(\[[0-9]+\])?\s+([0-9]+|[a-z])"), r"\\sqrt\1{\2}"),
     (re.compile(r"(?<=[\])])\s*U\s*(?=[\[(])"), r" \\cup "),
     (_AND, ", "),
@@ -202,7 +230,8 @@ def _values(answer: str, gold: str) -> tuple[str, str]:
     """Both without what they set equal to it, where that is no part of the answer."""
     name, value = _named(answer)
     gold_name, gold_value = _named(gold)
-    if name is not None and gold_name is not None and "".join(name.split()) != "".join(gold_name.split()):
+    names = {"".join(text.split()).casefold() for text in (name, gold_name) if text is not None}
+    if len(names) > 1:
         return answer, gold
     if gold_name is not None and not _NAME.fullmatch(gold_name):
         return answer, gold
@@ -216,10 +245,48 @@ def _named(text: str) -> tuple[str | None, str]:
         return None, text
     name, value = text[: equals[-1].start()].strip(), text[equals[-1].end() :].strip()
     # In "x = 1, y = 2" and 3 < x = y there is no name.
-    is_list = _RELATION.search(value) or _AND.search(name) or re.search("[,;<>]", name)
+    is_list = _RELATION.search(value) or _is_list(name) or _TWO_EQUATIONS.search(text)
     if not value or (is_list and not _NAME.fullmatch(name)):
         return None, text
     return name, value
+
+
+def _is_list(text: str) -> bool:
+    """Whether it may be several answers."""
+    return plain_number(text) is None and (_AND.search(text) or _SEPARATOR.search(text)) is not None
+
+
+def _disagree(side: PlainNumber, other: PlainNumber) -> bool:
+    """Whether the sides of an equation are two numbers; not if one is rounded, or is in another unit."""
+    if compare_numbers(side, other) is None or "" != side.unit != other.unit != "":
+        return False
+    is_whole = side.value.denominator == other.value.denominator == 1
+    return is_whole or abs(side.value - other.value) > abs(other.value) / 100
+
+
+def _same_ratio(answer: re.Match[str], gold: re.Match[str]) -> bool:
+    """Whether two times of day are the same, or two ratios."""
+    if all(_TIME.fullmatch(time["ratio"]) for time in (answer, gold)):
+        return _is_same_time(answer, gold)
+    parts, gold_parts = ([Fraction(part) for part in m["ratio"].split(":")] for m in (answer, gold))
+    total, gold_total = sum(parts), sum(gold_parts)
+    return (
+        not (answer["half"] or gold["half"])
+        and len(parts) == len(gold_parts)
+        and total > 0
+        and all(part * gold_total == of * total for part, of in zip(parts, gold_parts, strict=True))
+    )
+
+
+def _is_same_time(answer: re.Match[str], gold: re.Match[str]) -> bool:
+    """2:30 PM is 14:30, and may go without its PM."""
+    (hour, _, rest), (gold_hour, _, gold_rest) = (m["ratio"].partition(":") for m in (answer, gold))
+    of_day, gold_of_day = (
+        int(h) if m["half"] is None else int(h) % 12 + 12 * (m["half"] in "pP")
+        for h, m in ((hour, answer), (gold_hour, gold))
+    )
+    is_marked = answer["half"] is not None and gold["half"] is not None
+    return rest == gold_rest and (of_day == gold_of_day or (int(hour) == int(gold_hour) and not is_marked))
 
 
 @dataclass(frozen=True, slots=True)

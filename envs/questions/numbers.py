@@ -16,8 +16,9 @@ TEXT = re.compile(
 
 _DIGITS = r"(?:[0-9]{1,3}(?:(?:,|\{,\}|,?\\[!,]|~|\s)[0-9]{3})+(?![0-9])|[0-9]+)"
 NUMBER = re.compile(
-    r"(?P<sign>[-+]?)\s*(?:\\?[$€£¥]\s*)?(?P<minus>-?)(?:"
+    r"(?P<sign>[-+]?)\s*(?:\\?(?P<currency>[$€£¥])\s*)?(?P<minus>-?)(?:"
     rf"(?P<decimal>{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
+    r"(?:(?<=[.0-9])\\(?:overline|bar|dot)\s*\{\s*(?P<repeating>[0-9]{1,40})\s*\})?"
     r"(?:[eE](?P<e>[-+]?[0-9]{1,3})|\s*(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*\{?(?P<ten>[-+]?[0-9]{1,3})\}?)?"
     r"(?:\s*/\s*(?P<over>[0-9]+)|\s+(?P<top>[0-9]+)\s*/\s*(?P<bottom>[0-9]+))?"
     r"|)"
@@ -37,11 +38,13 @@ UNITS = {
         "in inch inche", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram",
         "lb pound", "oz ounce", "ms millisecond", "s sec second", "min minute", "h hr hour", "day", "week",
         "month", "year", "ml milliliter millilitre", "l liter litre", "degree ^\\circ deg", "rad radian",
-        "cent", "$ dollar usd buck", "€ euro eur", "mph", "km/h kph",
+        "cent", "$ dollar usd buck", "€ euro eur", "¥ yen", "mi/h mph", "km/h kph",
     )
     for name in names.split()
 }  # fmt: skip
 """Name of a unit, without the s of many -> its one name."""
+_KNOWN = frozenset(part for unit in UNITS.values() for part in unit.split("/"))
+_POWERS = {"square ": "^2", "sq ": "^2", "cubic ": "^3", "cu ": "^3"}
 _SCALES = {
     "hundred": 100,
     "thousand": 10**3,
@@ -86,7 +89,12 @@ def plain_number(text: str) -> PlainNumber | None:
     try:
         value = Fraction(0)
         if part["decimal"] is not None:
-            value = Fraction(re.sub(r"[^0-9.]", "", part["decimal"]).removesuffix("."))
+            whole, point, decimals = re.sub(r"[^0-9.]", "", part["decimal"]).partition(".")
+            value = Fraction(f"{whole or 0}.{decimals or 0}")
+            if repeating := part["repeating"]:
+                if not point:
+                    return None
+                value += Fraction(int(repeating), (10 ** len(repeating) - 1) * 10 ** len(decimals))
             value *= Fraction(10) ** int(part["e"] or part["ten"] or 0)
             value /= int(part["over"] or 1)
             value += Fraction(int(part["top"] or 0), int(part["bottom"] or 1))
@@ -98,6 +106,7 @@ def plain_number(text: str) -> PlainNumber | None:
     if rest is None:
         return None
     unit, spaced = unit_of(rest["unit"] or ""), bool(rest["space"])
+    currency = UNITS.get(part["currency"] or "", "")
     if rest["unit"]:
         words = unit.split()
         if unit not in UNITS.values() and (not spaced or len(words) > 4 or _NO_UNITS & set(words)):
@@ -111,7 +120,7 @@ def plain_number(text: str) -> PlainNumber | None:
         value=-value if (part["sign"] == "-") != (part["minus"] == "-") else value,
         is_percent=part["percent"] is not None,
         is_decimal=len(decimals) >= 6 and not part["over"],
-        unit=unit,
+        unit=unit or currency,
     )
 
 
@@ -119,10 +128,11 @@ def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:
     """Why the two differ; ``None`` if they are equal.
 
     A percentage may be given as a fraction of 1, and its sign may be left out. A decimal with at least 6
-    places may stand for a fraction with endless ones. A unit may be left out, but not be another one.
+    places may stand for a fraction with endless ones. A unit may be left out, or what it is per, but not be
+    another one.
     """
-    known = set(UNITS.values())
-    if answer.unit != gold.unit and {answer.unit, gold.unit} <= known:
+    parts, gold_parts = answer.unit.split("/"), gold.unit.split("/")
+    if _are_known(parts + gold_parts) and any(a != g for a, g in zip(parts, gold_parts, strict=False)):
         return f"the unit is {answer.unit}, not {gold.unit}"
     readings = [(answer.value, gold.value)]
     if answer.is_percent and not gold.is_percent:
@@ -139,12 +149,30 @@ def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:
 
 
 def unit_of(text: str) -> str:
-    """A unit's one name, if it is a known one; otherwise the words in lower case."""
+    """A unit's one name, such as $, cm^2 or km/h, if it is a known one; otherwise the words in lower case."""
     unit = re.sub(r"[\s{}]+", " ", text).strip(" .").replace("^ ", "^")
+    if unit and unit not in UNITS and "\\" not in unit:
+        parts = [_part_of_unit(part.strip()) for part in re.split(r"/|\bper\b", unit)]
+        return "/".join(parts) if _are_known(parts) else unit.lower()
+    return _part_of_unit(unit)
+
+
+def _part_of_unit(unit: str) -> str:
+    """What is raised to a power, or is not."""
+    for word, power in _POWERS.items():
+        if unit.lower().replace(". ", " ").startswith(word):
+            return _part_of_unit(unit[len(word) :].strip(" .")) + power
+    base, raised, power = (part.strip() for part in unit.partition("^"))
+    if base and raised:
+        return _part_of_unit(base) + raised + power
     for name in (unit, unit.lower(), unit.lower().removesuffix("s")):
         if name in UNITS:
             return UNITS[name]
     return unit.lower()
+
+
+def _are_known(parts: list[str]) -> bool:
+    return all(re.sub(r"\^[23]$", "", part) in _KNOWN for part in parts)
 
 
 def _is_endless(value: Fraction) -> bool:

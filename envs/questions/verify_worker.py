@@ -66,7 +66,7 @@ def math_judge() -> Judge:
     digit and not to their 15th decimal. A product of letters is not the word that they spell.
     """
     import math_verify.grader as grader
-    from latex2sympy2_extended import latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 
     logging.disable()  # math-verify says at every call that its own time limit is off
@@ -83,7 +83,13 @@ def math_judge() -> Judge:
     def read(answer: str) -> Any:
         text = normalize_latex(answer, plainly)
         is_complex = grader.should_treat_as_complex(text)
-        return latex2sympy(text, is_real=not is_complex, convert_degrees=False, normalization_config=None)
+        return latex2sympy(
+            text,
+            is_real=not is_complex,
+            convert_degrees=False,
+            normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=False),  # M and m are two
+        )
 
     def judge(job: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -91,7 +91,7 @@ def test_what_is_played_otherwise_is_not_shared(
 
 def test_what_a_kill_has_left_is_in_nobodys_way(finished: Path, walker_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    half = tmp_path / "run.tmp"
+    half = tmp_path / ".run.opcd.tmp"
     half.mkdir()
     (half / "config.json").write_text("{")
     assert branch(config_in(path, walker_folder), path, [finished])

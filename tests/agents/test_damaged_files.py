@@ -230,8 +230,8 @@ def test_links_lead_nowhere(run: Path, tmp_path: Path) -> None:
     """A folder from an archive can hold links to what is the user's."""
     mine = tmp_path / "mine"
     mine.write_text("precious")
-    for name in ("results.json.tmp", "metrics.jsonl.tmp", "report.html.tmp"):
-        (run / name).symlink_to(mine)
+    for name in ("results.json", "metrics.jsonl", "report.html"):
+        (run / f".{name}.opcd.tmp").symlink_to(mine)
     go_on(run)
     assert mine.read_text() == "precious"
 
