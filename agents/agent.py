@@ -20,7 +20,7 @@ from agents.config import ConfigError, Precision, SelfImproveConfig
 from agents.policies.chat_template import unknown_settings
 from agents.policies.engines import ENGINES, engine_of
 from agents.policies.local import HFPolicy
-from agents.policies.vllm.policy import Engine, EnginePolicy, VLLMPolicy
+from agents.policies.vllm.policy import Engine, EnginePolicy, VLLMPolicy, check_temperature
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.run.folder import clear_errors
@@ -221,6 +221,8 @@ class Agent:
 
     def _make_engine(self, loaded: LoadedModel, path: Path) -> Engine:
         config, model = self.config, loaded.model
+        for temperature in (config.temperature, *config.eval_temperature):
+            check_temperature(temperature)
         if config.policy_urls:
             return Servers(config.policy_urls, loaded.tokenizer, weights=path, ranks=self._ranks)
         self._console.print(f"starting {config.policy}", markup=False)

@@ -74,12 +74,12 @@ def shares(weights: Sequence[float], size: int, generator: random.Random) -> lis
 def spread(distances: Sequence[float | None], size: int, generator: random.Random) -> list[int]:
     """``size`` places: each as often as any other, and the rest without replacement by their distances.
 
-    A place is drawn in proportion to its distance (Efraimidis and Spirakis 2006), which is at least 0, or
-    ``None`` where it is unknown.
+    A place is drawn in proportion to its distance (Efraimidis and Spirakis 2006), which is ``None`` where it
+    is unknown; one below 0, as the truncated KL may be, is none.
     """
     rounds, rest = divmod(size, len(distances))
     furthest = max((d for d in distances if d is not None), default=1.0)
-    filled = [furthest if d is None else d for d in distances]
+    filled = [max(0.0, furthest if d is None else d) for d in distances]
     least = KNOWN_SHARE * sum(filled) / len(filled) or 1.0
     waits = [generator.expovariate(1.0) / (least + distance) for distance in filled]
     return [*list(range(len(filled))) * rounds, *sorted(range(len(filled)), key=waits.__getitem__)[:rest]]

@@ -9,6 +9,7 @@ from agents.policies.policy import Message, Prompt, Sampling
 from agents.rollout import rollout
 from envs.place import vector_env
 from envs.text_env import make_text_env
+from envs.thoughts import outside_thoughts
 from evals.forgetting import Answers, Exam, Task
 from experience.context import NO_CONTEXT
 from experience.seeds import SeedRange, Split
@@ -21,10 +22,12 @@ def sit(policy: HFPolicy, exam: Exam) -> Answers:
     """All answers of a model, greedy, without any context."""
     sampling = Sampling(temperature=0.0, max_tokens=exam.max_new_tokens)
     prompts = [Prompt(messages=(Message(role="user", content=text),)) for text in exam.instructions]
+    replies = policy.generate(prompts, sampling, [0] * len(prompts))
     return Answers(
         nats=text_nats(policy, exam.passages),
         successes={name: _successes(policy, task, exam) for name, task in exam.tasks.items()},
-        replies=[reply.text for reply in policy.generate(prompts, sampling, [0] * len(prompts))],
+        # A thought is no reply, and one that was cut off is none yet.
+        replies=[outside_thoughts(reply.text) or "" for reply in replies],
     )
 
 
@@ -33,10 +36,7 @@ def text_nats(policy: HFPolicy, passages: Sequence[str]) -> list[float]:
     nats = []
     for passage in passages:
         ids = tuple(policy.tokenizer(passage, add_special_tokens=False)["input_ids"])[: policy.lm.window]
-        policy.clear()  # nothing is shared between passages
-        logprobs_TV = policy.lm.logits([ids[:end] for end in range(1, len(ids))]).log_softmax(-1)
-        nats.append(-float(logprobs_TV[range(len(ids) - 1), list(ids[1:])].mean()))
-    policy.clear()
+        nats.append(-float(policy.lm.logprobs(ids, 1).mean()))
     return nats
 
 

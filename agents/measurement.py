@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from agents.policies.vllm.policy import EnginePolicy, draws_at
 from agents.run.folder import peak_rss_bytes
 from agents.run.run import Run
 from evals.baselines import Baselines
@@ -109,8 +110,8 @@ def _empty_context(run: Run, temperature: float, before: pd.DataFrame) -> pd.Dat
 
     Returns:
         ``None`` where there is no such limit: the teacher follows the student, whose sharpening feeds on
-        itself; the loss leaves out what is not in the top-k, and is least elsewhere; or the teacher is on a
-        server, where it can only score.
+        itself; the loss leaves out what is not in the top-k, and is least elsewhere; the teacher is on a
+        server, where it can only score; or vLLM does not draw at that temperature.
     """
     config, agent = run.config, run.agent
     if config.teacher_kind != "base" or config.loss not in ("tail", "full") or agent.scorer is not None:
@@ -118,6 +119,8 @@ def _empty_context(run: Run, temperature: float, before: pd.DataFrame) -> pd.Dat
     sharpened = temperature * config.teacher_temperature / config.temperature
     if sharpened == temperature and agent.teacher is agent.base:
         return before
+    if isinstance(agent.teacher, EnginePolicy) and not draws_at(sharpened):
+        return None
     phase = Phase.test("empty_context", temperature)
     return run.play(phase, agent.teacher, run.seeds.test, sharpened)
 

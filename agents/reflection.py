@@ -221,7 +221,7 @@ class Reflection:
 
     def _fixed(self) -> Context:
         """The text as it was when the run began, whatever became of the file."""
-        context = Context.fixed(self.run.once(CONTEXT, lambda: ""))
+        context = Context.fixed(str(self.run.once(CONTEXT, lambda: "")))
         self._put_in_use(context, CONTEXT)
         return context
 

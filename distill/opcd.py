@@ -19,7 +19,7 @@ from distill.lm.shards import Shards, part, whole
 from distill.lm.support import WAYS
 from distill.lm.transfer import sent
 from distill.loss import Direction, Mode
-from distill.optimizer import MOMENTS, OptimizerKind, make_optimizer, moments_of
+from distill.optimizer import MOMENTS, OptimizerKind, make_optimizer, moment_shape, moments_of
 from distill.parallel import Ranks, Sharding, like, shared
 from distill.room import chunk_positions, pass_tokens
 from distill.teacher import ScoringTeacher, Teacher
@@ -347,7 +347,7 @@ class OPCD:
         """Continue from ``state()``, put together, on every process.
 
         Raises:
-            DistillError: It is another model's, or another optimizer's.
+            DistillError: It is another model's, or another optimizer's, or damaged.
         """
         self.load_weights(tensors)
         for name, parameter in self.parameters.items():
@@ -356,7 +356,12 @@ class OPCD:
                 raise DistillError("the checkpoint is of another optimizer")
             state = self._optimizer.state[parameter] if kinds else {}
             for kind in kinds:
-                state[kind] = like(tensors[f"{kind}/{name}"], parameter)
+                moment = tensors[f"{kind}/{name}"]
+                if moment.shape != moment_shape(kind, parameter):  # the fused kernels would write anywhere
+                    raise DistillError("the checkpoint is of another optimizer")
+                state[kind] = like(moment, parameter)
+        if "step_count" not in tensors:
+            raise DistillError("the checkpoint has no step_count")
         self.step_count = int(tensors["step_count"])
 
 

@@ -122,5 +122,14 @@ def moments_of(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> 
     return MOMENTS if isinstance(optimizer, AdamW8bit) and _has_8bit(weight) else PLAIN
 
 
+def moment_shape(kind: str, weight: torch.nn.Parameter) -> torch.Size:
+    """Of one of ``MOMENTS`` of a weight."""
+    if kind == "step":
+        return torch.Size([])
+    if kind.endswith("_scale"):
+        return torch.Size([weight.shape[0], weight.shape[1:].numel() // BLOCK])
+    return weight.shape
+
+
 def _has_8bit(weight: torch.nn.Parameter) -> bool:
     return weight.dim() > 1 and weight.numel() >= SMALLEST and weight.shape[1:].numel() % BLOCK == 0

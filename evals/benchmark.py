@@ -206,7 +206,7 @@ def _write(output: Path, table: dict[str, Any]) -> None:
 
 def by_task(table: Mapping[str, Any]) -> dict[str, Any]:
     """What ``benchmark.json`` holds, its envs named with the model where there are several models."""
-    rows = {name: table[name] for name in ("cells", "methods", "pairs")}
+    rows = {name: table.get(name, []) for name in ("cells", "methods", "pairs")}
     if len({row["model"] for row in rows["methods"]}) < 2:
         return rows
     return {

@@ -148,7 +148,7 @@ def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
     scores: dict[str, Scores] = {}
     for role, name in names.items():
         console.print(f"measuring {role}: {printable(name)}", markup=False)
-        scores[role] = _scores(name, config)
+        scores[role] = _scores(name, config, known.get("chat_template_kwargs", {}))
     table: dict[str, Any] = {"models": names, "rows": []}
     for measure in scores["before"]:
         row: dict[str, Any] = {"measure": measure}
@@ -172,8 +172,8 @@ def model_folder(name: str) -> str:
     return str(model) if model.is_dir() else name
 
 
-def _scores(name: str, config: ForgettingConfig) -> Scores:
-    """Everything that is measured of one model."""
+def _scores(name: str, config: ForgettingConfig, chat_template_kwargs: Mapping[str, Any]) -> Scores:
+    """Everything that is measured of one model, told what the run's agent is told of thinking."""
     exam = Exam(
         passages=tuple(HELD_OUT.read_text(encoding="utf-8").split("\n\n")),
         tasks={name: TASKS[name] for name in config.tasks},
@@ -184,6 +184,7 @@ def _scores(name: str, config: ForgettingConfig) -> Scores:
     )
     question: dict[str, Any] = {"model": model_folder(name), "exam": asdict(exam)}
     question |= {"device": config.device, "trust_remote_code": config.trust_remote_code}
+    question["chat_template_kwargs"] = dict(chat_template_kwargs)
     answers = TypeAdapter(Answers).validate_python(ask("exam", question))
     followed = [
         float(instruction.is_followed(reply))

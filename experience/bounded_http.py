@@ -1,13 +1,17 @@
 """Answers of servers that may be anything: bounded in time and in size, and of the host that was asked."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 MAX_BYTES = 64 << 20
 """Of one answer, unpacked."""
+Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
@@ -52,6 +56,46 @@ def in_time(call: Callable[[], Result], seconds: float) -> Result:
 
     Thread(target=work, daemon=True).start()  # which does not keep the process from ending
     return future.result(seconds)
+
+
+def in_parallel(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> list[Result]:
+    """What ``work`` makes of each job, in so many threads; whatever ends it, it does not wait for the others.
+
+    Raises:
+        Exception: What one of the jobs raises; those that nobody has begun are left.
+    """
+    todo: SimpleQueue[tuple[Future[Result], Job]] = SimpleQueue()
+    futures: list[Future[Result]] = [Future() for _ in jobs]
+    for pair in zip(futures, jobs, strict=True):
+        todo.put(pair)
+
+    def serve() -> None:
+        with suppress(Empty):
+            while True:
+                future, job = todo.get_nowait()
+                try:
+                    future.set_result(work(job))
+                except BaseException as error:
+                    future.set_exception(error)
+
+    try:
+        for _ in range(min(threads, len(jobs))):
+            Thread(target=serve, daemon=True).start()
+        return [future.result() for future in futures]
+    except BaseException:
+        with suppress(Empty):
+            while True:
+                todo.get_nowait()
+        raise
+
+
+def is_server(url: str) -> bool:
+    """Whether it is the URL of a host, and of a port if it names one."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of brackets without an end, or a port that is no number
+        return False
 
 
 def leads_to(error: Any) -> str:

@@ -5,13 +5,18 @@ The key comes from the environment (``OPENAI_API_KEY``) and is kept by the clien
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from experience import ExperienceError
-from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, leads_to
+from experience.bounded_http import (
+    UnboundedAnswerError,
+    bounded_client,
+    in_parallel,
+    in_time,
+    is_server,
+    leads_to,
+)
 from experience.masking import keep_secrets_of, masked
 from experience.writer import MAX_REPLY_CHARS, WritingTask
 
@@ -61,7 +66,7 @@ class Endpoint:
             import openai
         except ImportError as error:
             raise ExperienceError("an endpoint needs a client: pip install 'opcd-gym[endpoint]'") from error
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        if not is_server(url):
             raise ExperienceError(f"{masked(url)} is no endpoint: http://host:port/v1 is meant")
         keep_secrets_of(url)
         self.name = model
@@ -85,13 +90,8 @@ class Endpoint:
         Raises:
             ExperienceError: A request failed for good. What was played stays in the store.
         """
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            futures = [pool.submit(self._ask, task, seed) for task, seed in zip(tasks, seeds, strict=True)]
-            try:
-                replies = [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        asked = list(zip(tasks, seeds, strict=True))
+        replies = in_parallel(lambda one: self._ask(*one), asked, PARALLEL)
         if replies and not any(replies):
             raise ExperienceError(self._say(f"its replies are empty ({self._why_empty})"))
         return replies

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import csr_array, diags_array, eye_array
 
+from experience import ExperienceError
 from experience.insight import Insight
 from experience.seeds import Split
 
@@ -58,10 +59,10 @@ def outcome_model(turns: pd.DataFrame, actions: Sequence[str], advise: Advise) -
     unreadable replies count for nothing.
 
     Raises:
-        ValueError: A turn comes from another split than train.
+        ExperienceError: A turn comes from another split than train.
     """
     if not (turns["split"] == Split.TRAIN).all():
-        raise ValueError("insights may be drawn from train traces only")
+        raise ExperienceError("insights may be drawn from train traces only")
     taken = turns[turns["action"].isin(list(actions))]
     observations = tuple(sorted(set(taken["observation"]) | set(taken["next_observation"])))
     state_of = {observation: state for state, observation in enumerate(observations)}

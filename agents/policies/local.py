@@ -4,7 +4,7 @@ import os
 import random
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -101,7 +101,9 @@ class HFPolicy:
         self._tables: OrderedDict[tuple[Prefix, float], DrawTable] = OrderedDict()
         self.control_tokens = control_tokens(tokenizer)
         """What only the chat template may put into a prompt."""
-        self._control = re.compile("|".join(map(re.escape, self.control_tokens)) or "(?!)")
+        self._control = _any_of(self.control_tokens)
+        self._control_of_own = _any_of(token for token in self.control_tokens if not is_mark(token))
+        """In its own replies a thought stays one, by which a template may leave it out."""
         special = {
             token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special
         }
@@ -145,7 +147,10 @@ class HFPolicy:
         """
         if (known := self._encoded.get(prompt)) is not None:
             return known
-        messages = [replace(m, content=self._spelled_out(m.content)) for m in prompt.messages]
+        messages = [
+            replace(m, content=self._spelled_out(m.content, is_own=m.token_ids is not None))
+            for m in prompt.messages
+        ]
         replies = [m.token_ids for m in messages if m.token_ids is not None]
         first, *others = self._template.pieces(messages, prompt.reply_prefix)
         if not others:
@@ -175,13 +180,14 @@ class HFPolicy:
         memo[key] = value
         return value
 
-    def _spelled_out(self, text: str) -> str:
+    def _spelled_out(self, text: str, *, is_own: bool) -> str:
         """``text`` with a space in each control token; as it is without any."""
+        control = self._control_of_own if is_own else self._control
         normalizer = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "normalizer", None)
-        if normalizer is not None and self._control.search(normal := normalizer.normalize_str(text)):
+        if normalizer is not None and control.search(normal := normalizer.normalize_str(text)):
             text = normal  # what it reads there may be written otherwise, such as in wide letters
-        while self._control.search(text):
-            text = self._control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        while control.search(text):
+            text = control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
         return text
 
     def longest_action(self, reply_prefix: str, actions: Sequence[str]) -> int:
@@ -398,3 +404,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     }
     tokens = {token.strip() for token in (*tokenizer.all_special_tokens, *added)}
     return tuple(sorted((token for token in tokens if len(token) > 1), key=lambda text: (-len(text), text)))
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")

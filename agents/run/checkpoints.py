@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from agents.dealing import Distances
 from agents.run.folder import BEST, CHECKPOINT, TRAIN_AGAIN, RunFolderError, clear_errors
@@ -46,6 +47,9 @@ class Progress:
     """The figures by which a collapse is known: those of the first step on the present kind of data."""
     distances: Distances = field(default_factory=dict)
     """What is known of this round's moments."""
+
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 class Checkpoints:
@@ -96,8 +100,12 @@ class Checkpoints:
         tensors, about = self._read(CHECKPOINT)
         if about is None:
             return tensors, None
-        first = about["first"]
-        return tensors, Progress(**about | {"first": None if first is None else StepStats(**first)})
+        try:
+            return tensors, _PROGRESS.validate_python(about)
+        except ValidationError as error:
+            raise RunFolderError(
+                f"{CHECKPOINT} is damaged: {error.errors()[0]['msg']}. {TRAIN_AGAIN}"
+            ) from error
 
     def save_best(self, weights: Tensors, step: int, score: float) -> None:
         """Write the best weights so far, those after ``step``.

@@ -21,6 +21,8 @@ from distill.lm.shards import head_of
 from distill.lm.span import Prefix, Span
 
 Way = Literal["tree", "padded"]
+SCORED_TOGETHER = 256
+"""Tokens whose logits are there at a time."""
 
 
 class ForwardPass(Protocol):
@@ -155,6 +157,24 @@ class LanguageModel(ABC):
             found |= zip(group, hidden_ND.split([span.size for span in asked]), strict=True)
             self.computed_tokens += forward_pass.tokens
         return torch.cat([found[index] for index in range(len(spans))])
+
+    @torch.no_grad()
+    def logprobs(self, tokens: Prefix, start: int) -> torch.Tensor:
+        """Of a sequence's tokens from ``start`` on, which is at least 1, each after all that stand before it.
+
+        Nothing is looked up, nothing remembered, and of the logits a part is there at a time.
+
+        Returns:
+            [N], in nats, fp32, on the CPU.
+        """
+        hidden_ND = self.along([Span(tokens[:-1], start)])
+        next_N = torch.tensor(tokens[start:], device=hidden_ND.device)
+        blocks = (whole.split(SCORED_TOGETHER) for whole in (hidden_ND, next_N))
+        parts = []
+        for hidden_CD, next_C in zip(*blocks, strict=True):
+            logits_CV = self.head.logits(hidden_CD).float()
+            parts.append(logits_CV.gather(-1, next_C[:, None])[:, 0] - logits_CV.logsumexp(-1))
+        return torch.cat(parts).cpu()
 
     def _memoised(self, prefixes: Sequence[Prefix], *, grow: bool) -> torch.Tensor:
         if self.weights_version != self._version:

@@ -94,6 +94,10 @@ def load_model(
             ) from error
     if tokenizer.chat_template is None:
         raise ModelError(f"{_where(name, source)} has no chat template: take an instruction-tuned model")
+    try:
+        tokenizer.get_chat_template()
+    except ValueError as error:  # there are several, by names
+        raise ModelError(f"{_where(name, source)} has no default chat template: {error}") from error
     _check_vocabulary(_where(name, source), model, tokenizer)
     _clear_quantizer(model)
     if cache is not None and torch_dtype == torch.float32 and not cache.is_dir():
@@ -118,7 +122,8 @@ def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Pre
     Raises:
         ModelError: Weights are missing: transformers would draw them anew at each loading.
     """
-    check_folder(Path(source))
+    if "gguf_file" not in options:  # which uses nothing of what lies beside it
+        check_folder(Path(source))
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     loaded: Any = _auto_class(source, options).from_pretrained(
         source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
@@ -172,6 +177,7 @@ def _merged(
     """
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise ModelError("holds adapters, and has no adapter_model.safetensors")
+    check_folder(Path(folder))
     try:
         from peft import PeftModel  # here, so that nothing else needs it
     except ImportError as error:

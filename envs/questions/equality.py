@@ -248,6 +248,8 @@ def _named(text: str) -> tuple[str | None, str]:
     is_list = _RELATION.search(value) or _is_list(name) or _TWO_EQUATIONS.search(text)
     if not value or (is_list and not _NAME.fullmatch(name)):
         return None, text
+    if _NAME.fullmatch(value) and plain_number(name):  # 2 = x
+        return value, name
     return name, value
 
 

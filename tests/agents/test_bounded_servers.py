@@ -17,6 +17,7 @@ from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import VLLMError
 from agents.policies.vllm.server import Server
 from experience import ExperienceError
+from experience.bounded_http import in_parallel
 from experience.endpoint import Endpoint
 from experience.writer import WritingTask
 from tests.fake_vllm import FakeVLLM
@@ -223,3 +224,21 @@ def test_a_servers_words_are_shown_safely(
     ):
         Server(url)
     assert "vllm-secret-1" not in str(error.value)
+
+
+def test_an_error_does_not_wait_for_the_others() -> None:
+    """As Ctrl-C does not: what a server takes its time for is left to itself."""
+    goes_on, begun = threading.Event(), threading.Barrier(3, timeout=30)
+
+    def work(job: int) -> int:
+        begun.wait()
+        if job == 0:
+            raise KeyboardInterrupt
+        goes_on.wait(30)
+        return job
+
+    with pytest.raises(KeyboardInterrupt):
+        in_parallel(work, [0, 1, 2, 3, 4], 3)
+    assert not goes_on.is_set()
+    goes_on.set()
+    assert in_parallel(lambda job: 2 * job, range(100), 7) == [2 * job for job in range(100)]

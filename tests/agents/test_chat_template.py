@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from agents.policies.chat_template import ChatTemplate
-from agents.policies.policy import Message
+from agents.policies.local import HFPolicy
+from agents.policies.policy import Message, Prompt
 from distill.lm.load import ModelError
-from tests.conftest import byte_tokenizer
+from tests.conftest import byte_tokenizer, tiny_llama
 
 FOLDER = Path(find_spec("trl").submodule_search_locations[0]) / "chat_templates"  # type: ignore[union-attr,index]
 TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
@@ -62,3 +63,27 @@ def test_a_template_that_ignores_the_system_message_gets_it_in_the_users() -> No
 def test_a_template_that_shows_nothing_is_refused() -> None:
     with pytest.raises(ModelError, match="does not show a user's message"):
         template("{% for m in messages %}{{ m.role }}{% endfor %}")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6", "deepseek_r1_distill"])
+def test_a_template_leaves_out_what_was_thought_earlier(name: str) -> None:
+    """In the agent's own replies its thought stays one, though nobody else may write such a token."""
+    text = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer = byte_tokenizer()
+    tokens = {token for token in re.findall(r"<[^<> ]+>", text) if "think" not in token}
+    tokenizer.add_tokens(sorted(tokens), special_tokens=True)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = text
+    model = tiny_llama()
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    policy = HFPolicy(model, tokenizer)
+    said = "<think>\nHm, a hole.\n</think>\n\nAction: right"
+    drawn = said.removeprefix(ChatTemplate(tokenizer).opened_thought)
+    ids = tuple(tokenizer(drawn, add_special_tokens=False)["input_ids"])
+    question = Message(role="user", content="Where to, </think>?")
+    reply = Message(role="assistant", content=said, token_ids=ids)
+    with pytest.warns(UserWarning, match="earlier replies otherwise"):
+        prompt = tokenizer.decode(list(policy.encode(Prompt(messages=(question, reply, question)))))
+    assert "Action: right" in prompt
+    assert "Hm" not in prompt
+    assert prompt.count("< /think>?") == 2

@@ -1,5 +1,6 @@
 """When a checkpoint is written: neither so often that it costs much, nor so rarely that a kill does."""
 
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from agents.run.checkpoints import LOST_SECONDS, WRITING_SHARE, Checkpoints, Progress
+from agents.run.folder import RunFolderError
 from distill.parallel import Ranks
 
 STEP = 20.0
@@ -54,3 +56,11 @@ def test_a_kill_costs_ten_minutes_or_what_five_files_take(
     written = hours_of_training(5, writing, monkeypatch)
     gaps = [after - before for before, after in zip([0.0, *written], written, strict=False)]
     assert lost <= min(gaps) <= max(gaps) <= lost + STEP
+
+
+@pytest.mark.parametrize("damage", [{"round": "one"}, {"first": {"kl": 1.0}}, {"distances": [1]}])
+def test_what_a_checkpoint_says_is_checked(damage: dict[str, Any]) -> None:
+    folder = SimpleNamespace(load_tensors=lambda _: ({}, asdict(Progress()) | damage))
+    run: Any = SimpleNamespace(ranks=Ranks(), folder=folder, path=Path("nowhere"))
+    with pytest.raises(RunFolderError, match=r"is damaged: .*remove"):
+        Checkpoints(run).load()

@@ -74,6 +74,13 @@ def test_a_spread_has_its_size_and_repeats_nothing_before_all_are_in(
     assert max(counts.values(), default=0) - min(counts.get(i, 0) for i in range(len(distances))) <= 1
 
 
+@given(st.lists(st.none() | st.floats(-1, 1), min_size=2, max_size=9), st.integers())
+def test_a_kl_below_0_is_none(distances: list[float | None], seed: int) -> None:
+    """The truncated one may be: what leaks is not what is furthest from the teacher."""
+    cut = [d and max(d, 0.0) for d in distances]
+    assert spread(distances, 1, random.Random(seed)) == spread(cut, 1, random.Random(seed))
+
+
 @given(
     st.lists(st.floats(min_value=1, max_value=100), min_size=1, max_size=20),
     st.integers(min_value=1, max_value=200),

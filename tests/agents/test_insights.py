@@ -697,3 +697,19 @@ def test_an_endpoint_that_is_slow_or_down(server: Any) -> None:
     with pytest.raises(ExperienceError, match="is no endpoint") as error:
         Endpoint("ftp://user:pw@host/v1", "m", max_tokens=1, temperature=0)
     assert "pw" not in str(error.value)
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["add", "not", "never", "tens", "ones", "left", "right", "up"]), max_size=5)
+    )
+)
+def test_contradictions_are_found_among_any_number(words: list[list[str]]) -> None:
+    insights = [insight(" ".join(text)) for text in words]
+    actions = ("left", "right", "up")
+    for one, now in zip(insights, settled(insights, actions), strict=True):
+        rivals = [o for o in insights if o is not one and is_contradiction(one.text, o.text, actions)]
+        assert now.state == InsightState.ACTIVE  # none has evidence
+        best = replace(one, evidence=("a",))
+        states = [kept.state for kept in settled([best, *rivals], actions)]
+        assert states == [InsightState.ACTIVE, *[InsightState.RETIRED] * len(rivals)]

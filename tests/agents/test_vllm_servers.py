@@ -8,18 +8,21 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
+from agents.measurement import _empty_context
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Completion, Message, Prompt, Sampling
-from agents.policies.vllm.policy import VLLMError, VLLMPolicy
+from agents.policies.vllm.policy import EnginePolicy, VLLMError, VLLMPolicy, check_temperature
 from agents.policies.vllm.server import Server, scores_in
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import EXACT, ServedTeacher, normalisers
@@ -214,7 +217,10 @@ def test_an_old_server_is_refused(fakes: list[FakeVLLM]) -> None:
         Server(fakes[0].url)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://user:secret@host"])
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000", "ftp://host", "http://", "http://user:secret@host", "http://[::1", "http://host:abc"],
+)
 def test_a_url_that_is_none(url: str) -> None:
     with pytest.raises(VLLMError, match="http://host:port") as caught:
         Server(url)
@@ -434,3 +440,18 @@ def test_two_processes_share_the_servers(walker_folder: Path, tmp_path: Path) ->
 def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         SelfImproveConfig(**settings)
+
+
+def test_what_vllm_does_not_draw_at_is_said_before_anything_is_spent() -> None:
+    with pytest.raises(VLLMError, match="greedily at 0, not at 3: take"):
+        check_temperature(3.0)
+    check_temperature(0.0)
+
+
+def test_the_control_that_vllm_cannot_play_is_left_out() -> None:
+    """Both temperatures are fine; what the student would be sharpened to is not."""
+    teacher = EnginePolicy.__new__(EnginePolicy)
+    agent = SimpleNamespace(teacher=teacher, base=teacher, scorer=None)
+    config = SelfImproveConfig(temperature=0.3, teacher_temperature=1.0)
+    run: Any = SimpleNamespace(config=config, agent=agent)
+    assert _empty_context(run, 0.7, pd.DataFrame()) is None

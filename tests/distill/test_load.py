@@ -131,6 +131,40 @@ def test_adapters_are_merged_and_it_is_said(tmp_path: Path) -> None:
     assert not any("lora" in name for name in loaded.model.state_dict())
 
 
+def test_a_flipped_bit_of_adapters_is_found(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", tiny_llama())
+    student = load_model(str(base)).model
+    lora = LoRA(student, rank=2, alpha=4)
+    adapters = [(name, part.detach()) for name, part in student.named_parameters() if "lora_" in name]
+    lora.save(tmp_path / "adapters", adapters, base=str(base))
+    file = tmp_path / "adapters" / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match="is damaged: what is in it is not what was written"):
+        load_model(str(tmp_path / "adapters"))
+
+
+def test_others_digests_are_no_seal(tmp_path: Path) -> None:
+    folder = saved(tmp_path, tiny_llama())
+    file = folder / "model.safetensors"
+    save_file(load_file(file), file, metadata={"format": "pt", "sshs_model_hash": "0f" * 32})
+    load_model(str(folder))
+    save_file(load_file(file), file, metadata={"format": "pt", "sha257": "0f" * 32})
+    with pytest.raises(ModelError, match="is damaged"):
+        load_model(str(folder))
+
+
+def test_named_templates_without_a_default_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, tiny_llama())
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    file = folder / "tokenizer_config.json"
+    templates = [{"name": name, "template": "{{ messages }}"} for name in ("a", "b")]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": templates}))
+    with pytest.raises(ModelError, match="has no default chat template"):
+        load_model(str(folder))
+
+
 def test_adapters_without_a_base_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="names no base_model_name_or_path"):

@@ -557,3 +557,25 @@ def test_how_far_each_completion_is_from_the_teacher() -> None:
     assert opcd.comparison.divergences(PrefixLM(student), []) == []
     with pytest.raises(DistillError, match="context window"):
         opcd.comparison.divergences(PrefixLM(student), [example((5,), (5,) * 511, (6, 7))])
+
+
+def test_moments_of_another_shape_are_refused() -> None:
+    """A folder may be anybody's, and the fused kernels look at no shape."""
+    one, other = (OPCD(tiny_llama(), FrozenTeacher(PrefixLM(tiny_llama(1))), lr=1e-3) for _ in range(2))
+    one.step(EXAMPLES)
+    state = dict(one.state())
+    name = next(name for name in state if name.startswith("exp_avg/"))
+    with pytest.raises(DistillError, match="another optimizer"):
+        other.load_state(state | {name: torch.zeros(3)})
+    del state["step_count"]
+    with pytest.raises(DistillError, match="no step_count"):
+        other.load_state(state)
+
+
+@pytest.mark.parametrize("size", [1, 300])
+def test_logprobs_of_a_sequence_are_those_of_its_prefixes(size: int) -> None:
+    lm = PrefixLM(tiny_llama())
+    tokens = tuple(torch.randint(3, 250, (size + 7,), generator=torch.Generator().manual_seed(0)).tolist())
+    prefixes = [tokens[:end] for end in range(7, len(tokens))]
+    expected = lm.logits(prefixes).log_softmax(-1)[range(size), list(tokens[7:])]
+    torch.testing.assert_close(lm.fresh().logprobs(tokens, 7), expected, atol=1e-5, rtol=1e-5)

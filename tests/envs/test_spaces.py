@@ -32,8 +32,9 @@ from envs import EnvError, Success, TextEnv, check_text_env, make_text_env, regi
 from envs.actions import MAX_ACTIONS, action_text, all_actions, explain, json_grammar
 from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.games.random_lake import boards
-from envs.observations import MAX_CHARS, Components, value_text
+from envs.observations import MAX_CHARS, Components, number_text, value_text
 from envs.place import vector_env
+from envs.registry import _grammar
 from evals.baselines import Baselines
 from experience.context import NO_CONTEXT
 from experience.seeds import SeedRange, Split
@@ -507,6 +508,22 @@ def test_a_parser_that_gives_what_is_no_action_is_an_error_not_another_word(
     env.reset(seed=0)
     with pytest.raises(ValueError, match="parse\\(\\) gave 4, which is not in"):
         env.step("x")
+
+
+def test_a_parser_of_ones_own_without_words() -> None:
+    env = make_text_env("FrozenLake-v1", {})
+    grammar = _grammar(env.unwrapped, "FrozenLake-v1", None, lambda reply: True if reply == "on" else 7)
+    assert grammar is not None
+    action = grammar("on")
+    assert action is not None
+    assert action.text == "1"
+    with pytest.raises(ValueError, match="parse\\(\\) gave 7, which is not in"):
+        grammar("x")
+
+
+@pytest.mark.parametrize("decimals", [0, 1])
+def test_no_minus_before_zero(decimals: int) -> None:
+    assert number_text(-0.03, decimals) == "0"
 
 
 def test_what_the_checker_says(corridor: Callable[..., TextEnv]) -> None:

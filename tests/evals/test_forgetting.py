@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.asked import exam
 from agents.cli import USER_ERRORS
-from agents.exam import text_nats
+from agents.exam import sit, text_nats
 from agents.policies.local import HFPolicy
 from envs.text_env import make_text_env
 from envs.words import EnvError
@@ -26,6 +27,7 @@ from evals.forgetting import (
     HELD_OUT,
     TASKS,
     TEXT,
+    Exam,
     ForgettingConfig,
     Task,
     forgetting,
@@ -78,6 +80,15 @@ def test_every_rule_can_be_followed_and_broken(rule: str) -> None:
         assert not instruction.is_followed(bad)
         assert not instruction.is_followed(" \n")
     assert len({instruction.prompt for instruction in mine}) == len(mine) >= 5
+
+
+def test_what_is_thought_is_no_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    thoughts = ["<think>\nA lantern, I think", "<think>\nOne word only.\n</think>\n\nOven"]
+    said = [SimpleNamespace(text=text) for text in thoughts]
+    policy = HFPolicy(tiny_llama(), byte_tokenizer())
+    monkeypatch.setattr(policy, "generate", lambda *_: said)
+    exam = Exam(passages=(), tasks={}, episodes=1, seed=0, instructions=("a", "b"), max_new_tokens=4)
+    assert sit(policy, exam).replies == ["", "\n\nOven"]
 
 
 @given(st.text(max_size=200))

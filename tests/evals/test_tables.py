@@ -100,6 +100,25 @@ def test_the_summary_has_what_every_env_was_run_with(page: Path) -> None:
     assert "off-policy" not in text
 
 
+def test_models_are_told_apart(page: Path) -> None:
+    file = page.parent / "figures" / "main.json"
+    table = json.loads(file.read_text())
+    cells = [cell | {"model": table["methods"][0]["model"]} for cell in table["cells"]]
+    both = {"cells": cells, **{name: table[name] for name in ("methods", "pairs")}}
+    both = {name: [*rows, *({**row, "model": "big"} for row in rows)] for name, rows in both.items()}
+    file.write_text(json.dumps(both))
+    text = filled(page, "summary")
+    assert "| lake, big | 2 |" in text
+    assert text.count("| lake, ") == 2
+    assert "| lake, big | OPCD |" in filled(page, "methods")
+
+
+def test_a_page_that_is_no_text(page: Path) -> None:
+    page.write_bytes(b"\xff\xfe")
+    with pytest.raises(EvalError, match="is no text in UTF-8"):
+        fill(page)
+
+
 FIVE = (0.117, 0.002, 0.039, 0.053, 0.041)
 """By as much OPCD was better, by seed."""
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.games.frozen_lake import ACTIONS
+from experience import ExperienceError
 from experience.context import Context
 from experience.insight import Insight
 from experience.outcomes import action_values, outcome_insights, outcome_model, share_followed
@@ -258,7 +259,7 @@ def test_what_is_not_done_when_it_is_told_is_tried_last() -> None:
 
 def test_only_train_traces_teach() -> None:
     turns = hand_turns(("a", "left", 0.0, "b", False)).assign(split=Split.TEST)
-    with pytest.raises(ValueError, match="train traces only"):
+    with pytest.raises(ExperienceError, match="train traces only"):
         outcome_insights(turns, ACTIONS, lambda o, a: a, explore=False)
 
 

@@ -29,6 +29,7 @@ from experience.insight import Insight, InsightState
 from experience.store import ExperienceStore
 from experience.text import printable
 from experience.trace import StopReason, Trace
+from experience.whole import appearing
 from tests.benchmarks import store as benchmark
 from tests.store_worker import fill, make_trace, make_turn
 
@@ -330,6 +331,27 @@ def test_other_databases_are_refused(tmp_path: Path, postgres_url: str) -> None:
         ExperienceStore(tmp_path / "missing" / "e.db")
 
 
+def test_looking_changes_nothing(tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE songs (title TEXT)")
+    connection.close()
+    content = other.read_bytes()
+    with pytest.raises(ExperienceError, match="another program"):
+        ExperienceStore(other, create=False)
+    with pytest.raises(ExperienceError, match="no store"):
+        ExperienceStore(f"sqlite:///{tmp_path / 'none.db'}?timeout=5", create=False)
+    assert other.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["other.db"]
+
+
+def test_a_folder_of_the_users_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.tmp").mkdir()
+    with appearing(tmp_path / "mine") as folder:
+        folder.mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.tmp"]
+
+
 def test_a_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "e.db"
     with ExperienceStore(path) as store:
@@ -349,6 +371,11 @@ def test_a_damaged_file(tmp_path: Path) -> None:
         ("finished_phases SET result = 'x'", lambda store: store.result("play"), "a cell is no JSON"),
         ("insights SET state = 'odd'", ExperienceStore.load_insights, "'odd' is none of active, retired"),
         ("traces SET stop_reason = 'odd'", ExperienceStore.traces, "'odd' is none of "),
+        ("traces SET seed = 'x'", ExperienceStore.traces, "'x' is no number"),
+        ("traces SET num_turns = 1.5", ExperienceStore.traces, "1.5 is no number"),
+        ("traces SET success = 'maybe'", ExperienceStore.traces, "'maybe' is no number"),
+        ("traces SET success = 7", ExperienceStore.traces, "7 is neither true nor false"),
+        ("turns SET reward = 'x'", ExperienceStore.turns, "'x' is no number"),
     ],
 )
 def test_a_damaged_cell(

@@ -44,8 +44,27 @@ TOLERANCE_16 = 0.1
 """The same where one of them computes in 16 bits."""
 
 
+def draws_at(temperature: float) -> bool:
+    """Whether vLLM can."""
+    return temperature == 0 or TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
+
+
 class VLLMError(RuntimeError):
     """vLLM cannot be used, or no longer; the message says why and what to do."""
+
+
+def check_temperature(temperature: float) -> None:
+    """Make sure that vLLM draws at it.
+
+    Raises:
+        VLLMError: It does not.
+    """
+    if not draws_at(temperature):
+        low, high = TEMPERATURES
+        raise VLLMError(
+            f"vLLM draws at temperatures from {low:g} to {high:g}, or greedily at 0, not at {temperature:g}: "
+            "take --policy hf"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,12 +169,7 @@ class EnginePolicy(HFPolicy):
     def _answer(self, requests: Sequence[Request], sampling: Sampling) -> None:
         if not requests:
             return
-        low, high = TEMPERATURES
-        if sampling.temperature > 0 and not low <= sampling.temperature <= high:
-            raise VLLMError(
-                f"vLLM draws at temperatures from {low:g} to {high:g}, or greedily at 0, "
-                f"not at {sampling.temperature:g}: take --policy hf"
-            )
+        check_temperature(sampling.temperature)
         self._sync()
         # Equal prompts have equal answers where nothing is drawn.
         keys = [(r.prompt_ids, r.seed if sampling.temperature > 0 else 0) for r in requests]
@@ -283,10 +297,7 @@ def logprob_gap(lm: LanguageModel, scored: Iterable[Scored]) -> Gap:
     """How far given log-probabilities are from those of ``lm``, over all tokens of the completions."""
     distances: list[float] = []
     for prompt, completion, given in scored:
-        ids = torch.tensor(completion)
-        prefixes = [(*prompt, *completion[:end]) for end in range(len(completion))]
-        logprobs_TV = lm.logits(prefixes).log_softmax(-1)
-        own_T = logprobs_TV.cpu()[torch.arange(len(ids)), ids]
+        own_T = lm.logprobs((*prompt, *completion), len(prompt))
         distances += (own_T - torch.tensor(given)).abs().tolist()
     if not distances:
         return Gap(mean=0.0, max=0.0)

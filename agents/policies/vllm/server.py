@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import MAX_SEED, PROBES, Drawn, VLLMError
 from distill.lm.span import Prefix, Span
-from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, leads_to
+from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, is_server, leads_to
 from experience.masking import masked
 
 KEY = "VLLM_API_KEY"
@@ -82,8 +82,7 @@ class Server:
             import openai
         except ImportError as error:
             raise VLLMError("servers need a client: pip install 'opcd-gym[endpoint]'") from error
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        if not is_server(url) or "@" in urlsplit(url).netloc:
             raise VLLMError(f"no server's URL: http://host:port is meant, and a key goes into {KEY}")
         self.name = self.url = url.rstrip("/").removesuffix("/v1")
         self.down: str | None = None

@@ -8,7 +8,6 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +21,7 @@ from agents.policies.vllm.policy import Drawer, Drawn, Gap, VLLMError, Weights
 from agents.policies.vllm.server import Server, ServerDownError
 from distill.lm.span import Prefix
 from distill.parallel import ALONE, Ranks
+from experience.bounded_http import in_parallel
 from experience.terminal import shown
 
 PARALLEL = 64
@@ -156,15 +156,11 @@ class Servers:
             VLLMError: No server is left, or one refuses.
         """
         near = near or [None] * len(jobs)
-        with ThreadPoolExecutor(PARALLEL * len(self._near())) as pool:
-            futures = [
-                pool.submit(self._anywhere, job, work, first) for job, first in zip(jobs, near, strict=True)
-            ]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        return in_parallel(
+            lambda pair: self._anywhere(pair[0], work, pair[1]),
+            list(zip(jobs, near, strict=True)),
+            PARALLEL * len(self._near()),
+        )
 
     def _anywhere(self, job: Job, work: Callable[[Server, Job], Result], first: Server | None) -> Result:
         while True:
