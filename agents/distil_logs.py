@@ -42,7 +42,7 @@ from envs.text_env import make_text_env
 from evals.result import ARM_LABELS, interval_text, rate_text
 from evals.stats import mean_interval
 from experience.context import Context
-from experience.insight import Insight
+from experience.insight import insights_of
 from experience.phase import Phase
 from experience.store import open_run
 from experience.terminal import Terminal, tell
@@ -184,7 +184,7 @@ def _context(run: Run, given: str | Sequence[Mapping[str, Any]]) -> Context:
     if isinstance(given, str):
         return Context.fixed(given)
     return Context(
-        insights=tuple(Insight.from_dict(values) for values in given),
+        insights=tuple(insights_of(given)),
         k=run.config.insights_per_prompt,
         situation=run.words.situation,
     )

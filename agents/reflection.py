@@ -16,7 +16,7 @@ from evals.gate import Outcomes, Verdict, by_promise, judge
 from evals.result import judged
 from experience.context import NO_CONTEXT, Context, within_budget
 from experience.endpoint import Endpoint
-from experience.insight import Insight, InsightState
+from experience.insight import Insight, InsightState, insights_of
 from experience.merging import merged, settled, with_outcomes
 from experience.outcomes import outcome_insights, share_followed
 from experience.phase import Phase
@@ -230,7 +230,7 @@ class Reflection:
         run, config = self.run, self.run.config
         phase = Phase(kind="write", round=round_number)
         drawn = run.once(phase, partial(self._write_together, phase))
-        insights = [Insight.from_dict(values) for values in drawn]
+        insights = insights_of(drawn)
         if run.ranks.is_main:
             run.store.set_insights(insights, str(phase))
         run.console.print(
@@ -344,10 +344,7 @@ class Reflection:
         if run.ranks.is_main:
             run.store.add_scores(verdict.scores)
             if self.kind == "llm":
-                known = [
-                    Insight.from_dict(values)
-                    for values in run.store.result(str(replace(phase, kind="write")))
-                ]
+                known = insights_of(run.store.result(str(replace(phase, kind="write"))))
                 alone = {c.insights[0].id: c.id for c in candidates if len(c.insights) == 1}
                 # The base replies greedily to the same questions in each round: that is no more evidence.
                 is_known = run.config.teacher_kind == "base" and not run.words.actions

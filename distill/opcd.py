@@ -19,7 +19,7 @@ from distill.lm.shards import Shards, part, whole
 from distill.lm.support import WAYS
 from distill.lm.transfer import sent
 from distill.loss import Direction, Mode
-from distill.optimizer import MOMENTS, OptimizerKind, make_optimizer, moment_shape, moments_of
+from distill.optimizer import MOMENTS, OptimizerKind, fits, make_optimizer, moments_of
 from distill.parallel import Ranks, Sharding, like, shared
 from distill.room import chunk_positions, pass_tokens
 from distill.teacher import ScoringTeacher, Teacher
@@ -357,7 +357,7 @@ class OPCD:
             state = self._optimizer.state[parameter] if kinds else {}
             for kind in kinds:
                 moment = tensors[f"{kind}/{name}"]
-                if moment.shape != moment_shape(kind, parameter):  # the fused kernels would write anywhere
+                if not fits(moment, kind, self._optimizer, parameter):
                     raise DistillError("the checkpoint is of another optimizer")
                 state[kind] = like(moment, parameter)
         if "step_count" not in tensors:

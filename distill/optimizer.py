@@ -122,13 +122,18 @@ def moments_of(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> 
     return MOMENTS if isinstance(optimizer, AdamW8bit) and _has_8bit(weight) else PLAIN
 
 
-def moment_shape(kind: str, weight: torch.nn.Parameter) -> torch.Size:
-    """Of one of ``MOMENTS`` of a weight."""
+def fits(
+    moment: torch.Tensor, kind: str, optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter
+) -> bool:
+    """Whether a tensor may be one of ``MOMENTS`` of a weight; kernels look at neither shape nor dtype."""
+    shape, dtype = weight.shape, weight.dtype
     if kind == "step":
-        return torch.Size([])
-    if kind.endswith("_scale"):
-        return torch.Size([weight.shape[0], weight.shape[1:].numel() // BLOCK])
-    return weight.shape
+        shape, dtype = torch.Size([]), torch.float32
+    elif kind.endswith("_scale"):
+        shape = torch.Size([weight.shape[0], weight.shape[1:].numel() // BLOCK])
+    elif moments_of(optimizer, weight) == MOMENTS:
+        dtype = torch.uint8
+    return moment.shape == shape and moment.dtype == dtype
 
 
 def _has_8bit(weight: torch.nn.Parameter) -> bool:

@@ -1,11 +1,13 @@
 """One lesson, with what supports it."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from experience import ExperienceError
 from experience.text import storable
 
 
@@ -50,8 +52,21 @@ class Insight:
         about = "" if self.observation is None else f"\n{self.observation}"
         return hashlib.sha256(storable(self.text + about).encode()).hexdigest()[:12]
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """One from its ``asdict``, as JSON gives it back."""
-        lists = {name: tuple(values[name]) for name in ("evidence", "against")}
-        return cls(**{**values, **lists, "state": InsightState(values["state"])})
+
+_INSIGHTS = TypeAdapter(list[Insight])
+
+
+def insights_of(values: Any) -> list[Insight]:
+    """Insights from a list of their ``asdict``, as JSON gives it back.
+
+    Raises:
+        ExperienceError: It is none.
+    """
+    try:
+        return _INSIGHTS.validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise ExperienceError(
+            f"the store is damaged (no insights: {at} {first['msg']}): put a whole copy in its place"
+        ) from error

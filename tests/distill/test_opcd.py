@@ -560,13 +560,14 @@ def test_how_far_each_completion_is_from_the_teacher() -> None:
 
 
 def test_moments_of_another_shape_are_refused() -> None:
-    """A folder may be anybody's, and the fused kernels look at no shape."""
+    """A folder may be anybody's, and the fused kernels look at no shape and no dtype."""
     one, other = (OPCD(tiny_llama(), FrozenTeacher(PrefixLM(tiny_llama(1))), lr=1e-3) for _ in range(2))
     one.step(EXAMPLES)
     state = dict(one.state())
     name = next(name for name in state if name.startswith("exp_avg/"))
-    with pytest.raises(DistillError, match="another optimizer"):
-        other.load_state(state | {name: torch.zeros(3)})
+    for moment in (torch.zeros(3), state[name].to(torch.uint8)):
+        with pytest.raises(DistillError, match="another optimizer"):
+            other.load_state(state | {name: moment})
     del state["step_count"]
     with pytest.raises(DistillError, match="no step_count"):
         other.load_state(state)

@@ -1,4 +1,5 @@
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from envs.games.frozen_lake import ACTIONS
 from experience import ExperienceError
 from experience.context import Context
-from experience.insight import Insight
+from experience.insight import Insight, InsightState, insights_of
 from experience.outcomes import action_values, outcome_insights, outcome_model, share_followed
 from experience.seeds import STRIDE, SeedRange, Split
 from experience.store import ExperienceStore
@@ -266,3 +267,16 @@ def test_only_train_traces_teach() -> None:
 def test_no_traces_no_insights(tmp_path: Path) -> None:
     store = ExperienceStore(tmp_path / "experience.db")
     assert outcome_insights(store.turns(), ACTIONS, lambda o, a: a, explore=True) == []
+
+
+@pytest.mark.parametrize(
+    "values", [5, "ab", [{"text": "Left."}], [asdict(insight("Left.", None)) | {"score": "x"}]]
+)
+def test_what_are_no_insights(values: object) -> None:
+    with pytest.raises(ExperienceError, match="the store is damaged"):
+        insights_of(values)
+
+
+def test_insights_come_back_from_json() -> None:
+    one = replace(insight("Left.", None), evidence=("a",), state=InsightState.RETIRED)
+    assert insights_of(json.loads(json.dumps([asdict(one)]))) == [one]
