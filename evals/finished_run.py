@@ -12,7 +12,7 @@ from evals.command import EvalError
 from evals.result import temperature_text
 from evals.run_files import KINDS, About, Entry, Forgetting, Results, check
 from evals.stats import wilson_interval
-from experience import ExperienceError
+from experience import ExperienceError, damaged_store
 from experience.phase import Phase
 
 PARTS = ("play", "gate", "training", "validation", "test")
@@ -158,10 +158,7 @@ def check_traces(metrics: Iterable[Mapping[str, Any]], traces: pd.DataFrame) -> 
         ExperienceError: Some are missing, or there twice.
     """
     if (twice := traces.duplicated(["phase", "seed"])).any():
-        raise ExperienceError(
-            f"the store is damaged (two traces of one episode of {traces['phase'][twice].iloc[0]}): put a "
-            "whole copy in its place"
-        )
+        raise damaged_store(f"two traces of one episode of {traces['phase'][twice].iloc[0]}")
     there = traces["phase"].value_counts()
     played = {entry["key"]: entry.get("episodes") for entry in metrics if entry.get("kind") == "play"}
     for phase, episodes in played.items():

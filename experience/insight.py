@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from experience import ExperienceError
+from experience import damaged_store
 from experience.text import storable
 
 
@@ -67,6 +67,4 @@ def insights_of(values: Any) -> list[Insight]:
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"]))
-        raise ExperienceError(
-            f"the store is damaged (no insights: {at} {first['msg']}): put a whole copy in its place"
-        ) from error
+        raise damaged_store(f"no insights: {at} {first['msg']}") from error

@@ -35,12 +35,17 @@ def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -
 
     Such are the ``opposites``: an env's actions, say.
     """
-    return _topic(first, opposites) == _topic(second, opposites) and _is_contrary(first, second)
+    decisive = _decisive(opposites)
+    return _topic(first, decisive) == _topic(second, decisive) and _is_contrary(first, second)
 
 
-def _topic(text: str, opposites: Collection[str]) -> frozenset[tuple[str, int]]:
+def _decisive(opposites: Collection[str]) -> frozenset[str]:
+    """The words by which two texts on one topic contradict each other."""
+    return NEGATIONS.union(word for action in opposites for word in _words(action))
+
+
+def _topic(text: str, decisive: frozenset[str]) -> frozenset[tuple[str, int]]:
     """The words that those which contradict each other have in common, and how often."""
-    decisive = {*NEGATIONS, *(word for action in opposites for word in _words(action))}
     return frozenset(Counter(word for word in _words(text) if word not in decisive).items())
 
 
@@ -84,7 +89,8 @@ def settled(insights: Sequence[Insight], opposites: Collection[str] = ()) -> lis
     from scipy.stats import binomtest  # here: it takes a second, and most that starts needs none of it
 
     # Only what has one topic is compared: a model writes thousands.
-    topics = [(insight.observation, _topic(insight.text, opposites)) for insight in insights]
+    decisive = _decisive(opposites)
+    topics = [(insight.observation, _topic(insight.text, decisive)) for insight in insights]
     alike: dict[Any, list[Insight]] = defaultdict(list)
     for topic, insight in zip(topics, insights, strict=True):
         alike[topic].append(insight)

@@ -11,7 +11,7 @@ from typing import Any, get_origin
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from experience import ExperienceError
+from experience import damaged_store
 from experience.insight import InsightState
 from experience.seeds import Split
 from experience.text import storable
@@ -56,7 +56,7 @@ class Word(Text):
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
         """From the database."""
         if value not in tuple(self.kind):
-            raise _damaged(f"{value!r} is none of {', '.join(self.kind)}")
+            raise damaged_store(f"{value!r} is none of {', '.join(self.kind)}")
         return value
 
 
@@ -76,9 +76,9 @@ class Json(_Typed):
         try:
             found = json.loads(value)
         except (ValueError, TypeError, RecursionError) as error:
-            raise _damaged(f"a cell is no JSON: {error}") from error
+            raise damaged_store(f"a cell is no JSON: {error}") from error
         if not isinstance(found, get_origin(self.kind) or self.kind):
-            raise _damaged("a cell holds other JSON than it should")
+            raise damaged_store("a cell holds other JSON than it should")
         return found
 
 
@@ -94,7 +94,7 @@ class _Number:
 
         def process(value: Any) -> Any:
             if value is not None and type(value) not in self.kinds:
-                raise _damaged(f"{value!r:.40} is no number")
+                raise damaged_store(f"{value!r:.40} is no number")
             return value
 
         return process
@@ -125,14 +125,10 @@ class Boolean(_Number, sa.Boolean):
 
         def process(value: Any) -> bool | None:
             if number(value) not in (0, 1, None):
-                raise _damaged(f"{value!r:.40} is neither true nor false")
+                raise damaged_store(f"{value!r:.40} is neither true nor false")
             return None if value is None else bool(value)
 
         return process
-
-
-def _damaged(reason: str) -> ExperienceError:
-    return ExperienceError(f"the store is damaged ({reason}): put a whole copy in its place")
 
 
 metadata = sa.MetaData()

@@ -45,7 +45,7 @@ _RATIO = re.compile(
     r"(?:\s*(?P<half>[apAP])\.?\s?[mM]\b\.?)?"
 )
 """A ratio, or a time of day with its half of the day."""
-_TIME = re.compile(r"[0-9]{1,2}(?::[0-5][0-9]){1,2}$")
+_TIME = re.compile(r"[0-9]{1,2}(?::[0-5][0-9]){1,2}")
 _BASED = re.compile(r"\s*(-?[0-9A-F]+)_\{?([0-9]+)\}?\s*")
 """A number with its base."""
 _FUNCTIONS = (
@@ -106,14 +106,15 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     ratios = [_RATIO.fullmatch(_plain(text)) for text in (answer, gold)]
     if ratios[0] and ratios[1]:
         return _decision(_same_ratio(ratios[0], ratios[1]))
-    sides = [number for side in _EQUALS.split(answer) if (number := plain_number(side))]
+    stated = _EQUALS.split(answer)
+    sides = [number for side in stated if (number := plain_number(side))]
     if any(_disagree(side, sides[-1]) for side in sides):
         return Decision(False, "says that different numbers are equal")
     left, right = _values(_SIZES.sub("", answer), _SIZES.sub("", gold))
     number, gold_number = plain_number(left), plain_number(right)
     if number is None and gold_number is not None and _unfinished(left, right):
         # Repeating the problem does not solve it; in 8 = 5 + 3 it is solved, in a list of guesses it is not.
-        if not sides or _TWO_EQUATIONS.search(answer) or any(map(_is_list, _EQUALS.split(answer))):
+        if not sides or _TWO_EQUATIONS.search(answer) or any(map(_is_list, stated)):
             return Decision(False, "not worked out")
         number = sides[-1]
     if number is not None and gold_number is not None:
@@ -175,16 +176,18 @@ def as_latex(answer: str) -> str:
 
 
 _APPLIED = re.compile(r"(?:\\sqrt(?:\[[0-9]+\])?|\^)\s*\(")
+_POWER = r"\s*(?:\^\s*\{?[23]\}?)?"
+"""Of a unit."""
 _UNIT_WORDS = (
     r"(?:(?:square|cubic|sq\.?|cu\.?)\s+)?"
     rf"(?:units?|(?:{'|'.join(name for name in UNITS if name.isalpha())})s?)"
 )
-"""In any power; not what may be a variable, unless it is set as text."""
+"""Not what may be a variable, unless it is set as text."""
 _Replacement = str | Callable[[re.Match[str]], str]
 _TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
-    (re.compile(r"(?<=[0-9}])\s*\\text\s*\{(?!\s*(?:and|or)\b)[A-Za-z /]+\}\s*(?:\^\s*\{?[23]\}?)?$"), ""),
-    (re.compile(rf"(?<=[A-Za-z)])\s*\\text\s*\{{\s*{_UNIT_WORDS}\s*\}}\s*(?:\^\s*\{{?[23]\}}?)?$"), ""),
-    (re.compile(rf"(?<=\\pi)\s+{_UNIT_WORDS}\s*(?:\^\s*\{{?[23]\}}?)?$"), ""),
+    (re.compile(rf"(?<=[0-9}}])\s*\\text\s*\{{(?!\s*(?:and|or)\b)[A-Za-z /]+\}}{_POWER}$"), ""),
+    (re.compile(rf"(?<=[A-Za-z)])\s*\\text\s*\{{\s*{_UNIT_WORDS}\s*\}}{_POWER}$"), ""),
+    (re.compile(rf"(?<=\\pi)\s+{_UNIT_WORDS}{_POWER}$"), ""),
     (re.compile(r"^-?[0-9]{1,3}(?:,[0-9]{3})+(?=\s*[\\A-Za-z])"), lambda number: number[0].replace(",", "")),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
     (re.compile(r"(?<=[0-9])[eE]([-+]?[0-9]{1,3})(?![0-9A-Za-z])"), r" \\cdot 10^{\1}"),
