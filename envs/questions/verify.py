@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import pickle
+import re
 import selectors
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.questions.answers import final_answer, gold_answer, refusal, uncut_answers, whole_answers
+from envs.questions.answers import final_answer, gold_answer, uncut_answers, whole_answers
 from envs.questions.equality import Undecided, as_latex, compare, is_text, same_words
+from envs.questions.numbers import MAX_CHARS, MAX_DIGITS
 from envs.words import EnvError
 
 CPU_SECONDS = 1.0
@@ -35,6 +37,8 @@ WORKERS = 2
 """Processes of a pool at most."""
 MEMORY_BYTES = 1 << 30
 """Address space of a worker."""
+MAX_DEPTH = 12
+"""Brackets in brackets that a parser is given."""
 _WORKER = Path(__file__).with_name("verify_worker.py")
 START_SECONDS = 100.0
 """A worker that is not ready by then never will be."""
@@ -253,6 +257,25 @@ def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, Undecided]:
 
 
 _gold_answer = lru_cache(maxsize=4096)(gold_answer)
+
+
+def refusal(answer: str) -> str | None:
+    """Why the answer is not worth a parser's time; ``None`` if it is."""
+    if len(answer) > MAX_CHARS:
+        return f"the answer has {len(answer)} characters, more than {MAX_CHARS}"
+    depth = deepest = 0
+    for character in answer:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH:
+        return f"the answer has brackets {deepest} deep, more than {MAX_DEPTH}"
+    if re.search(f"[0-9]{{{MAX_DIGITS + 1}}}", answer):
+        return f"the answer has a number of more than {MAX_DIGITS} digits"
+    if re.search(r"(?:\^|\*\*)[\s{(+-]*[0-9,]{5,}|[0-9]{4,}[\s})]*!", answer):
+        return "the answer has a power or factorial that is too large"
+    if "__" in answer:
+        return "the answer is not mathematics"
+    return None
 
 
 def _verdict(answer: str, result: _Job) -> Verdict:

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.questions import verify
-from envs.questions.answers import final_answer, gold_answer, refusal, whole_answers
+from envs.questions.answers import final_answer, gold_answer, whole_answers
 from envs.questions.numbers import MAX_CHARS, plain_number
-from envs.questions.verify import Verdict, Verifier
+from envs.questions.verify import Verdict, Verifier, refusal
 from envs.words import EnvError
 
 

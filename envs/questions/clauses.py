@@ -1,0 +1,173 @@
+"""What a clause says: the formula or number among its words, and where it ends."""
+
+import re
+
+from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
+from envs.questions.numbers import NUMBER, TEXT, UNITS, plain_number, unit_of
+
+_SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)")
+_EXPLAINED = re.compile(r"\s(?:because|since|which|but|as in|where|i\.e\.|that is)(?!\w)")
+_CLAUSE_END = re.compile(
+    rf",\s+(?!(?:and|or)\b)(?=[A-Za-z]{{2}})|;|{_EXPLAINED.pattern}|\s[-:]+\s(?=[A-Za-z]{{2}}|I\b)"
+)
+CLAUSES = re.compile(rf"{_SENTENCE_END.pattern}|{_CLAUSE_END.pattern}")
+"""Where a clause ends."""
+ENDS = re.compile(rf"{_SENTENCE_END.pattern}|{_EXPLAINED.pattern}")
+"""Where an answer may end that has full stops or commas of its own; of a list its beginning is no answer."""
+NEGATION = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|except|instead of|rather than|other than|anything but|far from|"
+    r"unlike|incorrect|wrong)\b|n't\b|不是|\bnicht\b|\bno es\b|n'est pas",
+    re.IGNORECASE,
+)
+_BEFORE = re.compile(r"^\s*(?:\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~)\s*(?=\S)")
+"""Before an answer, without being a part of it."""
+_DELIMITERS = re.compile(r"(?<!\\)\$+|\\[()\[\]]")
+_MATH = re.compile(r"(?<!\\)\$([^$]+)\$|\\\(((?:[^\\]|\\(?![()]))+)\\\)|\\\[((?:[^\\]|\\(?![\[\]]))+)\\\]")
+_NO_PROSE = re.compile(TEXT.pattern + r"|\\(?:begin|end|operatorname|mathbb|mathcal|text)\s*\{[^{}]*\}")
+_WORD = re.compile(
+    r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?:is|so|it|we|of|at|by|he)(?![A-Za-z]))|[\u3040-\u9fff\uac00-\ud7af]+"
+)
+_MATH_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "and or sin cos tan cot sec csc log exp sqrt arcsin arccos arctan lim mod inf gcd lcm det infinity",
+    )
+)
+_PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
+_LOOSE_END = re.compile(r"\s\([^()]*$|[\s,]+(?:and|or)\s*$|^\s*(?:and|or)\s")
+_EXPLANATION = re.compile(r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|\\approx))[^()\\]*\)")
+_GUARD = re.compile(
+    r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than|at (?:least|most)|"
+    r"under|over|below|above|up to|plus|minus|times|divided|multiplied|added|subtracted|half|third|quarter|"
+    r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|squared|cubed|factorial|modulo|"
+    r"choose|to the power|"
+    r"(?:sum|product|difference|quotient|ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|"
+    r"determinant|derivative|integral|multiple|percent|factor|divisor|logarithm) of)\b"
+    r"|[0-9]\s*\\?%\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",
+    re.IGNORECASE,
+)
+"""What makes of the number beside it another one."""
+_EXPLAINS = frozenset(
+    re.findall(
+        r"\w+",
+        "out of per for from with when at after before each on by if given where who that every in since "
+        "because using made making among",
+    )
+)
+"""A number behind these words is no part of the one before."""
+_EQUALS = re.compile(r"\s(?:equals?|is equal to|is|makes|gives|=)\s")
+_LEADS = re.compile(
+    r"\W*(?:about|approximately|roughly|around|exactly|only|just|approx\.?)?\s*[-+$€£\\]*[0-9]", re.IGNORECASE
+)
+_VERB = re.compile(
+    r"=|\b(?:is|are|was|were|equals?|makes?|gives?|be|so|has|have|had|get|gets)\b", re.IGNORECASE
+)
+
+
+def formula_in(said: str) -> str:
+    """The formula or number that a clause gives, without the words around it; the clause if there is none.
+
+    It is the first one, since explanations come after. Where the words make of it another number, as in "not
+    42", "6 times 7" or "3 apples and 20 pears", it is the clause.
+    """
+    shorter = _EXPLANATION.sub("", said)
+    said = shorter if re.search("[0-9]", shorter) else said
+    if not said or plain_number(said) or not _has_prose(said) or NEGATION.search(said):
+        return said
+    if _GUARD.search(said):
+        *_, result = parts = _EQUALS.split(said)
+        return formula_in(result) if len(parts) > 1 else said
+    restated = [plain_number(part) for part in re.split(r",?\s+or\s+", said)]
+    if len({number.unit for number in restated if number and number.unit}) == len(restated) > 1:
+        return re.split(r",?\s+or\s+", said)[0]  # 42 minutes, or 0.7 hours
+    if typeset := _MATH.search(said):
+        return tidy(next(group for group in typeset.groups() if group))
+    formulas, between = [""], [""]
+    for piece in _PIECES.split(said):
+        is_unit = re.search(r"[0-9]\s$", formulas[-1]) and unit_of(piece) in UNITS.values()
+        if _PIECES.fullmatch(piece) and not (piece.lower() in _MATH_WORDS or is_unit or _is_letter(piece)):
+            between[-1] += f" {piece.lower()}"
+        elif between[-1] and piece.strip():
+            formulas.append(piece)
+            between.append("")
+        else:
+            formulas[-1] += piece
+    found = [n for n, formula in enumerate(formulas) if re.search(r"[0-9]|\\[A-Za-z]{2}", formula)]
+    if not found:
+        return said
+    formula, behind = formulas[found[0]], " ".join(between[found[0] : found[1]] if len(found) > 1 else [])
+    is_alone = len(found) == 1 or formulas[found[1]].lstrip(" ,").startswith("(")
+    if not is_alone and not _EXPLAINS & set(behind.split()):
+        return said
+    return tidy(_LOOSE_END.sub("", formula)) or said
+
+
+def first_clause(said: str) -> str | None:
+    """The first thing that is said, up to where it ends or is explained; of "not 41 but 42", 42."""
+    sentence = _SENTENCE_END.split(said.strip(), maxsplit=1)[0]
+    clauses = [clause.strip() for clause in _CLAUSE_END.split(sentence)]
+    if len(clauses) > 1 and _GUARD.search(clauses[0]) and clauses[1].startswith("which "):
+        return f"{clauses[0]} {clauses[1].removeprefix('which ')}"
+    if NEGATION.match(clauses[0]) and len(clauses) > 1:
+        return next((clause for clause in clauses[1:] if not NEGATION.search(clause)), clauses[0])
+    return re.sub(r"^(?:minus|negative)\s+(?=\W?[0-9])", "-", clauses[0]) or None
+
+
+def last_said(text: str, is_text: bool) -> str | None:
+    """The answer of a text that does not say where it stands; ``is_text`` is as in ``final_answer``."""
+    lines = text.strip().splitlines()
+    if not lines:
+        return None
+    last = tidy(lines[-1])
+    if last and (plain_number(last) or not _has_prose(last)):
+        return last
+    sentences = [sentence for sentence in map(tidy, _SENTENCE_END.split(lines[-1])) if sentence]
+    if is_text:
+        return sentences[-1] if sentences else None
+    if (
+        last
+        and _LEADS.match(last)
+        and not _VERB.search(sentences[0])
+        and formula_in(sentences[0]) != sentences[0]
+    ):
+        return formula_in(sentences[0])
+    told = [
+        clause for clause in CLAUSES.split(text) if not NEGATION.search(clause) and not _GUARD.search(clause)
+    ]
+    found = next(filter(None, map(_last_formula, reversed(told))), None)
+    if not found and len(text) <= MAX_ANSWER_CHARS // 8:
+        found = text
+    return tidy(found or "") or None
+
+
+def tidy(answer: str) -> str:
+    r"""Without the marks around it; of ``$x$``, ``**x**`` or ``x.``, ``x``."""
+    answer = _BEFORE.sub("", _DELIMITERS.sub("", answer).replace("\\displaystyle", ""))
+    answer = answer.strip(" \t\n*`").removesuffix("\\").lstrip(" \n\t,;:=").rstrip(" \n\t.,;:=?")
+    calm = answer.rstrip("!")
+    if len(calm) > 1 and calm[-2:].isalpha():  # 5! and n! are factorials
+        answer = calm
+    if len(answer) > 1 and answer[0] == answer[-1] and answer[0] in "\"'_":
+        answer = answer.strip(answer[0])
+    return answer.strip("*` ").rstrip(".")
+
+
+def _last_formula(text: str) -> str | None:
+    """The last formula between dollars and the like, or number, whichever ends last."""
+    text = _EXPLANATION.sub("", text)
+    end, found = 0, None
+    for match in _MATH.finditer(text):
+        end, found = match.end(), next(group for group in match.groups() if group)
+    for match in NUMBER.finditer(text):
+        if match.end() > end and any(character.isdigit() for character in match[0]):
+            end, found = match.end(), match[0]
+    return found
+
+
+def _has_prose(text: str) -> bool:
+    return any(word[0].lower() not in _MATH_WORDS for word in _WORD.finditer(_NO_PROSE.sub("", text)))
+
+
+def _is_letter(word: str) -> bool:
+    """Whether it may be a variable."""
+    return len(word) == 1 and word.isascii() and word not in "aAI"
