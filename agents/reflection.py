@@ -274,8 +274,16 @@ class Reflection:
                 forbidden=run.agent.student.control_tokens,
             )
         drawn = settled(merged(known, new), run.words.actions)
-        tried = {ids[0] for ids in store.scores()["insight_ids"] if len(ids) == 1}
-        return [asdict(insight) for insight in by_promise(drawn, tried)]
+        return [asdict(insight) for insight in by_promise(drawn, self._judged_alone())]
+
+    def _judged_alone(self) -> dict[str, tuple[int, float]]:
+        """Insight -> episodes and success rate where it lasted longest, of those a gate tried alone."""
+        scores = self.run.store.scores()
+        judged: dict[str, tuple[int, float]] = {}
+        for ids, seeds, won in zip(scores["insight_ids"], scores["seeds"], scores["successes"], strict=True):
+            if len(ids) == 1 and seeds:
+                judged[ids[0]] = max(judged.get(ids[0], (0, 0.0)), (len(seeds), won / len(seeds)))
+        return judged
 
     def _traces(self, round_number: int) -> tuple[Any, Any]:
         """The turns and the endings of the traces that insights are drawn from: the round's first."""

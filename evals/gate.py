@@ -5,7 +5,7 @@ plays all, and must beat no context on the episodes by which it was *not* chosen
 many is lucky.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from evals.stats import exact_paired_test
@@ -52,14 +52,27 @@ class Verdict:
     """By context id, ``none`` included."""
 
 
-def by_promise(insights: Iterable[Insight], judged: Collection[str] = ()) -> list[Insight]:
+def by_promise(
+    insights: Iterable[Insight], judged: Mapping[str, tuple[int, float]] | None = None
+) -> list[Insight]:
     """The order in which insights are to be tried, where not all can be.
 
-    The best of those that were judged before, by their ids, which is to be beaten; then what is new; then the
-    others, which had their chance. Among each, what merely quotes its problem is last, and then what has
-    retired.
+    The best of those that were judged before, which is to be beaten; then what is new; then the others, which
+    had their chance. Among each, what merely quotes its problem is last, and then what has retired.
+
+    Args:
+        insights: New and old ones.
+        judged: Id of an old one -> the episodes played with it, and their success rate. What lasted longer
+            was better when it was decided; a rate of few episodes is luck.
     """
-    ranked = sorted(insights, key=_promise)
+    judged = judged or {}
+
+    def promise(insight: Insight) -> tuple[float, ...]:
+        episodes, rate = judged.get(insight.id, (0, 0.0))
+        retired = insight.state != InsightState.ACTIVE
+        return retired, insight.is_instance_specific, -episodes, -rate, -insight.score, -insight.support
+
+    ranked = sorted(insights, key=promise)
     old = [insight for insight in ranked if insight.id in judged]
     return old[:1] + [insight for insight in ranked if insight.id not in judged] + old[1:]
 
@@ -72,11 +85,6 @@ def _apart(first: Outcomes, second: Outcomes, seeds: Iterable[int]) -> tuple[int
     """How many of the seeds only the first won, and only the second."""
     pairs = [(first[seed], second[seed]) for seed in seeds]
     return sum(one and not two for one, two in pairs), sum(two and not one for one, two in pairs)
-
-
-def _promise(insight: Insight) -> tuple[bool, bool, float, int]:
-    retired = insight.state != InsightState.ACTIVE
-    return retired, insight.is_instance_specific, -insight.score, -insight.support
 
 
 def judge(

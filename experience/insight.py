@@ -26,7 +26,8 @@ class Insight:
     observation: str | None
     """The observation it is about; ``None`` if it is about none in particular."""
     score: float
-    """What following it is expected to be worth: discounted return, or success on validation."""
+    """What following it is expected to be worth: discounted return, or the least success on validation
+    that its episodes there are likely with (Wilson 1927, 95%)."""
     support: int
     """How often it was drawn: decisions in the traces that bear on it, or traces from which it was written
     independently; 0 for a guess that is worth trying."""

@@ -128,15 +128,20 @@ def with_outcomes(
     """``insight`` with what an episode with it in the prompt, against the same without, says about it.
 
     Outcomes and traces are by seed; seeds of traces that were counted say nothing new. The insight was alone
-    in its context.
+    in its context. Its score is the lower end of its success rate's interval: 5 of 6 may be luck.
     """
+    from scipy.stats import binomtest  # see ``settled``
+
     old = {trace_id.rpartition("/")[2] for trace_id in counted}
     both = [seed for seed in outcomes if seed in without and str(seed) not in old]
     won = [seed for seed in both if outcomes[seed] and not without[seed]]
     lost = [seed for seed in both if without[seed] and not outcomes[seed]]
+    won_in_all = sum(outcomes.values())
     return replace(
         insight,
-        score=sum(outcomes.values()) / max(len(outcomes), 1),
+        score=float(binomtest(won_in_all, len(outcomes)).proportion_ci(method="wilson").low)
+        if outcomes
+        else 0.0,
         evidence=insight.evidence + tuple(trace_ids[seed] for seed in won),
         against=insight.against + tuple(trace_ids[seed] for seed in lost),
     )

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from agents.reflection import said
 from evals.gate import Outcomes, Verdict, by_promise, judge
+from evals.stats import wilson_interval
 from experience import ExperienceError
 from experience.context import NO_CONTEXT, Context, relevance, within_budget
 from experience.endpoint import Endpoint
@@ -229,10 +230,13 @@ def test_outcomes_are_evidence() -> None:
     without = {1: True, 2: False, 3: True, 4: False, 5: True}
     judged = with_outcomes(insight("x" * 20), outcomes, without, {seed: f"p/{seed}" for seed in outcomes})
     alone = with_outcomes(insight("x" * 20), outcomes, {}, {})  # nothing without it was judged
-    assert (alone.score, alone.evidence, alone.against) == (0.5, (), ())
+    low = wilson_interval(2, 4)[0]
+    assert (alone.evidence, alone.against) == ((), ())
+    assert alone.score == pytest.approx(low)
+    assert with_outcomes(insight("x" * 20), {}, {}, {}).score == 0.0
     assert judged.evidence == ("p/2",)
     assert judged.against == ("p/3",)
-    assert judged.score == 0.5
+    assert judged.score == pytest.approx(low)
     again = with_outcomes(
         judged, outcomes, without, {seed: f"q/{seed}" for seed in outcomes}, counted=("p/2", "p/3")
     )
@@ -451,12 +455,43 @@ def test_what_is_new_is_tried_before_what_had_its_chance() -> None:
     once = insight("Written once, not tried.", score=0.0)
     quoting = insight("Quotes its problem.", score=0.0, is_instance_specific=True)
     shuffled = [useless, quoting, once, worse, twice, best]
-    judged = {best.id, worse.id, useless.id}
+    judged = {best.id: (64, 0.5), worse.id: (32, 0.25), useless.id: (3, 0.0)}
     assert by_promise(shuffled, judged) == [best, twice, once, quoting, worse, useless]
     assert by_promise([quoting, once, twice]) == [twice, once, quoting]
     assert by_promise([]) == []
     retired = replace(best, state=InsightState.RETIRED)
     assert by_promise([retired, worse, once], judged) == [worse, once, retired]
+
+
+def test_the_best_of_one_round_is_the_first_of_the_next() -> None:
+    """Not the one that was lucky in the few episodes that it played."""
+    insights = [insight(f"Lesson {n}, of many.") for n in range(64)]
+    contexts = [Context(insights=(one,)) for one in insights]
+    best = contexts[40]
+
+    def play(played: Sequence[Context], seeds: SeedRange) -> list[dict[int, bool]]:
+        def won(context: Context, episode: int) -> bool:
+            if context is best:
+                return episode < 9 or episode % 2 == 0
+            return context is not NO_CONTEXT and episode < 8
+
+        return [{seed: won(context, number[seed]) for seed in seeds} for context in played]
+
+    seeds = SeedRange(split=Split.VALIDATION, run_seed=0, start=0, size=256)
+    number = {seed: n for n, seed in enumerate(seeds)}
+    verdict = judge(contexts, seeds, play, phase="gate", policy_id="base")
+    assert verdict.context is best
+    without = verdict.outcomes[NO_CONTEXT.id]
+    scored = [
+        with_outcomes(i, verdict.outcomes[c.id], without, dict.fromkeys(seeds, ""))
+        for i, c in zip(insights, contexts, strict=True)
+    ]
+    judged = {s.insight_ids[0]: (len(s.seeds), s.successes / len(s.seeds)) for s in verdict.scores}
+    lucky = max(verdict.scores, key=lambda s: s.successes / len(s.seeds))
+    assert lucky.context_id != best.id
+    [first, *_] = by_promise(settled(scored), judged)
+    assert first.id == best.insights[0].id
+    assert first.score == max(one.score for one in scored)
 
 
 def test_a_writer_reads_the_trace_and_what_is_known() -> None:
