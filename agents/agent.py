@@ -115,6 +115,11 @@ class Agent:
         self._step = 0
 
     @property
+    def teacher_window(self) -> int:
+        """Tokens that a prompt with context and the reply to it may take: of who plays and of who scores."""
+        return min(self.teacher.window, self.scorer.window if self.scorer else self.teacher.window)
+
+    @property
     def step(self) -> int:
         """After which optimiser step the student's weights are."""
         return self._step

@@ -181,12 +181,13 @@ class DistilSettings:
     off-policy is context distillation. `gated` is forward where the two disagree and reverse where they
     agree, by their total variation: so the student is taught what it never says."""
     off_policy_steps: AtLeastZero = 0
-    """So many first steps of a round are on the teacher's completions, with the forward KL: what the student
-    never says, such as a format, it cannot be taught on its own completions."""
+    """How many of a round's first steps are on the teacher's completions, with the forward KL: what the
+    student never says, such as a format, it cannot be taught on its own completions."""
     loss: Mode = "tail"
-    """The KL's form; see distill/loss.py."""
+    """The KL's form: `tail` puts all tokens outside the top k into one bucket, `truncated` drops them (the
+    paper's), `renormalised` rescales the top k, and `full` compares the whole vocabulary."""
     top_k: AtLeastOne = 256
-    """The tokens that the KL looks at one by one."""
+    """How many tokens the KL compares one by one at each position."""
     eval_every: AtLeastOne = 10
     """Optimiser steps between validations."""
 
@@ -335,9 +336,6 @@ class SelfImproveConfig(
             except ValidationError as error:
                 raise ConfigError(f"{name} {_problem(error)}") from error
         _ = self.remembered
-        has_waves = self.insights in ("auto", "outcomes") and self.context_file is None
-        if has_waves and self.episodes % self.waves:
-            raise ConfigError(f"episodes ({self.episodes}) must be a multiple of waves ({self.waves})")
         if self.rounds * self.episodes > STRIDE:
             raise ConfigError(
                 f"rounds x episodes must be at most {STRIDE}, not {self.rounds * self.episodes}"

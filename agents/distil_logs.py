@@ -33,11 +33,12 @@ from agents.run.resume import begun, default_output
 from agents.run.run import CONTEXT, Run
 from agents.self_improve import distil
 from agents.sharing import check_target, command_line, settings_of, share
-from agents.system_prompt import MIN_QUESTIONS, check_sizes, refuse_settings
+from agents.system_prompt import check_sizes, refuse_settings
 from agents.training import Training
 from distill.parallel import is_main_process
 from envs.questions.log import Log, System
 from envs.questions.log_env import LogEnv
+from envs.questions.problems import MIN_QUESTIONS
 from envs.text_env import make_text_env
 from evals.result import ARM_LABELS, interval_text, rate_text
 from evals.stats import mean_interval

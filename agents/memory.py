@@ -64,7 +64,7 @@ class Memory:
             observation: The present one.
         """
         before = [part for text, act in past if act is not None for part in (words.situation(text), act)]
-        return THEN.join([*before, words.situation(observation)])
+        return THEN.join(part.replace(THEN, " -> ") for part in [*before, words.situation(observation)])
 
     def situations(self, turns: pd.DataFrame, words: EnvWords) -> pd.DataFrame:
         """``ExperienceStore.turns()``, with what was ``seen`` in place of each observation."""

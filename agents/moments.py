@@ -47,11 +47,13 @@ class Moment:
 def fits(agent: Agent, pair: Pair) -> bool:
     """Whether the student can read the bare prompt, and the teacher the other, and there is room to reply."""
 
-    def can_read(policy: HFPolicy, prompt: Prompt) -> bool:
-        return len(policy.encode(prompt)) + agent.max_tokens <= policy.window
+    def can_read(policy: HFPolicy, prompt: Prompt, window: int) -> bool:
+        return len(policy.encode(prompt)) + agent.max_tokens <= window
 
     bare, informed = pair
-    return can_read(agent.student, bare) and can_read(agent.teacher, informed)
+    return can_read(agent.student, bare, agent.student.window) and can_read(
+        agent.teacher, informed, agent.teacher_window
+    )
 
 
 Moments = Mapping[str, Sequence[Moment]]

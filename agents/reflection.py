@@ -74,7 +74,8 @@ class Reflection:
     @property
     def waves(self) -> int:
         """Parts of a round's play: several where each can be led by what those before it came to."""
-        return self.run.config.waves if self.kind == "outcomes" else 1
+        config = self.run.config
+        return min(config.waves, config.episodes) if self.kind == "outcomes" else 1
 
     @property
     def gate_seeds(self) -> SeedRange:

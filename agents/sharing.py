@@ -26,6 +26,7 @@ from rich.console import Console
 
 from agents.config import MACHINE, SelfImproveConfig, flag
 from agents.run.resume import saved_config
+from distill.lm.load import EMBEDDED, EMBEDDED_HUB_ID
 from envs.any_text import first_line
 from evals.result import ARM_LABELS, rate_text, temperature_text
 from experience.exchange import export_run
@@ -46,7 +47,6 @@ _ABOUT_EXPERIENCE = """
 Episodes (`traces`, `turns`), what was drawn from them (`insights`, `evidence`) and how that did on held-out
 episodes (`context_scores`). `python -m experience.store import` takes it back into a database.
 """
-_HUB_IDS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _HUB_ID = re.compile(r"[\w.-]{1,96}(?:/[\w.-]{1,96})?", re.ASCII)
 _FILE = "file://"
 
@@ -176,7 +176,7 @@ def model_card(
     insights: Sequence[str],
 ) -> str:
     """What the model is, in Markdown, as the hub shows it; ``about`` is what ``config.json`` holds."""
-    base = _HUB_IDS.get(config.model, config.model)
+    base = EMBEDDED_HUB_ID if config.model == EMBEDDED else config.model
     is_on_hub = _HUB_ID.fullmatch(base) is not None and "/" in base and not Path(base).exists()
     head = {
         "library_name": "transformers",

@@ -29,6 +29,7 @@ from agents.run.resume import finish
 from agents.self_improve import self_improve
 from distill.parallel import is_main_process
 from envs.questions.choice_env import ChoiceEnv, Match
+from envs.questions.problems import MIN_QUESTIONS
 from envs.text_env import make_env
 from evals.finished_run import FinishedRun
 from evals.page import write_whole
@@ -40,8 +41,6 @@ from experience.terminal import Terminal, tell
 from experience.whole import appearing
 
 ENV = "Choice-v0"
-MIN_QUESTIONS = 8
-"""Of each part."""
 ARMS = {
     "base": ("opcd", "before"),
     "with_prompt": ("opcd", "before_with_experience"),

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from distill.examples import DistillError
 from distill.lm.head import LMHead
+from distill.lm.reason import reason
 from distill.lm.sealed import seal_folder
 from distill.lm.shards import weights_of, whole
 
@@ -42,7 +43,7 @@ class LoRA:
                 self._peft: Any = get_peft_model(model, config)
             LMHead.of(model)
         except (TypeError, ValueError) as error:
-            raise DistillError(f"LoRA cannot be put on the model: {str(error).splitlines()[0]}") from error
+            raise DistillError(f"LoRA cannot be put on the model: {reason(error)}") from error
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -360,9 +360,10 @@ class OPCD:
                 if not fits(moment, kind, self._optimizer, parameter):
                     raise DistillError("the checkpoint is of another optimizer")
                 state[kind] = like(moment, parameter)
-        if "step_count" not in tensors:
+        count = tensors.get("step_count")
+        if count is None or count.numel() != 1 or count.is_floating_point() or count < 0:
             raise DistillError("the checkpoint has no step_count")
-        self.step_count = int(tensors["step_count"])
+        self.step_count = int(count)
 
 
 NOTHING = (DistillExample(student_prompt_ids=(0,), teacher_prompt_ids=(0,), completion_ids=(0,)),)

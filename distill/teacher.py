@@ -155,10 +155,16 @@ class FollowingTeacher(FrozenTeacher):
         return {f"teacher/{name}": part(mine[name].detach()).cpu() for name in names}
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Continue from ``state``, put together."""
+        """Continue from ``state``, put together.
+
+        Raises:
+            DistillError: It is another model's.
+        """
         mine = dict(self.lm.model.named_parameters())
-        names = [key.removeprefix("teacher/") for key in tensors if key.startswith("teacher/")]
-        self.follow((name, like(tensors[f"teacher/{name}"], mine[name])) for name in names)
+        weights = {k.removeprefix("teacher/"): w for k, w in tensors.items() if k.startswith("teacher/")}
+        if any(name not in mine or weight.shape != mine[name].shape for name, weight in weights.items()):
+            raise DistillError("the checkpoint's teacher is another model")
+        self.follow((name, like(weight, mine[name])) for name, weight in weights.items())
 
 
 def check_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:

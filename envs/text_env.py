@@ -10,6 +10,7 @@ import gymnasium as gym
 from gymnasium.spaces import Text
 
 from envs.adapters import ADAPTERS
+from envs.adapters.limit import STEP_LIMIT
 from envs.any_text import AnyText, clean
 from envs.deadline import EnvFault, guarded
 from envs.observations import value_text
@@ -17,9 +18,6 @@ from envs.registry import words_for
 from envs.thinking import Replies, thinking
 from envs.thoughts import outside_thoughts
 from envs.words import EnvError, Options
-
-STEP_LIMIT = 200
-"""Steps of an episode, where neither the env nor the user has set a limit."""
 
 
 class TextEnv(gym.Wrapper[Any, Any, Any, Any]):

@@ -1,7 +1,8 @@
 """A finished run, as its folder tells it."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +28,20 @@ class UnfinishedRunError(EvalError):
     """A folder without a finished run; the message says what is missing."""
 
 
+class NotJudgedError(UnfinishedRunError):
+    """A finished run on a log without right answers."""
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Every setting of a finished run, whether its episodes were judged or not.
+
+    Raises:
+        UnfinishedRunError: The folder is none's.
+    """
+    with _said_clearly(path):
+        return dict(_about(path)["config"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedRun:
     """What stands in a run's JSON files."""
@@ -45,31 +60,21 @@ class FinishedRun:
         """Read a run's folder.
 
         Raises:
-            UnfinishedRunError: It is none, or the run has not come to its end.
+            UnfinishedRunError: It is none, or the run has not come to its end, or was not judged.
         """
-
-        def load(name: str) -> Any:
-            return json.loads((path / name).read_text(encoding="utf-8"))
-
-        try:
-            results, about = load("results.json"), load("config.json")
-            forgetting = load("forgetting.json") if (path / "forgetting.json").exists() else None
+        with _said_clearly(path):
+            results, about = _load(path, "results.json"), _about(path)
+            if isinstance(results, dict) and "kl" in results and "arms" not in results:
+                raise NotJudgedError(f"the episodes of the run in {path} were not judged: there is no report")
+            forgetting = _load(path, "forgetting.json") if (path / "forgetting.json").exists() else None
             metrics = tuple(read_metrics(path / "metrics.jsonl"))
             check(Results, results, "results.json")
-            check(About, about, "config.json")
             if forgetting is not None:
                 check(Forgetting, forgetting, "forgetting.json")
             for entry in metrics:
                 if (kind := KINDS.get(entry.get("kind", ""))) is not None:
                     check(kind, entry, f"metrics.jsonl, {entry['key']}")
             return cls(path=path, results=results, about=about, metrics=metrics, forgetting=forgetting)
-        except OSError as error:
-            raise UnfinishedRunError(
-                f"{path} is not the folder of a finished run: {error.filename} cannot be read "
-                f"({error.strerror})"
-            ) from error
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UnfinishedRunError(f"a file of the run in {path} is damaged: {error}") from error
 
     def what_else(self) -> dict[str, tuple[float, float]] | None:
         """Measure -> what the agent came to before and after, where ``evals.forgetting`` was run."""
@@ -193,3 +198,28 @@ def rows_by_part(run: FinishedRun, traces: Iterable[Any]) -> list[dict[str, Any]
         row["decisions"] += int(trace.num_turns)
         row["prompt_tokens"] += int(trace.prompt_tokens)
     return list(rows.values())
+
+
+def _load(path: Path, name: str) -> Any:
+    return json.loads((path / name).read_text(encoding="utf-8"))
+
+
+def _about(path: Path) -> dict[str, Any]:
+    about: dict[str, Any] = _load(path, "config.json")
+    check(About, about, "config.json")
+    return about
+
+
+@contextmanager
+def _said_clearly(path: Path) -> Iterator[None]:
+    """What a folder that is none, or has a damaged file, raises, as one line."""
+    try:
+        yield
+    except UnfinishedRunError:
+        raise
+    except OSError as error:
+        raise UnfinishedRunError(
+            f"{path} is not the folder of a finished run: {error.filename} cannot be read ({error.strerror})"
+        ) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UnfinishedRunError(f"a file of the run in {path} is damaged: {error}") from error

@@ -9,6 +9,7 @@ in the prompt. A row that gets worse is forgetting, unless it is what was traine
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from scipy.stats import ttest_1samp
 from envs.text_env import make_text_env
 from evals.agent_process import ask
 from evals.command import EvalError, run_command
-from evals.finished_run import FinishedRun
+from evals.finished_run import NotJudgedError, settings_of
 from evals.instructions import INSTRUCTIONS
 from evals.page import write_whole
 from evals.report import write_report
@@ -139,7 +140,7 @@ def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
     """
     for task in config.tasks:  # before anything is spent
         make_text_env(TASKS[task].env, TASKS[task].env_kwargs).close()
-    known: Mapping[str, Any] = FinishedRun.read(config.run).config if config.run else UNKNOWN
+    known: Mapping[str, Any] = settings_of(config.run) if config.run else UNKNOWN
     if config.seed is None:
         config = replace(config, seed=known["seed"])
     names = {"before": config.before or known["model"], "after": config.after}
@@ -257,7 +258,8 @@ def main() -> int:
         config = tyro.cli(ForgettingConfig, prog="python -m evals.forgetting")
         print_table(forgetting(config, console))
         if config.run is not None and config.output is None:
-            tell(console, f"report: {write_report(config.run)}")
+            with suppress(NotJudgedError):
+                tell(console, f"report: {write_report(config.run)}")
 
     return run_command(work)
 

@@ -110,7 +110,7 @@ def mass_plot(train: Sequence[Mapping[str, Any]], k: int) -> Markup:
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         _legend(axes)
 
-    return _plot(draw, f"What the student's top {k} tokens capture")
+    return _plot(draw, f"What the {k} tokens that the KL looks at one by one capture")
 
 
 def gate_plot(candidates: Sequence[Arm], without: float, title: str) -> Markup:

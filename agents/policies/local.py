@@ -5,8 +5,9 @@ import random
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -30,8 +31,8 @@ MEMO_TOKENS, MOST_MEMO_TOKENS = 16, 256
 """Of replies of at most so many tokens every distribution is remembered; of longer ones, up to the second
 number, as long as they repeat. Others are drawn side by side, and nothing is kept of them."""
 CPU_SHARE, GPU_SHARE = 0.125, 0.4
-"""Of a machine's memory, and of a GPU's free memory, that keys and values may take, and as much again what is
-kept of conversations with long replies."""
+"""Of a machine's memory, which its processes share, and of a GPU's free memory, that keys and values may
+take, and as much again what is kept of conversations with long replies."""
 TABLE_BYTES = 256 << 20
 """What remembered distributions may take; what was not asked for longest goes first."""
 MOST_MEMO_SIZE = 4 << 20
@@ -388,7 +389,10 @@ def room(device: torch.device) -> int:
     """Bytes that keys and values may take on the device, as it is now."""
     if device.type == "cuda":
         return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-    return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # a container may have less: none says so, or "max"
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return int(CPU_SHARE * memory) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun says it
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -122,7 +122,7 @@ class Checkpoints:
             RunFolderError: They are damaged, missing, or others.
         """
         weights, about = self._read(BEST)
-        if about is None or about["step"] != step:
+        if about is None or about.get("step") != step:
             raise RunFolderError(f"{BEST} is not the one of step {step}, which was the best. {TRAIN_AGAIN}")
         return weights
 

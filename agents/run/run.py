@@ -371,7 +371,7 @@ class Run:
     def _check_fits(self, config: SelfImproveConfig) -> None:
         prompt = build_prompt(self.words, "", [config.context_text], self.config.layout)
         teacher, reply = self.agent.teacher, self.agent.max_tokens
-        tokens, window = len(teacher.encode(prompt)), teacher.lm.window
+        tokens, window = len(teacher.encode(prompt)), self.agent.teacher_window
         if tokens + reply > window:
             raise ConfigError(
                 f"{config.context_file} makes a prompt of {tokens} tokens; with {reply} of a reply they "

@@ -45,10 +45,12 @@ class RunSeeds:
         return cls(config=config, problems=problems)
 
     def train(self, round: int, wave: int, waves: int) -> SeedRange:
-        """Of one of the ``waves`` of a round; no two share any."""
-        size = self.config.episodes // waves
-        start = ((round - 1) * waves + wave) * size
-        return SeedRange(split=Split.TRAIN, run_seed=self.config.seed, start=start, size=size)
+        """Of one of the ``waves`` of a round, which differ by one episode at most; no two share any."""
+        size = self.config.episodes
+        of_round = SeedRange(
+            split=Split.TRAIN, run_seed=self.config.seed, start=(round - 1) * size, size=size
+        )
+        return of_round.part(wave, waves)
 
     @property
     def validation(self) -> SeedRange:

@@ -143,7 +143,8 @@ class Decoding:
             output: Any = run(self._model, forward)
         if self._cache is None:
             spare_columns(output[self._cache_name])
-        self._cache, self.hidden = output[self._cache_name], output.last_hidden_state[:, -1]
+        # A copy: what remembers a row would hold the whole pass.
+        self._cache, self.hidden = output[self._cache_name], output.last_hidden_state[:, -1].clone()
         self.lengths = [length + new for length in self.lengths]
         return self.hidden
 

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from distill.lm.reason import reason
 from distill.lm.save import save_model
 from distill.lm.sealed import check_folder
 from distill.lm.support import Compute, Support, UnsupportedModelError, find_support
@@ -90,7 +91,7 @@ def load_model(
             raise ModelError(f"{_where(name, source)} {error}") from error
         except Exception as error:  # transformers and the formats raise what they like
             raise ModelError(
-                f"{_where(name, source)} cannot be loaded: {_reason(error)}{_advice(name)}"
+                f"{_where(name, source)} cannot be loaded: {reason(error)}{_advice(name)}"
             ) from error
     if tokenizer.chat_template is None:
         raise ModelError(f"{_where(name, source)} has no chat template: take an instruction-tuned model")
@@ -106,7 +107,7 @@ def load_model(
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"device {device!r} cannot be used: {reason(error)}") from error
     model.eval()
     try:
         support = find_support(model, compute)
@@ -295,12 +296,6 @@ def _fill_cache(cache: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 def _where(name: str, source: str) -> str:
     return f"model {name!r}" + (f" (from {source})" if source != name else "")
-
-
-def _reason(error: Exception) -> str:
-    """An error in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _advice(name: str) -> str:

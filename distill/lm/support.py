@@ -22,6 +22,7 @@ from distill.lm.head import LMHead
 from distill.lm.language_model import LanguageModel, Way, context_window, decoder_of, rope_settings
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.prefix_lm import PrefixLM
+from distill.lm.reason import reason
 from distill.lm.span import Prefix
 
 Compute = Literal["auto", "tree", "padded"]
@@ -193,12 +194,7 @@ def _fault(
 
 
 def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return (
-        text.splitlines()[0]
-        if text and isinstance(error, ValueError)
-        else f"{type(error).__name__}: {text[:200]}"
-    )
+    return reason(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {reason(error, 200)}"
 
 
 @contextmanager

@@ -10,6 +10,9 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from envs.words import EnvError
 
+STEP_LIMIT = 200
+"""Steps of an episode, where neither the env nor the user has set a limit."""
+
 
 def with_limit(
     env: gym.Env[Any, Any], name: str, env_kwargs: Mapping[str, Any], limit: Any

@@ -17,15 +17,13 @@ from gymnasium.spaces import Discrete
 from envs.actions import word_grammar
 from envs.adapters.json_action import JsonAction
 from envs.adapters.json_seen import seen_text
-from envs.adapters.limit import with_limit
+from envs.adapters.limit import STEP_LIMIT, with_limit
 from envs.adapters.openenv_session import PATIENCE, Session, ask_for_action
 from envs.any_text import AnyText, clean, first_line
 from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.registry import words_of
 from envs.spaces import any_words
 from envs.words import EnvError, EnvWords, Options
-
-STEP_LIMIT = 200
 
 
 class OpenEnvEnv(gym.Env[str, Any]):

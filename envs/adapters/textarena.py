@@ -17,14 +17,12 @@ from typing import Any
 import gymnasium as gym
 
 from envs.actions import text_grammar
-from envs.adapters.limit import with_limit
+from envs.adapters.limit import STEP_LIMIT, with_limit
 from envs.adapters.own_draws import OwnDraws
 from envs.any_text import MAX_CHARS, AnyText, clean, first_line
 from envs.registry import words_of
 from envs.words import EnvError, EnvWords, Options, Success
 
-STEP_LIMIT = 200
-"""Of a game that has no limit of its own."""
 SUCCESS = Success(means="the game gives a reward of 1", reached=lambda total, _: total >= 1)
 
 _IN_BRACKETS = re.compile(r"\[[^\[\]]{0,200}\]")

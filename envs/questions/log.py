@@ -12,7 +12,7 @@ from typing import Literal
 from envs.any_text import MAX_CHARS
 from envs.parts import PARTS
 from envs.questions.conversations import Conversation, Said, read_conversations
-from envs.questions.problems import Problem, RowProblems
+from envs.questions.problems import MIN_QUESTIONS, Problem, RowProblems
 from envs.words import EnvError
 
 System = Literal["keep", "drop"]
@@ -56,11 +56,15 @@ class Log:
     """Whether there was more than is taken."""
 
 
-def read_log(path: Path, answer: str = "answer", system: System = "keep") -> Log:
+def read_log(
+    path: Path, answer: str = "answer", system: System = "keep", *, needs_answers: bool = True
+) -> Log:
     """The prompts of a log: one for each turn of the user; see ``read_conversations`` and ``LogEnv``.
 
     Of those that are held out only the last turn of each conversation counts, so that they are as many as
-    there are conversations. Equal prompts are one.
+    there are conversations. Equal prompts are one. Where a reply ``needs_answers`` to be judged, and each of
+    these parts has ``MIN_QUESTIONS`` prompts that have one, no other is held out: few of a large log are
+    played, and with one answer in a hundred hardly any of them could be judged.
 
     Raises:
         EnvError: It cannot be read, or nothing in it is a prompt.
@@ -70,12 +74,15 @@ def read_log(path: Path, answer: str = "answer", system: System = "keep") -> Log
         stamps = [os.stat(file) for file in files]
     except OSError as error:
         raise EnvError(f"the conversations {path} cannot be read: {error.strerror}") from error
-    return _read_log(path, answer, system, tuple((stamp.st_mtime_ns, stamp.st_size) for stamp in stamps))
+    about_files = tuple((stamp.st_mtime_ns, stamp.st_size) for stamp in stamps)
+    return _read_log(path, answer, system, needs_answers, about_files)
 
 
 # The places of a vector env share what they read.
 @lru_cache(maxsize=2)
-def _read_log(path: Path, answer: str, system: System, stamps: tuple[tuple[int, int], ...]) -> Log:
+def _read_log(
+    path: Path, answer: str, system: System, needs_answers: bool, stamps: tuple[tuple[int, int], ...]
+) -> Log:
     prompts: list[LoggedPrompt] = []
     skipped: Counter[str] = Counter()
     first: dict[str, str] = {}
@@ -96,12 +103,12 @@ def _read_log(path: Path, answer: str, system: System, stamps: tuple[tuple[int, 
     if not prompts:
         reasons = ", ".join(f"{n} with {reason}" for reason, n in skipped.items())
         raise EnvError(f"{path} has no conversation to learn from{f': {reasons}' if reasons else ''}")
-    kept = _held_out_once(prompts)
-    problems = RowProblems(str(path), kept)
-    distinct = {prompt.hash: prompt for prompt in reversed(kept)}.values()
+    distinct = {prompt.hash: prompt for prompt in reversed(_held_out_once(prompts))}.values()
     answered = Counter(prompt.part for prompt in distinct if prompt.gold)
+    is_judged = needs_answers and all(answered[part] >= MIN_QUESTIONS for part in range(1, PARTS))
+    kept = [prompt for prompt in distinct if prompt.gold or prompt.part == 0 or not is_judged]
     return Log(
-        prompts=problems,
+        prompts=RowProblems(str(path), kept),
         answered=tuple(answered[part] for part in range(PARTS)),
         conversations=conversations,
         skipped=dict(skipped),

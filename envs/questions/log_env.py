@@ -72,7 +72,7 @@ class LogEnv(PartedEnv[str, str]):
             raise EnvError(f"check must be one of {known}, not {check!r}")
         if system not in get_args(System):
             raise EnvError(f"system must be keep or drop, not {system!r}")
-        self.log = read_log(Path(file), answer, system)
+        self.log = read_log(Path(file), answer, system, needs_answers=check not in _CHECKERS)
         self.part_sizes = self.log.prompts.sizes
         self.judged = self.part_sizes if check in _CHECKERS else self.log.answered
         """How many prompts of each part can be judged."""

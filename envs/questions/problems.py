@@ -23,6 +23,8 @@ from envs.questions.tables import Table, dataset_table, file_table
 from envs.questions.verify import can_be_given, shared_verifier
 from envs.words import EnvError
 
+MIN_QUESTIONS = 8
+"""Of each part: of fewer an interval says nothing."""
 DEFAULT_SIZE = 100_000
 """Problems that a generator is asked for, unless its config says otherwise."""
 MAX_DRAWS = 10_000
@@ -56,13 +58,12 @@ class RowProblems:
     def __init__(self, name: str, rows: Iterable[Problem]) -> None:
         """Deal the rows into parts, each in an order that depends on their questions only.
 
-        A question that comes again is left out. Where some have no answer, as in logs, the others come before
-        them in the parts that are held out: what is played of these is to be judged.
+        A question that comes again is left out.
         """
         self._name = name
         self._parts: list[list[Problem]] = [[] for _ in range(PARTS)]
         distinct = {problem.hash: problem for problem in reversed(list(rows))}
-        for problem in sorted(distinct.values(), key=lambda p: (p.part > 0 and not p.gold, p.hash)):
+        for problem in sorted(distinct.values(), key=lambda problem: problem.hash):
             self._parts[problem.part].append(problem)
 
     @property

@@ -122,6 +122,9 @@ def test_the_best_weights_of_another_run(unended: Path) -> None:
         folder.save_tensors("best.safetensors", {"x": torch.ones(1)}, about | {"step": about["step"] + 1})
     with pytest.raises(RunFolderError, match=r"best\.safetensors is not the one of step"):
         go_on(unended)
+    (unended / "best.safetensors").write_bytes((unended / "checkpoint.safetensors").read_bytes())
+    with pytest.raises(RunFolderError, match=r"best\.safetensors is not the one of step"):
+        go_on(unended)
 
 
 def test_a_model_with_a_flipped_bit(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

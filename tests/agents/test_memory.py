@@ -1,5 +1,6 @@
 """Conversations: what an agent remembers, what it costs, and what is learned from it."""
 
+import dataclasses
 import io
 import re
 import warnings
@@ -342,6 +343,12 @@ def test_advice_names_what_was_seen(tmp_path: Path) -> None:
     )
     assert seen == "You see the cue red. → left → You are at the fork."
     assert words.advised(seen, 'After "You see the cue red", at the fork, go left.') == "left"
+    remembering = FULL.words(
+        dataclasses.replace(words, advise=lambda now, action: f"At {now!r} go {action}.")
+    )
+    assert remembering.advise is not None
+    arrows = FULL.seen(words, [("Route: home → shop.", "left")], "Now → then.")
+    assert remembering.advise(arrows, "left") == "After \"Route: home -> shop\", at 'Now -> then.' go left."
 
 
 def test_what_advice_tells_of_a_long_past_is_bounded() -> None:
@@ -418,7 +425,7 @@ def test_what_the_teacher_cannot_read_the_student_does_not_either(
         Message(role="assistant", content="I move up", token_ids=(9, 9)),
     ] * 4
     moment = Moment(observation="Now.", advice=("Go. " * 20,), episode=said, remembered=range(4))
-    agent: Any = SimpleNamespace(student=policy, teacher=policy, max_tokens=4)
+    agent: Any = SimpleNamespace(student=policy, teacher=policy, teacher_window=policy.window, max_tokens=4)
     bare, informed = moment.prompts_for(agent, words, Layout())
     assert len(policy.encode(informed)) + 4 <= policy.window
     assert 2 < len(bare.messages) == len(informed.messages) < 10

@@ -11,7 +11,7 @@ from gymnasium.spaces import Discrete
 from agents.config import SelfImproveConfig
 from agents.run.seeds import RunSeeds
 from envs import EnvError, TextEnv
-from experience.seeds import Split
+from experience.seeds import STRIDE, Split
 
 
 class Counted(gym.Env[Any, Any]):
@@ -35,6 +35,18 @@ class Counted(gym.Env[Any, Any]):
 
 def seeds(*args: Any) -> RunSeeds:
     return RunSeeds.of(TextEnv(Counted(*args)), SelfImproveConfig(validation_episodes=50, test_episodes=50))
+
+
+def test_waves_make_up_a_round() -> None:
+    """However many there are."""
+    config = SelfImproveConfig(episodes=100, rounds=2, seed=3)
+    played = [
+        seed
+        for round in (1, 2)
+        for wave in range(24)
+        for seed in RunSeeds(config=config).train(round, wave, 24)
+    ]
+    assert played == [3 * (3 * STRIDE + number) for number in range(200)]
 
 
 @pytest.mark.parametrize(

@@ -487,7 +487,6 @@ command = partial(run_main, main)
         (["--insights", "/no/such.toml"], "/no/such.toml"),
         (["--insights", "llm", "--insight-model", "x", "--insight-url", "nowhere"], "nowhere is no endpoint"),
         (["--rounds", "0"], "rounds must be at least 1"),
-        (["--episodes", "10", "--waves", "4"], "multiple of waves"),
         (["--test-episodes", "1000001"], "test_episodes must be at most"),
         (["--seed", "1000000000000"], "seed must be"),
         (["--eval-temperature", "-1"], "eval_temperature"),

