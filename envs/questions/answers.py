@@ -12,7 +12,16 @@ from contextlib import suppress
 from itertools import islice
 
 from envs.any_text import clean
-from envs.questions.clauses import CLAUSES, ENDS, NEGATION, first_clause, formula_in, last_said, tidy
+from envs.questions.clauses import (
+    CLAUSES,
+    ENDS,
+    NEGATION,
+    first_clause,
+    formula_in,
+    has_prose,
+    last_said,
+    tidy,
+)
 from envs.questions.notation import written
 from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
 from envs.questions.numbers import plain_number
@@ -24,10 +33,15 @@ MAX_MARKS = 16
 MAX_ENDS = 8
 """Of the places behind a mark where an answer may end the first so many are looked at."""
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
-_BETWEEN_BOXES = re.compile(r"(?:[\s$,;.*]|\\[()\[\]]|and|or|\\text\s*\{\s*(?:and|or)\s*\})*")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;.*&|/-]|\\[()\[\]\\]|\\q?quad(?![A-Za-z])|and|or|\\text\s*\{\s*(?:and|or)\s*\}"
+    r"|(?<=\n)[0-9]{1,2}[.)]\s|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
+)
 _MARK = re.compile(
     r"####|<answer>"
-    r"|(?<![</])\b(?:answers?|ans)\b(?:[^.:=\n]{0,60}?\b(?:is|are|was)(?P<negated>n't)?\b:?|[*_\s]{0,9}[:=]|\.(?=\s*[-0-9]))"
+    r"|(?<![</A-Za-z])(?:answers?|ans)\b(?:[^.:=\n]{0,60}?"
+    r"\b(?:is|are|was|equals?|(?:would|should|must|will|can only|has to) be)(?P<negated>n't)?\b:?"
+    r"|[*_\s\"]{0,9}[:=]|\.:?(?=\s*[-0-9]))"
     r"|^\W{0,9}(?:the )?(?:final )?answer\W{0,9}$"
     r"|(?:respuesta|réponse|antwort|risposta|resposta|ответ)(?:[^.:=\n]{0,30}?\b(?:es|est|ist|lautet|é|è)\b|\s*[:=—-])"
     r"|(?:答案|答え|정답)\s*(?:应该|應該)?(?:是|为|為|は|은|:)?",
@@ -72,7 +86,8 @@ def final_answer(reply: str, *, is_text: bool = False) -> str | None:
         return None
     if (boxed := _boxed(text)) is not None and (boxed := tidy(boxed)):
         return boxed
-    for _, answer in _stated(text):
+    if stated := [answer for _, answer in _stated(text)]:
+        answer = next((answer for answer in stated if is_text or not _is_talk(answer)), stated[0])
         return answer if is_text or plain_number(answer) else formula_in(answer)
     if (last := _last(_IS_THE_ANSWER, text)) and not NEGATION.search(last["said"]):
         return formula_in(tidy(last["said"])) or None
@@ -201,9 +216,19 @@ def _stated(text: str) -> Iterator[tuple[str, str]]:
     """What follows each mark that has an answer behind it, and that answer, the last one first."""
     for mark, rest in _marked(text):
         said, is_math = _said(rest)
+        said = said if "{" in said else re.sub(r"\"?\s*\}\s*$", "", said)  # the end of JSON
         answer = tidy((said if is_math else first_clause(said.strip(' \n\t:=*_"'))) or "")
         if answer and (mark.lower() in _TAGS or not _JUDGEMENT.fullmatch(answer)):
             yield rest, answer
+
+
+def _is_talk(answer: str) -> bool:
+    """Whether it says something of an answer that is given elsewhere, as "an integer" and "not 57" do."""
+    return re.match(r"(?:not|never|rounded)\b", answer) is not None or (
+        re.search(r"[0-9\\=<>]|\b[A-Z]\b|anything", answer) is None
+        and len(answer.split()[0]) > 1
+        and has_prose(answer)
+    )
 
 
 def _marked(text: str) -> Iterator[tuple[str, str]]:

@@ -1,14 +1,27 @@
 """What a clause says: the formula or number among its words, and where it ends."""
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 
+from envs.questions.notation import FUNCTIONS, LETTERS
 from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
-from envs.questions.numbers import NUMBER, TEXT, UNITS, plain_number, unit_of
+from envs.questions.numbers import NUMBER, SCALES, TEXT, UNITS, compare_numbers, plain_number, unit_of
 
-_SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)")
+MAX_VERBS = 8
+"""Of a clause the first so many are looked at."""
+_TYPED = ("abs", "floor", "ceil", "cbrt", "binom", "choose", "asin", "acos", "atan")
+_MATH_WORDS = frozenset({"and", "or", "sqrt", "mod", "inf", "infinity", "oo", *FUNCTIONS, *LETTERS, *_TYPED})
+_HEDGES = "or|maybe|perhaps|possibly|probably|otherwise|else|alternatively"
+_GOES_ON = "|".join((*_MATH_WORDS, _HEDGES))
+"""Behind a comma, before more of the same answer."""
+_SENTENCE_END = re.compile(
+    r"\n|(?<!approx)(?<!\bi\.e)(?<!\be\.g)(?<!\bRs)(?<!\bsq)\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)"
+)
 _EXPLAINED = re.compile(r"\s(?:because|since|which|but|as in|where|i\.e\.|that is)(?!\w)")
 _CLAUSE_END = re.compile(
-    rf",\s+(?!(?:and|or)\b)(?=[A-Za-z]{{2}})|;|{_EXPLAINED.pattern}|\s[-:]+\s(?=[A-Za-z]{{2}}|I\b)"
+    rf",\s+(?!(?:{_GOES_ON})\b)(?=[A-Za-z]{{2}})|;(?!\s*(?:(?:{_GOES_ON})\b|[A-Za-z]\w{{0,2}}\s*=|[-+$\\(]*[0-9]))|"
+    rf"{_EXPLAINED.pattern}|\s[-:]+\s(?=[A-Za-z]{{2}}|I\b)"
 )
 CLAUSES = re.compile(rf"{_SENTENCE_END.pattern}|{_CLAUSE_END.pattern}")
 """Where a clause ends."""
@@ -22,25 +35,27 @@ NEGATION = re.compile(
 _BEFORE = re.compile(r"^\s*(?:\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~)\s*(?=\S)")
 """Before an answer, without being a part of it."""
 _DELIMITERS = re.compile(r"(?<!\\)\$+|\\[()\[\]]")
-_MATH = re.compile(r"(?<!\\)\$([^$]+)\$|\\\(((?:[^\\]|\\(?![()]))+)\\\)|\\\[((?:[^\\]|\\(?![\[\]]))+)\\\]")
+_MATH = re.compile(
+    r"(?<!\\)\$([^$]+)\$(?![0-9])|\\\(((?:[^\\]|\\(?![()]))+)\\\)|\\\[((?:[^\\]|\\(?![\[\]]))+)\\\]"
+)
 _NO_PROSE = re.compile(TEXT.pattern + r"|\\(?:begin|end|operatorname|mathbb|mathcal|text)\s*\{[^{}]*\}")
 _WORD = re.compile(
-    r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?:is|so|it|we|of|at|by|he)(?![A-Za-z]))|[\u3040-\u9fff\uac00-\ud7af]+"
+    r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?i:is|so|it|we|of|at|by|he|us|me|to|an|my|ok|oh|hm|no)(?![A-Za-z]))|[\u3040-\u9fff\uac00-\ud7af]+"
 )
-_MATH_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "and or sin cos tan cot sec csc log exp sqrt arcsin arccos arctan lim mod inf gcd lcm det infinity",
-    )
-)
+_REASON = re.compile(r"\s(?:because|since|as in)\b[^.,;\n]*")
+_ASIDE = re.compile(r"\s(?:ways?|when|where|while|attained)\b")
+"""Behind a result, before under what conditions it is one."""
 _PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
-_LOOSE_END = re.compile(r"\s\([^()]*$|[\s,]+(?:and|or)\s*$|^\s*(?:and|or)\s")
+_LOOSE_END = re.compile(r"\s\([^()]*$|[\s,]+(?:and|or)\s*$|^\s*(?:and|or)\s|^\s+[-:]\s+")
 _EXPLANATION = re.compile(r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|\\approx))[^()\\]*\)")
+_HEDGE = re.compile(rf"\s\((?:(?:{_HEDGES}|if not)\b[\s,]*)+", re.IGNORECASE)
+YES_OR_NO = frozenset({"yes", "no", "true", "false"})
+"""What may stand before its own explanation."""
 _GUARD = re.compile(
     r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than|at (?:least|most)|"
     r"under|over|below|above|up to|plus|minus|times|divided|multiplied|added|subtracted|half|third|quarter|"
     r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|squared|cubed|factorial|modulo|"
-    r"choose|to the power|"
+    r"choose|to the power|halves|thirds|quarters|fifths|sixths|eighths|tenths|hundredths|thousandths|"
     r"(?:sum|product|difference|quotient|ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|"
     r"determinant|derivative|integral|multiple|percent|factor|divisor|logarithm) of)\b"
     r"|[0-9]\s*\\?%\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",
@@ -55,12 +70,13 @@ _EXPLAINS = frozenset(
     )
 )
 """A number behind these words is no part of the one before."""
-_EQUALS = re.compile(r"\s(?:equals?|is equal to|is|makes|gives|=)\s")
+_EQUALS = re.compile(r"(?<!or)\s(?:equals?|is equal to|is|makes|gives|=)\s")
 _LEADS = re.compile(
     r"\W*(?:about|approximately|roughly|around|exactly|only|just|approx\.?)?\s*[-+$€£\\]*[0-9]", re.IGNORECASE
 )
+_MINUS = re.compile(r"^(?:minus|negative)\s+(?=\W?[0-9])", re.IGNORECASE)
 _VERB = re.compile(
-    r"=|\b(?:is|are|was|were|equals?|makes?|gives?|be|so|has|have|had|get|gets)\b", re.IGNORECASE
+    r"\b(?:is|are|was|were|equals?|makes?|gives?|be|so|has|have|had|get|gets)\b", re.IGNORECASE
 )
 
 
@@ -70,21 +86,26 @@ def formula_in(said: str) -> str:
     It is the first one, since explanations come after. Where the words make of it another number, as in "not
     42", "6 times 7" or "3 apples and 20 pears", it is the clause.
     """
-    shorter = _EXPLANATION.sub("", said)
+    shorter = _EXPLANATION.sub(_kept, said)
     said = shorter if re.search("[0-9]", shorter) else said
-    if not said or plain_number(said) or not _has_prose(said) or NEGATION.search(said):
+    if not said or plain_number(said) or not has_prose(said) or NEGATION.search(said):
         return said
     if _GUARD.search(said):
         *_, result = parts = _EQUALS.split(said)
         return formula_in(result) if len(parts) > 1 else said
-    restated = [plain_number(part) for part in re.split(r",?\s+or\s+", said)]
-    if len({number.unit for number in restated if number and number.unit}) == len(restated) > 1:
+    restated = [plain_number(tidy(part)) for part in re.split(r",?\s+or\s+", said)]
+    first = restated[0]
+    is_restated = first and all(number and compare_numbers(number, first) is None for number in restated)
+    units = {number.unit for number in restated if number and number.unit}
+    if len(restated) > 1 and (is_restated or len(units) == len(restated)):
         return re.split(r",?\s+or\s+", said)[0]  # 42 minutes, or 0.7 hours
     if typeset := _MATH.search(said):
         return tidy(next(group for group in typeset.groups() if group))
     formulas, between = [""], [""]
     for piece in _PIECES.split(said):
-        is_unit = re.search(r"[0-9]\s$", formulas[-1]) and unit_of(piece) in UNITS.values()
+        is_unit = re.search(r"[0-9]\s$", formulas[-1]) and (
+            piece in SCALES or unit_of(piece) in UNITS.values()
+        )
         if _PIECES.fullmatch(piece) and not (piece.lower() in _MATH_WORDS or is_unit or _is_letter(piece)):
             between[-1] += f" {piece.lower()}"
         elif between[-1] and piece.strip():
@@ -106,11 +127,12 @@ def first_clause(said: str) -> str | None:
     """The first thing that is said, up to where it ends or is explained; of "not 41 but 42", 42."""
     sentence = _SENTENCE_END.split(said.strip(), maxsplit=1)[0]
     clauses = [clause.strip() for clause in _CLAUSE_END.split(sentence)]
-    if len(clauses) > 1 and _GUARD.search(clauses[0]) and clauses[1].startswith("which "):
-        return f"{clauses[0]} {clauses[1].removeprefix('which ')}"
+    is_worked_out = _GUARD.search(clauses[0]) or re.search(r"[0-9]\s*[-+*/]\s*[0-9]", clauses[0])
+    if len(clauses) > 1 and is_worked_out and clauses[1].startswith("which "):
+        return re.sub(r"^which\s+(?:is|equals|makes|gives|comes to)\s", f"{clauses[0]} = ", clauses[1])
     if NEGATION.match(clauses[0]) and len(clauses) > 1:
         return next((clause for clause in clauses[1:] if not NEGATION.search(clause)), clauses[0])
-    return re.sub(r"^(?:minus|negative)\s+(?=\W?[0-9])", "-", clauses[0]) or None
+    return _MINUS.sub("-", clauses[0]) or None
 
 
 def last_said(text: str, is_text: bool) -> str | None:
@@ -119,22 +141,22 @@ def last_said(text: str, is_text: bool) -> str | None:
     if not lines:
         return None
     last = tidy(lines[-1])
-    if last and (plain_number(last) or not _has_prose(last)):
+    if last and (plain_number(last) or not has_prose(last)):
         return last
     sentences = [sentence for sentence in map(tidy, _SENTENCE_END.split(lines[-1])) if sentence]
+    if is_text and sentences and sentences[0].casefold() in YES_OR_NO:
+        return sentences[0]
     if is_text:
         return sentences[-1] if sentences else None
     if (
         last
         and _LEADS.match(last)
-        and not _VERB.search(sentences[0])
+        and not ("=" in sentences[0] or _VERB.search(sentences[0]))
         and formula_in(sentences[0]) != sentences[0]
     ):
         return formula_in(sentences[0])
-    told = [
-        clause for clause in CLAUSES.split(text) if not NEGATION.search(clause) and not _GUARD.search(clause)
-    ]
-    found = next(filter(None, map(_last_formula, reversed(told))), None)
+    told = [clause for clause in CLAUSES.split(_REASON.sub("", text)) if not NEGATION.search(clause)]
+    found = next(filter(None, map(_conclusion, reversed(told))), None)
     if not found and len(text) <= MAX_ANSWER_CHARS // 8:
         found = text
     return tidy(found or "") or None
@@ -152,6 +174,25 @@ def tidy(answer: str) -> str:
     return answer.strip("*` ").rstrip(".")
 
 
+def _conclusion(clause: str) -> str | None:
+    """What a clause comes to: what stands behind its first verb that has a formula or number behind it."""
+    if not re.search(r"[0-9]|\\[A-Za-z]{2}", clause):
+        return None
+    starts = [verb.end() for verb in islice(_VERB.finditer(clause), MAX_VERBS)]
+    for start in (*starts, 0):
+        part = _ASIDE.split(clause[start:].strip(" \n\t*_`.,:;"), maxsplit=1)[0]
+        found = tidy(formula_in(_MINUS.sub("-", part)))
+        words = (unit_of(word[0]) for word in _prose(found))
+        is_whole = sum(c in "([{" for c in found) == sum(c in ")]}" for c in found)
+        if (
+            is_whole
+            and re.search(r"[0-9]|\\[A-Za-z]{2}", found)
+            and all(word in UNITS.values() for word in words)
+        ):
+            return found
+    return None if _GUARD.search(clause) else _last_formula(clause)
+
+
 def _last_formula(text: str) -> str | None:
     """The last formula between dollars and the like, or number, whichever ends last."""
     text = _EXPLANATION.sub("", text)
@@ -164,8 +205,22 @@ def _last_formula(text: str) -> str | None:
     return found
 
 
-def _has_prose(text: str) -> bool:
-    return any(word[0].lower() not in _MATH_WORDS for word in _WORD.finditer(_NO_PROSE.sub("", text)))
+def _prose(text: str) -> Iterator[re.Match[str]]:
+    return (word for word in _WORD.finditer(_NO_PROSE.sub("", text)) if word[0].lower() not in _MATH_WORDS)
+
+
+def has_prose(text: str) -> bool:
+    """Whether there are words in it that mathematics does not know."""
+    return next(_prose(text), None) is not None
+
+
+def _kept(explanation: re.Match[str]) -> str:
+    """What is left of a remark in parentheses: all, where it says another number, too: 5 (or 6)."""
+    hedge = _HEDGE.match(explanation[0])
+    other = plain_number(explanation[0][hedge.end() :].strip(" ,)")) if hedge else None
+    first = plain_number(formula_in(explanation.string[: explanation.start()])) if other else None
+    is_other = other and first and other.unit == first.unit and compare_numbers(other, first)
+    return explanation[0] if is_other else ""
 
 
 def _is_letter(word: str) -> bool:

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from envs.questions.numbers import TEXT, UNITS, PlainNumber, compare_numbers, plain_number
+from envs.questions.clauses import YES_OR_NO
+from envs.questions.notation import FUNCTIONS, LETTERS
+from envs.questions.numbers import PRODUCT, TEXT, UNITS, PlainNumber, compare_numbers, plain_number
 
 MAX_ITEMS = 32
 """Of a list that is compared item by item."""
@@ -29,16 +31,30 @@ class Undecided:
 
 _SPACES = re.compile(r"\\(?:left|right|quad|[,;:! ])|(?<![0-9])\s+|\s+(?![0-9])")
 _ONE = re.compile(r"([_^])\{(\w)\}")
-_SIZES = re.compile(r"\\(?:left|right|m?big[lr]?|Big[lr]?|displaystyle)(?![A-Za-z])\.?")
+_SIZES = re.compile(
+    r"\\(?:left|right|m?big[lr]?|Big[lr]?|displaystyle)(?![A-Za-z])\.?"
+    r"|\\(?:bf|rm|it|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])\s*|\\(?:text)?color\s*\{[^{}]*\}"
+)
+"""What says only how large, thick or bright it is set."""
+_GAP = r"(?:\s|\\[,;:! ]|~|\\q?quad(?![A-Za-z]))"
+"""What is seen as a space."""
 _AND = re.compile(
-    r"\s*,?\s*(?:\b(?:and|or)\b|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|vee)(?![A-Za-z]))\s*"
+    rf"{_GAP}*+,?{_GAP}*+(?:\b(?:and|or)\b|\\(?:lor|vee)(?![A-Za-z])|"
+    rf"\\(?:text(?:rm|it|bf)?|mathrm|mbox)\s*\{{{_GAP}*+,?{_GAP}*+(?i:and|or){_GAP}*+\}}){_GAP}*+"
 )
 _ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
-_LETTER = re.compile(r"\(?([A-Z])\)?()")
-_OPTION = re.compile(
-    r"\W*(?:(?:option|choice|letter)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*]|-\s|$|\s\(?[-$\\0-9])))"
+_LETTER = re.compile(r"\(?([A-Z])\)?|\(([a-z])\)")
+_CHOOSES = re.compile(
+    r"\b(?:is|be|choose|pick|option|choice|letter|answer|only|so|hence|thus|therefore|think|probably|matches|to|it's)\b:?\s*|选:?\s*",
+    re.IGNORECASE,
 )
-_ANOTHER = re.compile(r"\)?\s*\([A-Z]\)|[\s,;/&*)]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?[A-Z]\b")
+"""Before the letter of an option."""
+_OPTION = re.compile(
+    r"\W*(?:(?i:option|choice|letter|answer)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*!]|-\s|$|\s\(?[-$\\0-9]|"
+    r"\s(?:is|must be)\s(?:the\s)?(?:correct|right|true)\b|"
+    r"\s\(?(?:because|since|rather than|instead of|not)\b)))"
+)
+_ANOTHER = re.compile(r"\)?\s*\([A-Z]\)|[\s,;/&*)]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?(?!I\b)[A-Z]\b")
 _LABEL = re.compile(r"\(?([A-Z])[).:]\s+(?=\S)|\(([A-Z])\)\s*(?=\S)")
 _RATIO = re.compile(
     r"(?P<ratio>[0-9]{1,9}(?:\.[0-9]{1,9})?(?:\s*:\s*[0-9]{1,9}(?:\.[0-9]{1,9})?){1,9})"
@@ -46,22 +62,18 @@ _RATIO = re.compile(
 )
 """A ratio, or a time of day with its half of the day."""
 _TIME = re.compile(r"[0-9]{1,2}(?::[0-5][0-9]){1,2}")
-_BASED = re.compile(r"\s*(-?[0-9A-F]+)_\{?([0-9]+)\}?\s*")
+_BASED = re.compile(r"\s*\(?(-?[0-9A-F]+)\)?_\{?([0-9]+)\}?\s*")
 """A number with its base."""
-_FUNCTIONS = (
-    r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|lg|exp|sqrt|pi|theta|alpha|beta|lim|max|min|"
-    r"mod|gcd|lcm|det|inf|infinity|oo"
-)
+_NAMES = "|".join((*FUNCTIONS, *LETTERS))
 _WORD = re.compile(
-    rf"(?<![\\A-Za-z])(?!(?:{_FUNCTIONS}|and|or)(?![A-Za-z]))(?:[^\W\d_]{{4,}}|[^\W\d_]{{2,3}})(?![A-Za-z])"
+    rf"(?<![\\A-Za-z])(?!(?:{_NAMES}|sqrt|mod|inf|infinity|oo|and|or)(?![A-Za-z]))(?:[^\W\d_]{{4,}}|[^\W\d_]{{2,3}})(?![A-Za-z])"
 )
-_PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{2,3}")
-"""Letters that are no word: xy."""
 _MAYBE_PRODUCT = re.compile(r"[a-z]{2,3}")
 _NAME = re.compile(
     r"\(?\s*\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?'?(?:\([\w, ]*\))?"
     r"(?:\s*,\s*[A-Za-z](?:_\{?\w+\}?)?)*\s*\)?\s*"
 )
+_HIDDEN = "\x00"
 _EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)|\\in(?![A-Za-z])|:=")
 _TWO_EQUATIONS = re.compile(r"=[^=]*[0-9}](?:\\q?quad|\\[,;: ]|\s)+\\?[A-Za-z]\w*\s*=")
 _SEPARATOR = re.compile(r"(?<!\\)[,;<>]")
@@ -83,8 +95,8 @@ _FORMAL = {
 """Operations that stand for a result, whatever they are applied to."""
 _NUMERIC = {
     "sum": r"[0-9A-Za-z)}\]!|%]\s*[-+]\s*[^\s}]",
-    "product": r"[0-9)}!|]\s*(?:\*|\\times|\\cdot)\s*[-+]?[{(\[|]*\s*[-+]?(?:[0-9.]|\\[dt]?frac)|\)\s*\(|"
-    r"[0-9]\s*\(\s*[-+]?[0-9.]+\s*\)",
+    "product": r"[0-9)}!|%]\s*(?:\*|\\times|\\cdot)\s*[-+]?[{(\[|]*\s*[-+]?(?:[0-9.]|\\[dt]?frac)|\)\s*\(|"
+    r"(?<!_)(?<!_[0-9])[0-9]\s*\(\s*[-+]?[0-9.]+\s*\)",
     "quotient": r"\\div(?![A-Za-z])",
     "logarithm": r"\b(?:log|ln|lg)(?![A-Za-z])",
     "function": r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])|\b(?:arc)?(?:sin|cos|tan)\s*\(",
@@ -100,13 +112,13 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
         return Decision(True, "the same")
     letter = _LETTER.fullmatch(_plain(gold)) or _LABEL.match(_plain(gold))
     if letter and (option := _option(answer)):
-        return _decision(option == (letter[1] or letter[2]))
+        return _decision(option == (letter[1] or letter[2]).upper())
     if (based := _BASED.fullmatch(answer)) and (gold_based := _BASED.fullmatch(gold)):
         return _decision(based.groups() == gold_based.groups())
     ratios = [_RATIO.fullmatch(_plain(text)) for text in (answer, gold)]
     if ratios[0] and ratios[1]:
         return _decision(_same_ratio(ratios[0], ratios[1]))
-    stated = _EQUALS.split(answer)
+    stated = [side.replace(_HIDDEN, "=") for side in _EQUALS.split(_without_bounds(answer))]
     sides = [number for side in stated if (number := plain_number(side))]
     if any(_disagree(side, sides[-1]) for side in sides):
         return Decision(False, "says that different numbers are equal")
@@ -114,16 +126,18 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     number, gold_number = plain_number(left), plain_number(right)
     if number is None and gold_number is not None and _unfinished(left, right):
         # Repeating the problem does not solve it; in 8 = 5 + 3 it is solved, in a list of guesses it is not.
-        if not sides or _TWO_EQUATIONS.search(answer) or any(map(_is_list, stated)):
+        if not sides or _TWO_EQUATIONS.search(_without_bounds(answer)) or any(map(_is_list, stated)):
             return Decision(False, "not worked out")
         number = sides[-1]
     if number is not None and gold_number is not None:
         difference = compare_numbers(number, gold_number)
         return Decision(difference is None, difference or "equal")
     items, gold_items = _items(left), _items(right)
+    if items and gold_items:
+        items, gold_items = _ordered(items, gold_items), _ordered(gold_items, items)
     if items and gold_items and (compared := _compare_items(items, gold_items)):
         return compared
-    if is_text(left) and is_text(right):
+    if is_text(right) and (is_text(left) or not _MAYBE_PRODUCT.fullmatch(right)):
         return _decision(_says(left, right))
     if any(is_text(text) and not _MAYBE_PRODUCT.fullmatch(text) for text in (left, right)):
         return _decision(False)
@@ -134,6 +148,8 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
         left = left.partition("\\approx")[0].strip() or left
         if _unfinished(left, right):
             return Decision(False, "not worked out")
+    if same_text(as_latex(left), as_latex(right)):
+        return Decision(True, "the same")
     return Undecided(left, right)
 
 
@@ -159,7 +175,7 @@ def is_text(answer: str) -> bool:
         return False
     words = [word[0] for word in _WORD.finditer(plain)]
     return (
-        any(not _PRODUCT.fullmatch(word) for word in words) or re.search("[\u3040-\uffdc]", plain) is not None
+        any(not PRODUCT.fullmatch(word) for word in words) or re.search("[\u3040-\uffdc]", plain) is not None
     )
 
 
@@ -167,6 +183,7 @@ def as_latex(answer: str) -> str:
     """An answer as it is typed, made LaTeX."""
     for pattern, replacement in _TYPED:
         answer = pattern.sub(replacement, answer)
+    answer = _braced_arguments(answer)
     for _ in range(MAX_ITEMS):
         if not (found := _APPLIED.search(answer)) or (end := _closing(answer[found.end() - 1 :])) is None:
             break
@@ -175,6 +192,24 @@ def as_latex(answer: str) -> str:
     return answer
 
 
+def _braced_arguments(answer: str) -> str:
+    r"""With braces around each argument of a fraction or root: of \frac\pi2, \frac{\pi}{2}."""
+    found, end = "", 0
+    while command := _TAKES.search(answer, end):
+        found += answer[end : command.end()]
+        end = command.end()
+        for _ in range(2 if "frac" in command[0] else 1):
+            if (argument := _ARGUMENT.match(answer, end)) is None:
+                break
+            found += f"{{{argument[1] or argument[2] or ''}}}"
+            end = argument.end()
+    return found + answer[end:]
+
+
+_TAKES = re.compile(r"\\(?:[cdt]?frac|sqrt|pmod)(?![A-Za-z])(?:\[[^\[\]]*\])?")
+_ARGUMENT = re.compile(
+    r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}|\s*(\\(?:pi|theta|alpha|beta|phi)(?![A-Za-z])|[0-9A-Za-z])"
+)
 _APPLIED = re.compile(r"(?:\\sqrt(?:\[[0-9]+\])?|\^)\s*\(")
 _POWER = r"\s*(?:\^\s*\{?[23]\}?)?"
 """Of a unit."""
@@ -183,22 +218,36 @@ _UNIT_WORDS = (
     rf"(?:units?|(?:{'|'.join(name for name in UNITS if name.isalpha())})s?)"
 )
 """Not what may be a variable, unless it is set as text."""
+_LONG_UNITS = rf"(?:{'|'.join(name for name in UNITS if name.isalpha() and len(name) > 1)})s?"
 _Replacement = str | Callable[[re.Match[str]], str]
 _TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
-    (re.compile(rf"(?<=[0-9}}])\s*\\text\s*\{{(?!\s*(?:and|or)\b)[A-Za-z /]+\}}{_POWER}$"), ""),
+    (
+        re.compile(
+            r"(?<=[0-9}])\s*\\text\s*\{(?!\s*(?:and|or|squared|cubed|factorial|half|halves|thirds)\b)"
+            rf"[A-Za-z /]+\}}{_POWER}$"
+        ),
+        "",
+    ),
     (re.compile(rf"(?<=[A-Za-z)])\s*\\text\s*\{{\s*{_UNIT_WORDS}\s*\}}{_POWER}$"), ""),
     (re.compile(rf"(?<=\\pi)\s+{_UNIT_WORDS}{_POWER}$"), ""),
+    (re.compile(rf"(?<=[0-9}})])\s+{_LONG_UNITS}{_POWER}$"), ""),
     (re.compile(r"^-?[0-9]{1,3}(?:,[0-9]{3})+(?=\s*[\\A-Za-z])"), lambda number: number[0].replace(",", "")),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
+    (re.compile(r"\\var(epsilon|phi|theta|rho|sigma)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])"), r"\\mathbb{\1}"),
     (re.compile(r"(?<=[0-9])[eE]([-+]?[0-9]{1,3})(?![0-9A-Za-z])"), r" \\cdot 10^{\1}"),
+    (
+        re.compile(r"(?<![0-9A-Za-z.^_)}/])([0-9]+)/([0-9]+)(?=\s*(?:[A-Za-z]|\\(?:pi|sqrt)))"),
+        r"\\frac{\1}{\2}",
+    ),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<=[0-9A-Za-z)])\s*\*\s*(?=[0-9A-Za-z(\\])"), r" \\cdot "),
-    (re.compile(r"\^\s*(-?[0-9]+|-[A-Za-z](?![A-Za-z]))"), r"^{\1}"),
+    (re.compile(r"\^\s*(-?[0-9]+(?:\.[0-9]+)?|-[A-Za-z](?![A-Za-z]))"), r"^{\1}"),
     (re.compile(r"<=|≤"), r" \\le "),
     (re.compile(r">=|≥"), r" \\ge "),
-    (re.compile(r"(?<![\\A-Za-z])sqrt(?![A-Za-z])"), r"\\sqrt "),
-    (re.compile(r"(?<![\\A-Za-z])(pi|theta|alpha|beta|sin|cos|tan|log|ln|exp)(?![A-Za-z])"), r"\\\1 "),
-    (re.compile(r"(?<![\\A-Za-z])(?:inf|infinity|oo)(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"(?<![\\A-Za-z])(?i:sqrt)(?![A-Za-z])"), r"\\sqrt "),
+    (re.compile(rf"(?<![\\A-Za-z])({_NAMES})(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"(?<![\\A-Za-z])(?:inf|[Ii]nfinity|oo)(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"\\sqrt(\[[0-9]+\])?\s+([0-9]+|[a-z])"), r"\\sqrt\1{\2}"),
     (re.compile(r"(?<=[\])])\s*U\s*(?=[\[(])"), r" \\cup "),
     (_AND, ", "),
@@ -217,15 +266,13 @@ def _decision(is_correct: bool) -> Decision:
 
 def _says(answer: str, gold: str) -> bool:
     """Whether a sentence or an option ends in the words that are asked for, and does not deny them."""
-    plain = _plain(answer)
-    said = [re.sub(r"\s*\([^()]*\)$", "", plain), _LABEL.sub("", plain, count=1)]
+    plain = re.sub(
+        r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in)\b,?\s*)+", "", _plain(answer), flags=re.IGNORECASE
+    )
+    said = [plain, re.sub(r"\s*\([^()]*\)$", "", plain), _LABEL.sub("", plain, count=1)]
     if not re.search(r"\b(?:not|never|neither|nor)\b|n't\b", plain, re.IGNORECASE):
         said += [re.split(r"\b(?:is|are|was|were|equals)\s+", plain)[-1]]
-        said += [
-            first
-            for first in [re.split(r"[,.;:]", plain)[0]]
-            if first.casefold() in ("yes", "no", "true", "false")
-        ]
+        said += [first for first in [re.split(r"[,.;:]|\s-\s", plain)[0]] if first.casefold() in YES_OR_NO]
     return any(same_text(text, gold) for text in said)
 
 
@@ -254,6 +301,11 @@ def _named(text: str) -> tuple[str | None, str]:
     if _NAME.fullmatch(value) and plain_number(name):  # 2 = x
         return value, name
     return name, value
+
+
+def _without_bounds(text: str) -> str:
+    """The text with the equals signs of subscripts hidden, as in a sum's bounds."""
+    return re.sub(r"_\s*\{[^{}]*\}", lambda bounds: bounds[0].replace("=", _HIDDEN), text)
 
 
 def _is_list(text: str) -> bool:
@@ -375,11 +427,7 @@ def _compare_items(answer: _Items, gold: _Items) -> Decision | Undecided | None:
             return Decision(False, "not equal")
     else:
         outcomes = [(a, g, compare(a, g)) for a, g in zip(left, right, strict=True)]
-        if any(
-            outcome == Decision(False, outcome.reason)
-            for *_, outcome in outcomes
-            if isinstance(outcome, Decision)
-        ):
+        if any(isinstance(outcome, Decision) and not outcome.is_correct for *_, outcome in outcomes):
             return Decision(False, "not equal")
         pending = [(a, g) for a, g, outcome in outcomes if isinstance(outcome, Undecided)]
         left, right = [a for a, _ in pending], [g for _, g in pending]
@@ -389,6 +437,22 @@ def _compare_items(answer: _Items, gold: _Items) -> Decision | Undecided | None:
         return compare(left[0], right[0])
     is_set = answer.is_set and gold.is_set
     return Undecided(*((r"\{%s\}" if is_set else "(%s)") % ", ".join(items) for items in (left, right)))
+
+
+def _ordered(items: _Items, others: _Items) -> _Items:
+    """By their names, where each has one of its own and the others are a tuple: of y = 7, x = 1, 1 and 7."""
+    names = [_named(item)[0] or "" for item in items.items]
+    is_tuple = others.opening == "(" and not any(_named(other)[0] for other in others.items)
+    if not is_tuple or not all(re.fullmatch(r"[A-Za-z]", name) for name in names):
+        return items
+    if len(set(names)) < len(names):  # values of one, and no tuple
+        return replace(items, opening="{", closing="}")
+    return replace(
+        items,
+        opening="(",
+        closing=")",
+        items=[item for _, item in sorted(zip(names, items.items, strict=True))],
+    )
 
 
 def _is_equal(answer: str, gold: str) -> bool:
@@ -426,7 +490,9 @@ def _readable(text: str) -> str:
 
 def _option(answer: str) -> str | None:
     """The letter of the one option that is given."""
-    found = _OPTION.match(_plain(answer))
-    if found is None or _ANOTHER.match(found.string, found.end()):
-        return None
-    return (found[1] or found[2]).upper()
+    plain = _plain(answer)
+    ends = [choice.end() for choice in _CHOOSES.finditer(plain)]
+    for start in (0, *reversed(ends)):
+        if (found := _OPTION.match(plain, start)) is not None:
+            return None if _ANOTHER.match(plain, found.end()) else (found[1] or found[2]).upper()
+    return None

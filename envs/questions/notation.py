@@ -1,4 +1,7 @@
-"""One way to write what can be written in many: typeset signs, raised digits, what cannot be seen."""
+"""One way to write what can be written in many: typeset signs, raised digits, what cannot be seen.
+
+Also what the functions and letters of mathematics are called, wherever they stand.
+"""
 
 # ruff: noqa: RUF001
 
@@ -11,13 +14,35 @@ _SYMBOLS = str.maketrans(
     {
         **dict.fromkeys("−–—‐‑‒﹣－", "-"), **dict.fromkeys("“”„‟«»", '"'), **dict.fromkeys("‘’‚‛", "'"),
         "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": r"\div ", "⁄": "/", "∕": "/", "π": r"\pi ",
-        "√": r"\sqrt ", "∛": r"\sqrt[3] ", "°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+        "√": r"\sqrt ", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", **dict.fromkeys("°º˚", r"^\circ "),
+        **dict.fromkeys("≤⩽", r"\le "), **dict.fromkeys("≥⩾", r"\ge "), "≠": r"\ne ", "∶": ":", "∼": "~",
         "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm ", "≈": r"\approx ",
-        "∞": r"\infty ", "。": ". ", "、": ", ",
-        "∫": r"\int ", "∑": r"\sum ", "∏": r"\prod ", "…": "...", "≡": r"\equiv ",
+        "∞": r"\infty ", "。": ". ", "、": ", ", "٫": ".", "٬": ",", **dict.fromkeys("【】「」•→⇒∴", " "),
+        "∫": r"\int ", "∑": r"\sum ", "∏": r"\prod ", "…": "...", "≡": r"\equiv ", "¬": r"\neg ",
+        "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ",
+        **{letter: rf"\mathbb{{{unicodedata.normalize('NFKC', letter)}}} " for letter in "ℝℤℕℚℂ"},
     }
 )  # fmt: skip
-_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
+FUNCTIONS = (
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh",
+    "log", "ln", "lg", "exp", "lim", "max", "min", "gcd", "lcm", "det",
+)  # fmt: skip
+LETTERS = (
+    "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "pi", "rho", "sigma", "tau", "phi",
+    "omega",
+)  # fmt: skip
+"""Greek ones."""
+_CONTROL = re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<<[^<>\n]{0,200}>>")
+"""A tokenizer's own marks, and GSM8K's notes for a calculator."""
+_BOLD = re.compile(r"(?<![\w*)])\*\*(?=[^\s*])([^*\n]{1,200})(?<=\S)\*\*(?![\w*(])")
+_LINES = re.compile(
+    r"\\begin\s*\{(cases|aligned|align\*?|equation\*?|gather\*?|gathered|split)\}((?:(?!\\begin)[\s\S]){0,2000}?)"
+    r"\\end\s*\{\1\}"
+)
+"""Formulas below each other; a matrix is none."""
+_DOTS = re.compile(r",\s*(?:\.{3}|\\[lc]?dots(?![A-Za-z]))\s*,")
+_COMMA = re.compile(r"\\text\s*\{\s*([,;])\s*\}")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣʸᵏᵐᵗᵃᵇ]+")
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """What turns the letters that follow: with them 42 may be seen as 24, so they stay."""
 _RAISED_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)")
@@ -39,5 +64,14 @@ def written(text: str) -> str:
         for c in text
     )
     text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
-    text = "".join(str(unicodedata.decimal(c, c)) for c in text)
+    text = "".join(str(unicodedata.decimal(c, c)) for c in text if unicodedata.category(c) != "So")
+    text = _CONTROL.sub("", _BOLD.sub(r"\1", text)).replace("+/-", r"\pm ")
+    text = _LINES.sub(lambda lines: _in_one(lines[2]), text)
+    text = _COMMA.sub(r"\1 ", _DOTS.sub(r",\\ldots,", text))
     return _MANY_SPACES.sub(lambda spaces: "\n" if "\n" in spaces[0] else " ", text)
+
+
+def _in_one(lines: str) -> str:
+    """Lines of formulas in one: a chain of equations goes on, others are a list."""
+    joined = re.sub(r"\\\\\s*(?==)", " ", lines.replace("&", "")).strip().removesuffix("\\\\")
+    return joined.replace("\\\\", ", ").strip()

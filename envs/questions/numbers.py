@@ -10,9 +10,9 @@ MAX_DIGITS = 400
 """Of one number."""
 
 TEXT = re.compile(
-    r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|boldsymbol|bm)\s*\{([^{}]*)\}"
+    r"\\(?:text(?:bf|rm|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf)|mbox|boldsymbol|bm|underline|emph)\s*\{([^{}]*)\}"
 )
-"""What is written upright or bold in a formula."""
+"""What is written upright, bold or underlined in a formula."""
 
 _DIGITS = r"(?:[0-9]{1,3}(?:(?:,|\{,\}|,?\\[!,]|~|\s)[0-9]{3})+(?![0-9])|[0-9]+)"
 NUMBER = re.compile(
@@ -27,8 +27,11 @@ NUMBER = re.compile(
 )
 _UNIT = re.compile(
     r"(?P<space>(?:\s|\\[ ,;!]|~)*)"
-    r"(?P<unit>\\?[A-Za-z€£$][A-Za-z ./-]*(?:\^\s*\{?[23]\}?)?|\^\s*\{?\\circ\}?(?:\s*[CF])?)?"
+    r"(?P<unit>(?:\\(?=\$|(?:degree|Omega)\b))?[A-Za-z€£$][A-Za-z ./-]*(?:\^\s*\{?[23]\}?)?|"
+    r"\^\s*\{?\\circ\}?(?:\s*[CF])?)?"
 )
+PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{2,3}|ab|[xyz]{2,3}")
+"""Letters that are no word: xy."""
 _REMARK = re.compile(r"(?<=[0-9A-Za-z%}])\s+\(([A-Za-z][A-Za-z .]*)\)$")
 """Behind a number: (apples)."""
 UNITS = {
@@ -38,14 +41,14 @@ UNITS = {
         "in inch inche", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram",
         "lb pound", "oz ounce", "ms millisecond", "s sec second", "min minute", "h hr hour", "day", "week",
         "month", "year", "ml milliliter millilitre", "l liter litre", "degree ^\\circ deg", "rad radian",
-        "cent", "$ dollar usd buck", "€ euro eur", "¥ yen", "mi/h mph", "km/h kph",
+        "am a.m", "pm p.m", "cent", "$ dollar usd buck", "€ euro eur", "¥ yen", "mi/h mph", "km/h kph",
     )
     for name in names.split()
 }  # fmt: skip
 """Name of a unit, without the s of many -> its one name."""
 _KNOWN = frozenset(part for unit in UNITS.values() for part in unit.split("/"))
 _POWERS = {"square ": "^2", "sq ": "^2", "cubic ": "^3", "cu ": "^3"}
-_SCALES = {
+SCALES = {
     "hundred": 100,
     "thousand": 10**3,
     "million": 10**6,
@@ -58,7 +61,8 @@ _NO_UNITS = frozenset(
         r"\w+",
         "pi or and to plus minus times over by mod modulo out of sqrt sin cos tan log ln exp inf e i x "
         "divided multiplied squared cubed factorial choose not but if half third quarter then is are was "
-        "incorrect wrong no more less fewer",
+        "incorrect wrong no more less fewer half halves third thirds fourths quarters fifths sixths eighths "
+        "tenths hundredths thousandths",
     )
 )
 
@@ -111,9 +115,9 @@ def plain_number(text: str) -> PlainNumber | None:
         words = unit.split()
         if unit not in UNITS.values() and (not spaced or len(words) > 4 or _NO_UNITS & set(words)):
             return None
-        if words[0] in _SCALES:
-            value, unit = value * _SCALES[words[0]], unit_of(" ".join(words[1:]))
-        elif len(unit) == 1 and unit not in UNITS.values():
+        if words[0] in SCALES:
+            value, unit = value * SCALES[words[0]], unit_of(" ".join(words[1:]))
+        elif unit not in UNITS.values() and (len(unit) == 1 or PRODUCT.fullmatch(unit)):
             return None
     decimals = (part["decimal"] or "").partition(".")[2]
     return PlainNumber(

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import resource
 import signal
 import sys
@@ -68,7 +69,9 @@ def math_judge() -> Judge:
     import math_verify.grader as grader
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
+    from sympy import I, Symbol
 
+    imaginary = re.compile(r"(?<![\\A-Za-z])[A-Za-z]?i(?![A-Za-z])")
     logging.disable()  # math-verify says at every call that its own time limit is off
     plainly = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     compare_symbols = grader.sympy_compare_symbols
@@ -80,25 +83,27 @@ def math_judge() -> Judge:
     grader.sympy_symbolic_eq = _difference_is_zero(grader.sympy_symbolic_eq)
     grader.sympy_compare_symbols = symbols_are_equal
 
-    def read(answer: str) -> Any:
-        text = normalize_latex(answer, plainly)
-        is_complex = grader.should_treat_as_complex(text)
-        return latex2sympy(
-            text,
+    def read(answer: str, is_complex: bool) -> Any:
+        found = latex2sympy(
+            normalize_latex(answer, plainly),
             is_real=not is_complex,
             convert_degrees=False,
             normalization_config=None,
             conversion_config=ConversionConfig(lowercase_symbols=False),  # M and m are two
         )
+        if is_complex and hasattr(found, "subs"):
+            found = found.subs({Symbol("i", real=False): I})
+        return found
 
     def judge(job: dict[str, Any]) -> dict[str, Any]:
+        # Of both or of none: a real x is another symbol than a complex one.
+        is_complex = any(imaginary.search(job[side]) for side in ("answer", "gold"))
         try:
-            answer = read(job["answer"])
+            answer = read(job["answer"], is_complex)
         except Exception:  # the parser's are plain ones
             return {"failed": "cannot be read as mathematics"}
-        equal = grader.verify(
-            [read(job["gold"])], [answer], timeout_seconds=None, allow_set_relation_comp=True
-        )
+        answer, gold = _solution_sets(answer, read(job["gold"], is_complex))
+        equal = grader.verify([gold], [answer], timeout_seconds=None, allow_set_relation_comp=True)
         return {"is_correct": bool(equal)}
 
     # Regexes, grammar tables and sympy's caches fill up here, before the fork.
@@ -110,6 +115,30 @@ def math_judge() -> Judge:
     ):
         judge({"gold": gold, "answer": answer})
     return judge
+
+
+def _solution_sets(answer: Any, gold: Any) -> tuple[Any, Any]:
+    """Both as sets, where they are sets or bounds of one unknown: x < -1 or x > 3 is a union of intervals."""
+    from sympy.core.relational import Relational
+
+    unknowns = {frozenset(side.free_symbols) for side in (answer, gold) if getattr(side, "free_symbols", ())}
+    if len(unknowns) != 1 or isinstance(answer, Relational) or isinstance(gold, Relational):
+        return answer, gold
+    return _solution_set(answer), _solution_set(gold)
+
+
+def _solution_set(found: Any) -> Any:
+    """What satisfies ``a < x < b``, or one of a list of inequalities of x; anything else as it is."""
+    from sympy import And, Equality, Union
+    from sympy.core.relational import Relational
+
+    parts = found.args if getattr(found, "is_FiniteSet", False) else [found] if isinstance(found, And) else []
+    relations = [r for part in parts for r in (part.args if isinstance(part, And) else [part])]
+    are_of_one = len(getattr(found, "free_symbols", ())) == 1 and all(
+        isinstance(r, Relational) and not isinstance(r, Equality) and any(side.is_Symbol for side in r.args)
+        for r in relations
+    )
+    return Union(*(part.as_set() for part in parts)) if relations and are_of_one else found
 
 
 def _numbers_are_equal(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
@@ -142,9 +171,11 @@ def _difference_is_zero(symbolic_eq: Callable[[Any, Any], bool]) -> Callable[[An
     """math-verify's, asked only where the two are equal at a point, too, to its 20th digit."""
 
     def equal(a: Any, b: Any) -> bool:
-        from sympy import Rational
+        from sympy import Float, Rational, nsimplify
 
         with suppress(Exception):
+            # As they are written: a Float is 0.1 to its 17th digit only.
+            a, b = (nsimplify(n, rational=True) if n.has(Float) else n for n in (a, b))
             symbols = sorted(a.free_symbols | b.free_symbols, key=str)
             point = {symbol: Rational(7 * n + 3, 5) for n, symbol in enumerate(symbols)}
             first, second = (number.subs(point).evalf(30) for number in (a, b))

@@ -460,12 +460,12 @@ WRONG = [
 
 KNOWN_FAILURES = [
     # (reply, gold, what math-verify says, which is wrong)
-    ("1/2x", "\\frac{1}{2x}", True), ("x/2y", "\\frac{x}{2y}", True), ("x'", "x", True),
+    ("x/2y", "\\frac{x}{2y}", True), ("x'", "x", True),
     ("x^2=4", "x=\\pm 2", False), ("A \\cup B", "B \\cup A", False), ("p \\land q", "q \\land p", False), ("5 \\choose 2", "10", False),
-    ("30^\\circ", "\\pi/6", False), ("\\sin 30^\\circ", "0.5", False), ("\\cos 60^\\circ", "1/2", False), ("e^{i\\pi}", "-1", False),
-    ("7 \\pmod 4", "3", False), ("2/3x", "\\frac{2}{3}x", False),
+    ("30^\\circ", "\\pi/6", False), ("\\sin 30^\\circ", "0.5", False), ("\\cos 60^\\circ", "1/2", False),
+    ("7 \\pmod 4", "3", False), 
     ("\\{x | x>2\\}", "(2,\\infty)", False), ("x>1 and x<3", "(1,3)", False), ("\\langle 1,2\\rangle", "(1,2)", False),
-    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "(1,2)", False), ("\\begin{cases}x=1\\\\y=2\\end{cases}", "x=1,y=2", False),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "(1,2)", False),
     ("\\overline{AB}", "AB", False), ("\\text{no solution}", "\\emptyset", False), ("3,14", "3.14", False),
 ]  # fmt: skip
 
