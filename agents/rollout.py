@@ -14,7 +14,7 @@ from envs.place import Outcome, Place, Places
 from envs.words import EnvError, EnvWords
 from experience.context import Context
 from experience.insight import Insight
-from experience.seeds import SeedRange
+from experience.seeds import SeedRange, Split
 from experience.trace import StopReason, Trace, Turn
 
 FEW_OBSERVATIONS = 64
@@ -36,7 +36,7 @@ class _Episode:
     said: list[Message] = field(default_factory=list)
     """The turns as they are remembered, two messages each."""
     forgotten: int = 0
-    """So many of the first turns do not fit the context window."""
+    """How many of the first turns do not fit the context window."""
     seen: str = ""
     """The observation, behind what it remembers if that is anything; see ``Memory.seen``."""
     acted: Counter[str] = field(default_factory=Counter)
@@ -63,6 +63,78 @@ class _Episode:
         self.forgotten = min(first + 1, len(self.turns))
         return first < len(self.turns)
 
+    def take(self, turn: Turn, words: EnvWords, observation: str) -> None:
+        """Go on from what a turn came to."""
+        self.turns.append(turn)
+        if self.memory.turns:
+            self.said += exchange(words, turn)
+        self.acted[self.seen] += turn.action is not None
+        self.observation = observation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What the policy said, and what it was shown."""
+
+    insights: tuple[Insight, ...]
+    completion: Completion
+
+    @property
+    def is_overflow(self) -> bool:
+        """Whether it said nothing, as the prompt does not fit."""
+        return self.completion.finish_reason == FinishReason.OVERFLOW
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it would have said more."""
+        return self.completion.finish_reason == FinishReason.LENGTH
+
+
+class _Asking:
+    """A policy that is asked for the next reply of many episodes at once."""
+
+    def __init__(
+        self, policy: Policy, words: EnvWords, layout: Layout | None, sampling: Sampling, run_seed: int
+    ) -> None:
+        self._policy = policy
+        self._words = words
+        self._layout = layout
+        self._sampling = sampling
+        self._run_seed = run_seed
+        self._alone = lru_cache(maxsize=4096)(partial(build_prompt, words, layout=layout))
+
+    def ask(self, episodes: Sequence[_Episode]) -> list[_Answer]:
+        """The answer of each, having forgotten what does not fit the window."""
+        answers: dict[int, _Answer] = {}
+        waiting = list(range(len(episodes)))
+        while waiting:
+            asked = [episodes[index] for index in waiting]
+            shown = [self._show(episode) for episode in asked]
+            completions = self._policy.generate(
+                [self._prompt(episode, insights) for episode, insights in zip(asked, shown, strict=True)],
+                self._sampling,
+                [turn_seed(self._run_seed, e.phase, e.seed, len(e.turns)) for e in asked],
+            )
+            for index, insights, completion in zip(waiting, shown, completions, strict=True):
+                answers[index] = _Answer(insights=insights, completion=completion)
+            waiting = [i for i in waiting if answers[i].is_overflow and episodes[i].forget()]
+        return [answers[index] for index in range(len(episodes))]
+
+    def _show(self, episode: _Episode) -> tuple[Insight, ...]:
+        situation = None
+        if past := [(turn.observation, turn.action) for turn in episode.past]:
+            situation = episode.memory.seen(self._words, past, episode.observation)
+        episode.seen = situation or episode.observation
+        most = len(self._words.actions)  # nobody has more advice than that
+        return episode.show(episode.observation, min(episode.times, most), situation)
+
+    def _prompt(self, episode: _Episode, insights: Sequence[Insight]) -> Prompt:
+        texts = tuple(insight.text for insight in insights)
+        if not (past := episode.past):
+            return self._alone(episode.observation, texts)
+        said = episode.said[-2 * len(past) :]
+        return build_prompt(self._words, episode.observation, texts, self._layout, said)
+
 
 def rollout(
     envs: Places,
@@ -86,145 +158,104 @@ def rollout(
     The memory says which turns before the present one stand in the prompt, by default none; those that do
     not fit the context window are left out, the oldest first.
     """
-    memory = memory or Memory()
-    queue = _episodes(phases, seeds, memory)
+    asking = _Asking(policy, words, layout, sampling, seeds.run_seed)
+    trace = partial(_trace, words, split=seeds.split, policy_id=policy_id, env_id=env_id)
+    queue = _episodes(phases, seeds, memory or Memory())
     free = list(envs.places)
     playing: list[tuple[Place, _Episode]] = []
-
-    def trace(
-        episode: _Episode, stop: StopReason, *, success: bool = False, error: str | None = None
-    ) -> Trace:
-        return Trace(
-            phase=episode.phase,
-            split=seeds.split,
-            seed=episode.seed,
-            env_id=env_id,
-            policy_id=policy_id,
-            context_id=episode.context.id,
-            turns=tuple(episode.turns),
-            final_observation=episode.observation,
-            stop_reason=stop,
-            success=success,
-            error=error,
-        )
-
-    def failed(episode: _Episode, outcome: Outcome) -> Trace:
-        stop = StopReason.TIMED_OUT if outcome.timed_out else StopReason.ERROR
-        return trace(episode, stop, error=outcome.fault)
-
-    def ended(episode: _Episode, outcome: Outcome) -> Trace:
-        if outcome.not_judged:
-            stop = StopReason.NOT_JUDGED
-        elif outcome.cut_off:
-            stop = StopReason.CUT_OFF
-        elif outcome.too_many_invalid:
-            stop = StopReason.INVALID_REPLIES
-        else:
-            stop = StopReason.TERMINATED if outcome.terminated else StopReason.TRUNCATED
-        total_reward = sum(turn.reward for turn in episode.turns)
-        declared = {"is_success": outcome.is_success}
-        try:
-            success = guarded(lambda: words.success.of(declared, total_reward, outcome.terminated))
-        except EnvFault as fault:
-            return trace(episode, StopReason.ERROR, error=str(fault))
-        return trace(episode, stop, success=success)
-
-    @lru_cache(maxsize=4096)
-    def alone(observation: str, experience: tuple[str, ...]) -> Prompt:
-        return build_prompt(words, observation, experience, layout)
-
-    def prompt(episode: _Episode, insights: Sequence[Insight]) -> Prompt:
-        texts = tuple(insight.text for insight in insights)
-        if not (past := episode.past):
-            return alone(episode.observation, texts)
-        return build_prompt(words, episode.observation, texts, layout, episode.said[-2 * len(past) :])
-
-    def show(episode: _Episode) -> tuple[Insight, ...]:
-        situation = None
-        if past := [(turn.observation, turn.action) for turn in episode.past]:
-            situation = memory.seen(words, past, episode.observation)
-        episode.seen = situation or episode.observation
-        most = len(words.actions)  # nobody has more advice than that
-        return episode.show(episode.observation, min(episode.times, most), situation)
-
-    def ask(episodes: Sequence[_Episode]) -> list[tuple[tuple[Insight, ...], Completion]]:
-        """What each is shown, and what it says, having forgotten what does not fit the window."""
-        answers: dict[int, tuple[tuple[Insight, ...], Completion]] = {}
-        waiting = list(range(len(episodes)))
-        while waiting:
-            asked = [episodes[index] for index in waiting]
-            shown = [show(episode) for episode in asked]
-            completions = policy.generate(
-                [prompt(episode, insights) for episode, insights in zip(asked, shown, strict=True)],
-                sampling,
-                [turn_seed(seeds.run_seed, e.phase, e.seed, len(e.turns)) for e in asked],
-            )
-            answers |= zip(waiting, zip(shown, completions, strict=True), strict=True)
-            waiting = [
-                index
-                for index, completion in zip(waiting, completions, strict=True)
-                if completion.finish_reason == FinishReason.OVERFLOW and episodes[index].forget()
-            ]
-        return [answers[index] for index in range(len(episodes))]
-
     while True:
         starting = list(zip(free, queue, strict=False))
         free = []
         for place, episode in starting:
             place.begin(episode.seed)
         for place, episode in starting:
-            outcome = place.outcome()
-            if outcome.fault is None:
-                episode.observation = outcome.observation
+            begun = place.outcome()
+            if begun.fault is None:
+                episode.observation = begun.observation
                 playing.append((place, episode))
             else:
-                yield failed(episode, outcome)
+                yield trace(episode, begun)
                 free.append(place)
         if free:
             continue
         if not playing:
             return
 
-        answers = ask([episode for _, episode in playing])
-        turns = [(*one, *answer) for one, answer in zip(playing, answers, strict=True)]
+        answers = asking.ask([episode for _, episode in playing])
+        turns = list(zip(playing, answers, strict=True))
         playing = []
-        for place, _, _, completion in turns:
-            if completion.finish_reason != FinishReason.OVERFLOW:
-                place.act(words.reply_prefix + completion.text)
-        for place, episode, insights, completion in turns:
-            if completion.finish_reason == FinishReason.OVERFLOW:
-                yield trace(episode, StopReason.OUT_OF_TOKENS)
-                free.append(place)
-                continue
-            outcome = place.outcome()
-            if outcome.fault is not None:
-                yield failed(episode, outcome)
-                free.append(place)
-                continue
-            is_cut = completion.finish_reason == FinishReason.LENGTH and outcome.action is None
-            if words.thinks and is_cut:  # it was still thinking, in whatever way
-                outcome = replace(outcome, cut_off=True)
-            turn = Turn(
-                observation=episode.observation,
-                insight_ids=tuple(insight.id for insight in insights),
-                prompt_tokens=completion.prompt_tokens,
-                reply=words.reply_prefix + completion.text,
-                token_ids=completion.token_ids,
-                logprobs=completion.logprobs,
-                action=outcome.action,
-                reward=outcome.reward,
-                left_out=episode.left_out,
-            )
-            episode.turns.append(turn)
-            if memory.turns:
-                episode.said += exchange(words, turn)
-            episode.acted[episode.seen] += outcome.action is not None
-            episode.observation = outcome.observation
-            if outcome.terminated or outcome.truncated:
-                yield ended(episode, outcome)
-                free.append(place)
-            else:
-                playing.append((place, episode))
+        for (place, _), answer in turns:
+            if not answer.is_overflow:
+                place.act(words.reply_prefix + answer.completion.text)
+        for (place, episode), answer in turns:
+            outcome = None if answer.is_overflow else place.outcome()
+            if outcome is not None and outcome.fault is None:
+                # Cut off without an action it was still thinking, in whatever way.
+                is_thinking = words.thinks and answer.is_cut and outcome.action is None
+                outcome = replace(outcome, cut_off=outcome.cut_off or is_thinking)
+                episode.take(_turn(words, episode, answer, outcome), words, outcome.observation)
+                if not (outcome.terminated or outcome.truncated):
+                    playing.append((place, episode))
+                    continue
+            yield trace(episode, outcome)
+            free.append(place)
+
+
+def _turn(words: EnvWords, episode: _Episode, answer: _Answer, outcome: Outcome) -> Turn:
+    """One turn of an episode that has not taken it yet."""
+    return Turn(
+        observation=episode.observation,
+        insight_ids=tuple(insight.id for insight in answer.insights),
+        prompt_tokens=answer.completion.prompt_tokens,
+        reply=words.reply_prefix + answer.completion.text,
+        token_ids=answer.completion.token_ids,
+        logprobs=answer.completion.logprobs,
+        action=outcome.action,
+        reward=outcome.reward,
+        left_out=episode.left_out,
+    )
+
+
+def _trace(
+    words: EnvWords, episode: _Episode, outcome: Outcome | None, *, split: Split, policy_id: str, env_id: str
+) -> Trace:
+    """An episode that is over with this outcome; ``None`` where the prompt did not fit the window."""
+    stop, success, error = _ending(outcome), False, None if outcome is None else outcome.fault
+    if outcome is not None and error is None:
+        total_reward = sum(turn.reward for turn in episode.turns)
+        declared = {"is_success": outcome.is_success}
+        try:
+            success = guarded(lambda: words.success.of(declared, total_reward, outcome.terminated))
+        except EnvFault as fault:
+            stop, error = StopReason.ERROR, str(fault)
+    return Trace(
+        phase=episode.phase,
+        split=split,
+        seed=episode.seed,
+        env_id=env_id,
+        policy_id=policy_id,
+        context_id=episode.context.id,
+        turns=tuple(episode.turns),
+        final_observation=episode.observation,
+        stop_reason=stop,
+        success=success,
+        error=error,
+    )
+
+
+def _ending(outcome: Outcome | None) -> StopReason:
+    """Why an episode is over."""
+    if outcome is None:
+        return StopReason.OUT_OF_TOKENS
+    if outcome.fault is not None:
+        return StopReason.TIMED_OUT if outcome.timed_out else StopReason.ERROR
+    if outcome.not_judged:
+        return StopReason.NOT_JUDGED
+    if outcome.cut_off:
+        return StopReason.CUT_OFF
+    if outcome.too_many_invalid:
+        return StopReason.INVALID_REPLIES
+    return StopReason.TERMINATED if outcome.terminated else StopReason.TRUNCATED
 
 
 def _episodes(phases: Mapping[str, Context], seeds: SeedRange, memory: Memory) -> Iterator[_Episode]:
