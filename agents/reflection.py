@@ -6,11 +6,9 @@ from functools import cache, partial
 from typing import Any
 
 from agents.config import ConfigError, SelfImproveConfig
-from agents.policies.local import HFPolicy
-from agents.policies.policy import Message, Prompt, Sampling
+from agents.policy_writer import INSIGHT_TEMPERATURE, INSIGHT_TOKENS, PolicyWriter, said
 from agents.rollout import turn_seed
 from agents.run.run import CONTEXT, Run
-from envs.thoughts import outside_thoughts
 from envs.words import POSITIVE_RETURN
 from evals.gate import Outcomes, Verdict, by_promise, judge
 from evals.result import judged
@@ -22,17 +20,13 @@ from experience.outcomes import outcome_insights, share_followed
 from experience.phase import Phase
 from experience.seeds import SeedRange
 from experience.terminal import tell
-from experience.writer import MARKER, InsightPrompts, Writer, WritingTask, raw_insights, write_insights
+from experience.writer import InsightPrompts, Writer, raw_insights, write_insights
 
 TRACES_READ = 256
 """Of so many traces of each round a writer is asked, which is as many as there can be candidates: of what a
 small model writes one lesson in a hundred is good."""
 TRACES_SENT = 64
 """Of so many an endpoint is asked: it costs, and writes better."""
-INSIGHT_TOKENS = 64
-"""The longest reply of a writer, which is asked for one short lesson after the other."""
-INSIGHT_TEMPERATURE = 0.7
-"""At which it samples: like traces are to give different lessons."""
 MAX_CANDIDATES = 256
 """So many written insights are tried at the gate in each round: halving spends little on the last of them."""
 CONTEXT_TOKENS = 1024
@@ -348,28 +342,16 @@ class Reflection:
         trace_ids: Mapping[str, Mapping[int, str]],
         followed: float | None,
     ) -> None:
-        """Put the scores on record, and what they say for and against each insight."""
+        """Put the scores on record, and what they say for and against each insight; and tell the verdict."""
         run = self.run
         if run.ranks.is_main:
             run.store.add_scores(verdict.scores)
             if self.kind == "llm":
                 known = insights_of(run.store.result(str(replace(phase, kind="write"))))
-                alone = {c.insights[0].id: c.id for c in candidates if len(c.insights) == 1}
                 # The base replies greedily to the same questions in each round: that is no more evidence.
                 is_known = run.config.teacher_kind == "base" and not run.words.actions
-                drawn = [
-                    with_outcomes(
-                        insight,
-                        verdict.outcomes[context_id],
-                        verdict.outcomes[NO_CONTEXT.id],
-                        trace_ids[context_id],
-                        counted=insight.evidence + insight.against if is_known else (),
-                    )
-                    if (context_id := alone.get(insight.id))
-                    else insight
-                    for insight in known
-                ]
-                run.store.set_insights(settled(drawn, run.words.actions), str(phase))
+                judged = _with_evidence(known, candidates, verdict, trace_ids, is_known=is_known)
+                run.store.set_insights(settled(judged, run.words.actions), str(phase))
         run.log(
             replace(phase, kind=f"{phase.kind}-verdict"),
             kind="gate",
@@ -389,61 +371,52 @@ class Reflection:
             episodes=verdict.episodes,
             episodes_full=verdict.episodes_full,
         )
-        what = f"{len(verdict.context.insights)} insights"
-        if self.kind == "fixed":
-            what = "the text of the context file"
-        elif len(verdict.context.insights) == 1:
-            what = f'"{verdict.context.insights[0].text}"'
-        if len(candidates) > 1:
-            what = f"the best of {len(candidates)} contexts, {what}"
-        which = " that did not choose it" if len(candidates) > 1 else ""
-        of_advice = "" if followed is None else f"; it does as advised in {followed:.1%} of its decisions"
-        outcome = "admitted" if verdict.admitted else "refused: nothing is trained, the agent plays on"
-        tell(
-            run.console,
-            f"{phase}: with {what}, the teacher succeeds in {verdict.success_rate:.1%} of {verdict.n} "
-            f"validation episodes{which}, without in {verdict.success_rate_without:.1%} "
-            f"(p = {verdict.p_value:.2g}{of_advice}): {outcome}",
-        )
+        what = "the text of the context file" if self.kind == "fixed" else _in_words(verdict.context)
+        tell(run.console, f"{phase}: {_told(verdict, what, len(candidates), followed)}")
 
 
-class PolicyWriter:
-    """A ``Writer`` that is a policy: the agent itself, or another local model.
+def _with_evidence(
+    known: Sequence[Insight],
+    candidates: Sequence[Context],
+    verdict: Verdict,
+    trace_ids: Mapping[str, Mapping[int, str]],
+    *,
+    is_known: bool,
+) -> list[Insight]:
+    """The insights, those that a gate tried alone with what came of it.
 
-    The reply is begun with the marker, so that a small model writes an item and nothing else.
+    Where its episodes are the same in each round, ``is_known``, those counted before count no more.
     """
-
-    begins_replies = True
-
-    def __init__(self, run: Run, policy: HFPolicy, model: str | None) -> None:
-        self._run = run
-        self._policy = policy
-        self._model = model
-
-    @property
-    def name(self) -> str:
-        """The model, or which of the agent's own weights."""
-        return self._model or self._run.agent.weights_of(self._policy)
-
-    def __call__(self, tasks: Sequence[WritingTask], seeds: Sequence[int]) -> list[str]:
-        """One reply per task; see ``Writer``. A task that does not fit the window gets an empty one."""
-        prompts = [
-            Prompt(
-                messages=(
-                    Message(role="system", content=task.system),
-                    Message(role="user", content=task.user),
-                ),
-                reply_prefix=MARKER,
-            )
-            for task in tasks
-        ]
-        sampling = Sampling(temperature=INSIGHT_TEMPERATURE, max_tokens=INSIGHT_TOKENS)
-        completions = self._policy.generate(prompts, sampling, seeds)
-        if self._model is not None:
-            self._policy.clear()
-        return [MARKER + completion.text for completion in completions]
+    alone = {context.insights[0].id: context.id for context in candidates if len(context.insights) == 1}
+    return [
+        with_outcomes(
+            insight,
+            verdict.outcomes[alone[insight.id]],
+            verdict.outcomes[NO_CONTEXT.id],
+            trace_ids[alone[insight.id]],
+            counted=insight.evidence + insight.against if is_known else (),
+        )
+        if insight.id in alone
+        else insight
+        for insight in known
+    ]
 
 
-def said(reply: str) -> str:
-    """What a writer reads of a reply, and what is read of a writer's: nothing where a thought never ends."""
-    return outside_thoughts(reply) or ""
+def _in_words(context: Context) -> str:
+    if len(context.insights) == 1:
+        return f'"{context.insights[0].text}"'
+    return f"{len(context.insights)} insights"
+
+
+def _told(verdict: Verdict, what: str, candidates: int, followed: float | None) -> str:
+    """A verdict in a sentence."""
+    if candidates > 1:
+        what = f"the best of {candidates} contexts, {what}"
+    which = " that did not choose it" if candidates > 1 else ""
+    of_advice = "" if followed is None else f"; it does as advised in {followed:.1%} of its decisions"
+    outcome = "admitted" if verdict.admitted else "refused: nothing is trained, the agent plays on"
+    return (
+        f"with {what}, the teacher succeeds in {verdict.success_rate:.1%} of {verdict.n} validation "
+        f"episodes{which}, without in {verdict.success_rate_without:.1%} "
+        f"(p = {verdict.p_value:.2g}{of_advice}): {outcome}"
+    )

@@ -19,7 +19,8 @@ import torch
 from agents import rollout
 from agents.costs import Call, Costs, Episodes, fit
 from agents.policies.policy import Completion, FinishReason, Policy, Prompt, Sampling
-from agents.reflection import INSIGHT_TOKENS, Reflection
+from agents.policy_writer import INSIGHT_TOKENS
+from agents.reflection import Reflection
 from agents.rehearsed_step import rehearse_step
 from agents.run.run import Run
 from envs.place import vector_env

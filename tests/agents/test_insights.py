@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.reflection import said
+from agents.policy_writer import said
 from evals.gate import Outcomes, Verdict, by_promise, judge
 from evals.stats import wilson_interval
 from experience import ExperienceError
