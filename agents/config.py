@@ -262,7 +262,7 @@ class SelfImproveConfig(
         """
         recommended = settings_for(env)
         if unknown := recommended.keys() - {f.name for f in fields(cls)} | recommended.keys() & {"env"}:
-            raise ConfigError(f"{env} recommends {', '.join(sorted(unknown))}, which is no setting")
+            raise ConfigError(f"{env} recommends {', '.join(sorted(unknown))}, which is not a setting")
         return cls(env=env, **{**recommended, **settings})
 
     @property

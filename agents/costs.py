@@ -46,7 +46,7 @@ class Episodes:
     """Whether any episode came to its end; else ``turns`` are as many as there may be."""
 
     def distinct(self, episodes: float) -> float:
-        """How many prompts so many episodes are about.
+        """How many prompts this many episodes are about.
 
         Where nearly every decision is about another, there is no end of them. Where prompts tell what was
         said before it is Heaps' law, with Good's and Turing's rate at which new ones come. Else it is the
@@ -98,7 +98,7 @@ class Costs:
     """That the rehearsal took."""
 
     def play(self, kind: Episodes, episodes: float, width: int) -> float:
-        """What a phase of so many episodes of a kind takes, ``width`` of them side by side."""
+        """What a phase of this many episodes of a kind takes, ``width`` of them side by side."""
         decisions = episodes * kind.turns
         prompts = kind.distinct(episodes)
         calls = min(prompts, decisions / max(1.0, min(width, episodes)))

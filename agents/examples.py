@@ -10,7 +10,7 @@ from agents.policies.vllm.policy import VLLMPolicy
 from distill.examples import Data, DistillError, DistillExample, TokenIds
 
 GAP_EXAMPLES = 8
-"""Of so many completions of a step the log-probabilities of vLLM and of the trainer are compared."""
+"""How many completions of a step the log-probabilities of vLLM and of the trainer are compared on."""
 
 ANY_TOKEN: TokenIds = (0,)
 """Stands for a reply of one token that nobody reads."""

@@ -36,7 +36,10 @@ def held_out(env: TextEnv, run: Run, context: Context) -> tuple[list[Moment], li
     parts = [moments_of(env, run, seeds, context) for seeds in (run.seeds.validation, run.seeds.test)]
     validation, test = parts
     if min(map(len, parts)) < 2:
-        raise ConfigError("hardly a prompt fits the model's window beside the context: shorten it")
+        raise ConfigError(
+            f"only {min(map(len, parts))} held-out prompts fit the window of {run.agent.teacher_window} "
+            "tokens beside the context: shorten it"
+        )
     if 2 * sum(moment.advice[0] in from_json(moment.observation)[0][1] for moment in test) > len(test):
         raise ConfigError("the log's conversations begin with the context already: take --system drop")
     return validation, test

@@ -27,7 +27,7 @@ class Memory:
     """How far back it reaches."""
 
     turns: int = 0
-    """So many turns before the present one."""
+    """How many turns before the present one."""
 
     def of(self, turns: Sequence[Item], left_out: int = 0) -> Sequence[Item]:
         """Those that are remembered after all ``turns`` so far, the oldest first, but for those left out."""

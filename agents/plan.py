@@ -143,7 +143,7 @@ def fitted(config: SelfImproveConfig, outlook: Outlook, seconds: float) -> SelfI
 
 
 def _smaller(config: SelfImproveConfig, steps: int) -> Iterator[SelfImproveConfig]:
-    """Smaller and smaller runs, beginning with the whole, which has so many steps a round."""
+    """Smaller and smaller runs, beginning with the whole, which has ``steps`` a round."""
 
     def measuring(config: SelfImproveConfig, share: float, least_test: int, least: int) -> SelfImproveConfig:
         asked_test, asked = config.test_episodes, config.validation_episodes
@@ -215,7 +215,7 @@ def plan(run: Run, reflection: Reflection) -> None:
 
 
 def _gate_of(candidates: int, share: float) -> tuple[float, float]:
-    """``Outlook.tried`` and ``untried``: what a gate plays of so many, on so many validation episodes."""
+    """``Outlook.tried`` and ``untried``: what a gate plays of them, on these validation episodes."""
 
     def play(contexts: Sequence[Context], seeds: SeedRange) -> list[Outcomes]:
         return [dict.fromkeys(seeds, False) for _ in contexts]
@@ -242,7 +242,7 @@ def _told(config: SelfImproveConfig, chosen: SelfImproveConfig, outlook: Outlook
     estimate = outlook.estimate(chosen)
     yield f"this run takes {estimate}, if every context is admitted (found in {costs.seconds:.0f} s)"
     if chosen.steps != 0 and not costs.step:
-        yield "of which training is no part: it could not be measured"
+        yield "training is not included: it could not be measured"
     if not all(kind.has_ended for kind in (costs.bare, costs.greedy, costs.exploring, costs.informed)):
         yield "it may well be less: episodes that did not end while measuring count as long as they may be"
     test = min(chosen.test_episodes, outlook.test)

@@ -23,19 +23,19 @@ from experience.terminal import tell
 from experience.writer import InsightPrompts, Writer, raw_insights, write_insights
 
 TRACES_READ = 256
-"""Of so many traces of each round a writer is asked, which is as many as there can be candidates: of what a
-small model writes one lesson in a hundred is good."""
+"""How many traces of each round a writer is asked about, which is as many as there can be candidates: of what
+a small model writes one lesson in a hundred is good."""
 TRACES_SENT = 64
-"""Of so many an endpoint is asked: it costs, and writes better."""
+"""How many an endpoint is asked about: it costs, and writes better."""
 MAX_CANDIDATES = 256
-"""So many written insights are tried at the gate in each round: halving spends little on the last of them."""
+"""How many written insights a gate tries at most: halving spends little on the last of them."""
 CONTEXT_TOKENS = 1024
 """What insights may take together where a prompt shows all, to the agent or to a writer of more; the least
 useful are left out."""
 
 
 def traces_read(config: SelfImproveConfig) -> int:
-    """Of how many traces of a round a writer is asked, if there are so many."""
+    """How many traces of a round a writer is asked about, at most."""
     return TRACES_READ if config.insight_url is None else TRACES_SENT
 
 

@@ -38,7 +38,7 @@ from experience.whole import appearing
 
 EXPERIENCE = "experience"
 MAX_INSIGHTS = 100
-"""So many are on the card; all of them are in the data set."""
+"""How many are on the card; all of them are in the data set."""
 KINDS = {"model": "", "dataset": f"-{EXPERIENCE}"}
 """Kind of a repository -> what its name ends with."""
 _ABOUT_EXPERIENCE = """

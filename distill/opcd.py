@@ -103,7 +103,7 @@ class OPCD:
                 where they do not. See ``distill.loss``.
             vocabulary: Token ids from here on are padding, with which models of one family differ.
             optimizer: Whether its moments take 32 bits, or 8 where they can.
-            warmup_steps: Over so many steps the learning rate rises linearly to ``lr``.
+            warmup_steps: How many steps the learning rate takes to rise linearly to ``lr``.
             max_nodes: Tokens of one forward and backward pass, a step being as many as it takes. By default
                 what the device has room for; see ``pass_tokens``.
             chunk: Positions whose logits exist at a time; by default by the device too.

@@ -84,7 +84,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _fitted(space: Space[Any], given: Any) -> Any:
@@ -128,13 +128,13 @@ def _fitted(space: Space[Any], given: Any) -> Any:
 
 def _whole(number: Any) -> int:
     if isinstance(number, bool) or not isinstance(number, int):
-        raise ValueError(f"{number!r} is no whole number")
+        raise ValueError(f"{number!r} is not a whole number")
     return number
 
 
 def _finite(number: Any) -> float:
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise ValueError(f"{number!r} is no number")
+        raise ValueError(f"{number!r} is not a number")
     return float(number)
 
 

@@ -52,7 +52,7 @@ def check_text_env(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> 
 
 def _complaints(env: TextEnv, again: TextEnv) -> Iterator[str]:
     if other := misspelt(env.env):
-        yield f"it has no words of its own, and register_text was called for {other}, which is no env's id"
+        yield f"it has no words of its own; register_text was called for {other}, which is not an env's id"
     yield from _of_words(env.words, env.env.action_space)
     old = list(_of_old_gym(env))
     yield from old

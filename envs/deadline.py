@@ -15,7 +15,7 @@ from envs.any_text import clean
 MAX_SECONDS = 86_400.0
 """The longest limit that can be set."""
 HANGS_AFTER, HANGS_TIMES = 30.0, 10.0
-"""By the clock nothing ends before so many seconds, nor before so many times its limit of processor time."""
+"""By the clock nothing ends before these seconds, nor before this multiple of its limit of processor time."""
 CLEANUP_SECONDS = 0.1
 """How long what was interrupted may clean up before it is interrupted again."""
 INSIST_SECONDS = (1e-6, 3e-4)

@@ -15,7 +15,7 @@ MAX_CHARS = 2000
 MAX_NUMBERS = 256
 """Arrays with more numbers are abbreviated to their corners."""
 MAX_COMPONENTS = 16
-"""Vectors of up to so many numbers have each of them named."""
+"""In vectors of up to this many numbers each is named."""
 DECIMALS = 2
 """Of numbers without finite bounds."""
 BUCKETS = 7

@@ -109,7 +109,7 @@ def register_text(
             env's own ``info["is_success"]`` goes before it.
         examples: Replies of an agent that thinks before it acts, one for each action, at places that it never
             sees: with ``--replies think`` they are shown as earlier turns. Small models need them.
-        max_invalid_replies: So many unreadable replies in a row end an episode; by default 3.
+        max_invalid_replies: How many unreadable replies in a row end an episode; by default 3.
         settings: What a run in this env does best with, by the names of agents/config.py, such as
             ``{"episodes": 256, "lr": 1e-4}``. What the user asks for goes before it.
 

@@ -77,7 +77,7 @@ def _observations(env: gym.Env[Any, Any], name: str) -> tuple[Any, Any]:
     images = [part for part, inner in parts.items() if is_image(inner)]
     if len(images) == len(parts) > 0:
         raise EnvError(
-            f"{name} is observed in images ({space}), which are no text: say what they show with "
+            f"{name} is observed in images ({space}), which are not text: say what they show with "
             "envs.register_text(describe=...) (docs/environments.md)"
         )
     if images:

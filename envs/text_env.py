@@ -44,7 +44,7 @@ class TextEnv(gym.Wrapper[Any, Any, Any, Any]):
 
         Args:
             env: Any env whose actions can be written as text.
-            max_invalid_replies: So many unreadable replies in a row end an episode; by default the words say.
+            max_invalid_replies: Unreadable replies in a row that end an episode; by default the words say.
             replies: With ``think`` the rules ask for a thought first; see ``envs.thinking``.
 
         Raises:

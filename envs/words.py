@@ -15,7 +15,7 @@ Options = dict[str, Any] | None
 """What Gymnasium lets a ``reset`` be given beside a seed; no env here makes use of any."""
 
 MAX_REPLY_CHARS = 4096
-"""The last so many characters of a reply are looked at: that is where answers stand."""
+"""How many of a reply's last characters are looked at: that is where answers stand."""
 
 
 class EnvError(ValueError):
@@ -79,7 +79,7 @@ POSITIVE_RETURN = Success(means="its return is positive", reached=lambda total, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A whole reply of an agent that thinks before it acts, at a place that is none of the env's."""
+    """A whole reply of an agent that thinks before it acts, at a place that is not one of the env's."""
 
     observation: str
     """As ``EnvWords.describe`` would word it."""
@@ -117,7 +117,7 @@ class EnvWords:
     ``None`` where there is nothing to advise from outcomes, as with text for an action."""
     success: Success = POSITIVE_RETURN
     max_invalid_replies: int = 3
-    """So many unreadable replies in a row end an episode; at least 1."""
+    """How many unreadable replies in a row end an episode; at least 1."""
 
     situation: Callable[[str], str] = str
     """What an observation sentence has in common with those that are to be treated alike, such as the bucket

@@ -27,7 +27,7 @@ from experience.seeds import SeedRange
 from experience.trace import StopReason
 
 MAX_PATTERNS = 512
-"""Blind candidates at most; so many that Frozen Lake's patterns of up to four actions all fit."""
+"""Blind candidates at most; enough that Frozen Lake's patterns of up to four actions all fit."""
 SCREENING_SEEDS = 32
 FINALISTS = 16
 MAX_STEPS = 200_000
@@ -38,7 +38,7 @@ episode that ran into its time limit counts as a tenth of them."""
 def expected_steps(actions: int, turns: float, validation: int, test: int) -> float:
     """About how many steps the random and the best blind policy take together.
 
-    An episode has so many ``turns`` on average. Without words to act by there is no blind policy.
+    An episode has ``turns`` turns on average. Without words to act by there is no blind policy.
     """
     if not actions:
         return test * turns

@@ -124,7 +124,7 @@ def _read_entry(key: str, value: Any) -> _Entry:
 def _read_method(value: Any) -> _Entry:
     entry = _read_entry("method", value)
     if entry.given not in METHODS and not entry.own:
-        raise ValueError(f"is none of {', '.join(METHODS)}; a method of your own needs settings")
+        raise ValueError(f"is not one of {', '.join(METHODS)}; a method of your own needs settings")
     if not entry.is_trained and entry.own:
         raise ValueError(f"takes no settings: {entry.given} is an arm of another method's run")
     return entry

@@ -63,7 +63,7 @@ def fill(page: Path) -> str:
     try:
         text = page.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise EvalError(f"{page} is no text in UTF-8: {error}") from error
+        raise EvalError(f"{page} is not UTF-8 text: {error}") from error
     return MARKED.sub(table, text)
 
 

@@ -54,7 +54,7 @@ class YamlFile:
                 if known:
                     raise self.error(place, "stands there twice")
                 if key.tag != "tag:yaml.org,2002:str":
-                    raise self.error(place, "is no text: put it in quotes")
+                    raise self.error(place, "is not text: put it in quotes")
                 self._note_lines(value, place)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):

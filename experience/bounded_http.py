@@ -59,7 +59,7 @@ def in_time(call: Callable[[], Result], seconds: float) -> Result:
 
 
 def in_parallel(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> list[Result]:
-    """What ``work`` makes of each job, in so many threads; whatever ends it, it does not wait for the others.
+    """What ``work`` makes of each job, in parallel; whatever ends it, it does not wait for the others.
 
     Raises:
         Exception: What one of the jobs raises; those that nobody has begun are left.
@@ -94,7 +94,7 @@ def is_server(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of brackets without an end, or a port that is no number
+    except ValueError:  # of brackets without an end, or a port that is not a number
         return False
 
 

@@ -37,7 +37,7 @@ _ADVICE = {
     sqlite3.SQLITE_READONLY: "make the file and its folder writable, or work on a copy",
     sqlite3.SQLITE_CANTOPEN: "its folder must exist and be writable",
     sqlite3.SQLITE_FULL: "free some space and try again",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite file: name another",
+    sqlite3.SQLITE_NOTADB: "it is not a SQLite file: name another",
     sqlite3.SQLITE_CORRUPT: "it is damaged: take a copy, or save what is left with sqlite3's .recover",
 }
 
@@ -220,7 +220,8 @@ def _url(location: str | Path) -> sa.URL:
         scheme = re.sub(r"[^\w+].*", "", location)
         # No word of the rest, nor of the error: they may show a password.
         raise ExperienceError(
-            f"{scheme}://... is no database URL, which is like postgresql+psycopg://user:password@host/name, "
+            f"{scheme}://... is not a database URL, which looks like "
+            "postgresql+psycopg://user:password@host/name, "
             "with %40 for @ and %2F for / in the password"
         ) from None
     if url.get_backend_name() not in _INSERTS:

@@ -67,7 +67,7 @@ class Endpoint:
         except ImportError as error:
             raise ExperienceError("an endpoint needs a client: pip install 'opcd-gym[endpoint]'") from error
         if not is_server(url):
-            raise ExperienceError(f"{masked(url)} is no endpoint: http://host:port/v1 is meant")
+            raise ExperienceError(f"{masked(url)} is not an endpoint: give http://host:port/v1")
         keep_secrets_of(url)
         self.name = model
         self._url = url
@@ -138,7 +138,7 @@ class Endpoint:
         except TimeoutError:
             raise ExperienceError(self._say(f"Timeout: no whole answer in {self._seconds:g} s")) from None
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-            raise ExperienceError(self._say(f"its answer is no chat completion ({error})")) from None
+            raise ExperienceError(self._say(f"its answer is not a chat completion ({error})")) from None
 
     def _say(self, reason: str) -> str:
         return (

@@ -87,7 +87,9 @@ def import_run(folder: Positional[Path], store: Positional[str], /, run: str | N
         about = _About.model_validate(yaml.load(text, PlainLoader)["opcd_gym"])
         counts = {table.name: about.rows[table.name] for table in TABLES}
     except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError) as error:
-        raise ExperienceError(f"{folder} is no exported run: it has no README.md as export writes") from error
+        raise ExperienceError(
+            f"{folder} is not an exported run: it has no README.md as export writes"
+        ) from error
     if about.version != VERSION:
         raise ExperienceError(f"{folder} is of version {about.version}, this opcd-gym reads {VERSION} alone")
     with Database(store) as database, database.writing() as connection:

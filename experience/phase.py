@@ -50,11 +50,11 @@ class Phase:
         """
         found = _TEXT.fullmatch(text)
         if found is None or (found["kind"] in ("validation", "step") and found["number"] is None):
-            raise ValueError(f"{text!r} is no phase of a run")
+            raise ValueError(f"{text!r} is not a phase of a run")
         try:
             temperature = None if found["temperature"] is None else float(found["temperature"])
         except ValueError:
-            raise ValueError(f"{text!r} is no phase of a run") from None
+            raise ValueError(f"{text!r} is not a phase of a run") from None
         index = found["name"] if found["number"] is None else int(found["number"])
         return cls(
             kind=found["kind"],

@@ -386,7 +386,7 @@ def _of_folder(folder: Path, given: str | None) -> tuple[str, str | None]:
         location = run_id = None  # a folder with a database alone will do
     if not location and not (folder / "experience.db").exists():
         raise ExperienceError(
-            f"{folder} is no run's folder: it has no experience.db, nor a config.json with a store"
+            f"{folder} is not a run's folder: it has no experience.db, nor a config.json with a store"
         )
     if given:
         return given, run_id

@@ -56,7 +56,7 @@ class Word(Text):
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
         """From the database."""
         if value not in tuple(self.kind):
-            raise damaged_store(f"{value!r} is none of {', '.join(self.kind)}")
+            raise damaged_store(f"{value!r} is not one of {', '.join(self.kind)}")
         return value
 
 
@@ -76,7 +76,7 @@ class Json(_Typed):
         try:
             found = json.loads(value)
         except (ValueError, TypeError, RecursionError) as error:
-            raise damaged_store(f"a cell is no JSON: {error}") from error
+            raise damaged_store(f"a cell is not JSON: {error}") from error
         if not isinstance(found, get_origin(self.kind) or self.kind):
             raise damaged_store("a cell holds other JSON than it should")
         return found
@@ -94,7 +94,7 @@ class _Number:
 
         def process(value: Any) -> Any:
             if value is not None and type(value) not in self.kinds:
-                raise damaged_store(f"{value!r:.40} is no number")
+                raise damaged_store(f"{value!r:.40} is not a number")
             return value
 
         return process

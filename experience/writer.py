@@ -46,7 +46,7 @@ NODES = (
 MAX_TRANSCRIPT_CHARS = 6_000
 """Of a transcript the middle turns go first."""
 QUOTED = 90
-"""An item quotes the problem when so many percent of it, or of the problem, are found in the other."""
+"""An item quotes the problem when this percentage of it, or of the problem, is found in the other."""
 
 OUR_PROMPTS = Path(__file__).with_name("prompts.toml")
 
@@ -112,7 +112,7 @@ class InsightPrompts:
             )
             for name in ("system", "user"):
                 if not isinstance(templates[name], str):
-                    raise TypeError(f"{name} is no text")
+                    raise TypeError(f"{name} is not text")
                 _check_template(environment.parse(templates[name]))
             self._system = environment.from_string(templates["system"])
             self._user = environment.from_string(templates["user"])

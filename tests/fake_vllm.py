@@ -41,7 +41,7 @@ class FakeVLLM:
         """Whether it has the newer of the two model runners."""
         self.max_logprobs = 256
         self.lives: int | None = None
-        """So many completions until it hangs up on everybody."""
+        """How many completions it gives until it hangs up on everybody."""
         self.loads_weights = True
         self.answers: list[Any] = []
         """What it says to completions in place of what is true."""

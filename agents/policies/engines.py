@@ -25,7 +25,7 @@ class Start(Protocol):
             dtype: What it computes in.
             window: The longest prompt and completion together, in tokens, unless the model's is shorter.
             ranks: The processes of the run, which all begin one.
-            together: So many of them, neighbours, share one; it divides their number.
+            together: How many neighbouring processes share one; it divides their number.
         """
         ...
 

@@ -28,7 +28,7 @@ from envs.thoughts import is_mark
 MAX_DISTINCT = 256
 """Distinct prefixes decoded at once: bounds the logits held, [256, V]."""
 MEMO_TOKENS, MOST_MEMO_TOKENS = 16, 256
-"""Of replies of at most so many tokens every distribution is remembered; of longer ones, up to the second
+"""Of replies of at most this many tokens every distribution is remembered; of longer ones, up to the second
 number, as long as they repeat. Others are drawn side by side, and nothing is kept of them."""
 CPU_SHARE, GPU_SHARE = 0.125, 0.4
 """Of a machine's memory, which its processes share, and of a GPU's free memory, that keys and values may
@@ -245,7 +245,7 @@ class HFPolicy:
             self._stream(group, sampling)
 
     def remembers(self, max_tokens: int) -> bool:
-        """Whether distributions of replies of so many tokens are kept, for who says the same again."""
+        """Whether distributions of replies of this many tokens are kept, for who says the same again."""
         return max_tokens <= (MOST_MEMO_TOKENS if self._repetition.is_common else MEMO_TOKENS)
 
     def _crosses(self, requests: Sequence[Request], sampling: Sampling) -> bool:

@@ -22,7 +22,7 @@ WRITING_SHARE = 0.05
 """Of the time that training takes, what writing its files may take."""
 LOST_SECONDS, LOST_FILES = 600.0, 5.0
 """Of training, what a kill may cost at most, but for one step, even if writing then takes more than that: so
-many seconds, or where it is longer as long as so many files take."""
+many seconds, or where it is longer as long as this many files take."""
 
 Tensors = Mapping[str, torch.Tensor]
 

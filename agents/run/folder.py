@@ -105,7 +105,7 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
         """Go on in a run's folder.
 
         Raises:
-            RunFolderError: It is no run's folder.
+            RunFolderError: It is not a run's folder.
         """
         read_config(path)
         return cls(path)
@@ -193,7 +193,7 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
             others = Parts.of(about.pop("parts", None), path).others
             return Joined([tensors, *(load_sealed(other)[0] for other in others)]), about
         except (DamagedFileError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error) if isinstance(error, DamagedFileError) else f"{path} is no file of a run"
+            reason = str(error) if isinstance(error, DamagedFileError) else f"{path} was not written by a run"
             raise RunFolderError(f"{reason}. {TRAIN_AGAIN}") from error
 
     def remove(self, *names: str) -> None:
@@ -258,7 +258,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The configuration in a run's folder.
 
     Raises:
-        RunFolderError: It is no run's folder.
+        RunFolderError: It is not a run's folder.
     """
     return _begun(path).config
 
@@ -267,7 +267,7 @@ def read_inputs(path: Path) -> dict[str, str]:
     """Fingerprints of the files that a run was begun with, by the setting; none of older runs.
 
     Raises:
-        RunFolderError: It is no run's folder.
+        RunFolderError: It is not a run's folder.
     """
     return _begun(path).inputs
 

@@ -11,7 +11,7 @@ from agents.run.folder import read_inputs
 WHOLE = 2**26
 """Of longer files, which are weights mostly, pieces are read: training leaves none of them as it was."""
 PIECES, PIECE = 64, 2**16
-"""So many, of so many bytes."""
+"""At most this many files, of this many bytes together."""
 
 MODEL_FILES = (".safetensors", ".gguf", ".json", ".jinja", ".txt", ".model", ".py")
 """What a model's folder holds of it; a run may write there too, or somebody else."""

@@ -18,7 +18,7 @@ from distill.lm.prefix_tree import shared_length
 from distill.lm.span import Prefix
 
 CPU_PASS, GPU_PASS = 128, 1024
-"""A further pass takes about as long as so many tokens more in one that is there anyway."""
+"""A further pass takes about as long as this many more tokens in one that is there anyway."""
 
 
 class Beginnings:
@@ -164,7 +164,7 @@ class Beginnings:
 
 
 def shared_beginnings(prefixes: Sequence[Prefix], price: int) -> list[Prefix]:
-    """What to read first, each for the price of so many tokens more, so that reading all costs least.
+    """What to read first, each for the price of this many more tokens, so that reading all costs least.
 
     Each prefix goes on, by a token at least, from the longest of them that it begins with.
     """

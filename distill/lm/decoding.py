@@ -64,7 +64,7 @@ class Decoding:
     def __init__(
         self, model: PreTrainedModel, size: int, *, compute_dtype: torch.dtype | None = None
     ) -> None:
-        """Begin with so many empty sequences."""
+        """Begin with this many empty sequences."""
         self._model, self._decoder = model, decoder_of(model)
         self._compiled = compiled_layers(self._decoder)
         self._device = model.device
@@ -181,7 +181,7 @@ def _joined(name: str, values: Sequence[Any], width: int) -> Any:
 
 
 def _fitted(values: Sequence[torch.Tensor], dim: int, width: int) -> list[torch.Tensor]:
-    """The tensors with so many columns: the last ones, behind zeros where there are not as many."""
+    """The tensors with this many columns: the last ones, behind zeros where there are not as many."""
     behind = [0, 0] * (-1 - dim)
     last = [
         value.narrow(dim, -min(width, value.shape[dim]), min(width, value.shape[dim])) for value in values

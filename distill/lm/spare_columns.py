@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 LEAST = 16
 """Columns to spare."""
 PART = 8
-"""Or an eighth of what there is: a token costs the copying of so many, however long the sequence."""
+"""Or an eighth of what there is: a token costs the copying of this many, however long the sequence."""
 
 
 class SpareColumns:

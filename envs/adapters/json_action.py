@@ -59,7 +59,7 @@ class JsonAction:
         """The object of the one field's value, or of the JSON that the agent wrote.
 
         Raises:
-            ValueError: That is no JSON object.
+            ValueError: That is not a JSON object.
         """
         if self.field is not None:
             return {self.field: value}

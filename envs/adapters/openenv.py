@@ -67,7 +67,7 @@ class OpenEnvEnv(gym.Env[str, Any]):
         return self._seen, {}
 
     def step(self, action: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Send an action. One that is no JSON, or that the server does not take, changes nothing."""
+        """Send an action. One that is not JSON, or that the server does not take, changes nothing."""
         assert self._session is not None
         value = self.action.choices[int(action)] if self.action.choices else action
         try:

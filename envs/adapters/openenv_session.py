@@ -97,5 +97,5 @@ def ask_for_action(url: str) -> JsonAction:
         return JsonAction(json.loads(page)["action"])
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise EnvError(
-            f"{url} is no server of OpenEnv's, which describe their actions at /schema: another protocol?"
+            f"{url} is not an OpenEnv server, which describes its actions at /schema: is it another protocol?"
         ) from error

@@ -96,7 +96,9 @@ class TextArenaEnv(gym.Env[str, str]):
         except Exception as error:  # of a game: anything can come out of it
             raise EnvError(f"TextArena's {self._game_id} {_why(error)}") from error
         if not isinstance(self._game.state, ta.SinglePlayerState):
-            raise EnvError(f"TextArena's {self._game_id} is no game for one player: only those can be played")
+            raise EnvError(
+                f"TextArena's {self._game_id} is not a game for one player: only those can be played"
+            )
         return seen
 
     def _seen(self) -> str:
@@ -130,7 +132,7 @@ def _why(error: Exception) -> str:
     """What keeps a game from beginning, for the user."""
     text = str(error)
     if "player" in text.lower():
-        return "is no game for one player: only those can be played"
+        return "is not a game for one player: only those can be played"
     if resource := re.search(r"Resource\s+\W*(?:\x1b\[\d+m)?'?(\w+)", text):
         return f"needs data of nltk's: python -m nltk.downloader {resource[1]}"
     if "OPENROUTER_API_KEY" in text:

@@ -25,7 +25,7 @@ class CueEnv(gym.Env[str, np.int64]):
     """
 
     def __init__(self, *, corridor: int = 1) -> None:
-        """Build the way, with so many turns between the lamp and the fork.
+        """Build the way, with this many turns between the lamp and the fork.
 
         Raises:
             EnvError: It is too long, or less than nothing.

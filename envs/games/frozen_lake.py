@@ -16,7 +16,7 @@ ACTIONS = ("left", "down", "right", "up")
 
 
 def describe_place(columns: int, state: Any) -> str:
-    """Where one is on a grid of so many columns, whose squares are numbered row by row."""
+    """Where one is on a grid of this many columns, whose squares are numbered row by row."""
     row, column = divmod(int(state), columns)
     return f"You are at row {row + 1}, column {column + 1}."
 

@@ -29,9 +29,9 @@ from envs.thoughts import outside_thoughts
 from envs.words import MAX_REPLY_CHARS
 
 MAX_MARKS = 16
-"""Of the places where a reply says that it gives its answer the last so many are looked at."""
+"""How many of the places where a reply says that it gives its answer are looked at, the last ones."""
 MAX_ENDS = 8
-"""Of the places behind a mark where an answer may end the first so many are looked at."""
+"""How many of the places behind a mark where an answer may end are looked at, the first ones."""
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.*&|/-]|\\[()\[\]\\]|\\q?quad(?![A-Za-z])|and|or|\\text\s*\{\s*(?:and|or)\s*\}"

@@ -9,7 +9,7 @@ from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
 from envs.questions.numbers import NUMBER, SCALES, TEXT, UNITS, compare_numbers, plain_number, unit_of
 
 MAX_VERBS = 8
-"""Of a clause the first so many are looked at."""
+"""How many of a clause are looked at, the first ones."""
 _TYPED = ("abs", "floor", "ceil", "cbrt", "binom", "choose", "asin", "acos", "atan")
 _MATH_WORDS = frozenset({"and", "or", "sqrt", "mod", "inf", "infinity", "oo", *FUNCTIONS, *LETTERS, *_TYPED})
 _HEDGES = "or|maybe|perhaps|possibly|probably|otherwise|else|alternatively"

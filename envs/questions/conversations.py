@@ -129,7 +129,7 @@ def _parsed(text: str | bytes) -> Any:
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is no JSON ({error})") from error
+        raise ValueError(f"it is not JSON ({error})") from error
 
 
 def _list(file: Path) -> Rows:
@@ -139,7 +139,7 @@ def _list(file: Path) -> Rows:
         )
     rows = _parsed(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     if not isinstance(rows, list):
-        raise ValueError("it is no list of conversations")
+        raise ValueError("it is not a list of conversations")
     if rows and all(isinstance(row, dict) and {"role", "from"} & row.keys() for row in rows):
         rows = [rows]  # one conversation
     yield from ((f"conversation {number}", row) for number, row in enumerate(rows, 1))
@@ -212,7 +212,7 @@ def _conversation(row: Any, answer: str) -> Conversation:
         if isinstance(row, str):
             row = _parsed(row) if row.lstrip().startswith("[{") else [{"role": "user", "content": row}]
     if not isinstance(row, list) or not all(isinstance(message, dict) for message in row):
-        raise ValueError("it is no list of messages")
+        raise ValueError("it is not a list of messages")
     return _in_turns([_said(message) for message in row], gold)
 
 

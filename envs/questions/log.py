@@ -19,7 +19,7 @@ System = Literal["keep", "drop"]
 
 MAX_PROMPTS = 100_000
 MAX_LOG_CHARS = 1 << 28
-"""So many prompts, and so many characters of them, are taken from a log; what comes after is left out."""
+"""How many prompts, and characters of them, are taken from a log at most; what comes after is left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,7 +85,7 @@ class LogEnv(PartedEnv[str, str]):
         """Pose a prompt.
 
         Raises:
-            EnvError: There is none of this part.
+            EnvError: There is not one of this part.
         """
         number = self.draw_number(seed)
         self._prompt = prompt = cast("LoggedPrompt", self.log.prompts.draw(self.part, number, self.np_random))

@@ -28,7 +28,7 @@ MIN_QUESTIONS = 8
 DEFAULT_SIZE = 100_000
 """Problems that a generator is asked for, unless its config says otherwise."""
 MAX_DRAWS = 10_000
-"""A generator that gives no problem of a part in so many draws has none."""
+"""A generator that gives no problem of a part in this many draws has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,7 @@ class QuestionEnv(PartedEnv[str, str]):
         """Pose a question.
 
         Raises:
-            EnvError: There is none of this part.
+            EnvError: There is not one of this part.
         """
         number = self.draw_number(seed)
         self._problem = problem = self._problems.draw(self.part, number, self.np_random)

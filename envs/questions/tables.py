@@ -194,7 +194,7 @@ def _read_jsonl(path: str) -> "pd.DataFrame":
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from error
                 if not isinstance(row, dict):
-                    raise ValueError(f"line {number} is no JSON object")
+                    raise ValueError(f"line {number} is not a JSON object")
                 rows.append(row)
     return pd.DataFrame(rows, dtype=object)
 
@@ -206,7 +206,7 @@ def cell_text(value: Any, *, is_answer: bool = False, folds: int = MAX_FOLDS) ->
         value: Text, a number, or what others wrap around these: lists of one, messages,
             objects; also as JSON.
         is_answer: Of messages take the assistant's last one, and not what it is told.
-        folds: So many may be in one another.
+        folds: How many may be in one another.
 
     Raises:
         ValueError: It is empty, or several things; the message completes "the cell ...".

@@ -43,7 +43,7 @@ _WORKER = Path(__file__).with_name("verify_worker.py")
 START_SECONDS = 100.0
 """A worker that is not ready by then never will be."""
 STARTS = 3
-"""So many workers may end before they are ready, as when memory is short, until no other is begun."""
+"""How many workers may end before they are ready, as when memory is short, until no other is begun."""
 
 _Job = dict[str, Any]
 

@@ -177,13 +177,13 @@ def test_the_insights_of_another_run(config: LogsConfig, tmp_path: Path) -> None
     [
         (["--conversations", "nowhere.jsonl"], "nowhere.jsonl cannot be read: No such file"),
         (["--conversations", "{folder}/empty.jsonl"], "empty.jsonl has no conversation to learn from"),
-        (["--conversations", "{folder}/broken.jsonl"], "broken.jsonl, line 61: it is no JSON"),
+        (["--conversations", "{folder}/broken.jsonl"], "broken.jsonl, line 61: it is not JSON"),
         (["--conversations", "{folder}/few.jsonl"], "has 7 prompts of 6 conversations, dealt into"),
         (["--context-file", "nowhere.txt"], "there is no context_file nowhere.txt"),
         (["--context-file", "{folder}/long.txt"], "do not fit the model's window of 512: shorten it"),
         (
             ["--context-file", "{folder}/close.txt"],
-            "hardly a prompt fits the model's window beside",
+            "held-out prompts fit the window of",
         ),
         (["--experience", "{folder}/none"], "exactly one of"),
         (["--checker", "nowhere:mine"], "No module named 'nowhere'"),

@@ -729,7 +729,7 @@ def test_an_endpoint_that_is_slow_or_down(server: Any) -> None:
         Endpoint("http://u:pw@127.0.0.1:1/v1?k=pw", "m", max_tokens=1, temperature=0, retries=0)(
             [WritingTask(system="s", user="u")], [0]
         )
-    with pytest.raises(ExperienceError, match="is no endpoint") as error:
+    with pytest.raises(ExperienceError, match="is not an endpoint") as error:
         Endpoint("ftp://user:pw@host/v1", "m", max_tokens=1, temperature=0)
     assert "pw" not in str(error.value)
 

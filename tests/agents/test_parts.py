@@ -67,5 +67,5 @@ def test_a_part_that_is_damaged_or_gone_is_missed(path: Path) -> None:
 def test_a_file_cannot_name_any_others(parts: object, path: Path) -> None:
     with RunFolder.open(path) as folder:
         folder.save_tensors("best.safetensors", {"x": ROWS}, {"parts": parts})
-        with pytest.raises(RunFolderError, match="is no file of a run"):
+        with pytest.raises(RunFolderError, match="was not written by a run"):
             folder.load_tensors("best.safetensors")

@@ -485,7 +485,10 @@ command = partial(run_main, main)
         (["--model", "/no/such/model.gguf"], "no GGUF file /no/such/model.gguf"),
         (["--device", "quantum"], "quantum"),
         (["--insights", "/no/such.toml"], "/no/such.toml"),
-        (["--insights", "llm", "--insight-model", "x", "--insight-url", "nowhere"], "nowhere is no endpoint"),
+        (
+            ["--insights", "llm", "--insight-model", "x", "--insight-url", "nowhere"],
+            "nowhere is not an endpoint",
+        ),
         (["--rounds", "0"], "rounds must be at least 1"),
         (["--test-episodes", "1000001"], "test_episodes must be at most"),
         (["--seed", "1000000000000"], "seed must be"),

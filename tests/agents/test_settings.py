@@ -90,7 +90,7 @@ def test_an_env_of_ones_own_brings_its_settings() -> None:
     assert parse_args(["--env", "Mine-v0", "--waves", "2"]) == SelfImproveConfig(
         env="Mine-v0", episodes=40, waves=2, lr=1e-4
     )
-    with pytest.raises(ConfigError, match="Odd-v0 recommends epochs, which is no setting"):
+    with pytest.raises(ConfigError, match="Odd-v0 recommends epochs, which is not a setting"):
         SelfImproveConfig.for_env("Odd-v0")
     with pytest.raises(ConfigError, match="rounds must be at least 1"):
         SelfImproveConfig.for_env("Bad-v0")

@@ -134,7 +134,7 @@ def test_options_stand_under_the_question(inputs: Path) -> None:
         ({"dataset": "x"}, "exactly one of file= and dataset="),
         ({"file": "{folder}/empty.jsonl"}, "empty.jsonl is empty"),
         ({"file": "{folder}/broken.jsonl"}, "broken.jsonl cannot be read as jsonl: line 2: "),
-        ({"file": "{folder}/list.jsonl"}, "line 2 is no JSON object"),
+        ({"file": "{folder}/list.jsonl"}, "line 2 is not a JSON object"),
         ({"file": "{folder}/broken.csv"}, "cannot be read as csv: row 2 has 3 fields and the header 2"),
         ({"file": "{folder}/none.jsonl"}, "none.jsonl cannot be read: No such file"),
         ({"file": "{folder}/blank.jsonl"}, "row 1: 'label' is empty"),

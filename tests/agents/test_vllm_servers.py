@@ -336,9 +336,9 @@ def test_scores_that_are_none(fakes: list[FakeVLLM], scores: Any) -> None:
     [
         (np.zeros((2, 3), np.float32), "not of float32"),
         (np.zeros((2, 2), np.float64), "not of float32"),
-        (np.ones((2, 2), np.float32), "a log-probability is none"),
-        (np.full((2, 2), np.nan, np.float32), "a log-probability is none"),
-        (np.full((2, 2), -np.inf, np.float32), "a log-probability is none"),
+        (np.ones((2, 2), np.float32), "a log-probability is not a finite number of at most 0"),
+        (np.full((2, 2), np.nan, np.float32), "a log-probability is not a finite number of at most 0"),
+        (np.full((2, 2), -np.inf, np.float32), "a log-probability is not a finite number of at most 0"),
     ],
 )
 def test_arrays_that_are_no_scores(array: Any, says: str) -> None:

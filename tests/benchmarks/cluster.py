@@ -222,7 +222,7 @@ def _held(peak: bool = False) -> int:
 
 
 def measured(shape: Shape, processes: int, lora_rank: int = 0) -> list[int]:
-    """Bytes that each of so many processes took at most for the model."""
+    """Bytes that each of this many processes took at most for the model."""
     return list(map(int, _taken(processes, worker, shape, lora_rank)))
 
 

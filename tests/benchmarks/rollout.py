@@ -72,7 +72,7 @@ def bench(
         env_kwargs: Arguments for the environment, as JSON.
         model: As for `python -m agents.self_improve`.
         steps: Env steps to play, at least.
-        num_envs: Episodes played at once; at least so many are played.
+        num_envs: Episodes played at once; at least as many are played.
     """
     if min(steps, num_envs, len(policies)) < 1 or len({*policies}) < len(policies):
         raise ValueError("steps and num_envs must be at least 1, and policies at least one, each once")

@@ -19,7 +19,7 @@ Side = Callable[[], dict[str, Any]]
 
 
 def side(module: str, worker: str, *, processes: int = 1, threads: int = 0, **settings: Any) -> Side:
-    """One of ``module``'s workers with these settings, in fresh processes of so many threads (0: torch's)."""
+    """One of ``module``'s workers with these settings, in fresh processes of ``threads`` (0: torch's)."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

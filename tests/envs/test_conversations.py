@@ -147,15 +147,15 @@ def test_what_is_passed_over_is_counted(row: Any, reason: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b'{"messages": [\n', "line 1: it is no JSON"),
+        (b'{"messages": [\n', "line 1: it is not JSON"),
         (json.dumps(CHAT).encode() + b"\n{}\n", "line 2: it has none of messages, conversations"),
-        (b"\n\n17\n", "line 3: it is no list of messages"),
-        (b'{"messages": ["x"]}\n', "line 1: it is no list of messages"),
-        (b'{"messages": "[{broken"}\n', "line 1: it is no JSON"),
+        (b"\n\n17\n", "line 3: it is not a list of messages"),
+        (b'{"messages": ["x"]}\n', "line 1: it is not a list of messages"),
+        (b'{"messages": "[{broken"}\n', "line 1: it is not JSON"),
         (b'{"messages": [], "answer": [1, 2]}\n', "line 1: the answer is a list of 2"),
-        (b'{"x": "\xff"}\n', "line 1: it is no JSON"),
-        (b"[" * 100_000 + b"\n", "line 1: it is no JSON"),
-        (b"1" * 10_000 + b"\n", "line 1: it is no JSON"),
+        (b'{"x": "\xff"}\n', "line 1: it is not JSON"),
+        (b"[" * 100_000 + b"\n", "line 1: it is not JSON"),
+        (b"1" * 10_000 + b"\n", "line 1: it is not JSON"),
         (b"", "no conversation to learn from"),
     ],
 )
@@ -170,8 +170,8 @@ def test_broken_lines_are_named(content: bytes, says: str, tmp_path: Path) -> No
     ("name", "content", "says"),
     [
         ("chats.csv", b"x", r"must be a folder, or end in \.jsonl, \.json, \.parquet"),
-        ("chats.json", b'{"messages": []}', "it is no list of conversations"),
-        ("chats.json", b"[", "it is no JSON"),
+        ("chats.json", b'{"messages": []}', "it is not a list of conversations"),
+        ("chats.json", b"[", "it is not JSON"),
         ("chats.parquet", b"PAR1 not", "chats.parquet: .*mend or remove it"),
         ("saved/data.arrow", b"nothing", "data.arrow"),
         ("saved/state.json", b"{}", "has no file that ends in"),

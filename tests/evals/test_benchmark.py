@@ -129,7 +129,10 @@ def test_the_two_by_two_is_all_ways() -> None:
         ("envs: [a]\nseeds: [0]\nenvs: [b]", "line 3: envs stands there twice"),
         ("{envs}\nmodels: []", "line 8: models cannot be []: list should have at least 1 item"),
         ("{envs}\nmodels: [m]", "methods is needed"),
-        ("{envs}\nmodels: [m]\nmethods: [opc]\nseeds: [0]", "line 9: methods[0] is none of none, in-context"),
+        (
+            "{envs}\nmodels: [m]\nmethods: [opc]\nseeds: [0]",
+            "line 9: methods[0] is not one of none, in-context",
+        ),
         (
             "{envs}\nmodels: [m]\nmethods: [opcd]\nseeds: [0, -1]",
             "line 10: seeds[1] cannot be -1: input should be greater than or equal to 0",
@@ -177,7 +180,7 @@ def test_the_two_by_two_is_all_ways() -> None:
         ),
         ("a: &a [1]\nb: *a", "line 2: no aliases, please"),
         ("{envs}models: [m]\nmethods: [opcd]\nseeds: 2026-05-01", "line 9: seeds is neither text nor"),
-        ("{envs}models: [m]\nmethods: [opcd]\nseeds: [0]\nsettings: {{no: 1}}", "settings.no is no text"),
+        ("{envs}models: [m]\nmethods: [opcd]\nseeds: [0]\nsettings: {{no: 1}}", "settings.no is not text"),
         ('{envs}models: [m]\nmethods: [opcd]\nseeds: [0]\n"\\e[2J\\u202e": 1', "line 10: is not known here"),
         (
             '{envs}models: ["m\\e]0;x\\a"]\nmethods: [opcd]\nseeds: [0]',

@@ -115,7 +115,7 @@ def test_models_are_told_apart(page: Path) -> None:
 
 def test_a_page_that_is_no_text(page: Path) -> None:
     page.write_bytes(b"\xff\xfe")
-    with pytest.raises(EvalError, match="is no text in UTF-8"):
+    with pytest.raises(EvalError, match="is not UTF-8 text"):
         fill(page)
 
 

@@ -366,16 +366,16 @@ def test_a_damaged_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "read", "says"),
     [
-        ("turns SET token_ids = '[1'", lambda store: store.turns(tokens=True), "a cell is no JSON"),
+        ("turns SET token_ids = '[1'", lambda store: store.turns(tokens=True), "a cell is not JSON"),
         ("turns SET insight_ids = '{}'", lambda store: store.turns(tokens=True), "a cell holds other JSON"),
-        ("finished_phases SET result = 'x'", lambda store: store.result("play"), "a cell is no JSON"),
-        ("insights SET state = 'odd'", ExperienceStore.load_insights, "'odd' is none of active, retired"),
-        ("traces SET stop_reason = 'odd'", ExperienceStore.traces, "'odd' is none of "),
-        ("traces SET seed = 'x'", ExperienceStore.traces, "'x' is no number"),
-        ("traces SET num_turns = 1.5", ExperienceStore.traces, "1.5 is no number"),
-        ("traces SET success = 'maybe'", ExperienceStore.traces, "'maybe' is no number"),
+        ("finished_phases SET result = 'x'", lambda store: store.result("play"), "a cell is not JSON"),
+        ("insights SET state = 'odd'", ExperienceStore.load_insights, "'odd' is not one of active, retired"),
+        ("traces SET stop_reason = 'odd'", ExperienceStore.traces, "'odd' is not one of "),
+        ("traces SET seed = 'x'", ExperienceStore.traces, "'x' is not a number"),
+        ("traces SET num_turns = 1.5", ExperienceStore.traces, "1.5 is not a number"),
+        ("traces SET success = 'maybe'", ExperienceStore.traces, "'maybe' is not a number"),
         ("traces SET success = 7", ExperienceStore.traces, "7 is neither true nor false"),
-        ("turns SET reward = 'x'", ExperienceStore.turns, "'x' is no number"),
+        ("turns SET reward = 'x'", ExperienceStore.turns, "'x' is not a number"),
     ],
 )
 def test_a_damaged_cell(
@@ -578,14 +578,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("file", "old", "new", "complaint"),
     [
-        ("README.md", "opcd_gym", "opcd", "is no exported run"),
-        ("README.md", "---", "[" * 10_000, "is no exported run"),
-        ("README.md", "turns: 4", "turns: four", "is no exported run"),
-        ("README.md", "turns: 4", "turns: '4'", "is no exported run"),
-        ("README.md", "opcd_gym:", "x: &x [1]\ny: *x\nopcd_gym:", "is no exported run"),
-        ("README.md", "run: run", "run: [run]", "is no exported run"),
-        ("README.md", "run: run", f"run: {'x' * 2000}", "is no exported run"),
-        ("README.md", "opcd_gym:", f"# {'x' * (1 << 20)}\nopcd_gym:", "is no exported run"),
+        ("README.md", "opcd_gym", "opcd", "is not an exported run"),
+        ("README.md", "---", "[" * 10_000, "is not an exported run"),
+        ("README.md", "turns: 4", "turns: four", "is not an exported run"),
+        ("README.md", "turns: 4", "turns: '4'", "is not an exported run"),
+        ("README.md", "opcd_gym:", "x: &x [1]\ny: *x\nopcd_gym:", "is not an exported run"),
+        ("README.md", "run: run", "run: [run]", "is not an exported run"),
+        ("README.md", "run: run", f"run: {'x' * 2000}", "is not an exported run"),
+        ("README.md", "opcd_gym:", f"# {'x' * (1 << 20)}\nopcd_gym:", "is not an exported run"),
         ("README.md", "turns: 4", "turns: 5", "has 4 rows of turns and should have 5"),
         ("README.md", VERSION, "0009", "of version 0009, this opcd-gym reads"),
         ("turns", "{", "", "row 1 of .*turns-00000.jsonl: all of it: Invalid JSON"),
@@ -664,7 +664,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ExperienceError, match=r"has 0 rows of turns and should have 4"):
         import_run(folder, target)
     for arguments in (["export", "missing.db", "x"], ["import", str(tmp_path), str(tmp_path / "new.db")]):
-        with pytest.raises(SystemExit, match=r"error: .*(no store at missing|is no exported run)"):
+        with pytest.raises(SystemExit, match=r"error: .*(no store at missing|is not an exported run)"):
             exchange.main(arguments)
     assert not (tmp_path / "new.db").exists()
 

@@ -70,7 +70,7 @@ class LocalEngine:
             window: The longest prompt and completion together, in tokens, unless the model's is shorter.
             memory: The share of a GPU's memory that vLLM may take while it draws.
             ranks: The processes of the run, which all do this.
-            together: So many of them, neighbours, share one engine; it divides their number.
+            together: How many neighbouring processes share one engine; it divides their number.
 
         Raises:
             VLLMError: vLLM is not installed, does not know the model, or has too little memory.

@@ -108,7 +108,7 @@ class Engine(Drawer, Protocol):
     holds: object
     """Whose weights it has, as ``VLLMPolicy`` notes it; ``None`` when that is not known."""
     together: int
-    """So many processes make up one, and take their parts of the weights at the same time."""
+    """How many processes make up one, and take their parts of the weights at the same time."""
 
     @property
     def window(self) -> int:

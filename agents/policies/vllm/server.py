@@ -59,7 +59,7 @@ def _parsed(
             return ask(self, *args, **options)
         except (TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise VLLMError(
-                f"the answer of {self.url} is no completion, or not vLLM's ({str(error)[:200]})"
+                f"the answer of {self.url} is not a completion, or not vLLM's ({str(error)[:200]})"
             ) from error
 
     return parsed
@@ -83,7 +83,9 @@ class Server:
         except ImportError as error:
             raise VLLMError("servers need a client: pip install 'opcd-gym[endpoint]'") from error
         if not is_server(url) or "@" in urlsplit(url).netloc:
-            raise VLLMError(f"no server's URL: http://host:port is meant, and a key goes into {KEY}")
+            raise VLLMError(
+                f"{masked(url)} is not a server's URL: give http://host:port, and put a key in {KEY}"
+            )
         self.name = self.url = url.rstrip("/").removesuffix("/v1")
         self.down: str | None = None
         """Why it is not asked any more."""
@@ -316,7 +318,7 @@ class Server:
         except UnboundedAnswerError as error:
             raise ServerDownError(f"{self.url}{path}: {error}") from None
         except (RecursionError, ValueError) as error:
-            raise VLLMError(f"the answer of {self.url} to {path} is no JSON ({str(error)[:200]})") from None
+            raise VLLMError(f"the answer of {self.url} to {path} is not JSON ({str(error)[:200]})") from None
         except self._errors.APIConnectionError as error:
             cause = error.__cause__ or error
             raise ServerDownError(f"{self.url}: {type(cause).__name__}: {cause}") from None
@@ -350,7 +352,7 @@ def scores_in(text: Any, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
     """Log-probabilities in an answer, which may be anything, as numpy writes an array, in base64.
 
     Raises:
-        ValueError: They are none, or not so many.
+        ValueError: They are none, or another number of them.
     """
     file = io.BytesIO(base64.b64decode(text, validate=True))
     if np.lib.format.read_magic(file) != (1, 0):
@@ -360,7 +362,7 @@ def scores_in(text: Any, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
         raise ValueError(f"an array of {dtype} {found} and not of float32 {shape}")
     scores = np.frombuffer(file.read(), dtype="<f4").reshape(shape).copy()
     if not (scores <= MAX_LOGPROB).all() or np.isinf(scores).any():
-        raise ValueError("a log-probability is none")
+        raise ValueError("a log-probability is not a finite number of at most 0")
     return scores
 
 
