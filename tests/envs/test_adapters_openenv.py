@@ -209,7 +209,7 @@ ACTION = {"action": {"properties": {"say": {"type": "string"}}}}
     indirect=True,
 )
 def test_another_protocol(web: str) -> None:
-    with pytest.raises(EnvError, match=r"127.0.0.1:\d+ is no server of OpenEnv's") as error:
+    with pytest.raises(EnvError, match=r"127.0.0.1:\d+ is not an OpenEnv server") as error:
         make_text_env(web, {})
     assert "\n" not in str(error.value)
 
