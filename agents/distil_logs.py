@@ -239,6 +239,7 @@ def _about(conversations: Path, log: Log, *, too_long: int, is_judged: bool) -> 
         "too_long": too_long,
         "skipped": dict(log.skipped),
         "first_skipped": dict(log.first_skipped),
+        "answered": sum(log.answered),
         "is_judged": is_judged,
     }
 
@@ -261,7 +262,8 @@ def _told(about: Mapping[str, Any]) -> str:
             f"{about['too_long']} prompts left out, too long for the model's window beside the context"
         )
     if not about["is_judged"]:
-        parts.append("with hardly any answers held out: whether the context helps is for you to know")
+        few = "hardly any answers" if about["answered"] else "no answers"
+        parts.append(f"with {few} held out: whether the context helps is for you to know")
     return "; ".join(parts)
 
 
@@ -287,9 +289,10 @@ def print_table(results: Mapping[str, Any], path: Path, console: Console | None 
     console = console or Terminal()
     console.print(rich)
     saved = tokens["with_context"] - tokens["bare"]
-    verdict = "" if results["admitted"] else "; the context does not help, so nothing was trained"
-    change = interval_text(kl["change"], "mean", "{:+.4f}")
-    tell(console, f"KL after - before: {change}; {saved:.0f} prompt tokens saved per call{verdict}")
+    outcome = "the context does not help, so nothing was trained"
+    if results["admitted"]:
+        outcome = f"{saved:.0f} prompt tokens saved per call"
+    tell(console, f"KL after - before: {interval_text(kl['change'], 'mean', '{:+.4f}')}; {outcome}")
     tell(console, f"model: {path / 'model'}")
 
 

@@ -231,7 +231,7 @@ def _told(config: SelfImproveConfig, chosen: SelfImproveConfig, outlook: Outlook
     if config.minutes is not None and flags(chosen) != flags(config):
         yield (
             f"all that was asked for ({flags(config)}) would take {outlook.estimate(config)}; "
-            f"{config.minutes:g} minutes are for: {flags(chosen)}"
+            f"{config.minutes:g} minutes have room for: {flags(chosen)}"
         )
     if (steps := outlook.steps(chosen)) < FEW_STEPS * (wanted := outlook.steps(config)):
         minutes = math.ceil((outlook.estimate(config).total + costs.seconds) / 60)

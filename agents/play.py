@@ -175,7 +175,7 @@ def settings(asked: PlayConfig) -> SelfImproveConfig:
     else:
         config = saved_config(asked.run)
         if asked.env not in (None, config.env):
-            raise ConfigError(f"--run has its env, which is {config.env}: leave out --env")
+            raise ConfigError(f"--run has its env, which is {config.env}: give --env {config.env}")
         model = asked.model or str(asked.run / "model")
         if asked.model is None and not Path(model).is_dir():
             raise ConfigError(f"{asked.run} has no trained model yet: finish the run, or give --model")

@@ -10,7 +10,7 @@ from agents.policy_writer import INSIGHT_TEMPERATURE, INSIGHT_TOKENS, PolicyWrit
 from agents.rollout import turn_seed
 from agents.run.run import CONTEXT, Run
 from envs.words import POSITIVE_RETURN
-from evals.gate import Outcomes, Verdict, by_promise, judge
+from evals.gate import Outcomes, Verdict, by_promise, can_admit, judge
 from evals.result import judged
 from experience.context import NO_CONTEXT, Context, within_budget
 from experience.endpoint import Endpoint
@@ -46,7 +46,7 @@ class Reflection:
         """Find out how insights are drawn: by ``kind``, or as the settings say. ``fixed`` draws none.
 
         Raises:
-            ConfigError: The env's outcomes cannot be put into advice.
+            ConfigError: The env's outcomes cannot be put into advice, or a writer is named for nothing.
             ExperienceError: There is no client for endpoints, or the prompts cannot be used.
             ModelError: The writer cannot be had.
         """
@@ -59,17 +59,33 @@ class Reflection:
             raise ConfigError(
                 f"insights outcomes need an env with action words, {config.env} has none: take llm"
             )
+        if kind != "llm" and (config.insight_url or config.insight_model):
+            raise ConfigError(
+                f"insight_model and insight_url need insights llm: those of this run are {kind}"
+            )
         self.kind = kind
         self.prompts = InsightPrompts(config.insight_prompts)
         self.best = NO_CONTEXT
         """What the last gate found best, admitted or not: what experience is worth in the prompt."""
         self.writer = self._make_writer() if kind == "llm" and run.ranks.is_main else None
+        if not can_admit(deciding := self._deciding):
+            tell(
+                run.console,
+                f"{deciding} validation episodes decide whether insights help: too few, as {deciding} won "
+                f"to none would not be significant; take more --validation-episodes, or more problems",
+            )
 
     @property
     def waves(self) -> int:
         """Parts of a round's play: several where each can be led by what those before it came to."""
         config = self.run.config
         return min(config.waves, config.episodes) if self.kind == "outcomes" else 1
+
+    @property
+    def _deciding(self) -> int:
+        """Episodes that decide at a gate: half of them where a model writes, since the others choose."""
+        n = len(self.gate_seeds)
+        return n - n // 2 if self.kind == "llm" else n
 
     @property
     def gate_seeds(self) -> SeedRange:
@@ -97,19 +113,24 @@ class Reflection:
         return list({context.id: context for context in contexts if context.insights}.values())
 
     def _note_no_success(self) -> None:
-        """Say it where the default success, a positive return, may be what is wrong."""
+        """Say that there is little to learn from, and where the default success may be what is wrong."""
         run, success = self.run, self.run.words.success
-        if success is not POSITIVE_RETURN or not run.ranks.is_main:
+        if not run.ranks.is_main:
             return
         traces = run.store.traces()
+        if traces["success"].any() or not len(traces):
+            return
         low, high = traces["total_reward"].min(), traces["total_reward"].max()
-        if low < high <= 0 and not traces["success"].any():
-            tell(
-                run.console,
-                f"no episode has succeeded, and returns went from {low:g} to {high:g}: where the environment "
-                f"says nothing of it, one succeeds when {success.means}; if that is not meant, give "
-                "register_text success=Success(...)",
+        advice = "more --episodes may find one that does, or a reward on the way"
+        if success is POSITIVE_RETURN and low < high <= 0:
+            advice = (
+                f"where the environment says nothing of it, one succeeds when {success.means}; if that is "
+                "not meant, give register_text success=Success(...)"
             )
+        tell(
+            run.console,
+            f"no episode has succeeded, and returns went from {low:g} to {high:g}: {advice}",
+        )
 
     def gate(self, round_number: int, candidates: Sequence[Context]) -> Context | None:
         """The best of the candidates if it helps the teacher on validation; otherwise nothing is trained."""

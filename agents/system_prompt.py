@@ -241,7 +241,12 @@ def print_table(table: Mapping[str, Any], console: Console | None = None) -> Non
     console = console or Terminal()
     console.print(rich)
     saved = f"{table['prompt_tokens_saved']:.0f} prompt tokens saved per call"
-    tell(console, f"{saved}; constant: always the same answer")
+    outcome = (
+        saved
+        if table["best_step"]["opcd"]
+        else "nothing was trained: the prompt or the training does not help"
+    )
+    tell(console, f"{outcome}; constant: always the same answer")
     for against in ("with_prompt", "off_policy"):
         change = table[f"opcd_against_{against}"]
         tell(console, f"OPCD - {LABELS[against]}: {change_text(change)}, p = {change['p_value']:.2g}")

@@ -120,7 +120,10 @@ def register_text(
         if len(set(actions)) < len(actions) or not all(
             word.replace("_", "a").isalnum() and word == word.lower() for word in actions
         ):
-            raise EnvError(f"{env_id}: actions must be different lower-case words, not {list(actions)}")
+            raise EnvError(
+                f"{env_id}: actions must be different lower-case words of letters, digits and _, such as "
+                f"turn_left, not {list(actions)}"
+            )
         actions = tuple(actions)
     changes: dict[str, Any] = {
         "rules": rules,

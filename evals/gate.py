@@ -52,6 +52,11 @@ class Verdict:
     """By context id, ``none`` included."""
 
 
+def can_admit(deciding: int) -> bool:
+    """Whether so few episodes can decide for a context at all: where it wins every one, and none is lost."""
+    return exact_paired_test(deciding, 0) < SIGNIFICANT
+
+
 def by_promise(
     insights: Iterable[Insight], judged: Mapping[str, tuple[int, float]] | None = None
 ) -> list[Insight]:

@@ -15,7 +15,7 @@ from envs.questions.log import LoggedPrompt, System, from_json, read_log
 from envs.questions.question_env import question_words
 from envs.questions.verify import shared_verifier
 from envs.registry import recommend, words_of
-from envs.words import EnvError, EnvWords, Options
+from envs.words import EnvError, EnvWords, Options, truth
 
 Check = Literal["contains", "exact", "math"]
 Checker = Callable[[str, str], bool | None]
@@ -110,7 +110,7 @@ def judge(reply: str, gold: str, check: str) -> bool | None:
     """
     if (own := _CHECKERS.get(check)) is not None:
         found = own(reply, gold)
-        return None if found is None else bool(found)
+        return None if found is None else truth(found, f"what {check} says of a reply")
     if not gold:
         return None
     if check == "math":

@@ -192,7 +192,7 @@ def test_numbers_are_checked(
                 ]
             }
         )
-        with pytest.raises(VLLMError, match="is no completion"):
+        with pytest.raises(VLLMError, match="is not a completion"):
             server.draw([(5, 6)], [0], Sampling(max_tokens=4), [])
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.policy_writer import said
-from evals.gate import Outcomes, Verdict, by_promise, judge
+from evals.gate import Outcomes, Verdict, by_promise, can_admit, judge
 from evals.stats import wilson_interval
 from experience import ExperienceError
 from experience.context import NO_CONTEXT, Context, relevance, within_budget
@@ -463,6 +463,10 @@ def test_what_is_new_is_tried_before_what_had_its_chance() -> None:
     assert by_promise([retired, worse, once], judged) == [worse, once, retired]
 
 
+def test_few_episodes_decide_nothing() -> None:
+    assert [can_admit(n) for n in range(8)] == [False] * 6 + [True] * 2
+
+
 def test_the_best_of_one_round_is_the_first_of_the_next() -> None:
     """Not the one that was lucky in the few episodes that it played."""
     insights = [insight(f"Lesson {n}, of many.") for n in range(64)]
@@ -706,10 +710,10 @@ def test_an_endpoint_that_thinks_too_long_says_so(server: Any) -> None:
         ((429, {"error": {"message": "slow down"}}), "RateLimitError"),
         ((500, {}), "InternalServerError"),
         ((401, {"error": {"message": "bad key sk-secret"}}), r"AuthenticationError.*\*\*\*"),
-        ((200, b"<html>not json"), "no chat completion|JSON|Error"),
-        ((200, {"choices": []}), "no chat completion"),
-        ((200, {"hello": 1}), "no chat completion"),
-        ((200, [1]), "no chat completion"),
+        ((200, b"<html>not json"), "not a chat completion|JSON|Error"),
+        ((200, {"choices": []}), "not a chat completion"),
+        ((200, {"hello": 1}), "not a chat completion"),
+        ((200, [1]), "not a chat completion"),
     ],
 )
 def test_an_endpoint_that_fails(

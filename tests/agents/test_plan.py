@@ -264,8 +264,8 @@ def test_a_plan_is_kept_printed_and_can_be_repeated(
     assert 1 < chosen["steps"] < 6
     assert 2 < chosen["episodes"] < 24
     told = console.export_text()
-    line = next(line for line in told.splitlines() if "0.5 minutes are for: " in line)
-    printed = parse_args([*line.partition("0.5 minutes are for: ")[2].split(), "--waves", "2"])
+    line = next(line for line in told.splitlines() if "0.5 minutes have room for: " in line)
+    printed = parse_args([*line.partition("0.5 minutes have room for: ")[2].split(), "--waves", "2"])
     assert {name: getattr(printed, name) for name in PLANNED} == chosen
     assert about["expected_seconds"].keys() == {"play", "gate", "training", "validation", "test"}
 

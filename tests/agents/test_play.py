@@ -99,7 +99,7 @@ def test_a_text_of_ones_own(walker_folder: Path, tmp_path: Path, capsys: pytest.
     ("args", "says"),
     [
         (["--run", "/no/such/run"], "/no/such/run is not the folder of a run"),
-        (["--run", "{run}", "--env", "Taxi-v4"], "which is FrozenLake-v1: leave out --env"),
+        (["--run", "{run}", "--env", "Taxi-v4"], "which is FrozenLake-v1: give --env FrozenLake-v1"),
         (["--env", "FrozenLak-v1"], "did you mean FrozenLake-v1"),
         (["--model", "nowhere"], "no model 'nowhere'"),
         (["--context-file", "/no/such/file"], "there is no context_file /no/such/file"),

@@ -489,6 +489,10 @@ command = partial(run_main, main)
             ["--insights", "llm", "--insight-model", "x", "--insight-url", "nowhere"],
             "nowhere is not an endpoint",
         ),
+        (
+            ["--insight-url", "http://127.0.0.1:9/v1", "--insight-model", "x"],
+            "need insights llm: those of this run are outcomes",
+        ),
         (["--rounds", "0"], "rounds must be at least 1"),
         (["--test-episodes", "1000001"], "test_episodes must be at most"),
         (["--seed", "1000000000000"], "seed must be"),

@@ -113,7 +113,7 @@ def test_words_of_a_misspelt_id() -> None:
     register_text("tests/Other-v0", actions=["a", "b"])  # of a module that has not registered its env yet
     try:
         [complaint] = check_text_env("tests/Bare-v0")
-        assert complaint.startswith("it has no words of its own, and register_text was called for tests/Bear")
+        assert complaint.startswith("it has no words of its own; register_text was called for tests/Bear")
         del _REGISTERED["tests/Bear-v0"]
         assert check_text_env("tests/Bare-v0") == []
     finally:

@@ -383,5 +383,10 @@ def test_a_checker_of_ones_own(tmp_path: Path) -> None:
     for reply, right in (("please", True), ("no", False), ("", None)):
         env.reset(seed=0)
         assert env.step(reply)[-1].get("is_success") is right
+    register_checker("wordy", lambda reply, answer: "no")  # type: ignore[arg-type,return-value]
+    with pytest.raises(
+        ValueError, match="what wordy says of a reply is 'no', which is neither true nor false"
+    ):
+        judge("please", "", "wordy")
     with pytest.raises(EnvError, match="system must be keep or drop"):
         make_text_env("Logs-v0", {"file": path, "system": "x"})

@@ -44,7 +44,7 @@ def test_every_phase_is_read_back(phase: Phase) -> None:
 
 @pytest.mark.parametrize("text", ["", "3", "round1/", "Play", "test/a@", "play0@x"])
 def test_what_is_no_phase(text: str) -> None:
-    with pytest.raises(ValueError, match="no phase of a run"):
+    with pytest.raises(ValueError, match="not a phase of a run"):
         Phase.parse(text)
 
 

@@ -325,7 +325,7 @@ def test_other_databases_are_refused(tmp_path: Path, postgres_url: str) -> None:
             ExperienceStore(url)
     garbage = tmp_path / "garbage.db"
     garbage.write_bytes(b"not a database, but long enough to be read as a header of one" * 20)
-    with pytest.raises(ExperienceError, match="no SQLite file: name another"):
+    with pytest.raises(ExperienceError, match="not a SQLite file: name another"):
         ExperienceStore(garbage)
     with pytest.raises(ExperienceError, match="its folder must exist"):
         ExperienceStore(tmp_path / "missing" / "e.db")
@@ -426,9 +426,9 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
         ("postgresql+psycopg://127.0.0.1:1/db?user=me&password=hush", "see that the server runs"),
         ("postgresql+psycopg://me:hush@nowhere.invalid/db", "see that the server runs"),
         ("postgresql+psycopg2://me:hush@host/db", "driver psycopg2: pip install 'psycopg2-binary'"),
-        ("postgres://me:hush@host/db", "postgres://... is no database URL"),
-        ("postgresql://me:hu@sh:hush/x@host/db", "postgresql://... is no database URL"),
-        ("://", "is no database URL"),
+        ("postgres://me:hush@host/db", "postgres://... is not a database URL"),
+        ("postgresql://me:hu@sh:hush/x@host/db", "postgresql://... is not a database URL"),
+        ("://", "is not a database URL"),
     ],
 )
 def test_servers_that_cannot_be_used(url: str, complaint: str) -> None:
@@ -704,7 +704,7 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
             shown(*arguments)
     with pytest.raises(SystemExit, match=r"error: there is no store at .*missing"):
         show.main([str(tmp_path / "missing")])
-    with pytest.raises(SystemExit, match="no run's folder"):
+    with pytest.raises(SystemExit, match="not a run's folder"):
         show.main([str(Path(__file__).parent)])
 
 
