@@ -276,10 +276,11 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
     saved = with_prompt["prompt_tokens_per_turn"] - opcd["prompt_tokens_per_turn"]
     assert table["prompt_tokens_saved"] == saved > 20
     assert 0 < table["best_constant"]["success_rate"] < 1
-    print_table(table)
-    output = capsys.readouterr().out
-    assert "OPCD - off-policy" in output
-    assert f"{saved:.0f} prompt tokens saved per call" in output
+    for step, says in ((4, f"{saved:.0f} prompt tokens saved per call"), (0, "nothing was trained")):
+        print_table(table | {"best_step": {"opcd": step}})
+        output = capsys.readouterr().out
+        assert "OPCD - off-policy" in output
+        assert says in output
     assert config.run.output is not None
     assert (config.run.output / "opcd" / "report.html").exists()
     with patch.object(Run, "play", side_effect=AssertionError("a finished run is not run again")):
