@@ -276,8 +276,8 @@ def test_both_trainings_as_one_table(config: SystemPromptConfig, capsys: pytest.
     saved = with_prompt["prompt_tokens_per_turn"] - opcd["prompt_tokens_per_turn"]
     assert table["prompt_tokens_saved"] == saved > 20
     assert 0 < table["best_constant"]["success_rate"] < 1
-    for step, says in ((4, f"{saved:.0f} prompt tokens saved per call"), (0, "nothing was trained")):
-        print_table(table | {"best_step": {"opcd": step}})
+    for kept, says in ((4, f"{saved:.0f} prompt tokens saved per call"), (0, "nothing was trained")):
+        print_table(table | {"best_step": {"opcd": kept}})
         output = capsys.readouterr().out
         assert "OPCD - off-policy" in output
         assert says in output
