@@ -226,7 +226,7 @@ def _is_talk(answer: str) -> bool:
     """Whether it says something of an answer that is given elsewhere, as "an integer" and "not 57" do."""
     return re.match(r"(?:not|never|rounded)\b", answer) is not None or (
         re.search(r"[0-9\\=<>]|\b[A-Z]\b|anything", answer) is None
-        and len(answer.split()[0]) > 1
+        and re.match(r"\s*\S\S", answer) is not None
         and has_prose(answer)
     )
 

@@ -129,7 +129,8 @@ def first_clause(said: str) -> str | None:
     clauses = [clause.strip() for clause in _CLAUSE_END.split(sentence)]
     is_worked_out = _GUARD.search(clauses[0]) or re.search(r"[0-9]\s*[-+*/]\s*[0-9]", clauses[0])
     if len(clauses) > 1 and is_worked_out and clauses[1].startswith("which "):
-        return re.sub(r"^which\s+(?:is|equals|makes|gives|comes to)\s", f"{clauses[0]} = ", clauses[1])
+        result = re.sub(r"^which\s+(?:(?:is|equals|makes|gives|comes to)\s)?", "", clauses[1])
+        return f"{clauses[0]} = {result}"
     if NEGATION.match(clauses[0]) and len(clauses) > 1:
         return next((clause for clause in clauses[1:] if not NEGATION.search(clause)), clauses[0])
     return _MINUS.sub("-", clauses[0]) or None

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.questions import verify
-from envs.questions.answers import final_answer, gold_answer, whole_answers
+from envs.questions.answers import final_answer, gold_answer, uncut_answers, whole_answers
+from envs.questions.equality import as_latex, compare
 from envs.questions.numbers import MAX_CHARS, plain_number
 from envs.questions.verify import Verdict, Verifier, refusal
 from envs.words import EnvError
@@ -599,6 +600,25 @@ def test_any_text_is_read(text: str) -> None:
     assert answer is None or answer
     refusal(answer or "")
     plain_number(text)
+
+
+FRAGMENTS = (
+    "The answer is ", "answer: ", "which is ", "which he paid ", ", ", ". ", "; ", "because ", "not ", "or ", "(or 6) ", "is ",
+    "7 * 8", "42", "1/2 ", "$", "\\(", "\\)", "\\times ", "\\pi ", "\\frac", "\\sqrt", "\\1", "{", "}", "(", ")", "x=", "x > ",
+    "_{n=1}", "\\text{", "\\begin{cases}", "\\end{cases}", "\\\\", "&", "**", "%", "cm ", "B) ", "Yes, ", "\u2028", "\n",
+)  # fmt: skip
+
+
+@given(
+    st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join),
+    st.sampled_from(["56", "B", "yes", "(1,2)"]),
+)
+def test_any_piece_of_mathematics_is_read(text: str, gold: str) -> None:
+    for is_text in (False, True):
+        if (answer := final_answer(text, is_text=is_text)) is not None:
+            compare(answer, gold)
+    for answer in uncut_answers(text):
+        as_latex(answer)
 
 
 def test_numbers_are_judged_fast() -> None:
