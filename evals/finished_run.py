@@ -32,7 +32,7 @@ class NotJudgedError(UnfinishedRunError):
     """A finished run on a log without right answers."""
 
 
-def settings_of(path: Path) -> dict[str, Any]:
+def run_settings(path: Path) -> dict[str, Any]:
     """Every setting of a finished run, whether its episodes were judged or not.
 
     Raises:

@@ -25,7 +25,7 @@ from scipy.stats import ttest_1samp
 from envs.text_env import make_text_env
 from evals.agent_process import ask
 from evals.command import EvalError, run_command
-from evals.finished_run import NotJudgedError, settings_of
+from evals.finished_run import NotJudgedError, run_settings
 from evals.instructions import INSTRUCTIONS
 from evals.page import write_whole
 from evals.report import write_report
@@ -140,7 +140,7 @@ def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
     """
     for task in config.tasks:  # before anything is spent
         make_text_env(TASKS[task].env, TASKS[task].env_kwargs).close()
-    known: Mapping[str, Any] = settings_of(config.run) if config.run else UNKNOWN
+    known: Mapping[str, Any] = run_settings(config.run) if config.run else UNKNOWN
     if config.seed is None:
         config = replace(config, seed=known["seed"])
     names = {"before": config.before or known["model"], "after": config.after}

@@ -45,6 +45,8 @@ _WORD = re.compile(
 _REASON = re.compile(r"\s(?:because|since|as in)\b[^.,;\n]*")
 _ASIDE = re.compile(r"\s(?:ways?|when|where|while|attained)\b")
 """Behind a result, before under what conditions it is one."""
+_FORMULA = re.compile(r"[0-9]|\\[A-Za-z]{2}")
+"""What a formula has, or a number."""
 _PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
 _LOOSE_END = re.compile(r"\s\([^()]*$|[\s,]+(?:and|or)\s*$|^\s*(?:and|or)\s|^\s+[-:]\s+")
 _EXPLANATION = re.compile(r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|\\approx))[^()\\]*\)")
@@ -91,14 +93,15 @@ def formula_in(said: str) -> str:
     if not said or plain_number(said) or not has_prose(said) or NEGATION.search(said):
         return said
     if _GUARD.search(said):
-        *_, result = parts = _EQUALS.split(said)
-        return formula_in(result) if len(parts) > 1 else said
-    restated = [plain_number(tidy(part)) for part in re.split(r",?\s+or\s+", said)]
+        *before, result = _EQUALS.split(said)
+        return formula_in(result) if before else said
+    parts = re.split(r",?\s+or\s+", said)
+    restated = [plain_number(tidy(part)) for part in parts]
     first = restated[0]
     is_restated = first and all(number and compare_numbers(number, first) is None for number in restated)
     units = {number.unit for number in restated if number and number.unit}
     if len(restated) > 1 and (is_restated or len(units) == len(restated)):
-        return re.split(r",?\s+or\s+", said)[0]  # 42 minutes, or 0.7 hours
+        return parts[0]  # 42 minutes, or 0.7 hours
     if typeset := _MATH.search(said):
         return tidy(next(group for group in typeset.groups() if group))
     formulas, between = [""], [""]
@@ -113,7 +116,7 @@ def formula_in(said: str) -> str:
             between.append("")
         else:
             formulas[-1] += piece
-    found = [n for n, formula in enumerate(formulas) if re.search(r"[0-9]|\\[A-Za-z]{2}", formula)]
+    found = [n for n, formula in enumerate(formulas) if _FORMULA.search(formula)]
     if not found:
         return said
     formula, behind = formulas[found[0]], " ".join(between[found[0] : found[1]] if len(found) > 1 else [])
@@ -145,10 +148,9 @@ def last_said(text: str, is_text: bool) -> str | None:
     if last and (plain_number(last) or not has_prose(last)):
         return last
     sentences = [sentence for sentence in map(tidy, _SENTENCE_END.split(lines[-1])) if sentence]
-    if is_text and sentences and sentences[0].casefold() in YES_OR_NO:
-        return sentences[0]
     if is_text:
-        return sentences[-1] if sentences else None
+        is_said_first = sentences and sentences[0].casefold() in YES_OR_NO
+        return next(iter(sentences if is_said_first else reversed(sentences)), None)
     if (
         last
         and _LEADS.match(last)
@@ -177,19 +179,15 @@ def tidy(answer: str) -> str:
 
 def _conclusion(clause: str) -> str | None:
     """What a clause comes to: what stands behind its first verb that has a formula or number behind it."""
-    if not re.search(r"[0-9]|\\[A-Za-z]{2}", clause):
+    if not _FORMULA.search(clause):
         return None
     starts = [verb.end() for verb in islice(_VERB.finditer(clause), MAX_VERBS)]
     for start in (*starts, 0):
         part = _ASIDE.split(clause[start:].strip(" \n\t*_`.,:;"), maxsplit=1)[0]
         found = tidy(formula_in(_MINUS.sub("-", part)))
-        words = (unit_of(word[0]) for word in _prose(found))
         is_whole = sum(c in "([{" for c in found) == sum(c in ")]}" for c in found)
-        if (
-            is_whole
-            and re.search(r"[0-9]|\\[A-Za-z]{2}", found)
-            and all(word in UNITS.values() for word in words)
-        ):
+        are_units = all(unit_of(word) in UNITS.values() for word in _prose(found))
+        if is_whole and are_units and _FORMULA.search(found):
             return found
     return None if _GUARD.search(clause) else _last_formula(clause)
 
@@ -206,13 +204,14 @@ def _last_formula(text: str) -> str | None:
     return found
 
 
-def _prose(text: str) -> Iterator[re.Match[str]]:
-    return (word for word in _WORD.finditer(_NO_PROSE.sub("", text)) if word[0].lower() not in _MATH_WORDS)
+def _prose(text: str) -> Iterator[str]:
+    words = (word[0] for word in _WORD.finditer(_NO_PROSE.sub("", text)))
+    return (word for word in words if word.lower() not in _MATH_WORDS)
 
 
 def has_prose(text: str) -> bool:
     """Whether there are words in it that mathematics does not know."""
-    return next(_prose(text), None) is not None
+    return any(_prose(text))
 
 
 def _kept(explanation: re.Match[str]) -> str:

@@ -1,13 +1,12 @@
 """Whether an answer is the right one, as far as that can be said without a parser of mathematics."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from envs.questions.clauses import YES_OR_NO
-from envs.questions.notation import FUNCTIONS, LETTERS
-from envs.questions.numbers import PRODUCT, TEXT, UNITS, PlainNumber, compare_numbers, plain_number
+from envs.questions.numbers import PRODUCT, TEXT, PlainNumber, compare_numbers, plain_number
+from envs.questions.typed import AND, NAMES, as_latex, bracket_end
 
 MAX_ITEMS = 32
 """Of a list that is compared item by item."""
@@ -23,7 +22,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """What a parser must compare: of two lists only the items in which they may differ."""
+    """What a parser must compare, as LaTeX: of two lists only the items in which they may differ."""
 
     answer: str
     gold: str
@@ -36,12 +35,6 @@ _SIZES = re.compile(
     r"|\\(?:bf|rm|it|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])\s*|\\(?:text)?color\s*\{[^{}]*\}"
 )
 """What says only how large, thick or bright it is set."""
-_GAP = r"(?:\s|\\[,;:! ]|~|\\q?quad(?![A-Za-z]))"
-"""What is seen as a space."""
-_AND = re.compile(
-    rf"{_GAP}*+,?{_GAP}*+(?:\b(?:and|or)\b|\\(?:lor|vee)(?![A-Za-z])|"
-    rf"\\(?:text(?:rm|it|bf)?|mathrm|mbox)\s*\{{{_GAP}*+,?{_GAP}*+(?i:and|or){_GAP}*+\}}){_GAP}*+"
-)
 _ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
 _LETTER = re.compile(r"\(?([A-Z])\)?|\(([a-z])\)")
 _CHOOSES = re.compile(
@@ -64,9 +57,8 @@ _RATIO = re.compile(
 _TIME = re.compile(r"[0-9]{1,2}(?::[0-5][0-9]){1,2}")
 _BASED = re.compile(r"\s*\(?(-?[0-9A-F]+)\)?_\{?([0-9]+)\}?\s*")
 """A number with its base."""
-_NAMES = "|".join((*FUNCTIONS, *LETTERS))
 _WORD = re.compile(
-    rf"(?<![\\A-Za-z])(?!(?:{_NAMES}|sqrt|mod|inf|infinity|oo|and|or)(?![A-Za-z]))(?:[^\W\d_]{{4,}}|[^\W\d_]{{2,3}})(?![A-Za-z])"
+    rf"(?<![\\A-Za-z])(?!(?:{NAMES}|sqrt|mod|inf|infinity|oo|and|or)(?![A-Za-z]))(?:[^\W\d_]{{4,}}|[^\W\d_]{{2,3}})(?![A-Za-z])"
 )
 _MAYBE_PRODUCT = re.compile(r"[a-z]{2,3}")
 _NAME = re.compile(
@@ -118,7 +110,8 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     ratios = [_RATIO.fullmatch(_plain(text)) for text in (answer, gold)]
     if ratios[0] and ratios[1]:
         return _decision(_same_ratio(ratios[0], ratios[1]))
-    stated = [side.replace(_HIDDEN, "=") for side in _EQUALS.split(_without_bounds(answer))]
+    bare = _without_bounds(answer)
+    stated = [side.replace(_HIDDEN, "=") for side in _EQUALS.split(bare)]
     sides = [number for side in stated if (number := plain_number(side))]
     if any(_disagree(side, sides[-1]) for side in sides):
         return Decision(False, "says that different numbers are equal")
@@ -126,7 +119,7 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     number, gold_number = plain_number(left), plain_number(right)
     if number is None and gold_number is not None and _unfinished(left, right):
         # Repeating the problem does not solve it; in 8 = 5 + 3 it is solved, in a list of guesses it is not.
-        if not sides or _TWO_EQUATIONS.search(_without_bounds(answer)) or any(map(_is_list, stated)):
+        if not sides or _TWO_EQUATIONS.search(bare) or any(map(_is_list, stated)):
             return Decision(False, "not worked out")
         number = sides[-1]
     if number is not None and gold_number is not None:
@@ -134,9 +127,9 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
         return Decision(difference is None, difference or "equal")
     items, gold_items = _items(left), _items(right)
     if items and gold_items:
-        items, gold_items = _ordered(items, gold_items), _ordered(gold_items, items)
-    if items and gold_items and (compared := _compare_items(items, gold_items)):
-        return compared
+        compared = _compare_items(_ordered(items, gold_items), _ordered(gold_items, items))
+        if compared is not None:
+            return compared
     if is_text(right) and (is_text(left) or not _MAYBE_PRODUCT.fullmatch(right)):
         return _decision(_says(left, right))
     if any(is_text(text) and not _MAYBE_PRODUCT.fullmatch(text) for text in (left, right)):
@@ -148,9 +141,8 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
         left = left.partition("\\approx")[0].strip() or left
         if _unfinished(left, right):
             return Decision(False, "not worked out")
-    if same_text(as_latex(left), as_latex(right)):
-        return Decision(True, "the same")
-    return Undecided(left, right)
+    typed = as_latex(left), as_latex(right)
+    return Decision(True, "the same") if same_text(*typed) else Undecided(*typed)
 
 
 def same_text(answer: str, gold: str) -> bool:
@@ -177,82 +169,6 @@ def is_text(answer: str) -> bool:
     return (
         any(not PRODUCT.fullmatch(word) for word in words) or re.search("[\u3040-\uffdc]", plain) is not None
     )
-
-
-def as_latex(answer: str) -> str:
-    """An answer as it is typed, made LaTeX."""
-    for pattern, replacement in _TYPED:
-        answer = pattern.sub(replacement, answer)
-    answer = _braced_arguments(answer)
-    for _ in range(MAX_ITEMS):
-        if not (found := _APPLIED.search(answer)) or (end := _closing(answer[found.end() - 1 :])) is None:
-            break
-        inner = answer[found.end() : found.end() - 1 + end]
-        answer = f"{answer[: found.end() - 1]}{{{inner}}}{answer[found.end() + end :]}"
-    return answer
-
-
-def _braced_arguments(answer: str) -> str:
-    r"""With braces around each argument of a fraction or root: of \frac\pi2, \frac{\pi}{2}."""
-    found, end = "", 0
-    while command := _TAKES.search(answer, end):
-        found += answer[end : command.end()]
-        end = command.end()
-        for _ in range(2 if "frac" in command[0] else 1):
-            if (argument := _ARGUMENT.match(answer, end)) is None:
-                break
-            found += f"{{{argument[1] or argument[2] or ''}}}"
-            end = argument.end()
-    return found + answer[end:]
-
-
-_TAKES = re.compile(r"\\(?:[cdt]?frac|sqrt|pmod)(?![A-Za-z])(?:\[[^\[\]]*\])?")
-_ARGUMENT = re.compile(
-    r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}|\s*(\\(?:pi|theta|alpha|beta|phi)(?![A-Za-z])|[0-9A-Za-z])"
-)
-_APPLIED = re.compile(r"(?:\\sqrt(?:\[[0-9]+\])?|\^)\s*\(")
-_POWER = r"\s*(?:\^\s*\{?[23]\}?)?"
-"""Of a unit."""
-_UNIT_WORDS = (
-    r"(?:(?:square|cubic|sq\.?|cu\.?)\s+)?"
-    rf"(?:units?|(?:{'|'.join(name for name in UNITS if name.isalpha())})s?)"
-)
-"""Not what may be a variable, unless it is set as text."""
-_LONG_UNITS = rf"(?:{'|'.join(name for name in UNITS if name.isalpha() and len(name) > 1)})s?"
-_Replacement = str | Callable[[re.Match[str]], str]
-_TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
-    (
-        re.compile(
-            r"(?<=[0-9}])\s*\\text\s*\{(?!\s*(?:and|or|squared|cubed|factorial|half|halves|thirds)\b)"
-            rf"[A-Za-z /]+\}}{_POWER}$"
-        ),
-        "",
-    ),
-    (re.compile(rf"(?<=[A-Za-z)])\s*\\text\s*\{{\s*{_UNIT_WORDS}\s*\}}{_POWER}$"), ""),
-    (re.compile(rf"(?<=\\pi)\s+{_UNIT_WORDS}{_POWER}$"), ""),
-    (re.compile(rf"(?<=[0-9}})])\s+{_LONG_UNITS}{_POWER}$"), ""),
-    (re.compile(r"^-?[0-9]{1,3}(?:,[0-9]{3})+(?=\s*[\\A-Za-z])"), lambda number: number[0].replace(",", "")),
-    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
-    (re.compile(r"\\var(epsilon|phi|theta|rho|sigma)(?![A-Za-z])"), r"\\\1 "),
-    (re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])"), r"\\mathbb{\1}"),
-    (re.compile(r"(?<=[0-9])[eE]([-+]?[0-9]{1,3})(?![0-9A-Za-z])"), r" \\cdot 10^{\1}"),
-    (
-        re.compile(r"(?<![0-9A-Za-z.^_)}/])([0-9]+)/([0-9]+)(?=\s*(?:[A-Za-z]|\\(?:pi|sqrt)))"),
-        r"\\frac{\1}{\2}",
-    ),
-    (re.compile(r"\*\*"), "^"),
-    (re.compile(r"(?<=[0-9A-Za-z)])\s*\*\s*(?=[0-9A-Za-z(\\])"), r" \\cdot "),
-    (re.compile(r"\^\s*(-?[0-9]+(?:\.[0-9]+)?|-[A-Za-z](?![A-Za-z]))"), r"^{\1}"),
-    (re.compile(r"<=|≤"), r" \\le "),
-    (re.compile(r">=|≥"), r" \\ge "),
-    (re.compile(r"(?<![\\A-Za-z])(?i:sqrt)(?![A-Za-z])"), r"\\sqrt "),
-    (re.compile(rf"(?<![\\A-Za-z])({_NAMES})(?![A-Za-z])"), r"\\\1 "),
-    (re.compile(r"(?<![\\A-Za-z])(?:inf|[Ii]nfinity|oo)(?![A-Za-z])"), r"\\infty "),
-    (re.compile(r"\\sqrt(\[[0-9]+\])?\s+([0-9]+|[a-z])"), r"\\sqrt\1{\2}"),
-    (re.compile(r"(?<=[\])])\s*U\s*(?=[\[(])"), r" \\cup "),
-    (_AND, ", "),
-    (re.compile(r"(?<!\\)%"), r"\\%"),
-)
 
 
 def _plain(text: str) -> str:
@@ -310,7 +226,7 @@ def _without_bounds(text: str) -> str:
 
 def _is_list(text: str) -> bool:
     """Whether it may be several answers."""
-    return plain_number(text) is None and (_AND.search(text) or _SEPARATOR.search(text)) is not None
+    return plain_number(text) is None and (AND.search(text) or _SEPARATOR.search(text)) is not None
 
 
 def _disagree(side: PlainNumber, other: PlainNumber) -> bool:
@@ -358,20 +274,17 @@ class _Items:
         return self.opening in ("", "{")
 
 
-_BRACKETS = {"(": ")", "[": "])", "{": "}"}
-
-
 def _items(text: str) -> _Items | None:
     """The items of a list, a set, a tuple or an interval; ``None`` for anything else."""
     text = (
         text.strip().replace("\\{", "{").replace("\\}", "}").replace("\\lbrace", "{").replace("\\rbrace", "}")
     )
     inner, opening, closing = text, "", ""
-    if text[:1] in ("(", "[", "{") and _closing(text) == len(text) - 1:
+    if text[:1] in ("(", "[", "{") and bracket_end(text) == len(text) - 1:
         inner, opening, closing = text[1:-1], text[0], text[-1]
-    elif (wrapped := TEXT.fullmatch(text)) and _AND.search(wrapped[1]):
+    elif (wrapped := TEXT.fullmatch(text)) and AND.search(wrapped[1]):
         inner = wrapped[1]
-    parts = _split(_AND.sub(", ", inner))
+    parts = _split(AND.sub(", ", inner))
     items = []
     for part in filter(None, (part.strip() for part in parts)):
         signs = ("+", "-") if len(re.findall(r"\\pm(?![A-Za-z])", part)) == 1 else ("",)
@@ -379,16 +292,6 @@ def _items(text: str) -> _Items | None:
     if len(items) > MAX_ITEMS or (len(items) < 2 and opening != "{"):
         return None
     return _Items(opening, closing, items)
-
-
-def _closing(text: str) -> int | None:
-    """Where the bracket that ``text`` begins with is closed; an interval may be closed by another one."""
-    depth = 0
-    for index, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0:
-            return index if character in "])" or character == _BRACKETS[text[0]] else None
-    return None
 
 
 def _split(text: str) -> list[str]:
@@ -436,7 +339,8 @@ def _compare_items(answer: _Items, gold: _Items) -> Decision | Undecided | None:
     if len(left) == 1:
         return compare(left[0], right[0])
     is_set = answer.is_set and gold.is_set
-    return Undecided(*((r"\{%s\}" if is_set else "(%s)") % ", ".join(items) for items in (left, right)))
+    form = r"\{%s\}" if is_set else "(%s)"
+    return Undecided(*(as_latex(form % ", ".join(items)) for items in (left, right)))
 
 
 def _ordered(items: _Items, others: _Items) -> _Items:

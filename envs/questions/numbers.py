@@ -30,7 +30,7 @@ _UNIT = re.compile(
     r"(?P<unit>(?:\\(?=\$|(?:degree|Omega)\b))?[A-Za-z€£$][A-Za-z ./-]*(?:\^\s*\{?[23]\}?)?|"
     r"\^\s*\{?\\circ\}?(?:\s*[CF])?)?"
 )
-PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{2,3}|ab|[xyz]{2,3}")
+PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{2,3}|ab")
 """Letters that are no word: xy."""
 _REMARK = re.compile(r"(?<=[0-9A-Za-z%}])\s+\(([A-Za-z][A-Za-z .]*)\)$")
 """Behind a number: (apples)."""

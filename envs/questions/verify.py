@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.questions.answers import final_answer, gold_answer, uncut_answers, whole_answers
-from envs.questions.equality import Undecided, as_latex, compare, is_text, same_words
+from envs.questions.equality import Undecided, compare, is_text, same_words
 from envs.questions.numbers import MAX_CHARS, MAX_DIGITS
 from envs.words import EnvError
 
@@ -91,7 +91,7 @@ class Verifier(AbstractContextManager["Verifier", None]):
         """
         decided = [_without_worker(reply, gold) for reply, gold in pairs]
         hard = [item for item in decided if isinstance(item, tuple)]
-        jobs = [{"answer": as_latex(rest.answer), "gold": as_latex(rest.gold)} for _, rest in hard]
+        jobs = [{"answer": rest.answer, "gold": rest.gold} for _, rest in hard]
         results = iter(self._run(jobs))
         return [_verdict(item[0], next(results)) if isinstance(item, tuple) else item for item in decided]
 

@@ -16,7 +16,7 @@ from agents.distil_logs import LogsConfig, distil_logs, main, print_table
 from agents.run.run import Run
 from distill.opcd import OPCD
 from envs import EnvError
-from evals.finished_run import FinishedRun, NotJudgedError, settings_of
+from evals.finished_run import FinishedRun, NotJudgedError, run_settings
 from experience.insight import Insight
 from experience.store import ExperienceStore, open_run
 from tests.agents.test_self_improve import fail_at, open_gate
@@ -88,7 +88,7 @@ def test_without_answers_the_agent_comes_closer_to_its_teacher(
     assert json.loads((path / "results.json").read_text()) == results
     assert (path / "model" / "config.json").exists()
     assert not (path / "checkpoint.safetensors").exists()
-    assert settings_of(path)["lr"] == 1e-3
+    assert run_settings(path)["lr"] == 1e-3
     with pytest.raises(NotJudgedError, match="were not judged: there is no report"):
         FinishedRun.read(path)
     print_table(results, path)

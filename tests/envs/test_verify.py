@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from envs.questions import verify
 from envs.questions.answers import final_answer, gold_answer, uncut_answers, whole_answers
-from envs.questions.equality import as_latex, compare
+from envs.questions.equality import compare
 from envs.questions.numbers import MAX_CHARS, plain_number
+from envs.questions.typed import as_latex
 from envs.questions.verify import Verdict, Verifier, refusal
 from envs.words import EnvError
 

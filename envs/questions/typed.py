@@ -1,0 +1,102 @@
+"""Answers as they are typed, made LaTeX."""
+
+import re
+from collections.abc import Callable
+
+from envs.questions.notation import FUNCTIONS, LETTERS
+from envs.questions.numbers import UNITS
+
+MAX_APPLIED = 32
+"""How many roots and powers of something in parentheses are looked at."""
+_GAP = r"(?:\s|\\[,;:! ]|~|\\q?quad(?![A-Za-z]))"
+"""What is seen as a space."""
+AND = re.compile(
+    rf"{_GAP}*+,?{_GAP}*+(?:\b(?:and|or)\b|\\(?:lor|vee)(?![A-Za-z])|"
+    rf"\\(?:text(?:rm|it|bf)?|mathrm|mbox)\s*\{{{_GAP}*+,?{_GAP}*+(?i:and|or){_GAP}*+\}}){_GAP}*+"
+)
+NAMES = "|".join((*FUNCTIONS, *LETTERS))
+_TAKES = re.compile(r"\\(?:[cdt]?frac|sqrt|pmod)(?![A-Za-z])(?:\[[^\[\]]*\])?")
+_ARGUMENT = re.compile(
+    r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}|\s*(\\(?:pi|theta|alpha|beta|phi)(?![A-Za-z])|[0-9A-Za-z])"
+)
+_APPLIED = re.compile(r"(?:\\sqrt(?:\[[0-9]+\])?|\^)\s*\(")
+_POWER = r"\s*(?:\^\s*\{?[23]\}?)?"
+"""Of a unit."""
+_UNIT_WORDS = (
+    r"(?:(?:square|cubic|sq\.?|cu\.?)\s+)?"
+    rf"(?:units?|(?:{'|'.join(name for name in UNITS if name.isalpha())})s?)"
+)
+"""Not what may be a variable, unless it is set as text."""
+_LONG_UNITS = rf"(?:{'|'.join(name for name in UNITS if name.isalpha() and len(name) > 1)})s?"
+_Replacement = str | Callable[[re.Match[str]], str]
+_TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
+    (
+        re.compile(
+            r"(?<=[0-9}])\s*\\text\s*\{(?!\s*(?:and|or|squared|cubed|factorial|half|halves|thirds)\b)"
+            rf"[A-Za-z /]+\}}{_POWER}$"
+        ),
+        "",
+    ),
+    (re.compile(rf"(?<=[A-Za-z)])\s*\\text\s*\{{\s*{_UNIT_WORDS}\s*\}}{_POWER}$"), ""),
+    (re.compile(rf"(?<=\\pi)\s+{_UNIT_WORDS}{_POWER}$"), ""),
+    (re.compile(rf"(?<=[0-9}})])\s+{_LONG_UNITS}{_POWER}$"), ""),
+    (re.compile(r"^-?[0-9]{1,3}(?:,[0-9]{3})+(?=\s*[\\A-Za-z])"), lambda number: number[0].replace(",", "")),
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
+    (re.compile(r"\\var(epsilon|phi|theta|rho|sigma)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])"), r"\\mathbb{\1}"),
+    (re.compile(r"(?<=[0-9])[eE]([-+]?[0-9]{1,3})(?![0-9A-Za-z])"), r" \\cdot 10^{\1}"),
+    (
+        re.compile(r"(?<![0-9A-Za-z.^_)}/])([0-9]+)/([0-9]+)(?=\s*(?:[A-Za-z]|\\(?:pi|sqrt)))"),
+        r"\\frac{\1}{\2}",
+    ),
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"(?<=[0-9A-Za-z)])\s*\*\s*(?=[0-9A-Za-z(\\])"), r" \\cdot "),
+    (re.compile(r"\^\s*(-?[0-9]+(?:\.[0-9]+)?|-[A-Za-z](?![A-Za-z]))"), r"^{\1}"),
+    (re.compile(r"<=|≤"), r" \\le "),
+    (re.compile(r">=|≥"), r" \\ge "),
+    (re.compile(r"(?<![\\A-Za-z])(?i:sqrt)(?![A-Za-z])"), r"\\sqrt "),
+    (re.compile(rf"(?<![\\A-Za-z])({NAMES})(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"(?<![\\A-Za-z])(?:inf|[Ii]nfinity|oo)(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"\\sqrt(\[[0-9]+\])?\s+([0-9]+|[a-z])"), r"\\sqrt\1{\2}"),
+    (re.compile(r"(?<=[\])])\s*U\s*(?=[\[(])"), r" \\cup "),
+    (AND, ", "),
+    (re.compile(r"(?<!\\)%"), r"\\%"),
+)
+_BRACKETS = {"(": ")", "[": "])", "{": "}"}
+
+
+def as_latex(answer: str) -> str:
+    """An answer as it is typed, made LaTeX."""
+    for pattern, replacement in _TYPED:
+        answer = pattern.sub(replacement, answer)
+    answer = _braced_arguments(answer)
+    for _ in range(MAX_APPLIED):
+        if not (found := _APPLIED.search(answer)) or (end := bracket_end(answer[found.end() - 1 :])) is None:
+            break
+        inner = answer[found.end() : found.end() - 1 + end]
+        answer = f"{answer[: found.end() - 1]}{{{inner}}}{answer[found.end() + end :]}"
+    return answer
+
+
+def _braced_arguments(answer: str) -> str:
+    r"""With braces around each argument of a fraction or root: of \frac\pi2, \frac{\pi}{2}."""
+    found, end = "", 0
+    while command := _TAKES.search(answer, end):
+        found += answer[end : command.end()]
+        end = command.end()
+        for _ in range(2 if "frac" in command[0] else 1):
+            if (argument := _ARGUMENT.match(answer, end)) is None:
+                break
+            found += f"{{{argument[1] or argument[2] or ''}}}"
+            end = argument.end()
+    return found + answer[end:]
+
+
+def bracket_end(text: str) -> int | None:
+    """Where the bracket that ``text`` begins with is closed; an interval may be closed by another one."""
+    depth = 0
+    for index, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0:
+            return index if character in "])" or character == _BRACKETS[text[0]] else None
+    return None
