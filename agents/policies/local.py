@@ -279,7 +279,7 @@ class HFPolicy:
 
     def _stream(self, requests: Sequence[Request], sampling: Sampling) -> None:
         """Draw long replies, or the rest of them, a token of each at a time, where the logits are."""
-        begun = sorted({request.sequence for request in requests})
+        begun = [*dict.fromkeys(request.sequence for request in requests)]
         index = {sequence: number for number, sequence in enumerate(begun)}
         rows = list(requests)  # of the decoding; those that have ended stay until enough have
         with torch.no_grad(), self.lm.within():

@@ -76,22 +76,22 @@ class Beginnings:
         computed = self._read_shared(prefixes)
         parents = self.parents(prefixes)
         used = Counter(self._rows[parent][0] for parent in parents if parent)
-        read: list[Decoding] = []
-        order: list[int] = []
-        try:
-            for group in self._groups(prefixes, parents):
+        new = [len(prefix) - len(parent) for prefix, parent in zip(prefixes, parents, strict=True)]
+
+        def batches() -> Iterator[tuple[list[int], Decoding]]:
+            groups = self._groups(prefixes, parents)
+            for group in sorted(groups, key=lambda group: -max(len(prefixes[index]) for index in group)):
                 batch = self._taken([parents[index] for index in group], used)
                 batch.step([prefixes[index][len(parents[index]) :] for index in group])
-                computed += len(group) * (len(prefixes[group[0]]) - len(parents[group[0]]))
-                read.append(batch)
-                order += group
+                yield group, batch
+
+        try:
+            whole = Decoding.gathered(len(prefixes), batches())
             self._release(used.keys(), set(parents))
         except BaseException:  # an interrupt, say: some may have grown already
             self.clear()
             raise
-        whole = Decoding.joined(read)
-        whole.keep(sorted(range(len(order)), key=order.__getitem__))
-        return whole, computed
+        return whole, computed + sum(new)
 
     def _read_shared(self, prefixes: Sequence[Prefix]) -> int:
         """Keep what several of the prefixes begin with, but for what is kept; returns the tokens computed."""
@@ -137,13 +137,19 @@ class Beginnings:
         """A batch of them, in order, that can be gone on with."""
         if not parents[0]:  # then all are empty
             return Decoding(self._model, len(parents), compute_dtype=self._compute_dtype)
-        places = [self._rows[parent] for parent in parents]
-        pieces = []
-        for decoding, of_it in itertools.groupby(places, key=lambda place: place[0]):
-            rows = [row for _, row in of_it]
+        places = enumerate(self._rows[parent] for parent in parents)
+        pieces: list[tuple[Decoding, list[int], list[int]]] = []
+        for decoding, of_it in itertools.groupby(places, key=lambda place: place[1][0]):
+            into, rows = zip(*((index, row) for index, (_, row) in of_it), strict=True)
+            pieces.append((decoding, [*into], [*rows]))
+        pieces.sort(key=lambda piece: -max(piece[0].lengths[row] for row in piece[2]))
+
+        def taken(decoding: Decoding, rows: list[int]) -> Decoding:
             is_all = used[decoding] == len(rows) and rows == list(range(len(decoding)))
-            pieces.append(decoding if is_all else decoding.part(rows))
-        return Decoding.joined(pieces)
+            return decoding if is_all else decoding.part(rows)
+
+        parts = ((into, taken(decoding, rows)) for decoding, into, rows in pieces)
+        return Decoding.gathered(len(parents), parts)
 
     def _release(self, decodings: Set[Decoding], prefixes: Set[Prefix]) -> None:
         """Keep these prefixes of the batches no longer; what else is in them is as old as before."""

@@ -8,7 +8,7 @@ Shape letters: N sequences, D hidden size.
 
 import copy
 import inspect
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -87,31 +87,66 @@ class Decoding:
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     @classmethod
-    def joined(cls, decodings: Sequence["Decoding"]) -> "Decoding":
-        """All of their sequences in one batch, in order; what is held for them may be shared."""
-        joined = copy.copy(decodings[0])
-        if len(decodings) > 1:
-            joined.lengths = [length for decoding in decodings for length in decoding.lengths]
-            joined.hidden = torch.cat([decoding.hidden for decoding in decodings])
-            joined._cache = _joined("", [d._cache for d in decodings], max(joined.lengths))
-        return joined
+    @torch.no_grad()
+    def gathered(cls, size: int, parts: Iterable[tuple[Sequence[int], "Decoding"]]) -> "Decoding":
+        """All sequences of some batches in one. Each is laid where it belongs as soon as it is there.
+
+        So what is held is never there twice, if the batches are made one after the other.
+
+        Args:
+            size: How many there are.
+            parts: The rows of a batch's sequences, and the batch; first the one with the longest sequence. If
+                it has all, in order, it is what is returned.
+        """
+        whole: Decoding | None = None
+        for rows, part in parts:
+            if list(rows) == list(range(size)):
+                return part
+            if whole is None:
+                whole = copy.copy(part)
+                whole.lengths = [0] * size
+                whole.hidden, whole._cache = part.hidden.new_zeros((size, part.hidden.shape[-1])), None
+            whole._lay(rows, part)
+        assert whole is not None
+        return whole
+
+    def _lay(self, rows: Sequence[int], part: "Decoding") -> None:
+        """Let the sequences of another batch, none of which is longer, be these rows."""
+        for row, length in zip(rows, part.lengths, strict=True):
+            self.lengths[row] = length
+        index = torch.tensor(list(rows), device=self._device)
+        self.hidden.index_copy_(0, index, part.hidden)
+        width = max(self.lengths)
+        if self._cache is None:
+            empty = partial(_empty, len(self))
+            self._cache = _changed(empty, width, "", part._cache)
+        self._cache = _changed(partial(_laid, index), width, "", self._cache, part._cache)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the sequences, in the given order, each as often as it stands there."""
         if list(rows) != list(range(len(self))):
-            vars(self).update(vars(self.part(rows)))
+            self._select(rows)
 
-    @torch.no_grad()
     def part(self, rows: Sequence[int]) -> "Decoding":
         """A copy with some of the sequences."""
         part = copy.copy(self)
-        part.lengths = [self.lengths[row] for row in rows]
-        index = torch.tensor(list(rows), device=self._device)
-        part.hidden = self.hidden[index]
         if self._cache is not None:
-            part._cache = _joined("", [self._cache], max(part.lengths))
-            part._cache.reorder_cache(index)
+            part._cache = copy.copy(self._cache)
+            part._cache.layers = [*self._cache.layers]
+        part._select(rows)
         return part
+
+    @torch.no_grad()
+    def _select(self, rows: Sequence[int]) -> None:
+        """Be a batch of these rows, a layer after the other: what is left out is let go at once."""
+        self.lengths = [self.lengths[row] for row in rows]
+        index = torch.tensor(list(rows), device=self._device)
+        self.hidden = self.hidden[index]
+        if self._cache is not None:
+            width = max(self.lengths)
+            for number, layer in enumerate(self._cache.layers):
+                self._cache.layers[number] = _changed(partial(_last, width), width, "", layer)
+                self._cache.layers[number].reorder_cache(index)
 
     @torch.no_grad()
     def step(self, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -142,17 +177,18 @@ class Decoding:
             )
             output: Any = run(self._model, forward)
         if self._cache is None:
-            spare_columns(output[self._cache_name])
+            spare_columns(output[self._cache_name], self._compute_dtype)
         # A copy: what remembers a row would hold the whole pass.
         self._cache, self.hidden = output[self._cache_name], output.last_hidden_state[:, -1].clone()
         self.lengths = [length + new for length in self.lengths]
         return self.hidden
 
 
-def _joined(name: str, values: Sequence[Any], width: int) -> Any:
-    """One of transformers' caches, or a part of one, with the rows of all, in order, in ``width`` columns.
+def _changed(change: Callable[..., torch.Tensor], width: int, name: str, *values: Any) -> Any:
+    """One of transformers' caches, or a part of one, with what ``change`` makes of its tensors.
 
-    The containers are new; the tensors of a single one are not.
+    It gets the dimension of their columns, if they have such, and the tensor of each of ``values``, which are
+    alike. The containers are new.
     """
     first = values[0]
     if isinstance(first, torch.Tensor):
@@ -160,33 +196,42 @@ def _joined(name: str, values: Sequence[Any], width: int) -> Any:
             return first
         # Keys are [N, heads, T, width], or [N, T, width] of an indexer; a convolution's past is [N, D, T].
         columns = -1 if name.startswith("conv") else -2 if "key" in name or "value" in name else None
-        if columns is not None:
-            most = width if columns == -2 else first.shape[-1]
-            values = _fitted(values, columns, min(most, max(value.shape[columns] for value in values)))
-        return torch.cat([*values]) if len(values) > 1 else values[0]
+        return change(columns, *values)
     if isinstance(first, SpareColumns):
         return SpareColumns()  # of the new tensors
     if isinstance(first, list | tuple):
-        return type(first)(_joined(name, items, width) for items in zip(*values, strict=True))
+        return type(first)(_changed(change, width, name, *items) for items in zip(*values, strict=True))
     if isinstance(first, dict):
-        return {key: _joined(name, [value[key] for value in values], width) for key in first}
+        return {key: _changed(change, width, name, *(value[key] for value in values)) for key in first}
     if isinstance(first, Cache | CacheLayerMixin | LinearAttentionCacheLayerMixin):
-        joined = copy.copy(first)
+        changed = copy.copy(first)
         for part in vars(first):
-            setattr(joined, part, _joined(part, [vars(value)[part] for value in values], width))
-        return joined
-    if type(first) is int:  # how many tokens there were
-        return min(width, max(values)) if name == "cumulative_length" else max(values)
-    return first
+            setattr(changed, part, _changed(change, width, part, *(vars(value)[part] for value in values)))
+        return changed
+    return width if name == "cumulative_length" and type(first) is int else first
 
 
-def _fitted(values: Sequence[torch.Tensor], dim: int, width: int) -> list[torch.Tensor]:
-    """The tensors with this many columns: the last ones, behind zeros where there are not as many."""
-    behind = [0, 0] * (-1 - dim)
-    last = [
-        value.narrow(dim, -min(width, value.shape[dim]), min(width, value.shape[dim])) for value in values
-    ]
-    return [torch.nn.functional.pad(v, (*behind, width - v.shape[dim], 0)) for v in last]
+def _empty(size: int, _: int | None, like: torch.Tensor) -> torch.Tensor:
+    """Room for so many rows."""
+    return like.new_zeros((size, *like.shape[1:]))
+
+
+def _laid(rows: torch.Tensor, columns: int | None, whole: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """``whole``, with ``part`` in its rows: in the last columns."""
+    laid = whole
+    if columns is not None:
+        width = min(whole.shape[columns], part.shape[columns])
+        laid, part = (tensor.narrow(columns, -width, width) for tensor in (whole, part))
+    laid.index_copy_(0, rows, part)
+    return whole
+
+
+def _last(width: int, columns: int | None, tensor: torch.Tensor) -> torch.Tensor:
+    """The last columns of keys or values."""
+    if columns != -2:
+        return tensor
+    width = min(width, tensor.shape[columns])
+    return tensor.narrow(columns, -width, width)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -62,7 +62,7 @@ class PrefixLM(LanguageModel):
 
     def _drop_keys(self) -> None:
         self._tree = PrefixTree()
-        self._cache = NodeCache()
+        self._cache = NodeCache(self.compute_dtype)
 
     def _computed(self, prefixes: Sequence[Prefix], grow: bool) -> dict[Prefix, torch.Tensor]:
         known: dict[Prefix, torch.Tensor] = {}
@@ -92,8 +92,10 @@ class PrefixLM(LanguageModel):
 class NodeCache(DynamicCache):
     """Keys and values of a tree's nodes, a row for each, from which attention gathers what it needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, products: torch.dtype | None = None) -> None:
+        """Begin with none. What autocast makes narrow for each of the ``products`` is held so."""
         super().__init__()
+        self._products = products
         self._rows: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer keys and values, [nodes, H, W]
         self._queries = torch.empty(0, dtype=torch.long)
         self._size = 0
@@ -109,7 +111,7 @@ class NodeCache(DynamicCache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep the queries' keys and values, [1, H, Q, W]; returns all nodes', [1, H, nodes, W], as views."""
-        fresh = [states[0].transpose(0, 1) for states in (key_states, value_states)]
+        fresh = [states[0].transpose(0, 1).to(self._products) for states in (key_states, value_states)]
         if layer_idx == len(self._rows):
             self._rows.append((fresh[0][:0], fresh[1][:0]))
         keys, values = (_grown(held, self._size) for held in self._rows[layer_idx])

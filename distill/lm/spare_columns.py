@@ -60,6 +60,8 @@ class _Growing(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values, the new ones, [N, G, T, W], among them."""
+        if self.keys is not None:
+            key_states = key_states.to(self.keys.dtype)
         if self.keys is None or self.values is None or key_states.shape[-2] > 1:  # a text, read at once
             read: tuple[torch.Tensor, torch.Tensor] = super().update(
                 key_states, value_states, *args, **kwargs
@@ -81,11 +83,17 @@ def _growing(kind: Any) -> type[_Growing]:
     return type(f"Growing{kind.__name__}", (_Growing, kind), {"_layer_type": None})
 
 
-def spare_columns(cache: Cache) -> None:
-    """Let the cache's layers grow in place, token by token, where they copy all that they have."""
+def spare_columns(cache: Cache, products: torch.dtype | None) -> None:
+    """Let the cache's layers grow in place, token by token, where they copy all that they have.
+
+    Where autocast makes ``products`` narrower than the rest, keys, which were turned, are still wide, and are
+    narrowed anew at every token. Here they are held as they are used.
+    """
     layer: Any
     for layer in cache.layers:
         kind: Any = type(layer)
         if getattr(kind, "update", None) in (DynamicLayer.update, DynamicSlidingWindowLayer.update):
             layer.__class__ = _growing(kind)
             layer.spare = SpareColumns(), SpareColumns()
+            if layer.keys is not None and products is not None:
+                layer.keys = layer.keys.to(products)

@@ -1,6 +1,7 @@
 """What is gone on with costs its new tokens only, and is what reading it anew gives."""
 
 import random
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from distill.lm.beginnings import Beginnings, shared_beginnings
 from distill.lm.decoding import Decoding, kind_of_length, leaps
@@ -69,6 +71,38 @@ def test_what_many_begin_with_is_read_once(name: str, monkeypatch: pytest.Monkey
         assert computed == 12 * 19
     torch.testing.assert_close(batch.hidden, PaddedLM(model).hidden(asked), atol=1e-3, rtol=1e-3)
     assert not any(beginnings.parents(asked))  # what was shared is a part of them now
+
+
+def test_what_is_read_is_never_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of each length are a batch of their own; those that were read lie in their places by then."""
+    model, draws = tiny_llama(), random.Random(0)
+    step, batches, most = Decoding.step, weakref.WeakSet[Decoding](), 0
+
+    def watched(batch: Decoding, tokens: list[list[int]]) -> torch.Tensor:
+        nonlocal most
+        hidden_ND = step(batch, tokens)
+        batches.add(batch)
+        most = max(most, sum(each.bytes for each in batches))
+        return hidden_ND
+
+    monkeypatch.setattr(Decoding, "step", watched)
+    whole, _ = Beginnings(model).read([text(draws, length) for length in range(40, 80)])
+    assert most < 1.05 * whole.bytes
+
+
+def test_nor_is_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = Beginnings(tiny_llama()).read([(5, 6, 7), (8, 9), (5, 5, 6)])
+    before = [weakref.ref(layer.keys) for layer in whole._cache.layers]
+    there: list[int] = []
+    reorder = DynamicLayer.reorder_cache
+
+    def watched(layer: DynamicLayer, rows: torch.Tensor) -> None:
+        there.append(sum(keys() is not None for keys in before))
+        reorder(layer, rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DynamicLayer, "reorder_cache", watched)
+    whole.keep([2, 0])
+    assert there == [2, 1]
 
 
 @given(

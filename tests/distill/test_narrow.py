@@ -7,8 +7,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from distill.lm import decoding, prefix_lm
 from distill.lm.decoding import Decoding
 from distill.lm.narrow import narrow_for_good, products_in
+from distill.lm.prefix_lm import NodeCache, PrefixLM
+from distill.lm.spare_columns import spare_columns
+from distill.lm.support import find_support
 from tests.conftest import tiny_llama
 from tests.distill.test_families import tiny
 from tests.distill.test_padded_lm import hybrid
@@ -97,3 +101,42 @@ def test_a_type_of_its_own_is_left_to_it() -> None:
     tokens = [[5, 6, 7], [8, 9, 10]]
     torch.testing.assert_close(plain.step(tokens), narrow.step(tokens).float(), atol=0.1, rtol=0.1)
     assert not torch.equal(plain.hidden, narrow.hidden.float())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_keys_are_held_as_they_are_used_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a sequence grows. Turned keys are wide, where products are narrow."""
+    model = MODELS[name]()
+    find_support(model)
+
+    def grown() -> tuple[list[torch.Tensor], set[torch.dtype]]:
+        batch = Decoding(model, 2, compute_dtype=torch.bfloat16)
+        hidden = [
+            batch.step(tokens)
+            for tokens in ([[5, 6], [8, 9]], [[3], [4]], [[7, 8, 9], [5, 5, 6]], [[6], [6]])
+        ]
+        keys = [getattr(layer, "keys", None) for layer in batch._cache.layers]
+        return hidden, {key.dtype for key in keys if key is not None}
+
+    narrow, types = grown()
+    assert types == {torch.bfloat16}
+    monkeypatch.setattr(decoding, "spare_columns", lambda cache, _: spare_columns(cache, None))
+    wide, types = grown()
+    assert torch.float32 in types
+    assert all(map(torch.equal, narrow, wide))
+
+
+def test_so_are_those_of_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+
+    def read() -> tuple[list[torch.Tensor], set[torch.dtype]]:
+        lm = PrefixLM(model, compute_dtype=torch.bfloat16)
+        logits = [lm.logits(prefixes) for prefixes in ([(5, 6), (5, 7)], [(5, 6, 8), (5, 7, 9), (4,)])]
+        return logits, {tensor.dtype for held in lm._cache._rows for tensor in held}
+
+    narrow, types = read()
+    assert types == {torch.bfloat16}
+    monkeypatch.setattr(prefix_lm, "NodeCache", lambda _: NodeCache())
+    wide, types = read()
+    assert torch.float32 in types
+    assert all(map(torch.equal, narrow, wide))
