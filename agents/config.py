@@ -336,6 +336,8 @@ class SelfImproveConfig(
             except ValidationError as error:
                 raise ConfigError(f"{name} {_problem(error)}") from error
         _ = self.remembered
+        if self.resume is not None and self.output is not None:
+            raise ConfigError(f"output is where a new run goes; the one in {self.resume} stays there")
         if self.rounds * self.episodes > STRIDE:
             raise ConfigError(
                 f"rounds x episodes must be at most {STRIDE}, not {self.rounds * self.episodes}"

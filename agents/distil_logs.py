@@ -75,6 +75,8 @@ class LogsConfig:
     run: Annotated[SelfImproveConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(
         default_factory=lambda: SelfImproveConfig.for_env(ENV)
     )
+    """Of the run. The command itself sets --env, --env-kwargs, --rounds, --waves, --memory, --replies,
+    --insights and --resume: the same command with its --output goes on."""
 
     @property
     def command(self) -> str:

@@ -78,6 +78,8 @@ class SystemPromptConfig:
     run: Annotated[SelfImproveConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(
         default_factory=lambda: SelfImproveConfig(env=ENV)
     )
+    """Of both runs, whose folder --output is needed. The command itself sets --env, --env-kwargs,
+    --context-file, --context-place and --resume: the same command goes on."""
 
     @property
     def env_kwargs(self) -> dict[str, Any]:

@@ -4,10 +4,13 @@ import importlib
 import math
 import random
 import signal
+import sysconfig
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from envs.any_text import clean
@@ -22,6 +25,8 @@ INSIST_SECONDS = (1e-6, 3e-4)
 """From then on, drawn from so much to so much: what catches everything is soon met where it has just done so,
 outside of its ``try``."""
 MAX_ERROR_CHARS = 500
+_LIBRARIES = (str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "platlib", "purelib")))
+"""Where code is that is nobody's own."""
 
 Result = TypeVar("Result")
 
@@ -96,7 +101,18 @@ def _line(error: BaseException) -> str:
     except BaseException:  # its own code too
         text = ""
     line = " ".join(clean(f"{type(error).__name__}: {text}"[: 2 * MAX_ERROR_CHARS]).split())
-    return line.removesuffix(":")[:MAX_ERROR_CHARS]
+    place = _place(error)
+    return line.removesuffix(":")[: MAX_ERROR_CHARS - len(place)] + place
+
+
+def _place(error: BaseException) -> str:
+    """Where in its author's own code it was raised, such as " (my_env.py:12)"; nothing if in none."""
+    frames = [*traceback.walk_tb(error.__traceback__)]
+    for frame, line in reversed(frames):
+        file = frame.f_code.co_filename
+        if not file.startswith((*_LIBRARIES, "<")):
+            return clean(f" ({Path(file).name[-100:]}:{line})")
+    return ""
 
 
 class _Watch:

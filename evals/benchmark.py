@@ -243,6 +243,9 @@ def print_table(table: dict[str, Any], console: Console) -> None:
         methods = f"{row['first']} - {row['second']}"
         pairs.add_row(row["env"], methods, change_text(row), _p(row))
     console.print(pairs)
+    for row in table["cells"]:
+        if row["error"] is not None:  # said when it happened, maybe hours ago
+            tell(console, _line(row), "bold red")
 
 
 def _p(row: Row) -> str:

@@ -146,10 +146,11 @@ def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
     names = {"before": config.before or known["model"], "after": config.after}
     if config.baseline is not None:
         names["baseline"] = config.baseline
-    scores: dict[str, Scores] = {}
-    for role, name in names.items():
-        console.print(f"measuring {role}: {printable(name)}", markup=False)
-        scores[role] = _scores(name, config, known.get("chat_template_kwargs", {}))
+    found: dict[str, Scores] = {}
+    for role in reversed(names):  # a wrong name is more likely in what was asked for
+        console.print(f"measuring {role}: {printable(names[role])}", markup=False)
+        found[role] = _scores(names[role], config, known.get("chat_template_kwargs", {}))
+    scores = {role: found[role] for role in names}
     table: dict[str, Any] = {"models": names, "rows": []}
     for measure in scores["before"]:
         row: dict[str, Any] = {"measure": measure}

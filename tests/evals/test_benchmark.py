@@ -388,7 +388,7 @@ def test_one_table_that_goes_on_where_it_was_stopped(
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(
-    finished: tuple[Path, list[Cell], str], tmp_path: Path
+    finished: tuple[Path, list[Cell], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, cells, _ = finished
     output = shutil.copytree(whole, tmp_path / "out")
@@ -407,6 +407,8 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
     assert [row["method"] for row in table["methods"]] == ["opcd"]
     assert "off-policy, seed 0: FAILED: ZeroDivisionError: a bug" in said
     assert "Traceback" in said  # a bug, not a user's error
+    print_table(table, Terminal(width=200))  # hours later, maybe
+    assert "off-policy, seed 1: FAILED: ZeroDivisionError: a bug" in capsys.readouterr().out
     # Mended, the rest is run.
 
     def mended(settings: Settings, _: object) -> None:
