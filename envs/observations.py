@@ -8,10 +8,8 @@ import numpy as np
 from gymnasium import Space
 from gymnasium.spaces import Box
 
-from envs.any_text import clean
+from envs.any_text import MAX_CHARS, clean
 
-MAX_CHARS = 2000
-"""The longest text that an observation becomes."""
 MAX_NUMBERS = 256
 """Arrays with more numbers are abbreviated to their corners."""
 MAX_COMPONENTS = 16
@@ -35,8 +33,8 @@ def is_image(space: Space[Any]) -> bool:
 
 
 def value_text(value: Any) -> str:
-    """Any value of any space as one short text: numbers rounded, large arrays abbreviated."""
-    return clean(_text(value))[:MAX_CHARS]
+    """Any value of any space as one text: numbers rounded, large arrays abbreviated, texts as they are."""
+    return clean(_text(value))
 
 
 def _text(value: Any) -> str:

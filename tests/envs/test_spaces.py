@@ -32,7 +32,7 @@ from envs import EnvError, Success, TextEnv, check_text_env, make_text_env, regi
 from envs.actions import MAX_ACTIONS, action_text, all_actions, explain, json_grammar
 from envs.deadline import EnvFault, TimeLimit, guarded
 from envs.games.random_lake import boards
-from envs.observations import MAX_CHARS, Components, number_text, value_text
+from envs.observations import Components, number_text, value_text
 from envs.place import vector_env
 from envs.registry import _grammar
 from evals.baselines import Baselines
@@ -246,8 +246,15 @@ def test_observations_of_any_space_become_text(space: Space[Any]) -> None:
     env = echo(observation_space=space)
     text, _ = env.reset(seed=1)
     assert env.observation_space.contains(text)
-    assert 0 < len(text) <= MAX_CHARS + 1 or isinstance(space, Text)
+    assert 0 < len(text) <= 2000 or isinstance(space, Text)
     assert env.words.situation(text) == env.words.situation(text)
+
+
+def test_long_texts_are_whole() -> None:
+    """What is asked often stands at the end."""
+    page = "word " * 800 + "What is asked?"
+    assert value_text(page) == page
+    assert value_text({"page": page, "hint": "None."}) == f"page: {page}, hint: None."
 
 
 def test_numbers_are_rounded_and_large_arrays_abbreviated() -> None:
