@@ -60,8 +60,8 @@ class _Growing(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values, the new ones, [N, G, T, W], among them."""
-        if self.keys is not None:
-            key_states = key_states.to(self.keys.dtype)
+        if self.keys is not None and self.values is not None:
+            key_states, value_states = key_states.to(self.keys.dtype), value_states.to(self.values.dtype)
         if self.keys is None or self.values is None or key_states.shape[-2] > 1:  # a text, read at once
             read: tuple[torch.Tensor, torch.Tensor] = super().update(
                 key_states, value_states, *args, **kwargs
@@ -86,8 +86,8 @@ def _growing(kind: Any) -> type[_Growing]:
 def spare_columns(cache: Cache, products: torch.dtype | None) -> None:
     """Let the cache's layers grow in place, token by token, where they copy all that they have.
 
-    Where autocast makes ``products`` narrower than the rest, keys, which were turned, are still wide, and are
-    narrowed anew at every token. Here they are held as they are used.
+    Where autocast makes ``products`` narrower than the rest, keys that were turned are still wide, and it
+    narrows all of them at every token. Here they are held as they are used.
     """
     layer: Any
     for layer in cache.layers:
@@ -95,5 +95,5 @@ def spare_columns(cache: Cache, products: torch.dtype | None) -> None:
         if getattr(kind, "update", None) in (DynamicLayer.update, DynamicSlidingWindowLayer.update):
             layer.__class__ = _growing(kind)
             layer.spare = SpareColumns(), SpareColumns()
-            if layer.keys is not None and products is not None:
-                layer.keys = layer.keys.to(products)
+            if layer.keys is not None:
+                layer.keys, layer.values = layer.keys.to(products), layer.values.to(products)
