@@ -93,7 +93,7 @@ class RunSettings:
     seed: Annotated[int, Field(ge=0, lt=1_000_000_000)] = 0
     """Everything drawn follows from it: the same command, the same numbers."""
     output: Path | None = None
-    """The run's folder; by default runs/<env>-<time>."""
+    """The run's folder; by default runs/<env>-<time>-<four letters>."""
     resume: Path | None = None
     """Go on with the run in this folder."""
     store: str | None = None
@@ -113,12 +113,13 @@ class PlaySettings:
     episodes: AtLeastOne = 1536
     """Train episodes per round."""
     waves: AtLeastOne = 24
-    """Parts of a round's play: the first without experience, each further one with the insights so far."""
+    """Parts of a round's play: the first without experience, each further one with the insights so far. Where
+    these are not from outcomes it is one part."""
     temperature: Temperature = 1.0
     """At which the agent plays and samples while training."""
     replies: Replies = "act"
     """What the agent replies: `act` is the action and no more. With `think` it thinks first, and ends with a
-    line `Action: ...`. Where the reply is text it is `act`, whatever the text is."""
+    line `Action: ...`. Where the reply is text it can be `act` only, whatever the text is."""
     max_new_tokens: AtLeastOne | None = None
     """Longest reply, in tokens; by default what the longest action takes, 256 where the agent is to think, or
     64 where the reply is text."""
@@ -209,7 +210,7 @@ class ModelSettings:
     process, `vllm:2` one that two processes share (tensor parallelism; so with any number that divides that
     of the processes), and a URL such as http://localhost:8000 a server of it (`vllm serve`). Several are
     separated by commas; they have to see the run's folder. `auto` is vllm where it is installed, a GPU is
-    there, and replies are text."""
+    there, and replies are longer than an action's word."""
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
     precision: Precision = "auto"

@@ -52,6 +52,10 @@ ENV = "Logs-v0"
 PLAY = Phase.play(1, 0)
 
 
+NOT_HERE = ("env", "env_kwargs", "resume", "rounds", "waves", "memory", "replies", "insights", "minutes")
+"""Settings of a run that have no sense here."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogsConfig:
     """Train a context into a model's weights on prompts from saved conversations."""
@@ -75,8 +79,8 @@ class LogsConfig:
     run: Annotated[SelfImproveConfig, tyro.conf.OmitArgPrefixes] = dataclasses.field(
         default_factory=lambda: SelfImproveConfig.for_env(ENV)
     )
-    """Of the run. The command itself sets --env, --env-kwargs, --rounds, --waves, --memory, --replies,
-    --insights and --resume: the same command with its --output goes on."""
+    """Of the run. Not for this command are --env, --env-kwargs, --rounds, --waves, --memory, --replies,
+    --insights, --minutes and --resume: the same command with its --output goes on."""
 
     @property
     def command(self) -> str:
@@ -97,9 +101,7 @@ class LogsConfig:
             ConfigError: They make no sense.
         """
         run = self.run
-        refuse_settings(
-            run, ENV, "env", "env_kwargs", "resume", "rounds", "waves", "memory", "replies", "insights"
-        )
+        refuse_settings(run, ENV, *NOT_HERE)
         if (run.context_file is None) == (self.experience is None):
             raise ConfigError("the context comes from exactly one of --context-file and --experience")
         if min(run.validation_episodes, run.test_episodes) < MIN_QUESTIONS:

@@ -113,6 +113,8 @@ class ForgettingConfig:
     """Longest reply to a sum or an instruction; the replies are greedy."""
     seed: int | None = None
     """A run's: the tasks' episodes are those that it is tested on; by default that run's own, or else 0."""
+    store: str | None = None
+    """Where the run's experience is, if on another machine; its report shows what is in there."""
     device: str = "auto"
     """A torch device; auto takes a GPU if there is one."""
     trust_remote_code: bool = False
@@ -260,7 +262,7 @@ def main() -> int:
         print_table(forgetting(config, console))
         if config.run is not None and config.output is None:
             with suppress(NotJudgedError):
-                tell(console, f"report: {write_report(config.run)}")
+                tell(console, f"report: {write_report(config.run, config.store)}")
 
     return run_command(work)
 

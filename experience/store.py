@@ -393,7 +393,7 @@ def _of_folder(folder: Path, given: str | None) -> tuple[str, str | None]:
     if location and is_elsewhere(location):
         raise ExperienceError(
             f"the run in {folder} has its experience on another machine: if you trust the folder, give "
-            f"--store {location}"
+            f"--store {location}, or where there is none, that in place of the folder and --run {run_id}"
         )
     return location or str(folder / "experience.db"), run_id
 
