@@ -2,11 +2,22 @@
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import islice
 
 from envs.questions.notation import FUNCTIONS, LETTERS
 from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
-from envs.questions.numbers import NUMBER, SCALES, TEXT, UNITS, compare_numbers, plain_number, unit_of
+from envs.questions.numbers import (
+    NUMBER,
+    PRODUCT,
+    SCALES,
+    TEXT,
+    UNITS,
+    PlainNumber,
+    compare_numbers,
+    plain_number,
+    unit_of,
+)
 
 MAX_VERBS = 8
 """How many of a clause are looked at, the first ones."""
@@ -21,7 +32,8 @@ _SENTENCE_END = re.compile(
 _EXPLAINED = re.compile(r"\s(?:because|since|which|but|as in|where|i\.e\.|that is)(?!\w)")
 _CLAUSE_END = re.compile(
     rf",\s+(?!(?:{_GOES_ON})\b)(?=[A-Za-z]{{2}})|;(?!\s*(?:(?:{_GOES_ON})\b|[A-Za-z]\w{{0,2}}\s*=|[-+$\\(]*[0-9]))|"
-    rf"{_EXPLAINED.pattern}|\s[-:]+\s(?=[A-Za-z]{{2}}|I\b)"
+    rf"{_EXPLAINED.pattern}|\s[-:]+\s(?!(?:{'|'.join(_MATH_WORDS)}|(?!my|by|why|try){PRODUCT.pattern})(?![A-Za-z]))"
+    r"(?=[A-Za-z]{2}|I\b)"
 )
 CLAUSES = re.compile(rf"{_SENTENCE_END.pattern}|{_CLAUSE_END.pattern}")
 """Where a clause ends."""
@@ -42,19 +54,29 @@ _NO_PROSE = re.compile(TEXT.pattern + r"|\\(?:begin|end|operatorname|mathbb|math
 _WORD = re.compile(
     r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?i:is|so|it|we|of|at|by|he|us|me|to|an|my|ok|oh|hm|no)(?![A-Za-z]))|[\u3040-\u9fff\uac00-\ud7af]+"
 )
-_REASON = re.compile(r"\s(?:because|since|as in)\b[^.,;\n]*")
-_ASIDE = re.compile(r"\s(?:ways?|when|where|while|attained)\b")
+_REASON = re.compile(r"(?:^|\s)(?:because|since|as in)\b[^.,;\n]*", re.IGNORECASE)
+_ASIDE = re.compile(
+    r"\s(?:ways?|when|where|while|attained|achieved|(?:which )?occur(?:s|ring)|with equality)\b"
+)
+_CONDITION = re.compile(r"\W*(?:where|attained|achieved|(?:which )?occur(?:s|ring)|with equality)\b")
 """Behind a result, before under what conditions it is one."""
 _FORMULA = re.compile(r"[0-9]|\\[A-Za-z]{2}")
 """What a formula has, or a number."""
 _PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
+_TERMS = re.compile(r"([-+]?)\s*([^-+]+)")
+_ABOUT = re.compile(r"^\s*(?:or\s+)?(?:about|approximately|approx\.?|roughly|around|nearly|\\approx|~)\s*")
+_WITHIN = re.compile(r"\s+(?!(?:long|wide|tall|high|deep|thick)\b)(?:\$?[0-9]|[A-Za-z]{1,})")
+"""Behind an "in" that is no inch."""
 _LOOSE_END = re.compile(r"\s\([^()]*$|[\s,]+(?:and|or)\s*$|^\s*(?:and|or)\s|^\s+[-:]\s+")
-_EXPLANATION = re.compile(r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|\\approx))[^()\\]*\)")
+_EXPLANATION = re.compile(
+    r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|\\approx)|\s*\$?[-.0-9])[^()\\]*\)"
+)
 _HEDGE = re.compile(rf"\s\((?:(?:{_HEDGES}|if not)\b[\s,]*)+", re.IGNORECASE)
 YES_OR_NO = frozenset({"yes", "no", "true", "false"})
 """What may stand before its own explanation."""
 _GUARD = re.compile(
-    r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than|at (?:least|most)|"
+    r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than\b(?=.{0,60}[0-9])|"
+    r"at (?:least|most)|"
     r"under|over|below|above|up to|plus|minus|times|divided|multiplied|added|subtracted|half|third|quarter|"
     r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|squared|cubed|factorial|modulo|"
     r"choose|to the power|halves|thirds|quarters|fifths|sixths|eighths|tenths|hundredths|thousandths|"
@@ -68,7 +90,7 @@ _EXPLAINS = frozenset(
     re.findall(
         r"\w+",
         "out of per for from with when at after before each on by if given where who that every in since "
-        "because using made making among",
+        "because using made making among old than",
     )
 )
 """A number behind these words is no part of the one before."""
@@ -90,25 +112,26 @@ def formula_in(said: str) -> str:
     """
     shorter = _EXPLANATION.sub(_kept, said)
     said = shorter if re.search("[0-9]", shorter) else said
-    if not said or plain_number(said) or not has_prose(said) or NEGATION.search(said):
+    if not said or plain_number(said) or NEGATION.search(said):
+        return said
+    first, *others = re.split(r",?\s+or\s+", said)
+    number = tidy(formula_in(first)) if others else ""
+    if others and all(_is_restated(number, tidy(other)) for other in others):
+        return number  # 42 minutes, or 0.7 hours
+    if not has_prose(said):
         return said
     if _GUARD.search(said):
         *before, result = _EQUALS.split(said)
         return formula_in(result) if before else said
-    parts = re.split(r",?\s+or\s+", said)
-    restated = [plain_number(tidy(part)) for part in parts]
-    first = restated[0]
-    is_restated = first and all(number and compare_numbers(number, first) is None for number in restated)
-    units = {number.unit for number in restated if number and number.unit}
-    if len(restated) > 1 and (is_restated or len(units) == len(restated)):
-        return parts[0]  # 42 minutes, or 0.7 hours
     if typeset := _MATH.search(said):
         return tidy(next(group for group in typeset.groups() if group))
-    formulas, between = [""], [""]
+    formulas, between, at = [""], [""], 0
     for piece in _PIECES.split(said):
         is_unit = re.search(r"[0-9]\s$", formulas[-1]) and (
             piece in SCALES or unit_of(piece) in UNITS.values()
         )
+        is_unit = is_unit and not (piece == "in" and _WITHIN.match(said, at + 2))
+        at += len(piece)
         if _PIECES.fullmatch(piece) and not (piece.lower() in _MATH_WORDS or is_unit or _is_letter(piece)):
             between[-1] += f" {piece.lower()}"
         elif between[-1] and piece.strip():
@@ -121,7 +144,7 @@ def formula_in(said: str) -> str:
         return said
     formula, behind = formulas[found[0]], " ".join(between[found[0] : found[1]] if len(found) > 1 else [])
     is_alone = len(found) == 1 or formulas[found[1]].lstrip(" ,").startswith("(")
-    if not is_alone and not _EXPLAINS & set(behind.split()):
+    if not is_alone and not _EXPLAINS & set(behind.split()) and not re.search(r"\bto [a-z]", behind):
         return said
     return tidy(_LOOSE_END.sub("", formula)) or said
 
@@ -179,14 +202,14 @@ def tidy(answer: str) -> str:
 
 def _conclusion(clause: str) -> str | None:
     """What a clause comes to: what stands behind its first verb that has a formula or number behind it."""
-    if not _FORMULA.search(clause):
+    if not _FORMULA.search(clause) or _CONDITION.match(clause):
         return None
     starts = [verb.end() for verb in islice(_VERB.finditer(clause), MAX_VERBS)]
     for start in (*starts, 0):
         part = _ASIDE.split(clause[start:].strip(" \n\t*_`.,:;"), maxsplit=1)[0]
         found = tidy(formula_in(_MINUS.sub("-", part)))
         is_whole = sum(c in "([{" for c in found) == sum(c in ")]}" for c in found)
-        are_units = all(unit_of(word) in UNITS.values() for word in _prose(found))
+        are_units = plain_number(found) or all(unit_of(word) in UNITS.values() for word in _prose(found))
         if is_whole and are_units and _FORMULA.search(found):
             return found
     return None if _GUARD.search(clause) else _last_formula(clause)
@@ -215,12 +238,44 @@ def has_prose(text: str) -> bool:
 
 
 def _kept(explanation: re.Match[str]) -> str:
-    """What is left of a remark in parentheses: all, where it says another number, too: 5 (or 6)."""
+    """What is left of a remark in parentheses: all, if it says another number, as in 5 (or 6), 5 (6 + 7)."""
+    said = explanation.string[: explanation.start()].rpartition(")")[2][-MAX_ANSWER_CHARS:]
+    inner = explanation[0].strip(" ()")
+    if not has_prose(inner) and re.match(r"\$?[-.0-9]", inner):
+        return "" if _is_restated(formula_in(said), inner) else explanation[0]
     hedge = _HEDGE.match(explanation[0])
     other = plain_number(explanation[0][hedge.end() :].strip(" ,)")) if hedge else None
-    first = plain_number(formula_in(explanation.string[: explanation.start()])) if other else None
+    first = plain_number(formula_in(said)) if other else None
     is_other = other and first and other.unit == first.unit and compare_numbers(other, first)
     return explanation[0] if is_other else ""
+
+
+def _is_restated(first: str, other: str) -> bool:
+    """Whether a number is said once more: worked out, rounded with a word, in percent, or in another unit."""
+    number = plain_number(first)
+    *_, result = other.split("=")
+    rounded = _ABOUT.sub("", result)
+    again = plain_number(rounded.strip()) or _worked_out(result)
+    if number is None or again is None:
+        return False
+    if compare_numbers(again, number) is None or "" != number.unit != again.unit != "":
+        return True
+    return rounded != result and abs(again.value - number.value) <= abs(number.value) / 100
+
+
+def _worked_out(text: str) -> PlainNumber | None:
+    """The result of a few sums, products and quotients of numbers."""
+    total = Fraction(0)
+    for sign, product in _TERMS.findall(text.replace("x", "*")):
+        factors = re.split(r"([*/])", product)
+        value = Fraction(1)
+        for operator, factor in zip(("*", *factors[1::2]), factors[::2], strict=True):
+            number = plain_number(factor.strip())
+            if number is None or (operator == "/" and number.value == 0):
+                return None
+            value = value * number.value if operator == "*" else value / number.value
+        total += -value if sign == "-" else value
+    return PlainNumber(value=total)
 
 
 def _is_letter(word: str) -> bool:
