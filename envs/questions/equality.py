@@ -75,7 +75,7 @@ _VARIABLE = re.compile(
 )
 
 _POWER_OF_TEN = re.compile(
-    r"(?<=[0-9])[eE][-+]?[0-9]+|\s*(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*\{?[-+]?[0-9]{1,3}\}?"
+    r"(?<=[0-9])[eE][-+]?[0-9]+|\s*(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*[{(]?[-+]?[0-9]{1,3}[})]?"
 )
 _SPACING = re.compile(r"\\(?:left|right|quad|[,;:! ])")
 _FORMAL = {

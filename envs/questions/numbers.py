@@ -19,7 +19,7 @@ NUMBER = re.compile(
     r"(?P<sign>[-+]?)\s*(?:\\?(?P<currency>[$€£¥])\s*)?(?P<minus>-?)(?:"
     rf"(?P<decimal>{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
     r"(?:(?<=[.0-9])\\(?:overline|bar|dot)\s*\{\s*(?P<repeating>[0-9]{1,40})\s*\})?"
-    r"(?:[eE](?P<e>[-+]?[0-9]{1,3})|\s*(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*\{?(?P<ten>[-+]?[0-9]{1,3})\}?)?"
+    r"(?:[eE](?P<e>[-+]?[0-9]{1,3})|\s*(?:\*|\\times|\\cdot|x)\s*10\s*(?:\^|\*\*)\s*[{(]?(?P<ten>[-+]?[0-9]{1,3})[})]?)?"
     r"(?:\s*/\s*(?P<over>[0-9]+)|\s+(?P<top>[0-9]+)\s*/\s*(?P<bottom>[0-9]+))?"
     r"|)"
     r"(?:\s*\\[dtc]?frac\s*(?:\{\s*(?P<num>-?[0-9]+)\s*\}\s*\{\s*(?P<den>[0-9]+)\s*\}|(?P<n>[0-9])(?P<d>[0-9])))?"
@@ -34,6 +34,8 @@ PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{2,3}|ab")
 """Letters that are no word: xy."""
 _REMARK = re.compile(r"(?<=[0-9A-Za-z%}])\s+\(([A-Za-z][A-Za-z .]*)\)$")
 """Behind a number: (apples)."""
+_SCALE = re.compile(r"(\^\s*\{?\\circ\}?)\s*[CF]$")
+"""Of degrees."""
 UNITS = {
     name: names.split()[0]
     for names in (
@@ -82,7 +84,7 @@ class PlainNumber:
 @lru_cache(maxsize=4096)
 def plain_number(text: str) -> PlainNumber | None:
     """The number that ``text`` is, with or without a unit; ``None`` for anything else."""
-    text = _REMARK.sub(r" \1", TEXT.sub(r" \1 ", text).strip()).strip()
+    text = _SCALE.sub(r"\1", _REMARK.sub(r" \1", TEXT.sub(r" \1 ", text).strip()).strip())
     found = NUMBER.match(text)
     if found is None or len(text) > MAX_CHARS or re.search(f"[0-9]{{{MAX_DIGITS + 1}}}", text):
         return None

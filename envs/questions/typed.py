@@ -29,18 +29,22 @@ _UNIT_WORDS = (
 """Not what may be a variable, unless it is set as text."""
 _LONG_UNITS = rf"(?:{'|'.join(name for name in UNITS if name.isalpha() and len(name) > 1)})s?"
 _Replacement = str | Callable[[re.Match[str]], str]
+_UPRIGHT = r"\\(?:text(?:rm|it|bf|normal)?|mathrm|mbox)\s*\{"
 _TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
     (
         re.compile(
-            r"(?<=[0-9}])\s*\\text\s*\{(?!\s*(?:and|or|squared|cubed|factorial|half|halves|thirds)\b)"
-            rf"[A-Za-z /]+\}}{_POWER}$"
+            rf"(?<=[0-9}}%]){_GAP}*{_UPRIGHT}(?!{_GAP}*(?:and|or|squared|cubed|factorial|half|halves|thirds)\b)"
+            rf"(?:[A-Za-z /]|{_GAP})+\}}{_POWER}$"
         ),
         "",
     ),
-    (re.compile(rf"(?<=[A-Za-z)])\s*\\text\s*\{{\s*{_UNIT_WORDS}\s*\}}{_POWER}$"), ""),
-    (re.compile(rf"(?<=\\pi)\s+{_UNIT_WORDS}{_POWER}$"), ""),
-    (re.compile(rf"(?<=[0-9}})])\s+{_LONG_UNITS}{_POWER}$"), ""),
-    (re.compile(r"^-?[0-9]{1,3}(?:,[0-9]{3})+(?=\s*[\\A-Za-z])"), lambda number: number[0].replace(",", "")),
+    (re.compile(rf"(?<=[A-Za-z)]){_GAP}*{_UPRIGHT}{_GAP}*{_UNIT_WORDS}{_GAP}*\}}{_POWER}$"), ""),
+    (re.compile(rf"(?<=\\pi){_GAP}+{_UNIT_WORDS}{_POWER}$"), ""),
+    (re.compile(rf"(?<=[0-9}})]){_GAP}+{_LONG_UNITS}{_POWER}$"), ""),
+    (
+        re.compile(r"(?:^|(?<=[^\\]\{))-?[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+(?=\s*[\\A-Za-z]|\})"),
+        lambda number: re.sub("[{},]", "", number[0]),
+    ),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
     (re.compile(r"\\var(epsilon|phi|theta|rho|sigma)(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])"), r"\\mathbb{\1}"),
