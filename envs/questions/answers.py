@@ -43,13 +43,17 @@ _MARK = re.compile(
     r"\b(?:is|are|was|equals?|(?:would|should|must|will|can only|has to) be)(?P<negated>n't)?\b:?"
     r"|[*_\s\"]{0,9}[:=]|\.:?(?=\s*[-0-9]))"
     r"|^\W{0,9}(?:the )?(?:final )?answer\W{0,9}$"
-    r"|(?:respuesta|réponse|antwort|risposta|resposta|ответ)(?:[^.:=\n]{0,30}?\b(?:es|est|ist|lautet|é|è)\b|\s*[:=—-])"
+    r"|(?P<foreign>respuesta|réponse|antwort|risposta|resposta|ответ)(?:[^.:=\n]{0,30}?\b(?:es|est|ist|lautet|é|è)\b|\s*[:=—-])"
     r"|(?:答案|答え|정답)\s*(?:应该|應該)?(?:是|为|為|は|은|:)?",
     re.IGNORECASE | re.MULTILINE,
 )
 _TAGS = frozenset({"####", "<answer>"})
 """Marks behind which nothing but the answer stands."""
-_TALK_OF_ANSWER = re.compile(r"\b(?:this|that|your|whether|if|hope)\s+(?:\w+\s+){0,2}$", re.IGNORECASE)
+_TALK_OF_ANSWER = re.compile(
+    r"\b(?:this|that|your|whether|if|hope)\s+(?:\w+\s+){0,2}$|\b(?:wrong|incorrect|mistaken|tempting)\s+$|"
+    r"\b(?:some|many|others|people|students)\s+(?:\w+\s+){0,2}(?:think|say|believe|assume|guess)\s+(?:\w+\s+){0,2}$",
+    re.IGNORECASE,
+)
 """Before a mark: what follows is no answer, but said about one."""
 _JUDGEMENT = re.compile(
     r"(?:(?:very|quite|most|all|now|also|indeed|definitely|so) )?"
@@ -236,7 +240,9 @@ def _marked(text: str) -> Iterator[tuple[str, str]]:
     for mark in reversed(deque(_MARK.finditer(text), maxlen=MAX_MARKS)):
         if mark["negated"] or _TALK_OF_ANSWER.search(text[max(0, mark.start() - 40) : mark.start()]):
             continue
-        rest = _BULLET.sub("", text[mark.end() :].partition("</answer>")[0]).strip(" \n\t:=")
+        rest = _BULLET.sub("", text[mark.end() :].partition("</answer>")[0]).strip(" \n\t:=").lstrip("}")
+        if mark["foreign"] and NEGATION.search(mark[0] + text[mark.end() : mark.end() + 4]):
+            continue
         if _said(rest)[0]:
             yield mark[0], rest
 

@@ -41,10 +41,12 @@ ENDS = re.compile(rf"{_SENTENCE_END.pattern}|{_EXPLAINED.pattern}")
 """Where an answer may end that has full stops or commas of its own; of a list its beginning is no answer."""
 NEGATION = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|instead of|rather than|other than|anything but|far from|"
-    r"unlike|incorrect|wrong)\b|n't\b|不是|\bnicht\b|\bno es\b|n'est pas",
+    r"unlike|incorrect|wrong)\b|n't\b|不是|\bnicht\b|\bno es\b|n'est pas|\bnão é\b|\bnon è\b",
     re.IGNORECASE,
 )
-_BEFORE = re.compile(r"^\s*(?:\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~)\s*(?=\S)")
+_BEFORE = re.compile(
+    r"^\s*(?:\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~|[aA]pprox\.|=+>)\s*(?=\S)"
+)
 """Before an answer, without being a part of it."""
 _DELIMITERS = re.compile(r"(?<!\\)\$+|\\[()\[\]]")
 _MATH = re.compile(
@@ -98,6 +100,7 @@ _EQUALS = re.compile(r"(?<!or)\s(?:equals?|is equal to|is|makes|gives|=)\s")
 _LEADS = re.compile(
     r"\W*(?:about|approximately|roughly|around|exactly|only|just|approx\.?)?\s*[-+$€£\\]*[0-9]", re.IGNORECASE
 )
+_CONTRAST = re.compile(r"(?<=\S)\s+(?:instead of|rather than|as opposed to|and not)\s.*")
 _MINUS = re.compile(r"^(?:minus|negative)\s+(?=\W?[0-9])", re.IGNORECASE)
 _VERB = re.compile(
     r"\b(?:is|are|was|were|equals?|makes?|gives?|be|so|has|have|had|get|gets)\b", re.IGNORECASE
@@ -152,7 +155,7 @@ def formula_in(said: str) -> str:
 def first_clause(said: str) -> str | None:
     """The first thing that is said, up to where it ends or is explained; of "not 41 but 42", 42."""
     sentence = _SENTENCE_END.split(said.strip(), maxsplit=1)[0]
-    clauses = [clause.strip() for clause in _CLAUSE_END.split(sentence)]
+    clauses = [_CONTRAST.sub("", clause.strip()) for clause in _CLAUSE_END.split(sentence)]
     is_worked_out = _GUARD.search(clauses[0]) or re.search(r"[0-9]\s*[-+*/]\s*[0-9]", clauses[0])
     if len(clauses) > 1 and is_worked_out and clauses[1].startswith("which "):
         result = re.sub(r"^which\s+(?:(?:is|equals|makes|gives|comes to)\s)?", "", clauses[1])

@@ -60,7 +60,10 @@ _BASED = re.compile(r"\s*\(?(-?[0-9A-F]+)\)?_\{?([0-9]+)\}?\s*")
 _WORD = re.compile(
     rf"(?<![\\A-Za-z])(?!(?:{NAMES}|sqrt|mod|inf|infinity|oo|and|or)(?![A-Za-z]))(?:[^\W\d_]{{4,}}|[^\W\d_]{{2,3}})(?![A-Za-z])"
 )
-_MAYBE_PRODUCT = re.compile(r"[a-z]{2,3}")
+_MAYBE_PRODUCT = re.compile(r"(?!(?:yes|no)$)[a-z]{2,3}")
+_BECAUSE = re.compile(r",?\s+(?:because|since|as)\b")
+_DENIALS = re.compile(r"\b(?:not|never|neither|nor)\b|n't\b", re.IGNORECASE)
+_SAYS = re.compile(r"\b(?:is|are|was|were|be|equals|has|have|called|falls? on)\s+")
 _NAME = re.compile(
     r"\(?\s*\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?'?(?:\([\w, ]*\))?"
     r"(?:\s*,\s*[A-Za-z](?:_\{?\w+\}?)?)*\s*\)?\s*"
@@ -186,9 +189,11 @@ def _says(answer: str, gold: str) -> bool:
         r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in)\b,?\s*)+", "", _plain(answer), flags=re.IGNORECASE
     )
     said = [plain, re.sub(r"\s*\([^()]*\)$", "", plain), _LABEL.sub("", plain, count=1)]
-    if not re.search(r"\b(?:not|never|neither|nor)\b|n't\b", plain, re.IGNORECASE):
-        said += [re.split(r"\b(?:is|are|was|were|equals)\s+", plain)[-1]]
-        said += [first for first in [re.split(r"[,.;:]|\s-\s", plain)[0]] if first.casefold() in YES_OR_NO]
+    said += [first for first in [re.split(r"[,.;:]|\s-\s", plain)[0]] if first.casefold() in YES_OR_NO]
+    claim = _BECAUSE.split(plain)[0]
+    if _DENIALS.findall(claim) == _DENIALS.findall(gold):
+        said += [claim, *(claim[verb.end() :] for verb in _SAYS.finditer(claim))]
+        said += [claim[-len(gold) :]] if _DENIALS.search(gold) else []
     return any(same_text(text, gold) for text in said)
 
 
