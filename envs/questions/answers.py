@@ -32,7 +32,7 @@ MAX_MARKS = 16
 """How many of the places where a reply says that it gives its answer are looked at, the last ones."""
 MAX_ENDS = 8
 """How many of the places behind a mark where an answer may end are looked at, the first ones."""
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*")
+_BOX = re.compile(r"\\(?:boxed|f(?:rame)?box)\s*")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.*&|/-]|\\[()\[\]\\]|\\q?quad(?![A-Za-z])|and|or|\\text\s*\{\s*(?:and|or)\s*\}"
     r"|(?<=\n)[0-9]{1,2}[.)]\s|[A-Za-z](?:_\{?\w\}?)?\s*=)*"

@@ -60,7 +60,9 @@ _REASON = re.compile(r"(?:^|\s)(?:because|since|as in)\b[^.,;\n]*", re.IGNORECAS
 _ASIDE = re.compile(
     r"\s(?:ways?|when|where|while|attained|achieved|(?:which )?occur(?:s|ring)|with equality)\b"
 )
-_CONDITION = re.compile(r"\W*(?:where|attained|achieved|(?:which )?occur(?:s|ring)|with equality)\b")
+_CONDITION = re.compile(
+    r"\W*(?:where|when|attained|achieved|reached|(?:which )?occur(?:s|ring)|with equality)\b"
+)
 """Behind a result, before under what conditions it is one."""
 _FORMULA = re.compile(r"[0-9]|\\[A-Za-z]{2}")
 """What a formula has, or a number."""
@@ -101,9 +103,9 @@ _LEADS = re.compile(
     r"\W*(?:about|approximately|roughly|around|exactly|only|just|approx\.?)?\s*[-+$€£\\]*[0-9]", re.IGNORECASE
 )
 _CONTRAST = re.compile(r"(?<=\S)\s+(?:instead of|rather than|as opposed to|and not)\s.*")
-_MINUS = re.compile(r"^(?:minus|negative)\s+(?=\W?[0-9])", re.IGNORECASE)
+_MINUS = re.compile(r"^(?:minus|negative)\s+(?=\W?[0-9]|infinity|\\infty)", re.IGNORECASE)
 _VERB = re.compile(
-    r"\b(?:is|are|was|were|equals?|makes?|gives?|be|so|has|have|had|get|gets)\b", re.IGNORECASE
+    r"(?<!to )\b(?:is|are|was|were|equals?|makes?|gives?|be|so|has|have|had|get|gets)\b", re.IGNORECASE
 )
 
 

@@ -38,13 +38,16 @@ _SIZES = re.compile(
 _ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
 _LETTER = re.compile(r"\(?([A-Z])\)?|\(([a-z])\)")
 _CHOOSES = re.compile(
-    r"\b(?:is|be|choose|pick|option|choice|letter|answer|only|so|hence|thus|therefore|think|probably|matches|to|it's)\b:?\s*|选:?\s*",
+    r"\b(?:is|be|choose|choosing|select|pick|option|choice|letter|statement|answer|ans|only|so|hence|thus|therefore|"
+    r"think|probably|likely|clearly|definitely|indeed|matches|to|it's|that's|go with)\b(?::|\.| -)?\s*|"
+    r"选(?:择|项)?:?\s*|是\s*|は\s*|^not \(?[A-Z]\)?,? but\s+|^(?:among|of)\b[^,]{1,40},\s*",
     re.IGNORECASE,
 )
 """Before the letter of an option."""
 _OPTION = re.compile(
-    r"\W*(?:(?i:option|choice|letter|answer)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*!]|-\s|$|\s\(?[-$\\0-9]|"
-    r"\s(?:is|must be)\s(?:the\s)?(?:correct|right|true)\b|"
+    r"\W*(?:(?i:option|choice|letter|answer)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*!>]|-\s|$|\n|\s\(?[-$\\0-9]|"
+    r"\s\([A-Z][a-z]|です|입니다|\s(?:satisfies|works|holds)\b|"
+    r"\s(?:is|must be)\s(?:the\s)?(?:correct|right|true|only)\b|"
     r"\s\(?(?:because|since|rather than|instead of|not)\b)))"
 )
 _ANOTHER = re.compile(r"\)?\s*\([A-Z]\)|[\s,;/&*)]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?(?!I\b)[A-Z]\b")
@@ -54,6 +57,7 @@ _RATIO = re.compile(
     r"(?:\s*(?P<half>[apAP])\.?\s?[mM]\b\.?)?"
 )
 """A ratio, or a time of day with its half of the day."""
+_RATIO_IN_WORDS = re.compile(r"^(?:.*\bis )?([0-9.]{1,9})\s+to\s+([0-9.]{1,9})$")
 _TIME = re.compile(r"[0-9]{1,2}(?::[0-5][0-9]){1,2}")
 _BASED = re.compile(r"\s*\(?(-?[0-9A-F]+)\)?_\{?([0-9]+)\}?\s*")
 """A number with its base."""
@@ -68,6 +72,23 @@ _NAME = re.compile(
     r"\(?\s*\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?'?(?:\([\w, ]*\))?"
     r"(?:\s*,\s*[A-Za-z](?:_\{?\w+\}?)?)*\s*\)?\s*"
 )
+_POINT = re.compile(r"\s*([A-Z]'?)(?:\s|\\,|:)*(?=\([^()]*,)")
+"""Before its coordinates."""
+_BUILDER = re.compile(
+    r"\\?\{(?:\s|\\,)*([a-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\,)?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\\middle\||\||:)"
+    r"(?P<condition>[^{}]*[^{}\\\s])(?:\s|\\,)*\\?\}"
+)
+"""A set by what holds of its numbers."""
+_SIGN = r"(?:<=?|>=?|\\[lg](?:eq?|t)(?![A-Za-z]))"
+_BOTH = re.compile(
+    rf"(?P<x>[a-z])\s*(?P<first>{_SIGN})\s*(?P<a>[^<>=,]+?)\s*(?:\\text\s*\{{\s*and\s*\}}|\band\b|\\land(?![A-Za-z]))"
+    rf"\s*(?P=x)\s*(?P<second>{_SIGN})\s*(?P<b>[^<>=,]+)"
+)
+"""Two bounds of one."""
+_BOUNDS = (("first", "a"), ("second", "b"))
+_OUTWARD = re.compile(r"([\[\]])([^\[\](){}]*,[^\[\](){}]*)([\[\]])")
+"""An interval by brackets that are turned away from what does not belong to it."""
+_NUMBERED = re.compile(r"\\(?:text|math)bf?\s*\{\s*\(([0-9]+)\)\s*\}")
 _HIDDEN = "\x00"
 _EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)|\\in(?![A-Za-z])|:=")
 _TWO_EQUATIONS = re.compile(r"=[^=]*[0-9}](?:\\q?quad|\\[,;: ]|\s)+\\?[A-Za-z]\w*\s*=")
@@ -105,12 +126,16 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     """Compare two answers that have been read and are short."""
     if same_text(answer, gold):
         return Decision(True, "the same")
-    letter = _LETTER.fullmatch(_plain(gold)) or _LABEL.match(_plain(gold))
+    label = _LABEL.match(_plain(gold))
+    letter = _LETTER.fullmatch(_plain(gold)) or label
     if letter and (option := _option(answer)):
         return _decision(option == (letter[1] or letter[2]).upper())
+    if label:
+        return compare(answer, _plain(gold)[label.end() :])
+    answer, gold = _bounded(answer), _bounded(gold)
     if (based := _BASED.fullmatch(answer)) and (gold_based := _BASED.fullmatch(gold)):
         return _decision(based.groups() == gold_based.groups())
-    ratios = [_RATIO.fullmatch(_plain(text)) for text in (answer, gold)]
+    ratios = [_RATIO.fullmatch(_RATIO_IN_WORDS.sub(r"\1:\2", _plain(text))) for text in (answer, gold)]
     if ratios[0] and ratios[1]:
         return _decision(_same_ratio(ratios[0], ratios[1]))
     bare = _without_bounds(answer)
@@ -146,6 +171,25 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
             return Decision(False, "not worked out")
     typed = as_latex(left), as_latex(right)
     return Decision(True, "the same") if same_text(*typed) else Undecided(*typed)
+
+
+def _bounded(text: str) -> str:
+    """A set of numbers that is given by a condition, or by two, as one condition; anything else as it is."""
+    text = _NUMBERED.sub(r"\1", _SIZES.sub("", text)).strip()
+    if built := _BUILDER.fullmatch(text):
+        text = built["condition"].strip()
+    if (interval := _OUTWARD.fullmatch(text)) and (text[0] == "]" or text[-1] == "["):
+        opening, closing = "(" if interval[1] == "]" else "[", ")" if interval[3] == "[" else "]"
+        return f"{opening}{interval[2]}{closing}"
+    if both := _BOTH.fullmatch(text):
+        bounds = {
+            both[sign][0] == ">" or both[sign][1:2] == "g": (both[sign], both[b]) for sign, b in _BOUNDS
+        }
+        if len(bounds) == 2:
+            (above, low), (below, high) = bounds[True], bounds[False]
+            above = "<" if above in (">", r"\gt") else r"\le"
+            return f"{low} {above} {both['x']} {below} {high}"
+    return text
 
 
 def same_text(answer: str, gold: str) -> bool:
@@ -211,6 +255,10 @@ def _values(answer: str, gold: str) -> tuple[str, str]:
 
 def _named(text: str) -> tuple[str | None, str]:
     """What stands left of the last equals sign, and what right of it; the sign may be a membership, too."""
+    if (point := _POINT.match(text)) and bracket_end(text[point.end() :]) == len(
+        text.rstrip()
+    ) - point.end() - 1:
+        return point[1], text[point.end() :]
     equals = list(_EQUALS.finditer(text))
     if not equals:
         return None, text

@@ -10,7 +10,7 @@ MAX_DIGITS = 400
 """Of one number."""
 
 TEXT = re.compile(
-    r"\\(?:text(?:bf|rm|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf)|mbox|boldsymbol|bm|underline|emph)\s*\{([^{}]*)\}"
+    r"\\(?:text(?:bf|rm|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf)|mbox|bold(?:symbol)?|bm|underline|emph)\s*\{([^{}]*)\}"
 )
 """What is written upright, bold or underlined in a formula."""
 
