@@ -62,7 +62,8 @@ _TIME = re.compile(r"[0-9]{1,2}(?::[0-5][0-9]){1,2}")
 _BASED = re.compile(r"\s*\(?(-?[0-9A-F]+)\)?_\{?([0-9]+)\}?\s*")
 """A number with its base."""
 _WORD = re.compile(
-    rf"(?<![\\A-Za-z])(?!(?:{NAMES}|sqrt|mod|inf|infinity|oo|and|or)(?![A-Za-z]))(?:[^\W\d_]{{4,}}|[^\W\d_]{{2,3}})(?![A-Za-z])"
+    rf"(?<![\\A-Za-z])(?!(?:{NAMES}|sqrt|cbrt|abs|floor|ceil|a(?:sin|cos|tan)|mod|inf|infinity|oo|and|or)(?![A-Za-z]))"
+    rf"(?:[^\W\d_]{{4,}}|[^\W\d_]{{2,3}})(?![A-Za-z])"
 )
 _MAYBE_PRODUCT = re.compile(r"(?!(?:yes|no)$)[a-z]{2,3}")
 _BECAUSE = re.compile(r",?\s+(?:because|since|as)\b")
@@ -79,6 +80,16 @@ _BUILDER = re.compile(
     r"(?P<condition>[^{}]*[^{}\\\s])(?:\s|\\,)*\\?\}"
 )
 """A set by what holds of its numbers."""
+_SETS = {
+    r"\mathbb{R}": re.compile(
+        r"(?:the )?(?:set of )?(?:all )?real(?:s| numbers)|\\mathbb\s*\{?R\}?|"
+        r"\(-\\infty\s*,\s*\+?\\infty\s*\)"
+    ),
+    r"\emptyset": re.compile(
+        r"no (?:real )?solutions?|(?:the )?empty set|\\emptyset|\\varnothing|\\\{\s*\\\}"
+    ),
+}
+"""Sets that have names."""
 _SIGN = r"(?:<=?|>=?|\\[lg](?:eq?|t)(?![A-Za-z]))"
 _BOTH = re.compile(
     rf"(?P<x>[a-z])\s*(?P<first>{_SIGN})\s*(?P<a>[^<>=,]+?)\s*(?:\\text\s*\{{\s*and\s*\}}|\band\b|\\land(?![A-Za-z]))"
@@ -88,12 +99,13 @@ _BOTH = re.compile(
 _BOUNDS = (("first", "a"), ("second", "b"))
 _OUTWARD = re.compile(r"([\[\]])([^\[\](){}]*,[^\[\](){}]*)([\[\]])")
 """An interval by brackets that are turned away from what does not belong to it."""
-_NUMBERED = re.compile(r"\\(?:text|math)bf?\s*\{\s*\(([0-9]+)\)\s*\}")
+_NUMBERED = re.compile(r"\\(?:text|math)(?:bf)?\s*\{\s*\(([0-9]+)\)\s*\}")
 _HIDDEN = "\x00"
 _EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)|\\in(?![A-Za-z])|:=")
 _TWO_EQUATIONS = re.compile(r"=[^=]*[0-9}](?:\\q?quad|\\[,;: ]|\s)+\\?[A-Za-z]\w*\s*=")
 _SEPARATOR = re.compile(r"(?<!\\)[,;<>]")
 _RELATION = re.compile(r"=|<|>|\\(?:leq?|geq?|lt|gt|ne|neq|in|approx|equiv)(?![A-Za-z])")
+_BOUND = re.compile(r"<|>|\\[lg](?:eq?|t)(?![A-Za-z])")
 _VARIABLE = re.compile(
     r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z](?![A-Za-z])|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega|rho|tau|sigma|delta)\b"
 )
@@ -105,15 +117,17 @@ _SPACING = re.compile(r"\\(?:left|right|quad|[,;:! ])")
 _FORMAL = {
     "calculus": r"\\(?:i*int|o?int|sum|prod|lim)(?![A-Za-z])|\\[dt]?frac\s*\{\s*(?:d|\\partial)\b|"
     r"\bd/d[a-z]\b|\b(?:sum|prod|int|lim|integral|derivative)\b\s*[_(]",
-    "number theory": r"\b(?:gcd|lcm|det|[dt]?binom|choose|[bp]?mod|max|min|[lr]?floor|[lr]?ceil)(?![A-Za-z])|"
+    "number theory": r"\b(?:gcd|lcm|det|[bp]?mod|max|min|[lr]?floor|[lr]?ceil)(?![A-Za-z])|"
     r"\\begin\s*\{vmatrix\}|(?<![A-Za-z])[CP]\s*\(\s*[0-9]",
 }
 """Operations that stand for a result, whatever they are applied to."""
 _NUMERIC = {
     "sum": r"[0-9A-Za-z)}\]!|%]\s*[-+]\s*[^\s}]",
     "product": r"[0-9)}!|%]\s*(?:\*|\\times|\\cdot)\s*[-+]?[{(\[|]*\s*[-+]?(?:[0-9.]|\\[dt]?frac)|\)\s*\(|"
-    r"(?<!_)(?<!_[0-9])[0-9]\s*\(\s*[-+]?[0-9.]+\s*\)",
+    r"(?<!_)(?<!_[0-9])[0-9]\s*\(\s*[-+]?[0-9.]+\s*\)|\}\s*\(\s*[-+]?(?:[0-9.]|\\[dt]?frac)|"
+    r"\\sqrt\s*\{[^{}]*\}\s*(?:\*|\\times|\\cdot)?\s*\\sqrt",
     "quotient": r"\\div(?![A-Za-z])",
+    "binomial": r"\\[dt]?binom(?![A-Za-z])|\bchoose\b",
     "logarithm": r"\b(?:log|ln|lg)(?![A-Za-z])",
     "function": r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])|\b(?:arc)?(?:sin|cos|tan)\s*\(",
     "absolute value": r"\||\\[lr]vert|\babs\b",
@@ -133,6 +147,8 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     if label:
         return compare(answer, _plain(gold)[label.end() :])
     answer, gold = _bounded(answer), _bounded(gold)
+    if answer == gold:
+        return Decision(True, "the same")
     if (based := _BASED.fullmatch(answer)) and (gold_based := _BASED.fullmatch(gold)):
         return _decision(based.groups() == gold_based.groups())
     ratios = [_RATIO.fullmatch(_RATIO_IN_WORDS.sub(r"\1:\2", _plain(text))) for text in (answer, gold)]
@@ -162,6 +178,8 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
         return _decision(_says(left, right))
     if any(is_text(text) and not _MAYBE_PRODUCT.fullmatch(text) for text in (left, right)):
         return _decision(False)
+    if gold_items and _BOUND.search(left) and _unfinished(left, right):
+        return Decision(False, "not worked out")
     if items is None and gold_items is None:
         for part in re.split(r"\\approx(?![A-Za-z])", left)[: 2 if "\\approx" in left else 0]:
             if part.strip() and compare(part.strip(), right) == Decision(True, "equal"):
@@ -176,6 +194,9 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
 def _bounded(text: str) -> str:
     """A set of numbers that is given by a condition, or by two, as one condition; anything else as it is."""
     text = _NUMBERED.sub(r"\1", _SIZES.sub("", text)).strip()
+    for name, others in _SETS.items():
+        if others.fullmatch(_plain(text)):
+            return name
     if built := _BUILDER.fullmatch(text):
         text = built["condition"].strip()
     if (interval := _OUTWARD.fullmatch(text)) and (text[0] == "]" or text[-1] == "["):
@@ -237,7 +258,7 @@ def _says(answer: str, gold: str) -> bool:
     claim = _BECAUSE.split(plain)[0]
     if _DENIALS.findall(claim) == _DENIALS.findall(gold):
         said += [claim, *(claim[verb.end() :] for verb in _SAYS.finditer(claim))]
-        said += [claim[-len(gold) :]] if _DENIALS.search(gold) else []
+        said += [claim[-len(_plain(gold)) :]] if _DENIALS.search(gold) else []
     return any(same_text(text, gold) for text in said)
 
 
@@ -428,11 +449,15 @@ def _unfinished(answer: str, gold: str) -> bool:
         return bool(open_)
     name, value = _named(gold)
     is_solved = (name is None or _NAME.fullmatch(name)) and not _VARIABLE.search(_readable(value))
-    if not is_solved or not _RELATION.search(answer):
+    if not is_solved and not (_BOUND.search(gold) and _is_solved(gold)):
         return False
-    # An equation that is solved has nothing but a name on one side.
-    sides = [side.strip() for side in _RELATION.split(answer)]
-    return any(_VARIABLE.search(side) and not _NAME.fullmatch(side) for side in sides)
+    return _RELATION.search(answer) is not None and not _is_solved(answer)
+
+
+def _is_solved(relations: str) -> bool:
+    """Whether there is nothing but a name on the sides of equations and inequalities that have a variable."""
+    sides = [side.strip() for side in _RELATION.split(relations)]
+    return all(_NAME.fullmatch(side) for side in sides if _VARIABLE.search(side))
 
 
 def _operations(text: str, *, formal_only: bool) -> frozenset[str]:
