@@ -263,7 +263,8 @@ def _is_restated(first: str, other: str) -> bool:
     again = plain_number(rounded.strip()) or _worked_out(result)
     if number is None or again is None:
         return False
-    if compare_numbers(again, number) is None or "" != number.unit != again.unit != "":
+    units = {number.unit, again.unit}
+    if compare_numbers(again, number) is None or (len(units) == 2 and units <= set(UNITS.values())):
         return True
     return rounded != result and abs(again.value - number.value) <= abs(number.value) / 100
 

@@ -375,6 +375,7 @@ verify_worker.main()
 
 
 RIGHT = [
+    ("\\boxed{\\{x | x>2\\}}", "(2,\\infty)"), ("\\boxed{x>1 and x<3}", "(1,3)"), ("\\boxed{\\text{no solution}}", "\\emptyset"),
     # (reply, gold)
     # forms of whole numbers
     ("42", "42"), ("The answer is 42.", "42"), ("the answer is: 42", "42"), ("Answer: 42", "42"),
@@ -466,9 +467,9 @@ KNOWN_FAILURES = [
     ("x^2=4", "x=\\pm 2", False), ("A \\cup B", "B \\cup A", False), ("p \\land q", "q \\land p", False), ("5 \\choose 2", "10", False),
     ("30^\\circ", "\\pi/6", False), ("\\sin 30^\\circ", "0.5", False), ("\\cos 60^\\circ", "1/2", False),
     ("7 \\pmod 4", "3", False),
-    ("\\{x | x>2\\}", "(2,\\infty)", False), ("x>1 and x<3", "(1,3)", False), ("\\langle 1,2\\rangle", "(1,2)", False),
+    ("\\langle 1,2\\rangle", "(1,2)", False),
     ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "(1,2)", False),
-    ("\\overline{AB}", "AB", False), ("\\text{no solution}", "\\emptyset", False), ("3,14", "3.14", False),
+    ("\\overline{AB}", "AB", False), ("3,14", "3.14", False),
 ]  # fmt: skip
 
 
