@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
 
-from envs.questions.notation import FUNCTIONS, LETTERS
+from envs.questions.notation import FUNCTIONS, LETTERS, TEXT
 from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
 from envs.questions.numbers import (
     NUMBER,
     PRODUCT,
     SCALES,
-    TEXT,
     UNITS,
     PlainNumber,
     compare_numbers,
@@ -67,6 +66,7 @@ _CONDITION = re.compile(
 _FORMULA = re.compile(r"[0-9]|\\[A-Za-z]{2}")
 """What a formula has, or a number."""
 _PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
+_UNIT_NAMES = frozenset(UNITS.values())
 _TERMS = re.compile(r"([-+]?)\s*([^-+]+)")
 _ABOUT = re.compile(r"^\s*(?:or\s+)?(?:about|approximately|approx\.?|roughly|around|nearly|\\approx|~)\s*")
 _WITHIN = re.compile(r"\s+(?!(?:long|wide|tall|high|deep|thick)\b)(?:\$?[0-9]|[A-Za-z]{1,})")
@@ -264,7 +264,8 @@ def _is_restated(first: str, other: str) -> bool:
     if number is None or again is None:
         return False
     units = {number.unit, again.unit}
-    if compare_numbers(again, number) is None or (len(units) == 2 and units <= set(UNITS.values())):
+    is_rate = re.search(r"\bper\b", other)
+    if compare_numbers(again, number) is None or (len(units) == 2 and (is_rate or units <= _UNIT_NAMES)):
         return True
     return rounded != result and abs(again.value - number.value) <= abs(number.value) / 100
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from envs.questions.clauses import YES_OR_NO
-from envs.questions.numbers import PRODUCT, TEXT, PlainNumber, compare_numbers, plain_number
+from envs.questions.notation import SIZES, TEXT, unstyled
+from envs.questions.numbers import PRODUCT, PlainNumber, compare_numbers, plain_number
+from envs.questions.sets import as_set
 from envs.questions.typed import AND, NAMES, as_latex, bracket_end
 
 MAX_ITEMS = 32
@@ -30,11 +32,6 @@ class Undecided:
 
 _SPACES = re.compile(r"\\(?:left|right|quad|[,;:! ])|(?<![0-9])\s+|\s+(?![0-9])")
 _ONE = re.compile(r"([_^])\{(\w)\}")
-_SIZES = re.compile(
-    r"\\(?:left|right|m?big[lr]?|Big[lr]?|displaystyle)(?![A-Za-z])\.?"
-    r"|\\(?:bf|rm|it|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])\s*|\\(?:text)?color\s*\{[^{}]*\}"
-)
-"""What says only how large, thick or bright it is set."""
 _ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
 _LETTER = re.compile(r"\(?([A-Z])\)?|\(([a-z])\)")
 _CHOOSES = re.compile(
@@ -66,6 +63,7 @@ _WORD = re.compile(
     rf"(?:[^\W\d_]{{4,}}|[^\W\d_]{{2,3}})(?![A-Za-z])"
 )
 _MAYBE_PRODUCT = re.compile(r"(?!(?:yes|no)$)[a-z]{2,3}")
+_OPENING = re.compile(r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in)\b,?\s*)+", re.IGNORECASE)
 _BECAUSE = re.compile(r",?\s+(?:because|since|as)\b")
 _DENIALS = re.compile(r"\b(?:not|never|neither|nor)\b|n't\b", re.IGNORECASE)
 _SAYS = re.compile(r"\b(?:is|are|was|were|be|equals|has|have|called|falls? on)\s+")
@@ -75,31 +73,8 @@ _NAME = re.compile(
 )
 _POINT = re.compile(r"\s*([A-Z]'?)(?:\s|\\,|:)*(?=\([^()]*,)")
 """Before its coordinates."""
-_BUILDER = re.compile(
-    r"\\?\{(?:\s|\\,)*([a-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\,)?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\\middle\||\||:)"
-    r"(?P<condition>[^{}]*[^{}\\\s])(?:\s|\\,)*\\?\}"
-)
-"""A set by what holds of its numbers."""
-_SETS = {
-    r"\mathbb{R}": re.compile(
-        r"(?:the )?(?:set of )?(?:all )?real(?:s| numbers)|\\mathbb\s*\{?R\}?|"
-        r"\(-\\infty\s*,\s*\+?\\infty\s*\)"
-    ),
-    r"\emptyset": re.compile(
-        r"no (?:real )?solutions?|(?:the )?empty set|\\emptyset|\\varnothing|\\\{\s*\\\}"
-    ),
-}
-"""Sets that have names."""
-_SIGN = r"(?:<=?|>=?|\\[lg](?:eq?|t)(?![A-Za-z]))"
-_BOTH = re.compile(
-    rf"(?P<x>[a-z])\s*(?P<first>{_SIGN})\s*(?P<a>[^<>=,]+?)\s*(?:\\text\s*\{{\s*and\s*\}}|\band\b|\\land(?![A-Za-z]))"
-    rf"\s*(?P=x)\s*(?P<second>{_SIGN})\s*(?P<b>[^<>=,]+)"
-)
-"""Two bounds of one."""
-_BOUNDS = (("first", "a"), ("second", "b"))
-_OUTWARD = re.compile(r"([\[\]])([^\[\](){}]*,[^\[\](){}]*)([\[\]])")
-"""An interval by brackets that are turned away from what does not belong to it."""
 _NUMBERED = re.compile(r"\\(?:text|math)(?:bf)?\s*\{\s*\(([0-9]+)\)\s*\}")
+"""A number set as the wiki of a contest sets it."""
 _HIDDEN = "\x00"
 _EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)|\\in(?![A-Za-z])|:=")
 _TWO_EQUATIONS = re.compile(r"=[^=]*[0-9}](?:\\q?quad|\\[,;: ]|\s)+\\?[A-Za-z]\w*\s*=")
@@ -124,7 +99,7 @@ _FORMAL = {
 _NUMERIC = {
     "sum": r"[0-9A-Za-z)}\]!|%]\s*[-+]\s*[^\s}]",
     "product": r"[0-9)}!|%]\s*(?:\*|\\times|\\cdot)\s*[-+]?[{(\[|]*\s*[-+]?(?:[0-9.]|\\[dt]?frac)|\)\s*\(|"
-    r"(?<!_)(?<!_[0-9])[0-9]\s*\(\s*[-+]?[0-9.]+\s*\)|\}\s*\(\s*[-+]?(?:[0-9.]|\\[dt]?frac)|"
+    r"(?<!_)(?<!_[0-9])[0-9]\s*\(\s*[-+]?[0-9.]+\s*\)|\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\}\s*\(\s*[-+]?(?:[0-9.]|\\[dt]?frac)|"
     r"\\sqrt\s*\{[^{}]*\}\s*(?:\*|\\times|\\cdot)?\s*\\sqrt",
     "quotient": r"\\div(?![A-Za-z])",
     "binomial": r"\\[dt]?binom(?![A-Za-z])|\bchoose\b",
@@ -140,18 +115,18 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     """Compare two answers that have been read and are short."""
     if same_text(answer, gold):
         return Decision(True, "the same")
-    label = _LABEL.match(_plain(gold))
-    letter = _LETTER.fullmatch(_plain(gold)) or label
+    label = _LABEL.match(unstyled(gold))
+    letter = _LETTER.fullmatch(unstyled(gold)) or label
     if letter and (option := _option(answer)):
         return _decision(option == (letter[1] or letter[2]).upper())
     if label:
-        return compare(answer, _plain(gold)[label.end() :])
-    answer, gold = _bounded(answer), _bounded(gold)
+        return compare(answer, unstyled(gold)[label.end() :])
+    answer, gold = as_set(_NUMBERED.sub(r"\1", answer)), as_set(gold)
     if answer == gold:
         return Decision(True, "the same")
     if (based := _BASED.fullmatch(answer)) and (gold_based := _BASED.fullmatch(gold)):
         return _decision(based.groups() == gold_based.groups())
-    ratios = [_RATIO.fullmatch(_RATIO_IN_WORDS.sub(r"\1:\2", _plain(text))) for text in (answer, gold)]
+    ratios = [_RATIO.fullmatch(_RATIO_IN_WORDS.sub(r"\1:\2", unstyled(text))) for text in (answer, gold)]
     if ratios[0] and ratios[1]:
         return _decision(_same_ratio(ratios[0], ratios[1]))
     bare = _without_bounds(answer)
@@ -159,7 +134,7 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     sides = [number for side in stated if (number := plain_number(side))]
     if any(_disagree(side, sides[-1]) for side in sides):
         return Decision(False, "says that different numbers are equal")
-    left, right = _values(_SIZES.sub("", answer), _SIZES.sub("", gold))
+    left, right = _values(SIZES.sub("", answer), SIZES.sub("", gold))
     number, gold_number = plain_number(left), plain_number(right)
     if number is None and gold_number is not None and _unfinished(left, right):
         # Repeating the problem does not solve it; in 8 = 5 + 3 it is solved, in a list of guesses it is not.
@@ -191,34 +166,12 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     return Decision(True, "the same") if same_text(*typed) else Undecided(*typed)
 
 
-def _bounded(text: str) -> str:
-    """A set of numbers that is given by a condition, or by two, as one condition; anything else as it is."""
-    text = _NUMBERED.sub(r"\1", _SIZES.sub("", text)).strip()
-    for name, others in _SETS.items():
-        if others.fullmatch(_plain(text)):
-            return name
-    if built := _BUILDER.fullmatch(text):
-        text = built["condition"].strip()
-    if (interval := _OUTWARD.fullmatch(text)) and (text[0] == "]" or text[-1] == "["):
-        opening, closing = "(" if interval[1] == "]" else "[", ")" if interval[3] == "[" else "]"
-        return f"{opening}{interval[2]}{closing}"
-    if both := _BOTH.fullmatch(text):
-        bounds = {
-            both[sign][0] == ">" or both[sign][1:2] == "g": (both[sign], both[b]) for sign, b in _BOUNDS
-        }
-        if len(bounds) == 2:
-            (above, low), (below, high) = bounds[True], bounds[False]
-            above = "<" if above in (">", r"\gt") else r"\le"
-            return f"{low} {above} {both['x']} {below} {high}"
-    return text
-
-
 def same_text(answer: str, gold: str) -> bool:
     """Whether two answers are the same but for spaces and, where they are words, case."""
     first, second = (_ONE.sub(r"\1\2", TEXT.sub(r"\1", _SPACES.sub("", text))) for text in (answer, gold))
     if first == second:
         return True
-    first, second = (_ARTICLE.sub("", _plain(text), count=1).strip(" ().\"'") for text in (answer, gold))
+    first, second = (_ARTICLE.sub("", unstyled(text), count=1).strip(" ().\"'") for text in (answer, gold))
     return is_text(second) and " ".join(first.casefold().split()) == " ".join(second.casefold().split())
 
 
@@ -230,18 +183,13 @@ def same_words(answer: str, gold: str) -> bool:
 
 def is_text(answer: str) -> bool:
     """Whether it is words, and so to be compared as such; a product of letters, such as xy, is none."""
-    plain = _plain(answer)
+    plain = unstyled(answer)
     if re.search(r"[\\=<>^+*/{}|$]|[0-9]\s*[A-Za-z]|,", plain):
         return False
     words = [word[0] for word in _WORD.finditer(plain)]
     return (
         any(not PRODUCT.fullmatch(word) for word in words) or re.search("[\u3040-\uffdc]", plain) is not None
     )
-
-
-def _plain(text: str) -> str:
-    """Without what only changes how it looks."""
-    return re.sub(r"\\[,;:! ]|~", " ", TEXT.sub(r" \1 ", _SIZES.sub("", text))).strip(" .*\"'")
 
 
 def _decision(is_correct: bool) -> Decision:
@@ -251,14 +199,17 @@ def _decision(is_correct: bool) -> Decision:
 def _says(answer: str, gold: str) -> bool:
     """Whether a sentence or an option ends in the words that are asked for, and does not deny them."""
     plain = re.sub(
-        r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in)\b,?\s*)+", "", _plain(answer), flags=re.IGNORECASE
+        r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in)\b,?\s*)+",
+        "",
+        unstyled(answer),
+        flags=re.IGNORECASE,
     )
     said = [plain, re.sub(r"\s*\([^()]*\)$", "", plain), _LABEL.sub("", plain, count=1)]
     said += [first for first in [re.split(r"[,.;:]|\s-\s", plain)[0]] if first.casefold() in YES_OR_NO]
     claim = _BECAUSE.split(plain)[0]
     if _DENIALS.findall(claim) == _DENIALS.findall(gold):
         said += [claim, *(claim[verb.end() :] for verb in _SAYS.finditer(claim))]
-        said += [claim[-len(_plain(gold)) :]] if _DENIALS.search(gold) else []
+        said += [claim[-len(unstyled(gold)) :]] if _DENIALS.search(gold) else []
     return any(same_text(text, gold) for text in said)
 
 
@@ -472,7 +423,7 @@ def _readable(text: str) -> str:
 
 def _option(answer: str) -> str | None:
     """The letter of the one option that is given."""
-    plain = _plain(answer)
+    plain = unstyled(answer)
     ends = [choice.end() for choice in _CHOOSES.finditer(plain)]
     for start in (0, *reversed(ends)):
         if (found := _OPTION.match(plain, start)) is not None:

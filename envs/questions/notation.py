@@ -32,6 +32,16 @@ LETTERS = (
     "omega",
 )  # fmt: skip
 """Greek ones."""
+
+TEXT = re.compile(
+    r"\\(?:text(?:bf|rm|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf)|mbox|bold(?:symbol)?|bm|underline|emph)\s*\{([^{}]*)\}"
+)
+"""What is written upright, bold or underlined in a formula."""
+SIZES = re.compile(
+    r"\\(?:left|right|m?big[lr]?|Big[lr]?|displaystyle)(?![A-Za-z])\.?"
+    r"|\\(?:bf|rm|it|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])\s*|\\(?:text)?color\s*\{[^{}]*\}"
+)
+"""What says only how large, thick or bright it is set."""
 _CONTROL = re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<<[^<>\n]{0,200}>>")
 """A tokenizer's own marks, and GSM8K's notes for a calculator."""
 _BOLD = re.compile(r"(?<![\w*)])\*\*(?=[^\s*])([^*\n]{1,200})(?<=\S)\*\*(?![\w*(])")
@@ -79,3 +89,8 @@ def _in_one(lines: str) -> str:
     """Lines of formulas in one: a chain of equations goes on, others are a list."""
     joined = re.sub(r"\\\\\s*(?==)", " ", lines.replace("&", "")).strip().removesuffix("\\\\")
     return joined.replace("\\\\", ", ").strip()
+
+
+def unstyled(text: str) -> str:
+    """Without what only changes how it looks."""
+    return re.sub(r"\\[,;:! ]|~", " ", TEXT.sub(r" \1 ", SIZES.sub("", text))).strip(" .*\"'")

@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from envs.questions.notation import TEXT
+
 MAX_CHARS = 512
 MAX_DIGITS = 400
 """Of one number."""
-
-TEXT = re.compile(
-    r"\\(?:text(?:bf|rm|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf)|mbox|bold(?:symbol)?|bm|underline|emph)\s*\{([^{}]*)\}"
-)
-"""What is written upright, bold or underlined in a formula."""
 
 _DIGITS = r"(?:[0-9]{1,3}(?:(?:,|\{,\}|,?\\[!,]|~|\s)[0-9]{3})+(?![0-9])|[0-9]+)"
 NUMBER = re.compile(

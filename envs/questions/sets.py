@@ -1,0 +1,52 @@
+"""Sets of numbers by their name, a condition, two bounds, or brackets that are turned outward."""
+
+import re
+
+from envs.questions.notation import SIZES, unstyled
+
+_BUILDER = re.compile(
+    r"\\?\{(?:\s|\\,)*([a-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\,)?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\\middle\||\||:)"
+    r"(?P<condition>[^{}]*[^{}\\\s])(?:\s|\\,)*\\?\}"
+)
+"""A set by what holds of its numbers."""
+_SETS = {
+    r"\mathbb{R}": re.compile(
+        r"(?:the )?(?:set of )?(?:all )?real(?:s| numbers)|\\mathbb\s*\{?R\}?|"
+        r"\(-\\infty\s*,\s*\+?\\infty\s*\)"
+    ),
+    r"\emptyset": re.compile(
+        r"no (?:real )?solutions?|(?:the )?empty set|\\emptyset|\\varnothing|\\\{\s*\\\}"
+    ),
+}
+"""Sets that have names."""
+_SIGN = r"(?:<=?|>=?|\\[lg](?:eq?|t)(?![A-Za-z]))"
+_BOTH = re.compile(
+    rf"(?P<x>[a-z])\s*(?P<first>{_SIGN})\s*(?P<a>[^<>=,]+?)\s*(?:\\text\s*\{{\s*and\s*\}}|\band\b|\\land(?![A-Za-z]))"
+    rf"\s*(?P=x)\s*(?P<second>{_SIGN})\s*(?P<b>[^<>=,]+)"
+)
+"""Two bounds of one."""
+_BOUNDS = (("first", "a"), ("second", "b"))
+_OUTWARD = re.compile(r"([\[\]])([^\[\](){}]*,[^\[\](){}]*)([\[\]])")
+"""An interval by brackets that are turned away from what does not belong to it."""
+
+
+def as_set(text: str) -> str:
+    """A set of numbers as an interval, a condition or its name; anything else as it is."""
+    text = SIZES.sub("", text).strip()
+    for name, others in _SETS.items():
+        if others.fullmatch(unstyled(text)):
+            return name
+    if built := _BUILDER.fullmatch(text):
+        text = built["condition"].strip()
+    if (interval := _OUTWARD.fullmatch(text)) and (text[0] == "]" or text[-1] == "["):
+        opening, closing = "(" if interval[1] == "]" else "[", ")" if interval[3] == "[" else "]"
+        return f"{opening}{interval[2]}{closing}"
+    if both := _BOTH.fullmatch(text):
+        bounds = {
+            both[sign][0] == ">" or both[sign][1:2] == "g": (both[sign], both[b]) for sign, b in _BOUNDS
+        }
+        if len(bounds) == 2:
+            (above, low), (below, high) = bounds[True], bounds[False]
+            above = "<" if above in (">", r"\gt") else r"\le"
+            return f"{low} {above} {both['x']} {below} {high}"
+    return text
