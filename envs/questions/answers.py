@@ -70,6 +70,7 @@ _IS_THE_ANSWER = re.compile(
     r"(?:the|my|our)\s+(?:\w+\s)?answer\b(?!\s+(?:to|of)\s+(?:another|a different))",
     re.IGNORECASE | re.MULTILINE,
 )
+_DOUBTED = re.compile(NEGATION.pattern + r"|\b(?:since|because|as)\b", re.IGNORECASE)
 _IS = re.compile(r"\b(?:is|are|was|were)\s+")
 _GOLD_MARK = re.compile(r"\b(?:answer|ans)\b[^.:=\n]{0,60}?(?:\bis\b:?|[*_\s]{0,9}[:=])", re.IGNORECASE)
 
@@ -120,7 +121,7 @@ def uncut_answers(reply: str) -> list[str]:
         line = text.strip().rpartition("\n")[2]
         found = [
             line,
-            *(part for part in _IS.split(line)[-1:] if CLAUSES.search(part) and not NEGATION.search(line)),
+            *(part for part in _IS.split(line)[-1:] if CLAUSES.search(part) and not _DOUBTED.search(line)),
         ]
     return list(dict.fromkeys(filter(None, map(tidy, [text, *found]))))
 
@@ -241,7 +242,7 @@ def _marked(text: str) -> Iterator[tuple[str, str]]:
         if mark["negated"] or _TALK_OF_ANSWER.search(text[max(0, mark.start() - 40) : mark.start()]):
             continue
         rest = _BULLET.sub("", text[mark.end() :].partition("</answer>")[0]).strip(" \n\t:=").lstrip("}")
-        if mark["foreign"] and NEGATION.search(mark[0] + text[mark.end() : mark.end() + 4]):
+        if mark["foreign"] and NEGATION.search(mark[0] + text[mark.end() : mark.end() + 13]):
             continue
         if _said(rest)[0]:
             yield mark[0], rest

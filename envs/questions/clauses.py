@@ -14,6 +14,7 @@ from envs.questions.numbers import (
     UNITS,
     PlainNumber,
     compare_numbers,
+    is_converted,
     plain_number,
     unit_of,
 )
@@ -40,7 +41,8 @@ ENDS = re.compile(rf"{_SENTENCE_END.pattern}|{_EXPLAINED.pattern}")
 """Where an answer may end that has full stops or commas of its own; of a list its beginning is no answer."""
 NEGATION = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|instead of|rather than|other than|anything but|far from|"
-    r"unlike|incorrect|wrong)\b|n't\b|不是|\bnicht\b|\bno es\b|n'est pas|\bnão é\b|\bnon è\b",
+    r"unlike|incorrect|wrong|nunca|keinesfalls|jamais)\b|n't\b|不是|并非|不可能|"
+    r"\bnicht\b|\bno es\b|n'est pas|\bnão é\b|\bnon è\b",
     re.IGNORECASE,
 )
 _BEFORE = re.compile(
@@ -60,13 +62,13 @@ _ASIDE = re.compile(
     r"\s(?:ways?|when|where|while|attained|achieved|(?:which )?occur(?:s|ring)|with equality)\b"
 )
 _CONDITION = re.compile(
-    r"\W*(?:where|when|attained|achieved|reached|(?:which )?occur(?:s|ring)|with equality)\b"
+    r"\W*(?:where(?!\s+(?:the|its)\b)|when|attained|achieved|reached|"
+    r"(?:which )?occur(?:s|ring)|with equality)\b"
 )
 """Behind a result, before under what conditions it is one."""
 _FORMULA = re.compile(r"[0-9]|\\[A-Za-z]{2}")
 """What a formula has, or a number."""
 _PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
-_UNIT_NAMES = frozenset(UNITS.values())
 _TERMS = re.compile(r"([-+]?)\s*([^-+]+)")
 _ABOUT = re.compile(r"^\s*(?:or\s+)?(?:about|approximately|approx\.?|roughly|around|nearly|\\approx|~)\s*")
 _WITHIN = re.compile(r"\s+(?!(?:long|wide|tall|high|deep|thick)\b)(?:\$?[0-9]|[A-Za-z]{1,})")
@@ -80,7 +82,7 @@ YES_OR_NO = frozenset({"yes", "no", "true", "false"})
 """What may stand before its own explanation."""
 _GUARD = re.compile(
     r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than\b(?=.{0,60}[0-9])|"
-    r"at (?:least|most)|"
+    r"at (?:least|most)|close to|almost|hardly|short of|supposed to|"
     r"under|over|below|above|up to|plus|minus|times|divided|multiplied|added|subtracted|half|third|quarter|"
     r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|squared|cubed|factorial|modulo|"
     r"choose|to the power|halves|thirds|quarters|fifths|sixths|eighths|tenths|hundredths|thousandths|"
@@ -102,10 +104,13 @@ _EQUALS = re.compile(r"(?<!or)\s(?:equals?|is equal to|is|makes|gives|=)\s")
 _LEADS = re.compile(
     r"\W*(?:about|approximately|roughly|around|exactly|only|just|approx\.?)?\s*[-+$€£\\]*[0-9]", re.IGNORECASE
 )
-_CONTRAST = re.compile(r"(?<=\S)\s+(?:instead of|rather than|as opposed to|and not)\s.*")
+_CONTRAST = re.compile(r"(?<=\S)\s+(?:(?:instead of|rather than|as opposed to)\s.*|and not\s\S+$)")
+_EXCEPTED = re.compile(r"\b(?:numbers|reals|integers|solutions?)\b.*\b(?:but|except|where|not|cannot)\b")
 _MINUS = re.compile(r"^(?:minus|negative)\s+(?=\W?[0-9]|infinity|\\infty)", re.IGNORECASE)
 _VERB = re.compile(
-    r"(?<!to )\b(?:is|are|was|were|equals?|makes?|gives?|be|so|has|have|had|get|gets)\b", re.IGNORECASE
+    r"(?<!to )\b(?:is|are|was|were|equals?|makes?|gives?|costs?|leaves?|yields?|be|so|has|have|had|"
+    r"get|gets)\b",
+    re.IGNORECASE,
 )
 
 
@@ -123,6 +128,8 @@ def formula_in(said: str) -> str:
     number = tidy(formula_in(first)) if others else ""
     if others and all(_is_restated(number, tidy(other)) for other in others):
         return number  # 42 minutes, or 0.7 hours
+    if others and all(re.match(r"\W*[0-9]", part) for part in (first, *others)):
+        return said
     if not has_prose(said):
         return said
     if _GUARD.search(said):
@@ -156,7 +163,13 @@ def formula_in(said: str) -> str:
 
 def first_clause(said: str) -> str | None:
     """The first thing that is said, up to where it ends or is explained; of "not 41 but 42", 42."""
-    sentence = _SENTENCE_END.split(said.strip(), maxsplit=1)[0]
+    said = said.strip()
+    end = _SENTENCE_END.search(said)
+    if end and end[0].startswith("?"):
+        return None
+    sentence = said[: end.start()] if end else said
+    if _EXCEPTED.search(sentence):
+        return sentence
     clauses = [_CONTRAST.sub("", clause.strip()) for clause in _CLAUSE_END.split(sentence)]
     is_worked_out = _GUARD.search(clauses[0]) or re.search(r"[0-9]\s*[-+*/]\s*[0-9]", clauses[0])
     if len(clauses) > 1 and is_worked_out and clauses[1].startswith("which "):
@@ -249,7 +262,8 @@ def _kept(explanation: re.Match[str]) -> str:
     if not has_prose(inner) and re.match(r"\$?[-.0-9]", inner):
         return "" if _is_restated(formula_in(said), inner) else explanation[0]
     hedge = _HEDGE.match(explanation[0])
-    other = plain_number(explanation[0][hedge.end() :].strip(" ,)")) if hedge else None
+    hedged = explanation[0][hedge.end() :].strip(" ,)") if hedge else ""
+    other = plain_number(hedged) or _worked_out(hedged)
     first = plain_number(formula_in(said)) if other else None
     is_other = other and first and other.unit == first.unit and compare_numbers(other, first)
     return explanation[0] if is_other else ""
@@ -263,15 +277,16 @@ def _is_restated(first: str, other: str) -> bool:
     again = plain_number(rounded.strip()) or _worked_out(result)
     if number is None or again is None:
         return False
-    units = {number.unit, again.unit}
-    is_rate = re.search(r"\bper\b", other)
-    if compare_numbers(again, number) is None or (len(units) == 2 and (is_rate or units <= _UNIT_NAMES)):
+    is_rate = "" != number.unit != again.unit and re.search(r"\bper\b", other)
+    if compare_numbers(again, number) is None or is_rate or is_converted(again, number):
         return True
     return rounded != result and abs(again.value - number.value) <= abs(number.value) / 100
 
 
 def _worked_out(text: str) -> PlainNumber | None:
     """The result of a few sums, products and quotients of numbers."""
+    if not text.strip():
+        return None
     total = Fraction(0)
     for sign, product in _TERMS.findall(text.replace("x", "*")):
         factors = re.split(r"([*/])", product)

@@ -37,7 +37,8 @@ _LETTER = re.compile(r"\(?([A-Z])\)?|\(([a-z])\)")
 _CHOOSES = re.compile(
     r"\b(?:is|be|choose|choosing|select|pick|option|choice|letter|statement|answer|ans|only|so|hence|thus|therefore|"
     r"think|probably|likely|clearly|definitely|indeed|matches|to|it's|that's|go with)\b(?::|\.| -)?\s*|"
-    r"选(?:择|项)?:?\s*|是\s*|は\s*|^not \(?[A-Z]\)?,? but\s+|^(?:among|of)\b[^,]{1,40},\s*",
+    r"(?<!不)选(?:择|项)?:?\s*|(?<!不)(?<!不会)是\s*|は\s*|"
+    r"^not \(?[A-Z]\)?,? but\s+|^(?:among|of)\b[^,]{1,40},\s*",
     re.IGNORECASE,
 )
 """Before the letter of an option."""
@@ -47,6 +48,12 @@ _OPTION = re.compile(
     r"\s(?:is|must be)\s(?:the\s)?(?:correct|right|true|only)\b|"
     r"\s\(?(?:because|since|rather than|instead of|not)\b)))"
 )
+_NOT_BUT = re.compile(r"^not \(?[A-Z]\)?,? but\b", re.IGNORECASE)
+_DISMISSED = re.compile(
+    r"\s*(?:\(\s*[Nn]ot\s+(?![A-Z]\b)|\?|(?:is|are|must be|works|holds|satisfies)\b[^,.;]{0,30}"
+    r"\b(?:none|not|partly|wrong|false|incorrect|fails?|distractor)\b)"
+)
+"""Behind a letter that is not chosen."""
 _ANOTHER = re.compile(r"\)?\s*\([A-Z]\)|[\s,;/&*)]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?(?!I\b)[A-Z]\b")
 _LABEL = re.compile(r"\(?([A-Z])[).:]\s+(?=\S)|\(([A-Z])\)\s*(?=\S)")
 _RATIO = re.compile(
@@ -65,7 +72,7 @@ _WORD = re.compile(
 _MAYBE_PRODUCT = re.compile(r"(?!(?:yes|no)$)[a-z]{2,3}")
 _OPENING = re.compile(r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in)\b,?\s*)+", re.IGNORECASE)
 _BECAUSE = re.compile(r",?\s+(?:because|since|as)\b")
-_DENIALS = re.compile(r"\b(?:not|never|neither|nor)\b|n't\b", re.IGNORECASE)
+_DENIALS = re.compile(r"\b(?:not|never|neither|nor|cannot|doubt)\b|n't\b|不", re.IGNORECASE)
 _SAYS = re.compile(r"\b(?:is|are|was|were|be|equals|has|have|called|falls? on)\s+")
 _NAME = re.compile(
     r"\(?\s*\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?'?(?:\([\w, ]*\))?"
@@ -424,8 +431,12 @@ def _readable(text: str) -> str:
 def _option(answer: str) -> str | None:
     """The letter of the one option that is given."""
     plain = unstyled(answer)
-    ends = [choice.end() for choice in _CHOOSES.finditer(plain)]
-    for start in (0, *reversed(ends)):
+    starts = [0, *reversed([choice.end() for choice in _CHOOSES.finditer(plain)])]
+    for start in starts:
         if (found := _OPTION.match(plain, start)) is not None:
-            return None if _ANOTHER.match(plain, found.end()) else (found[1] or found[2]).upper()
+            is_denied = _DENIALS.search(_NOT_BUT.sub("", plain[: found.end()])) or _DISMISSED.match(
+                plain, found.end()
+            )
+            is_one = not is_denied and not _ANOTHER.match(plain, found.end())
+            return (found[1] or found[2]).upper() if is_one else None
     return None

@@ -45,6 +45,15 @@ UNITS = {
     for name in names.split()
 }  # fmt: skip
 """Name of a unit, without the s of many -> its one name."""
+_MEASURES = (
+    {"mm": 0.1, "cm": 1, "m": 100, "km": 10**5, "in": 2.54, "ft": 30.48, "yd": 91.44, "mi": 160934.4},
+    {"mg": 0.001, "g": 1, "kg": 1000, "lb": 453.6, "oz": 28.35},
+    {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800},
+    {"ml": 1, "l": 1000},
+    {"cent": 1, "$": 100},
+    {"degree": 1, "rad": 57.29578},
+)
+"""What units are of the same, in one of them."""
 _KNOWN = frozenset(part for unit in UNITS.values() for part in unit.split("/"))
 _POWERS = {"square ": "^2", "sq ": "^2", "cubic ": "^3", "cu ": "^3"}
 SCALES = {
@@ -55,13 +64,19 @@ SCALES = {
     "trillion": 10**12,
     "dozen": 12,
 }
-_NO_UNITS = frozenset(
+NO_UNITS = frozenset(
     re.findall(
         r"\w+",
         "pi or and to plus minus times over by mod modulo out of sqrt sin cos tan log ln exp inf e i x "
         "divided multiplied squared cubed factorial choose not but if half third quarter then is are was "
         "incorrect wrong no more less fewer half halves third thirds fourths quarters fifths sixths eighths "
         "tenths hundredths thousandths",
+    )
+)
+NUMBER_WORDS = frozenset(SCALES) | frozenset(
+    re.findall(
+        r"\w+",
+        "one two three four five six seven eight nine ten fifth fifths sevenths ninths percent least most",
     )
 )
 
@@ -112,7 +127,7 @@ def plain_number(text: str) -> PlainNumber | None:
     currency = UNITS.get(part["currency"] or "", "")
     if rest["unit"]:
         words = unit.split()
-        if unit not in UNITS.values() and (not spaced or len(words) > 4 or _NO_UNITS & set(words)):
+        if unit not in UNITS.values() and (not spaced or len(words) > 4 or NO_UNITS & set(words)):
             return None
         if words[0] in SCALES:
             value, unit = value * SCALES[words[0]], unit_of(" ".join(words[1:]))
@@ -149,6 +164,15 @@ def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:
         if a == g or (rounded and abs(a - g) < min(Fraction(1, 10**6), abs(g) / 10**4)):
             return None
     return "not equal"
+
+
+def is_converted(number: PlainNumber, other: PlainNumber) -> bool:
+    """Whether two numbers in different units come to the same, to a hundredth."""
+    for sizes in _MEASURES:
+        if number.unit != other.unit and {number.unit, other.unit} <= sizes.keys():
+            first, second = (one.value * Fraction(sizes[one.unit]) for one in (number, other))
+            return abs(first - second) <= abs(second) / 100
+    return False
 
 
 def unit_of(text: str) -> str:

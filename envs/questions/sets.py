@@ -11,11 +11,12 @@ _BUILDER = re.compile(
 """A set by what holds of its numbers."""
 _SETS = {
     r"\mathbb{R}": re.compile(
-        r"(?:the )?(?:set of )?(?:all )?real(?:s| numbers)|\\mathbb\s*\{?R\}?|"
+        r"(?:the )?(?:set of )?(?:all )?real(?:s| numbers)|\\mathbb\s*\{?r\}?|"
         r"\(-\\infty\s*,\s*\+?\\infty\s*\)"
     ),
     r"\emptyset": re.compile(
-        r"no (?:real )?solutions?|(?:the )?empty set|\\emptyset|\\varnothing|\\\{\s*\\\}"
+        r"(?:there (?:is|are) )?no (?:real )?solutions?|(?:the )?empty set|"
+        r"\\emptyset|\\varnothing|\\\{\s*\\\}"
     ),
 }
 """Sets that have names."""
@@ -34,7 +35,7 @@ def as_set(text: str) -> str:
     """A set of numbers as an interval, a condition or its name; anything else as it is."""
     text = SIZES.sub("", text).strip()
     for name, others in _SETS.items():
-        if others.fullmatch(unstyled(text)):
+        if others.fullmatch(unstyled(text).lower()):
             return name
     if built := _BUILDER.fullmatch(text):
         text = built["condition"].strip()

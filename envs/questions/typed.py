@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from envs.questions.notation import FUNCTIONS, LETTERS
-from envs.questions.numbers import UNITS
+from envs.questions.numbers import NO_UNITS, NUMBER_WORDS, UNITS
 
 MAX_APPLIED = 32
 """How many roots and powers of something in parentheses are looked at."""
@@ -28,15 +28,23 @@ _UNIT_WORDS = (
 )
 """Not what may be a variable, unless it is set as text."""
 _LONG_UNITS = rf"(?:{'|'.join(name for name in UNITS if name.isalpha() and len(name) > 1)})s?"
+_NO_UNITS = (NO_UNITS - {"of", "out"}) | NUMBER_WORDS
+_LETTER_UNITS = frozenset("mgshlLNVJWKACT")
+
+
+def _may_be_unit(text: str) -> bool:
+    """Whether words behind a number only say of what it is a number."""
+    words = re.findall("[A-Za-z]+", re.sub(r"\\q?quad|\\.", " ", text))
+    is_letter = len(words) == 1 == len(words[0])
+    return words[0] in _LETTER_UNITS if is_letter else _NO_UNITS.isdisjoint(map(str.lower, words))
+
+
 _Replacement = str | Callable[[re.Match[str]], str]
 _UPRIGHT = r"\\(?:text(?:rm|it|bf|normal)?|mathrm|mbox)\s*\{"
 _TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
     (
-        re.compile(
-            rf"(?<=[0-9}}%]){_GAP}*{_UPRIGHT}(?!{_GAP}*(?:and|or|squared|cubed|factorial|half|halves|thirds)\b)"
-            rf"(?:[A-Za-z /]|{_GAP})+\}}{_POWER}$"
-        ),
-        "",
+        re.compile(rf"(?<=[0-9}}%]){_GAP}*{_UPRIGHT}((?:[A-Za-z /]|{_GAP})+)\}}{_POWER}$"),
+        lambda unit: "" if _may_be_unit(unit[1]) else unit[0],
     ),
     (re.compile(rf"(?<=[A-Za-z)]){_GAP}*{_UPRIGHT}{_GAP}*{_UNIT_WORDS}{_GAP}*\}}{_POWER}$"), ""),
     (re.compile(rf"(?<=\\pi){_GAP}+{_UNIT_WORDS}{_POWER}$"), ""),
