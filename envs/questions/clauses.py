@@ -104,6 +104,7 @@ _EQUALS = re.compile(r"(?<!or)\s(?:equals?|is equal to|is|makes|gives|=)\s")
 _LEADS = re.compile(
     r"\W*(?:about|approximately|roughly|around|exactly|only|just|approx\.?)?\s*[-+$€£\\]*[0-9]", re.IGNORECASE
 )
+_NO = re.compile(r"\W*(?:no|nope|wait|hmm)\b", re.IGNORECASE)
 _CONTRAST = re.compile(r"(?<=\S)\s+(?:(?:instead of|rather than|as opposed to)\s.*|and not\s\S+$)")
 _EXCEPTED = re.compile(r"\b(?:numbers|reals|integers|solutions?)\b.*\b(?:but|except|where|not|cannot)\b")
 _MINUS = re.compile(r"^(?:minus|negative)\s+(?=\W?[0-9]|infinity|\\infty)", re.IGNORECASE)
@@ -165,7 +166,7 @@ def first_clause(said: str) -> str | None:
     """The first thing that is said, up to where it ends or is explained; of "not 41 but 42", 42."""
     said = said.strip()
     end = _SENTENCE_END.search(said)
-    if end and end[0].startswith("?"):
+    if end and end[0].startswith("?") and _NO.match(said, end.end()):
         return None
     sentence = said[: end.start()] if end else said
     if _EXCEPTED.search(sentence):
