@@ -5,10 +5,10 @@ import re
 from envs.questions.notation import SIZES, unstyled
 
 _BUILDER = re.compile(
-    r"\\?\{(?:\s|\\,)*([a-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\,)?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\\middle\||\||:)"
-    r"(?P<condition>[^{}]*[^{}\\\s])(?:\s|\\,)*\\?\}"
+    r"\\?\{(?:\s|\\,)*(?P<x>[a-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\,)?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\\middle\||\||:)"
+    r"(?=[^{}]*(?P=x))(?P<condition>[^{}]*[^{}\\\s])(?:\s|\\,)*\\?\}"
 )
-"""A set by what holds of its numbers."""
+"""A set by what holds of each x in it."""
 _SETS = {
     r"\mathbb{R}": re.compile(
         r"(?:the )?(?:set of )?(?:all )?real(?:s| numbers)|\\mathbb\s*\{?r\}?|"
