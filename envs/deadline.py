@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import os
 import random
 import signal
 import sysconfig
@@ -25,8 +26,12 @@ INSIST_SECONDS = (1e-6, 3e-4)
 """From then on, drawn from so much to so much: what catches everything is soon met where it has just done so,
 outside of its ``try``."""
 MAX_ERROR_CHARS = 500
-_LIBRARIES = (str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "platlib", "purelib")))
-"""Where code is that is nobody's own."""
+_OURS = ("agents", "distill", "envs", "evals", "experience")
+_LIBRARIES = (
+    *(str(Path(__file__).parents[1] / name) + os.sep for name in _OURS),
+    *map(sysconfig.get_path, ("stdlib", "platlib", "purelib")),
+)
+"""Where code is that is no env's author's."""
 
 Result = TypeVar("Result")
 

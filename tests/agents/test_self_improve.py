@@ -906,7 +906,7 @@ def test_errors_of_the_env_are_counted_and_shown(
     code, output = run_main(main, capsys, *args)
     assert code == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["cut_short"]["first_error"] == "SystemExit: 0"
+    assert results["cut_short"]["first_error"].startswith("SystemExit: 0 (test_self_improve.py:")
     failed = results["cut_short"]["endings"]["error"]
     assert 0 < failed < results["cut_short"]["episodes"]
     for arm in results["arms"].values():

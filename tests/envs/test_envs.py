@@ -207,6 +207,7 @@ def test_a_module_that_exits_is_an_error(code: str, tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(tmp_path)
     assert settings_for("exits:Any-v0") == {}
     with pytest.raises(
-        EnvError, match=r"exits:Any-v0 cannot be made: its code exits \(SystemExit: [02]\); what"
+        EnvError,
+        match=r"exits:Any-v0 cannot be made: its code exits \(SystemExit: [02] \(exits.py:2\)\); what",
     ):
         make_env("exits:Any-v0", {})
