@@ -19,6 +19,8 @@ from envs.questions.numbers import (
     unit_of,
 )
 
+MAX_ARITHMETIC = 64
+"""Characters of sums and products that are worked out: numbers may have exponents."""
 MAX_VERBS = 8
 """How many of a clause are looked at, the first ones."""
 _TYPED = ("abs", "floor", "ceil", "cbrt", "binom", "choose", "asin", "acos", "atan")
@@ -286,7 +288,7 @@ def _is_restated(first: str, other: str) -> bool:
 
 def _worked_out(text: str) -> PlainNumber | None:
     """The result of a few sums, products and quotients of numbers."""
-    if not text.strip():
+    if not text.strip() or len(text) > MAX_ARITHMETIC:
         return None
     total = Fraction(0)
     for sign, product in _TERMS.findall(text.replace("x", "*")):

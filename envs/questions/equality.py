@@ -7,7 +7,7 @@ from fractions import Fraction
 from envs.questions.clauses import YES_OR_NO
 from envs.questions.notation import SIZES, TEXT, unstyled
 from envs.questions.numbers import PRODUCT, PlainNumber, compare_numbers, plain_number
-from envs.questions.sets import as_set
+from envs.questions.sets import SIGN, as_set
 from envs.questions.typed import AND, NAMES, as_latex, bracket_end
 
 MAX_ITEMS = 32
@@ -87,7 +87,7 @@ _EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)|\\in(?![A-Za-z])|:=")
 _TWO_EQUATIONS = re.compile(r"=[^=]*[0-9}](?:\\q?quad|\\[,;: ]|\s)+\\?[A-Za-z]\w*\s*=")
 _SEPARATOR = re.compile(r"(?<!\\)[,;<>]")
 _RELATION = re.compile(r"=|<|>|\\(?:leq?|geq?|lt|gt|ne|neq|in|approx|equiv)(?![A-Za-z])")
-_BOUND = re.compile(r"<|>|\\[lg](?:eq?|t)(?![A-Za-z])")
+_BOUND = re.compile(SIGN)
 _VARIABLE = re.compile(
     r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z](?![A-Za-z])|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega|rho|tau|sigma|delta)\b"
 )

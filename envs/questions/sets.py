@@ -20,10 +20,11 @@ _SETS = {
     ),
 }
 """Sets that have names."""
-_SIGN = r"(?:<=?|>=?|\\[lg](?:eq?|t)(?![A-Za-z]))"
+SIGN = r"(?:<=?|>=?|\\[lg](?:eq?|t)(?![A-Za-z]))"
+"""Of an inequality."""
 _BOTH = re.compile(
-    rf"(?P<x>[a-z])\s*(?P<first>{_SIGN})\s*(?P<a>[^<>=,]+?)\s*(?:\\text\s*\{{\s*and\s*\}}|\band\b|\\land(?![A-Za-z]))"
-    rf"\s*(?P=x)\s*(?P<second>{_SIGN})\s*(?P<b>[^<>=,]+)"
+    rf"(?P<x>[a-z])\s*(?P<first>{SIGN})\s*(?P<a>[^<>=,]+?)\s*(?:\\text\s*\{{\s*and\s*\}}|\band\b|\\land(?![A-Za-z]))"
+    rf"\s*(?P=x)\s*(?P<second>{SIGN})\s*(?P<b>[^<>=,]+)"
 )
 """Two bounds of one."""
 _BOUNDS = (("first", "a"), ("second", "b"))
