@@ -25,11 +25,14 @@ from envs.questions.clauses import (
 from envs.questions.notation import written
 from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
 from envs.questions.numbers import plain_number
+from envs.questions.options import chosen, line_that_chooses
 from envs.thoughts import outside_thoughts
 from envs.words import MAX_REPLY_CHARS
 
 MAX_MARKS = 16
 """How many of the places where a reply says that it gives its answer are looked at, the last ones."""
+MAX_CORRECTION = 200
+"""Characters at the end of a reply in which it may correct itself."""
 MAX_ENDS = 8
 """How many of the places behind a mark where an answer may end are looked at, the first ones."""
 _BOX = re.compile(r"\\(?:boxed|f(?:rame)?box)\s*")
@@ -41,7 +44,7 @@ _MARK = re.compile(
     r"####|<answer>"
     r"|(?<![</A-Za-z])(?:answers?|ans)\b(?:[^.:=\n]{0,60}?"
     r"\b(?:is|are|was|equals?|(?:would|should|must|will|can only|has to) be)(?P<negated>n't)?\b:?"
-    r"|[*_\s\"]{0,9}[:=]|\.:?(?=\s*[-0-9]))"
+    r"|[*_\s\"]{0,9}[:=]|\.:?(?=\s*-?\.?[0-9]))"
     r"|^\W{0,9}(?:the )?(?:final )?answer\W{0,9}$"
     r"|(?P<foreign>respuesta|réponse|antwort|risposta|resposta|ответ)(?:[^.:=\n]{0,30}?\b(?:es|est|ist|lautet|é|è)\b|\s*[:=—-])"
     r"|(?:答案|答え|정답)\s*(?:应该|應該)?(?:是|为|為|は|은|:)?",
@@ -50,7 +53,7 @@ _MARK = re.compile(
 _TAGS = frozenset({"####", "<answer>"})
 """Marks behind which nothing but the answer stands."""
 _TALK_OF_ANSWER = re.compile(
-    r"\b(?:this|that|your|whether|if|hope)\s+(?:\w+\s+){0,2}$|\b(?:wrong|incorrect|mistaken|tempting)\s+$|"
+    r"\b(?:this|that|your|whether|if|hope)\s+(?:\w+\s+){0,2}$|\b(?:assume|suppose|imagine|false)\s+(?:that\s+)?(?:the\s+)?$|\b(?:wrong|incorrect|mistaken|tempting)\s+$|"
     r"\b(?:some|many|others|people|students)\s+(?:\w+\s+){0,2}(?:think|say|believe|assume|guess)\s+(?:\w+\s+){0,2}$",
     re.IGNORECASE,
 )
@@ -72,10 +75,19 @@ _IS_THE_ANSWER = re.compile(
 )
 _DOUBTED = re.compile(NEGATION.pattern + r"|\b(?:since|because|as)\b", re.IGNORECASE)
 _IS = re.compile(r"\b(?:is|are|was|were)\s+")
+_CORRECTED = re.compile(
+    r"(?:^|[.!?,;\n])[\s*_]*+(?:(?:no(?=[,.!])|wait|oops|sorry|hmm|actually|correction|edit|rather|"
+    r"on second thought|scratch that|I made an? (?:mistake|error)|my mistake)\b[\s,.:!*_-]*+){1,4}"
+    r"(?:(?:it|that|this|the answer|I)(?:'s| is| was| meant| mean| should be| should have been)\s+)?"
+    r"(?:actually\s+)?(?P<said>(?:\\?[$(]{0,2}[-+]?[0-9][0-9,./]*!*|\(?[A-Z]\)?(?:[.)]? [0-9][0-9.,]*)?)"
+    r"(?: [A-Za-z]+)?)[\s.*$)]*$",
+    re.IGNORECASE,
+)
+"""What a reply says in the end in place of what it has said."""
 _GOLD_MARK = re.compile(r"\b(?:answer|ans)\b[^.:=\n]{0,60}?(?:\bis\b:?|[*_\s]{0,9}[:=])", re.IGNORECASE)
 
 
-def final_answer(reply: str, *, is_text: bool = False) -> str | None:
+def final_answer(reply: str, *, is_text: bool = False, is_choice: bool = False) -> str | None:
     r"""What the reply says is the answer; ``None`` if it says nothing.
 
     It is the last ``\boxed{}``; else what stands after the last ``answer is``, ``answer:``, ``####`` or
@@ -85,12 +97,16 @@ def final_answer(reply: str, *, is_text: bool = False) -> str | None:
     Args:
         reply: Only its end is looked at.
         is_text: The answer is words: without a mark it is the last sentence and not its last number.
+        is_choice: It is the letter of an option: it is what gives one.
     """
     text = _end_of(reply)
     if text is None:
         return None
     if (boxed := _boxed(text)) is not None and (boxed := tidy(boxed)):
         return boxed
+    if is_choice:
+        said = next((answer for _, answer in _stated(text) if chosen(answer)), None)
+        return said or line_that_chooses(text)
     if stated := [answer for _, answer in _stated(text)]:
         answer = next((answer for answer in stated if is_text or not _is_talk(answer)), stated[0])
         return answer if is_text or plain_number(answer) else formula_in(answer)
@@ -123,6 +139,8 @@ def uncut_answers(reply: str) -> list[str]:
             line,
             *(part for part in _IS.split(line)[-1:] if CLAUSES.search(part) and not _DOUBTED.search(line)),
         ]
+    if not boxed:
+        found.append(line.rstrip("*_. ").rstrip("!"))  # 42! may be said loudly
     return list(dict.fromkeys(filter(None, map(tidy, [text, *found]))))
 
 
@@ -212,9 +230,13 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def _end_of(reply: str) -> str | None:
-    """What is read of a reply; ``None`` if it has said nothing yet."""
+    """What is read of a reply, which may correct itself in the end; ``None`` if it has said nothing yet."""
     spoken = outside_thoughts(reply)
-    return None if spoken is None else written(spoken[-MAX_REPLY_CHARS:])[-MAX_REPLY_CHARS:]
+    if spoken is None:
+        return None
+    text = written(spoken[-MAX_REPLY_CHARS:])[-MAX_REPLY_CHARS:]
+    corrected = _CORRECTED.search(text[-MAX_CORRECTION:])
+    return corrected["said"] if corrected else text
 
 
 def _stated(text: str) -> Iterator[tuple[str, str]]:

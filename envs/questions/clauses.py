@@ -1,7 +1,7 @@
 """What a clause says: the formula or number among its words, and where it ends."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import islice
 
@@ -68,6 +68,15 @@ _CONDITION = re.compile(
     r"(?:which )?occur(?:s|ring)|with equality)\b"
 )
 """Behind a result, before under what conditions it is one."""
+_WHY = re.compile(
+    r"\W*(?:explanation|reason(?:ing)?|justification|(?:this is )?because|since|here's (?:why|how)|steps?|"
+    r"solution)\b",
+    re.IGNORECASE,
+)
+_SECOND_THOUGHT = re.compile(
+    r"\b(?:hold on|wait|actually|oops|sorry|correction|mistake|forgot|wrong|incorrect)\b", re.IGNORECASE
+)
+_ITEM = re.compile(r"\s*(?:[-*•]|[0-9]{1,2}[.)])\s+(.*)$")
 _FORMULA = re.compile(r"[0-9]|\\[A-Za-z]{2}")
 """What a formula has, or a number."""
 _PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
@@ -188,7 +197,11 @@ def last_said(text: str, is_text: bool) -> str | None:
     lines = text.strip().splitlines()
     if not lines:
         return None
-    last = tidy(lines[-1])
+    first, last = tidy(lines[0]), tidy(lines[-1])
+    if len(lines) > 1 and _is_explained(first, lines[1:], is_text):
+        return first
+    if (listed := _listed(lines)) is not None:
+        return listed
     if last and (plain_number(last) or not has_prose(last)):
         return last
     sentences = [sentence for sentence in map(tidy, _SENTENCE_END.split(lines[-1])) if sentence]
@@ -207,6 +220,30 @@ def last_said(text: str, is_text: bool) -> str | None:
     if not found and len(text) <= MAX_ANSWER_CHARS // 8:
         found = text
     return tidy(found or "") or None
+
+
+def _is_explained(first: str, others: Sequence[str], is_text: bool) -> bool:
+    """Whether an answer stands in the first line, and the others say why, and nothing else."""
+    if is_text:
+        return first.casefold() in YES_OR_NO and not any(
+            tidy(word).casefold() in YES_OR_NO for word in others[-1].split()
+        )
+    rest = "\n".join(others).strip()
+    if plain_number(first) is None or _SECOND_THOUGHT.search(rest):
+        return False
+    says_more = _VERB.search(rest) or "=" in rest or plain_number(tidy(others[-1]))
+    return _WHY.match(rest) is not None or not says_more
+
+
+def _listed(lines: Sequence[str]) -> str | None:
+    """The formulas of a list at the end, a line each; ``None`` if there are fewer than two."""
+    items: list[str] = []
+    for line in reversed(lines):
+        item = _ITEM.match(line)
+        if item is None or has_prose(item[1]) or not _FORMULA.search(item[1]):
+            break
+        items.insert(0, tidy(item[1]))
+    return ", ".join(items) if len(items) > 1 else None
 
 
 def tidy(answer: str) -> str:

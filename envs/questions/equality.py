@@ -7,6 +7,7 @@ from fractions import Fraction
 from envs.questions.clauses import YES_OR_NO
 from envs.questions.notation import SIZES, TEXT, unstyled
 from envs.questions.numbers import PRODUCT, PlainNumber, compare_numbers, plain_number
+from envs.questions.options import DENIALS, chosen, labelled, labelled_value, without_label
 from envs.questions.sets import SIGN, as_set
 from envs.questions.typed import AND, NAMES, as_latex, bracket_end
 
@@ -33,29 +34,6 @@ class Undecided:
 _SPACES = re.compile(r"\\(?:left|right|quad|[,;:! ])|(?<![0-9])\s+|\s+(?![0-9])")
 _ONE = re.compile(r"([_^])\{(\w)\}")
 _ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
-_LETTER = re.compile(r"\(?([A-Z])\)?|\(([a-z])\)")
-_CHOOSES = re.compile(
-    r"\b(?:is|be|choose|choosing|select|pick|option|choice|letter|statement|answer|ans|only|so|hence|thus|therefore|"
-    r"think|probably|likely|clearly|definitely|indeed|matches|to|it's|that's|go with)\b(?::|\.| -)?\s*|"
-    r"(?<!不)选(?:择|项)?:?\s*|(?<!不)(?<!不会)是\s*|は\s*|"
-    r"^not \(?[A-Z]\)?,? but\s+|^(?:among|of)\b[^,]{1,40},\s*",
-    re.IGNORECASE,
-)
-"""Before the letter of an option."""
-_OPTION = re.compile(
-    r"\W*(?:(?i:option|choice|letter|answer)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*!>]|-\s|$|\n|\s\(?[-$\\0-9]|"
-    r"\s\([A-Z][a-z]|です|입니다|\s(?:satisfies|works|holds)\b|"
-    r"\s(?:is|must be)\s(?:the\s)?(?:correct|right|true|only)\b|"
-    r"\s\(?(?:because|since|rather than|instead of|not)\b)))"
-)
-_NOT_BUT = re.compile(r"^not \(?[A-Z]\)?,? but\b", re.IGNORECASE)
-_DISMISSED = re.compile(
-    r"\s*(?:\(\s*[Nn]ot\s+(?![A-Z]\b)|\?|(?:is|are|must be|works|holds|satisfies)\b[^,.;]{0,30}"
-    r"\b(?:none|not|partly|wrong|false|incorrect|fails?|distractor)\b)"
-)
-"""Behind a letter that is not chosen."""
-_ANOTHER = re.compile(r"\)?\s*\([A-Z]\)|[\s,;/&*)]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?(?!I\b)[A-Z]\b")
-_LABEL = re.compile(r"\(?([A-Z])[).:]\s+(?=\S)|\(([A-Z])\)\s*(?=\S)")
 _RATIO = re.compile(
     r"(?P<ratio>[0-9]{1,9}(?:\.[0-9]{1,9})?(?:\s*:\s*[0-9]{1,9}(?:\.[0-9]{1,9})?){1,9})"
     r"(?:\s*(?P<half>[apAP])\.?\s?[mM]\b\.?)?"
@@ -72,7 +50,6 @@ _WORD = re.compile(
 _MAYBE_PRODUCT = re.compile(r"(?!(?:yes|no)$)[a-z]{2,3}")
 _OPENING = re.compile(r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in)\b,?\s*)+", re.IGNORECASE)
 _BECAUSE = re.compile(r",?\s+(?:because|since|as)\b")
-_DENIALS = re.compile(r"\b(?:not|never|neither|nor|cannot|doubt)\b|n't\b|不", re.IGNORECASE)
 _SAYS = re.compile(r"\b(?:is|are|was|were|be|equals|has|have|called|falls? on)\s+")
 _NAME = re.compile(
     r"\(?\s*\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?'?(?:\([\w, ]*\))?"
@@ -122,13 +99,14 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     """Compare two answers that have been read and are short."""
     if same_text(answer, gold):
         return Decision(True, "the same")
-    label = _LABEL.match(unstyled(gold))
-    letter = _LETTER.fullmatch(unstyled(gold)) or label
-    if letter and (option := _option(answer)):
-        return _decision(option == (letter[1] or letter[2]).upper())
-    if label:
-        return compare(answer, unstyled(gold)[label.end() :])
-    answer, gold = as_set(_NUMBERED.sub(r"\1", answer)), as_set(gold)
+    letter, words = labelled(gold)
+    if letter and (option := chosen(answer)):
+        return _decision(option == letter)
+    if letter and words:
+        return compare(answer, words)
+    if not letter and (value := labelled_value(answer)):
+        return compare(value, gold)
+    answer, gold = as_set(_numbered(answer)), as_set(gold)
     if answer == gold:
         return Decision(True, "the same")
     if (based := _BASED.fullmatch(answer)) and (gold_based := _BASED.fullmatch(gold)):
@@ -152,6 +130,10 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
         difference = compare_numbers(number, gold_number)
         return Decision(difference is None, difference or "equal")
     items, gold_items = _items(left), _items(right)
+    if gold_number is not None and items and items.opening in ("(", "["):
+        return Decision(False, "not equal")
+    if any(_is_range(one) and _are_values(other) for one, other in ((answer, gold), (gold, answer))):
+        return Decision(False, "not equal")
     if items and gold_items:
         compared = _compare_items(_ordered(items, gold_items), _ordered(gold_items, items))
         if compared is not None:
@@ -211,12 +193,12 @@ def _says(answer: str, gold: str) -> bool:
         unstyled(answer),
         flags=re.IGNORECASE,
     )
-    said = [plain, re.sub(r"\s*\([^()]*\)$", "", plain), _LABEL.sub("", plain, count=1)]
+    said = [plain, re.sub(r"\s*\([^()]*\)$", "", plain), without_label(plain)]
     said += [first for first in [re.split(r"[,.;:]|\s-\s", plain)[0]] if first.casefold() in YES_OR_NO]
     claim = _BECAUSE.split(plain)[0]
-    if _DENIALS.findall(claim) == _DENIALS.findall(gold):
+    if DENIALS.findall(claim) == DENIALS.findall(gold):
         said += [claim, *(claim[verb.end() :] for verb in _SAYS.finditer(claim))]
-        said += [claim[-len(unstyled(gold)) :]] if _DENIALS.search(gold) else []
+        said += [claim[-len(unstyled(gold)) :]] if DENIALS.search(gold) else []
     return any(same_text(text, gold) for text in said)
 
 
@@ -249,6 +231,23 @@ def _named(text: str) -> tuple[str | None, str]:
     if _NAME.fullmatch(value) and plain_number(name):  # 2 = x
         return value, name
     return name, value
+
+
+def _numbered(answer: str) -> str:
+    """The number of an answer that is set as the wiki of a contest sets it; any other answer as it is."""
+    number = _NUMBERED.fullmatch(answer.strip())
+    return number[1] if number else answer
+
+
+def _is_range(text: str) -> bool:
+    """Whether it is all that lies between two bounds."""
+    return len(_BOUND.findall(text)) == 2 or re.search(r"\\in\s*[(\[]", text) is not None
+
+
+def _are_values(text: str) -> bool:
+    """Whether it is a list of values, or a set of them."""
+    items = _items(text)
+    return items is not None and items.is_set and not _BOUND.search(text)
 
 
 def _without_bounds(text: str) -> str:
@@ -426,17 +425,3 @@ def _operations(text: str, *, formal_only: bool) -> frozenset[str]:
 
 def _readable(text: str) -> str:
     return TEXT.sub(r" \1 ", _POWER_OF_TEN.sub("", _SPACING.sub("", text)))
-
-
-def _option(answer: str) -> str | None:
-    """The letter of the one option that is given."""
-    plain = unstyled(answer)
-    starts = [0, *reversed([choice.end() for choice in _CHOOSES.finditer(plain)])]
-    for start in starts:
-        if (found := _OPTION.match(plain, start)) is not None:
-            is_denied = _DENIALS.search(_NOT_BUT.sub("", plain[: found.end()])) or _DISMISSED.match(
-                plain, found.end()
-            )
-            is_one = not is_denied and not _ANOTHER.match(plain, found.end())
-            return (found[1] or found[2]).upper() if is_one else None
-    return None

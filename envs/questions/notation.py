@@ -53,7 +53,13 @@ _LINES = re.compile(
 _DOTS = re.compile(r",\s*(?:\.{3}|\\[lc]?dots(?![A-Za-z]))\s*,")
 _COLON = re.compile(r"\\colon(?![A-Za-z])\s*|(?:\\text\s*)?\{:\}")
 _DEGREE = re.compile(r"\^?\s*(?:\{\\degree\s*\}|\\degree(?![A-Za-z]))")
-_CHINESE_AND = re.compile(r"(?<=[0-9)])\s*[和或及与]\s*(?=[-0-9(\\])")
+_CHINESE_AND = re.compile(r"(?<=[0-9)}])\s*[和或及与]\s*(?=[-0-9(\\A-Za-z])")
+_CURRENCIES = (
+    (re.compile(r"\\(?:text)?euro?(?![A-Za-z])(?:\{\})?"), "€"),
+    (re.compile(r"\\(?:pounds|textsterling)(?![A-Za-z])(?:\{\})?"), "£"),
+    (re.compile(r"\\(?:textdollar|dollar)(?![A-Za-z])(?:\{\})?"), r"\\$"),
+)
+_SLANTED = re.compile(r"\\([lg])eq(?:slant|q)(?![A-Za-z])")
 _COMMA = re.compile(r"\\text\s*\{\s*([,;])\s*\}")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣʸᵏᵐᵗᵃᵇ]+")
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -80,6 +86,9 @@ def written(text: str) -> str:
     text = "".join(str(unicodedata.decimal(c, c)) for c in text if unicodedata.category(c) != "So")
     text = _CONTROL.sub("", _BOLD.sub(r"\1", text)).replace("+/-", r"\pm ")
     text = _COLON.sub(":", _DEGREE.sub(r"^\\circ ", _CHINESE_AND.sub(", ", text)))
+    for sign, written_so in _CURRENCIES:
+        text = sign.sub(written_so, text)
+    text = _SLANTED.sub(r"\\\1e ", text)
     text = _LINES.sub(lambda lines: _in_one(lines[2]), text)
     text = _COMMA.sub(r"\1 ", _DOTS.sub(r",\\ldots,", text))
     return _MANY_SPACES.sub(lambda spaces: "\n" if "\n" in spaces[0] else " ", text)

@@ -9,6 +9,8 @@ _BUILDER = re.compile(
     r"(?=[^{}]*(?P=x))(?P<condition>[^{}]*[^{}\\\s])(?:\s|\\,)*\\?\}"
 )
 """A set by what holds of each x in it."""
+_ALL = re.compile(r"^(?:\\text\s*\{\s*(?:for )?all\s*\}|(?:for )?all\b)\s*(?=[A-Za-z]\s*(?:\\[lgn]|[<>]))")
+"""Before a bound."""
 _SETS = {
     r"\mathbb{R}": re.compile(
         r"(?:the )?(?:set of )?(?:all )?real(?:s| numbers)|\\mathbb\s*\{?r\}?|"
@@ -34,7 +36,7 @@ _OUTWARD = re.compile(r"([\[\]])([^\[\](){}]*,[^\[\](){}]*)([\[\]])")
 
 def as_set(text: str) -> str:
     """A set of numbers as an interval, a condition or its name; anything else as it is."""
-    text = SIZES.sub("", text).strip()
+    text = _ALL.sub("", SIZES.sub("", text).strip())
     for name, others in _SETS.items():
         if others.fullmatch(unstyled(text).lower()):
             return name

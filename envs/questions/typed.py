@@ -12,7 +12,8 @@ _GAP = r"(?:\s|\\[,;:! ]|~|\\q?quad(?![A-Za-z]))"
 """What is seen as a space."""
 AND = re.compile(
     rf"{_GAP}*+,?{_GAP}*+(?:\b(?:and|or)\b|\\(?:lor|vee)(?![A-Za-z])|"
-    rf"\\(?:text(?:rm|it|bf)?|mathrm|mbox)\s*\{{{_GAP}*+,?{_GAP}*+(?i:and|or){_GAP}*+\}}){_GAP}*+"
+    rf"\\(?:text(?:rm|it|bf)?|mathrm|mbox)\s*\{{{_GAP}*+,?{_GAP}*+"
+    rf"(?i:and|or|y|e|o|et|ou|und|oder|[和或及与]){_GAP}*+\}}|\\&){_GAP}*+"
 )
 NAMES = "|".join((*FUNCTIONS, *LETTERS))
 _TAKES = re.compile(r"\\(?:[cdt]?frac|sqrt|pmod)(?![A-Za-z])(?:\[[^\[\]]*\])?")

@@ -27,6 +27,7 @@ from typing import Any
 from envs.questions.answers import final_answer, gold_answer, uncut_answers, whole_answers
 from envs.questions.equality import Undecided, compare, is_text, same_words
 from envs.questions.numbers import MAX_CHARS, MAX_DIGITS
+from envs.questions.options import labelled
 from envs.words import EnvError
 
 CPU_SECONDS = 1.0
@@ -245,7 +246,9 @@ def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, Undecided]:
     gold = _gold_answer(gold)
     if (same := next((said for said in uncut_answers(reply) if same_words(said, gold)), None)) is not None:
         return Verdict(is_correct=True, answer=same, reason="the same")
-    answer = final_answer(reply, is_text=is_text(gold.replace(",", " ")))
+    letter, words = labelled(gold)
+    is_choice = letter is not None and not words
+    answer = final_answer(reply, is_text=is_text(gold.replace(",", " ")), is_choice=is_choice)
     if answer is None:
         return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
     if (reason := refusal(answer)) is not None:
