@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from agents.policies.policy import Sampling
+from distill.lm.load import ModelError
 
 BLOCK = 1024
 """Tokens whose probabilities are summed before the running sum: it is looked at inside one block only."""
@@ -43,8 +44,13 @@ class DrawTable:
 
     @classmethod
     def of(cls, logits_V: torch.Tensor, sampling: Sampling) -> "DrawTable":
-        """The table of one row of logits."""
+        """The table of one row of logits.
+
+        Raises:
+            ModelError: They are no numbers.
+        """
         logits_V = logits_V.detach().float().cpu().clone()  # of its own: a row would keep its whole matrix
+        _check_numbers(logits_V.amax())
         norm, until_M = float(logits_V.logsumexp(-1)), None
         if sampling.temperature > 0:
             weight_1V = logits_V[None].sub(logits_V.amax()).div_(sampling.temperature).exp_()
@@ -93,12 +99,15 @@ def draw(
 
     Returns:
         The tokens, and their log-probabilities at temperature 1.
+
+    Raises:
+        ModelError: Logits are no numbers.
     """
+    most_N1, token_N1 = logits_NV.max(-1, keepdim=True)
+    _check_numbers(most_N1)
     if sampling.temperature == 0:
-        token_N1 = logits_NV.argmax(-1, keepdim=True)
         norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
         return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
-    most_N1 = logits_NV.amax(-1, keepdim=True)
     weight_NV = logits_NV.sub(most_N1).div_(sampling.temperature).exp_()
     uniform_N = torch.tensor(uniforms, dtype=torch.float64, device=logits_NV.device)
     token_N1, sum_N1 = _at(weight_NV, uniform_N)
@@ -107,6 +116,15 @@ def draw(
     else:
         norm_N1 = logits_NV.logsumexp(-1, keepdim=True)
     return token_N1[:, 0].tolist(), (logits_NV.gather(-1, token_N1) - norm_N1)[:, 0].tolist()
+
+
+def _check_numbers(most: torch.Tensor) -> None:
+    """Of the largest logit of each row, which is not finite where any is not a number or infinite."""
+    if not most.isfinite().all():
+        raise ModelError(
+            "the model's logits are not finite: its weights are damaged, or its numbers too large for their "
+            "precision (--precision float32)"
+        )
 
 
 def _until(weight_NV: torch.Tensor) -> torch.Tensor:

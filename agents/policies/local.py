@@ -19,7 +19,7 @@ from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
 from agents.policies.repetition import Repetition
 from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import growth_of, kind_of_length
-from distill.lm.language_model import Way, bytes_per_token, rope_switch
+from distill.lm.language_model import Way, bytes_per_token, rope_switch, state_bytes
 from distill.lm.prefix_tree import PrefixTree
 from distill.lm.span import Prefix
 from distill.lm.support import language_model
@@ -259,16 +259,16 @@ class HFPolicy:
     def _streams(self, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
         """Requests that are drawn side by side: as many as there is room for, like lengths together."""
         model, most = self.lm.model, self._beginnings.max_bytes
-        each = bytes_per_token(model, self.lm.compute_dtype or model.dtype)
+        each, states = bytes_per_token(model, self.lm.compute_dtype or model.dtype), state_bytes(model)
 
         def kind(request: Request) -> Hashable:
-            return kind_of_length(model, len(request.prompt_ids))
+            return kind_of_length(model, len(request.sequence))  # some tokens may be drawn already
 
         group: list[Request] = []
-        for request in sorted(requests, key=lambda request: len(request.prompt_ids)):
+        for request in sorted(requests, key=lambda request: len(request.sequence)):
             if group and (
                 len(group) == MAX_DISTINCT
-                or (len(group) + 1) * (len(request.prompt_ids) + max_tokens) * each > most
+                or (len(group) + 1) * ((len(request.prompt_ids) + max_tokens) * each + states) > most
                 or kind(request) != kind(group[0])
             ):
                 yield group
@@ -308,14 +308,17 @@ class HFPolicy:
 
     def _groups(self, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
         """Requests whose keys and values fit into memory together, like prompts side by side."""
-        if sum(len(r.prompt_ids) + max_tokens for r in requests) <= self.lm.capacity:
+        each = bytes_per_token(self.lm.model, self.lm.compute_dtype or self.lm.model.dtype)
+        own = max_tokens + state_bytes(self.lm.model) // each
+        """What each takes, in tokens, whatever it shares."""
+        if sum(len(r.prompt_ids) + own for r in requests) <= self.lm.capacity:
             yield list(requests)  # whatever they share
             return
         group: list[Request] = []
         tree = PrefixTree()
         for request in sorted(requests, key=lambda request: request.prompt_ids):
             tree.add(request.prompt_ids)
-            if group and len(tree) + max_tokens * (len(group) + 1) > self.lm.capacity:
+            if group and len(tree) + own * (len(group) + 1) > self.lm.capacity:
                 yield group
                 group, tree = [], PrefixTree()
                 tree.add(request.prompt_ids)

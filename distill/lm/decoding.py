@@ -41,10 +41,11 @@ def leaps(model: PreTrainedModel) -> bool:
     return getattr(model, "_leaps", True)
 
 
-def set_growth(model: PreTrainedModel, growth: Growth, *, leaps: bool = True) -> None:
-    """Say how the model's sequences grow, and whether by several tokens at once, too."""
+def set_growth(model: PreTrainedModel, growth: Growth, *, leaps: bool = True, state_bytes: int = 0) -> None:
+    """Say how the model's sequences grow, whether by several tokens at once, too, and see ``state_bytes``."""
     model._growth = growth  # type: ignore[assignment]
     model._leaps = leaps  # type: ignore[assignment]
+    model._state_bytes = state_bytes  # type: ignore[assignment]
 
 
 def is_beyond_switch(model: PreTrainedModel, length: int) -> bool:

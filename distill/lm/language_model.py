@@ -7,6 +7,7 @@ Shape letters: N prefixes, V vocabulary, D hidden size.
 """
 
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -106,6 +107,7 @@ class LanguageModel(ABC):
         """Forget everything, as when the weights have changed."""
         self._version = self.weights_version
         self._hidden: OrderedDict[Prefix, torch.Tensor] = OrderedDict()
+        self._held = 0  # bytes of these, and of their prefixes
         self._drop_keys()
 
     @property
@@ -190,15 +192,10 @@ class LanguageModel(ABC):
             raise
         for prefix in missing:
             self._hidden[prefix] = known[prefix]
-        self._make_room()
+            self._held += _bytes_of(prefix, known[prefix])
+        while len(self._hidden) > 1 and self._held > self.max_bytes:
+            self._held -= _bytes_of(*self._hidden.popitem(last=False))
         return torch.stack([known[prefix] for prefix in prefixes])
-
-    def _make_room(self) -> None:
-        if not self._hidden:
-            return
-        one = next(iter(self._hidden.values()))
-        while len(self._hidden) > max(1, self.max_bytes // (one.numel() * one.element_size())):
-            self._hidden.popitem(last=False)
 
     @abstractmethod
     def _computed(self, prefixes: Sequence[Prefix], grow: bool) -> dict[Prefix, torch.Tensor]:
@@ -212,6 +209,10 @@ class LanguageModel(ABC):
     @abstractmethod
     def _drop_keys(self) -> None:
         """Forget keys and values."""
+
+
+def _bytes_of(prefix: Prefix, hidden_D: torch.Tensor) -> int:
+    return sys.getsizeof(prefix) + hidden_D.numel() * hidden_D.element_size()
 
 
 def decoder_of(model: PreTrainedModel) -> Any:
@@ -269,6 +270,12 @@ def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype) -> int:
     own = getattr(config, "per_layer_config", None)  # of models whose layers differ
     layers = range(config.num_hidden_layers)
     return sum(_numbers_per_token(config if own is None else own[layer]) for layer in layers) * dtype.itemsize
+
+
+def state_bytes(model: PreTrainedModel) -> int:
+    """What a sequence takes besides, however long it is: its recurrent states, as ``find_support`` found."""
+    size: int = getattr(model, "_state_bytes", 0)
+    return size
 
 
 def _numbers_per_token(layer: Any) -> int:

@@ -7,7 +7,7 @@ Shape letters: N prefixes, B sequences, T tokens, D hidden size.
 
 import inspect
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 
 from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import growth_of, kind_of_length
-from distill.lm.language_model import LanguageModel, decoder_of, rope_switch
+from distill.lm.language_model import LanguageModel, bytes_per_token, decoder_of, rope_switch, state_bytes
 from distill.lm.narrow import products_in
 from distill.lm.prefix_tree import chains
 from distill.lm.shards import run
 from distill.lm.span import Prefix, Span
+from distill.lm.spare_columns import LEAST, PART
 from distill.lm.transfer import sent
 
 
@@ -126,12 +127,20 @@ class PaddedLM(LanguageModel):
         for prefix, parent in zip(prefixes, self._beginnings.parents(prefixes), strict=True):
             if parent or prefix in alone:
                 together.setdefault(kind_of_length(self.model, len(prefix)), []).append(prefix)
-        for grown in together.values():
+        for grown in itertools.chain.from_iterable(map(self._fitting, together.values())):
             decoding, computed = self._beginnings.read(grown)
             self.computed_tokens += computed
             known |= zip(grown, decoding.hidden.unbind(), strict=True)
             self._beginnings.hold(decoding, {prefix: row for row, prefix in enumerate(grown)})
         return known
+
+    def _fitting(self, prefixes: Sequence[Prefix]) -> Iterator[Sequence[Prefix]]:
+        """Parts of the prefixes whose keys, values and states there is room for."""
+        each = bytes_per_token(self.model, self.compute_dtype or self.model.dtype)
+        longest = max(map(len, prefixes))
+        of_one = (longest + max(LEAST, longest // PART)) * each + state_bytes(self.model)
+        size = max(1, self.max_bytes // of_one)
+        yield from (prefixes[start : start + size] for start in range(0, len(prefixes), size))
 
 
 def padded_hidden(

@@ -4,6 +4,7 @@ A new prefix continues from the keys and values of the longest prefix that it sh
 Shape letters: N prefixes, Q queries, K keys, D hidden size, H key/value heads, W head width.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,7 +63,7 @@ class PrefixLM(LanguageModel):
 
     def _drop_keys(self) -> None:
         self._tree = PrefixTree()
-        self._cache = NodeCache(self.compute_dtype)
+        self._cache = NodeCache(self.compute_dtype, self.capacity)
 
     def _computed(self, prefixes: Sequence[Prefix], grow: bool) -> dict[Prefix, torch.Tensor]:
         known: dict[Prefix, torch.Tensor] = {}
@@ -92,10 +93,14 @@ class PrefixLM(LanguageModel):
 class NodeCache(DynamicCache):
     """Keys and values of a tree's nodes, a row for each, from which attention gathers what it needs."""
 
-    def __init__(self, products: torch.dtype | None = None) -> None:
-        """Begin with none. What autocast makes narrow for each of the ``products`` is held so."""
+    def __init__(self, products: torch.dtype | None = None, most: int = sys.maxsize) -> None:
+        """Begin with none. What autocast makes narrow for each of the ``products`` is held so.
+
+        There is no room to spare for more than ``most`` nodes.
+        """
         super().__init__()
         self._products = products
+        self._most = most
         self._rows: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer keys and values, [nodes, H, W]
         self._queries = torch.empty(0, dtype=torch.long)
         self._size = 0
@@ -114,7 +119,7 @@ class NodeCache(DynamicCache):
         fresh = [states[0].transpose(0, 1).to(self._products) for states in (key_states, value_states)]
         if layer_idx == len(self._rows):
             self._rows.append((fresh[0][:0], fresh[1][:0]))
-        keys, values = (_grown(held, self._size) for held in self._rows[layer_idx])
+        keys, values = (_grown(held, self._size, self._most) for held in self._rows[layer_idx])
         self._rows[layer_idx] = keys, values
         for held, rows in zip((keys, values), fresh, strict=True):
             held[self._queries] = rows
@@ -182,11 +187,11 @@ def tree_hidden(
     return hidden_QD
 
 
-def _grown(tensor_NHW: torch.Tensor, nodes: int) -> torch.Tensor:
-    """The tensor with room for ``nodes`` nodes; doubled, so that growing is linear in all."""
+def _grown(tensor_NHW: torch.Tensor, nodes: int, most: int) -> torch.Tensor:
+    """The tensor with room for ``nodes`` nodes; doubled up to ``most``, so that growing is linear in all."""
     have = tensor_NHW.shape[0]
     if nodes <= have:
         return tensor_NHW
-    grown = tensor_NHW.new_zeros((max(nodes, 2 * have), *tensor_NHW.shape[1:]))
+    grown = tensor_NHW.new_zeros((max(nodes, min(2 * have, most)), *tensor_NHW.shape[1:]))
     grown[:have] = tensor_NHW
     return grown

@@ -1,5 +1,6 @@
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.policies.drawing import DrawTable, draw
-from agents.policies.local import HFPolicy
+from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
-from distill.lm.language_model import Way
+from distill.lm.decoding import set_growth
+from distill.lm.language_model import Way, bytes_per_token
+from distill.lm.load import ModelError
 from tests.conftest import tiny_llama
 from tests.distill.test_padded_lm import hybrid
 from tests.scripted import ScriptedPolicy
@@ -188,6 +191,47 @@ def test_drawing_takes_one_copy_of_the_logits_and_none_in_fp64(sampling: Samplin
     with Made(logits_NV.numel()) as made:
         draw(logits_NV, sampling, [0.5] * 8)
     assert made.dtypes == [torch.float32]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_is_not_drawn_from(bad: float, temperature: float) -> None:
+    logits_NV, sampling = torch.zeros((2, 3_000)), Sampling(temperature=temperature)
+    logits_NV[1, 5] = bad
+    with pytest.raises(ModelError, match="not finite"):
+        DrawTable.of(logits_NV[1], sampling)
+    with pytest.raises(ModelError, match="not finite"):
+        draw(logits_NV, sampling, [0.3, 0.9])
+
+
+def test_replies_of_other_lengths_stay_apart_when_remembering_is_left(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """The first of several groups may have drawn tokens by then, and the others none."""
+    model = tiny_llama()
+    set_growth(model, "alike")
+    prompts = [prompt(letter * 9) for letter in "abc" for _ in range(20)]
+    sampling, room = Sampling(max_tokens=60), 300 * bytes_per_token(model, model.dtype)
+    lengths: list[set[int]] = []
+    streams = HFPolicy._streams
+
+    def noted(policy: HFPolicy, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
+        for group in streams(policy, requests, max_tokens):
+            lengths.append({len(request.sequence) for request in group})
+            yield group
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HFPolicy, "_streams", noted)
+        HFPolicy(model, tokenizer, compute="padded", max_bytes=room).generate(prompts, sampling, range(60))
+    assert len(set().union(*lengths)) > 1
+    assert all(len(of_group) == 1 for of_group in lengths)
+
+
+def test_prefixes_count_beside_what_is_remembered_of_them(tokenizer: PreTrainedTokenizerFast) -> None:
+    policy = HFPolicy(tiny_llama(window=4096), tokenizer, max_bytes=100_000)
+    for index in range(40):
+        policy.generate([prompt("a" * 1000 + str(index))], Sampling(max_tokens=4), [index])
+    assert sum(map(sys.getsizeof, policy.lm._hidden)) <= policy.lm.max_bytes
 
 
 def test_long_replies_are_what_remembering_gives(

@@ -4,6 +4,7 @@
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from distill.examples import DistillExample, scored
+from distill.lm.decoding import Decoding
+from distill.lm.language_model import state_bytes
+from distill.lm.padded_lm import PaddedLM
 from distill.lm.support import find_support, language_model
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
@@ -234,6 +238,38 @@ def test_family(family: str, tmp_path: Path) -> None:
             if expected is not None:
                 assert mine.grad is not None, name
                 assert torch.allclose(mine.grad, expected, atol=2e-3 * largest, rtol=1e-3), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_state_that_is_lost_is_noticed_in_16_bits(dtype: torch.dtype) -> None:
+    """Jamba drops it when several tokens are added: that shows in a few probes, and hardly in their mean."""
+    exact: PreTrainedModel = tiny("Jamba")
+    narrow: Any = tiny("Jamba")
+    narrow.to(dtype=dtype)
+    assert "anew at each turn" in str(find_support(exact))
+    assert find_support(narrow) == find_support(exact)
+
+
+def test_recurrent_states_have_to_fit_as_well() -> None:
+    model = tiny("Falcon-H1")
+    find_support(model)
+    states = Decoding(model, 1)
+    states.step([[5]])
+    assert 0 < state_bytes(model) <= states.bytes
+    lm = PaddedLM(model, max_bytes=4 * states.bytes)
+    held: list[int] = []
+    prefixes = [(token, token + 1) for token in range(5, 45)]
+    expected = PaddedLM(model).logits(prefixes)
+    step = Decoding.step
+
+    def noted(decoding: Decoding, tokens: Sequence[Sequence[int]]) -> None:
+        step(decoding, tokens)
+        held.append(decoding.bytes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoding, "step", noted)
+        torch.testing.assert_close(lm.logits(prefixes), expected)
+    assert max(held) <= lm.max_bytes
 
 
 def row(family: str, model: PreTrainedModel) -> str:

@@ -136,7 +136,7 @@ def test_so_are_those_of_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
 
     narrow, types = read()
     assert types == {torch.bfloat16}
-    monkeypatch.setattr(prefix_lm, "NodeCache", lambda _: NodeCache())
+    monkeypatch.setattr(prefix_lm, "NodeCache", lambda *_: NodeCache())
     wide, types = read()
     assert torch.float32 in types
     assert all(map(torch.equal, narrow, wide))
