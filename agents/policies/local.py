@@ -309,8 +309,7 @@ class HFPolicy:
     def _groups(self, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
         """Requests whose keys and values fit into memory together, like prompts side by side."""
         each = bytes_per_token(self.lm.model, self.lm.compute_dtype or self.lm.model.dtype)
-        own = max_tokens + state_bytes(self.lm.model) // each
-        """What each takes, in tokens, whatever it shares."""
+        own = max_tokens + state_bytes(self.lm.model) // each  # what each takes, whatever it shares
         if sum(len(r.prompt_ids) + own for r in requests) <= self.lm.capacity:
             yield list(requests)  # whatever they share
             return

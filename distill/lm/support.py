@@ -46,9 +46,9 @@ TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 """Of the largest logit. In 16 bits, of the mean over the probes, ``COARSE``."""
 COARSE = 0.03
 NOISE, ROUNDINGS = 2, 4
-"""In 16 bits the furthest probe but one may be off by so many times what it is when all is computed anew, and
+"""In 16 bits the third furthest probe may be off by so many times what it is when all is computed anew, and
 by so many units in the last place besides. A state that is lost shows in a few probes and hardly in the mean;
-in one of them rounding may have chosen another expert."""
+in one or two rounding may have chosen another expert."""
 GROWTHS: tuple[tuple[Growth, bool], ...] = (
     ("joined", True),
     ("joined", False),
@@ -196,7 +196,7 @@ class _Expected:
     """Asks a way for them."""
     logits_NV: torch.Tensor
     noise: float
-    """In 16 bits: how far the furthest but one is off where all is computed anew in padded batches."""
+    """In 16 bits: how far the third furthest is off where all is computed anew in padded batches."""
 
     @classmethod
     def of(
@@ -210,7 +210,7 @@ class _Expected:
         if not logits_NV.isfinite().all():
             raise ValueError(f"its logits are not finite in {str(model.dtype).removeprefix('torch.')}")
         if model.dtype not in TOLERANCE:
-            with suppress(Exception):  # whatever foreign code may raise; then it is held to less
+            with suppress(Exception):  # whatever foreign code may raise; then a way has its roundings only
                 noise = _third(_off(WAYS["padded"](model), ask, logits_NV))
         return cls(ask=ask, logits_NV=logits_NV, noise=noise)
 
