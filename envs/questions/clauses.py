@@ -76,7 +76,10 @@ _WHY = re.compile(
 _SECOND_THOUGHT = re.compile(
     r"\b(?:hold on|wait|actually|oops|sorry|correction|mistake|forgot|wrong|incorrect)\b", re.IGNORECASE
 )
-_ITEM = re.compile(r"\s*(?:[-*•]|[0-9]{1,2}[.)])\s+(.*)$")
+_VALUE = re.compile(
+    r"(?:[-*•]|[0-9]{1,2}[.)])\s+(?P<value>(?:\\[(]|\$)?\s*(?P<name>[A-Za-z])\s*=[^=A-Za-z+*]*(?:\\[A-Za-z][^=]*)?)"
+)
+"""A line of a list, with the value of a variable."""
 _FORMULA = re.compile(r"[0-9]|\\[A-Za-z]{2}")
 """What a formula has, or a number."""
 _PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
@@ -236,14 +239,11 @@ def _is_explained(first: str, others: Sequence[str], is_text: bool) -> bool:
 
 
 def _listed(lines: Sequence[str]) -> str | None:
-    """The formulas of a list at the end, a line each; ``None`` if there are fewer than two."""
-    items: list[str] = []
-    for line in reversed(lines):
-        item = _ITEM.match(line)
-        if item is None or has_prose(item[1]) or not _FORMULA.search(item[1]):
-            break
-        items.insert(0, tidy(item[1]))
-    return ", ".join(items) if len(items) > 1 else None
+    """The values of one variable that are listed at the end, a line each; ``None`` if it is no such list."""
+    found = [item for line in reversed(lines) if (item := _VALUE.fullmatch(line.strip()))]
+    is_list = len(found) > 1 and len({item["name"] for item in found}) == 1
+    is_end = [*map(str.strip, lines[-len(found) :])] == [item[0] for item in reversed(found)]
+    return ", ".join(tidy(item["value"]) for item in reversed(found)) if is_list and is_end else None
 
 
 def tidy(answer: str) -> str:
