@@ -91,10 +91,11 @@ def _spread(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def summary(benchmark: Mapping[str, Any]) -> str:
-    """A line for each env, with the median over the seeds of what was measured in all of them."""
+    """A line for each env: the median over the seeds of what was measured in all of them, on all seeds."""
     rows = benchmark["methods"]
     envs = list(dict.fromkeys(row["env"] for row in rows))
-    run = {(row["method"], row["env"]) for row in rows}
+    seeds = {env: max(len(row["by_seed"]) for row in rows if row["env"] == env) for env in envs}
+    run = {(row["method"], row["env"]) for row in rows if len(row["by_seed"]) == seeds[row["env"]]}
     names = [
         name
         for name in dict.fromkeys(row["method"] for row in rows)
@@ -110,7 +111,7 @@ def summary(benchmark: Mapping[str, Any]) -> str:
         lines.append(
             [
                 env,
-                str(max(len(row["by_seed"]) for row in of_env.values())),
+                str(seeds[env]),
                 *(percent(median(values)) if values else "" for values in fixed),
                 *(
                     middle if name != "opcd" else f"**{middle}**{f' (worst {worst})' * (worst != middle)}"

@@ -100,6 +100,17 @@ def test_the_summary_has_what_every_env_was_run_with(page: Path) -> None:
     assert "off-policy" not in text
 
 
+def test_medians_of_the_summary_are_over_the_same_seeds(page: Path) -> None:
+    file = page.parent / "figures" / "main.json"
+    table = json.loads(file.read_text())
+    assert "off-policy" in filled(page, "summary")
+    for row in table["methods"]:
+        if row["method"] == "off-policy":
+            row["by_seed"].popitem()
+    file.write_text(json.dumps(table))
+    assert "off-policy" not in filled(page, "summary")
+
+
 def test_models_are_told_apart(page: Path) -> None:
     file = page.parent / "figures" / "main.json"
     table = json.loads(file.read_text())
