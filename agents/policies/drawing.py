@@ -50,10 +50,11 @@ class DrawTable:
             ModelError: They are no numbers.
         """
         logits_V = logits_V.detach().float().cpu().clone()  # of its own: a row would keep its whole matrix
-        _check_numbers(logits_V.amax())
+        most = logits_V.amax()
+        _check_numbers(most)
         norm, until_M = float(logits_V.logsumexp(-1)), None
         if sampling.temperature > 0:
-            weight_1V = logits_V[None].sub(logits_V.amax()).div_(sampling.temperature).exp_()
+            weight_1V = logits_V[None].sub(most).div_(sampling.temperature).exp_()
             until_M = _until(weight_1V)[0].numpy()
         return cls(logits_V.numpy(), norm, int(logits_V.argmax()), until_M, sampling.temperature)
 

@@ -19,7 +19,7 @@ from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
 from agents.policies.repetition import Repetition
 from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import growth_of, kind_of_length
-from distill.lm.language_model import Way, bytes_per_token, rope_switch, state_bytes
+from distill.lm.language_model import Way, rope_switch, state_bytes
 from distill.lm.prefix_tree import PrefixTree
 from distill.lm.span import Prefix
 from distill.lm.support import language_model
@@ -259,7 +259,7 @@ class HFPolicy:
     def _streams(self, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
         """Requests that are drawn side by side: as many as there is room for, like lengths together."""
         model, most = self.lm.model, self._beginnings.max_bytes
-        each, states = bytes_per_token(model, self.lm.compute_dtype or model.dtype), state_bytes(model)
+        each, states = self.lm.token_bytes, state_bytes(model)
 
         def kind(request: Request) -> Hashable:
             return kind_of_length(model, len(request.sequence))  # some tokens may be drawn already
@@ -308,8 +308,7 @@ class HFPolicy:
 
     def _groups(self, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
         """Requests whose keys and values fit into memory together, like prompts side by side."""
-        each = bytes_per_token(self.lm.model, self.lm.compute_dtype or self.lm.model.dtype)
-        own = max_tokens + state_bytes(self.lm.model) // each  # what each takes, whatever it shares
+        own = max_tokens + state_bytes(self.lm.model) // self.lm.token_bytes  # of each alone
         if sum(len(r.prompt_ids) + own for r in requests) <= self.lm.capacity:
             yield list(requests)  # whatever they share
             return

@@ -111,9 +111,14 @@ class LanguageModel(ABC):
         self._drop_keys()
 
     @property
+    def token_bytes(self) -> int:
+        """What the keys and values of one token take; see ``bytes_per_token``."""
+        return bytes_per_token(self.model, self.compute_dtype or self.model.dtype)
+
+    @property
     def capacity(self) -> int:
         """Tokens whose keys and values fit in ``max_bytes``. Work on more at once is done over and over."""
-        return self.max_bytes // bytes_per_token(self.model, self.compute_dtype or self.model.dtype)
+        return self.max_bytes // self.token_bytes
 
     @property
     def head(self) -> LMHead:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import growth_of, kind_of_length
-from distill.lm.language_model import LanguageModel, bytes_per_token, decoder_of, rope_switch, state_bytes
+from distill.lm.language_model import LanguageModel, decoder_of, rope_switch, state_bytes
 from distill.lm.narrow import products_in
 from distill.lm.prefix_tree import chains
 from distill.lm.shards import run
@@ -136,9 +136,8 @@ class PaddedLM(LanguageModel):
 
     def _fitting(self, prefixes: Sequence[Prefix]) -> Iterator[Sequence[Prefix]]:
         """Parts of the prefixes whose keys, values and states there is room for."""
-        each = bytes_per_token(self.model, self.compute_dtype or self.model.dtype)
         longest = max(map(len, prefixes))
-        of_one = (longest + max(LEAST, longest // PART)) * each + state_bytes(self.model)
+        of_one = (longest + max(LEAST, longest // PART)) * self.token_bytes + state_bytes(self.model)
         size = max(1, self.max_bytes // of_one)
         yield from (prefixes[start : start + size] for start in range(0, len(prefixes), size))
 

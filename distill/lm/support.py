@@ -239,7 +239,8 @@ def _fault(model: PreTrainedModel, way: Way, expected: _Expected) -> str | None:
     largest = float(expected.logits_NV.abs().max())
     tolerance = TOLERANCE.get(model.dtype)
     if tolerance is not None:
-        off, is_right = float(off_N.max()), float(off_N.max()) <= tolerance * largest  # false for NaN
+        off = float(off_N.max())
+        is_right = off <= tolerance * largest  # false for NaN
     else:
         off = _third(off_N)
         most = NOISE * expected.noise + ROUNDINGS * torch.finfo(model.dtype).eps * largest
