@@ -75,12 +75,12 @@ class Agent:
         self._is_sharded = config.engine == "fsdp" and ranks.size > 1
         follows = config.teacher_kind in ("round", "ema")
         if self._is_sharded and ranks.device is not None:  # what shards are gathered in is part of them
-            precise = ranks.from_main(partial(self._precision_on, ranks.device))
+            precise = ranks.from_main(partial(precision_on, ranks.device, config, words))
             self.config = config = replace(config, precision=precise)
         [(loaded, self.lora), *others] = self._copies(1 + (not config.lora_rank) + follows)
         self.config = config = replace(
             config,
-            precision=ranks.from_main(lambda: self._precision_on(loaded.model.device)),
+            precision=ranks.from_main(lambda: precision_on(loaded.model.device, config, words)),
             policy=ranks.from_main(lambda: self._policy_of(loaded.model, words)),
         )
         """With what ``auto`` has turned out to be."""
@@ -209,19 +209,12 @@ class Agent:
         """What shards are gathered in, where it is not what the weights are in."""
         return torch.bfloat16 if self.config.precision == "mixed" else None
 
-    def _precision_on(self, device: torch.device) -> Precision:
-        """What ``auto`` is: whatever is faster, with weights that take small updates."""
-        if self.config.precision != "auto":
-            return self.config.precision
-        return "mixed" if compute_dtype("auto", device) == "bfloat16" else "float32"
-
     def _policy_of(self, model: PreTrainedModel, words: EnvWords) -> str:
         """What ``auto`` is: where replies are a few words, remembering them beats computing them fast."""
         if self.config.policy != "auto":
             return self.config.policy
         has_vllm = importlib.util.find_spec("vllm") is not None
-        is_short = bool(words.actions) and self.config.replies == "act"
-        suits = model.device.type == "cuda" and not is_short
+        suits = model.device.type == "cuda" and not replies_are_words(self.config, words)
         return "vllm" if has_vllm and suits else "hf"
 
     def _make_engine(self, loaded: LoadedModel, path: Path) -> Engine:
@@ -287,6 +280,24 @@ def _replaced(target: Path) -> Iterator[Path]:
     with clear_errors(target), appearing(target) as tmp:
         yield tmp
         shutil.rmtree(target, ignore_errors=True)
+
+
+def replies_are_words(config: SelfImproveConfig, words: EnvWords) -> bool:
+    """Whether a reply is an action's word and nothing else."""
+    return bool(words.actions) and config.replies == "act"
+
+
+def precision_on(device: torch.device, config: SelfImproveConfig, words: EnvWords) -> Precision:
+    """What ``auto`` is: whatever is faster, with weights that take small updates.
+
+    On a CPU that is float32 where a reply is one of a few words, whatever its instructions: prompts are few
+    and computed once, so narrow products save little, and which word is likelier they can change.
+    """
+    if config.precision != "auto":
+        return config.precision
+    if device.type == "cpu" and replies_are_words(config, words):
+        return "float32"
+    return "mixed" if compute_dtype("auto", device) == "bfloat16" else "float32"
 
 
 def as_policy(

@@ -215,7 +215,8 @@ class ModelSettings:
     """A torch device; auto takes a GPU if there is one."""
     precision: Precision = "auto"
     """Of the weights and of matrix products: `float32` or `bfloat16` is both, `mixed` is weights in float32
-    and products in bfloat16 (autocast). `auto` is mixed where the machine is faster with it, else float32."""
+    and products in bfloat16 (autocast). `auto` is mixed where the machine is faster with it, but float32 on a
+    CPU if replies are an action's word."""
     max_nodes: AtLeastOne | None = None
     """Tokens of one forward and backward pass; by default 768 on a CPU, and on a GPU what fits its memory.
     Lower it when memory is short."""

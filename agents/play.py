@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agents.agent import as_policy, reply_tokens
+from agents.agent import as_policy, precision_on, reply_tokens
 from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.policies.policy import Policy, Sampling
@@ -220,6 +220,7 @@ def main(args: list[str] | None = None) -> int:
             dtype=config.weights_dtype,
             trust_remote_code=config.trust_remote_code,
         )
+        config = replace(config, precision=precision_on(loaded.model.device, config, words))
         policy = as_policy(loaded, config)
         sampling = Sampling(temperature=asked.temperature, max_tokens=reply_tokens(config, policy, words))
         console = Terminal()
