@@ -20,6 +20,7 @@ from envs.questions.clauses import (
     formula_in,
     has_prose,
     last_said,
+    said_once,
     tidy,
 )
 from envs.questions.notation import written
@@ -38,11 +39,12 @@ MAX_ENDS = 8
 _BOX = re.compile(r"\\(?:boxed|f(?:rame)?box)\s*")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.*&|/-]|\\[()\[\]\\]|\\q?quad(?![A-Za-z])|and|or|\\text\s*\{\s*(?:and|or)\s*\}"
-    r"|(?<=\n)[0-9]{1,2}[.)]\s|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
+    r"|(?<=\n)[0-9]{1,2}[.)]\s|\([a-h]\)|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
 )
 _MARK = re.compile(
-    r"####|<answer>"
-    r"|(?<![</A-Za-z])(?:answers?|ans)\b(?:[^.:=\n]{0,60}?"
+    r"(?<!#)#{4,}(?!\W{0,9}(?:[0-9]{1,2}[.):]\s+)?(?!(?:yes|no|true|false)\b)[A-Za-z]{2}[^\n]*\n\s*\S)|<answer>"
+    r"|(?<![</A-Za-z])(?:answers?|ans)\b(?:\s+(?:to|for)\s+(?:question|problem|part)\s*\W?[0-9a-z]{1,2}\b\)?|\s*\([0-9a-z]\))?"
+    r"(?:[^.:=\n]{0,60}?"
     r"\b(?:is|are|was|equals?|(?:would|should|must|will|can only|has to) be)(?P<negated>n't)?\b:?"
     r"|[*_\s\"]{0,9}[:=]|\.:?(?=\s*-?\.?[0-9]))"
     r"|^\W{0,9}(?:the )?(?:final )?answer\W{0,9}$"
@@ -50,11 +52,14 @@ _MARK = re.compile(
     r"|(?:答案|答え|정답)\s*(?:应该|應該)?(?:是|为|為|は|은|:)?",
     re.IGNORECASE | re.MULTILINE,
 )
-_TAGS = frozenset({"####", "<answer>"})
-"""Marks behind which nothing but the answer stands."""
+_TAG = re.compile(r"#+|<answer>", re.IGNORECASE)
+"""A mark behind which nothing but the answer stands."""
 _TALK_OF_ANSWER = re.compile(
-    r"\b(?:this|that|your|whether|if|hope)\s+(?:\w+\s+){0,2}$|\b(?:assume|suppose|imagine|false)\s+(?:that\s+)?(?:the\s+)?$|\b(?:wrong|incorrect|mistaken|tempting)\s+$|"
-    r"\b(?:some|many|others|people|students)\s+(?:\w+\s+){0,2}(?:think|say|believe|assume|guess)\s+(?:\w+\s+){0,2}$",
+    r"\b(?:this|that|your|whether|if|hope)\s+(?:\w+\s+){0,2}$|"
+    r"\bat first (?:glance|sight),?\s+(?:\w+\s+){0,2}$|"
+    r"\b(?:verify|check|checking|confirm|student's)\s+(?:(?:the|our|my|this)\s+)?$|"
+    r"\b(?:assume|suppose|imagine|false)\s+(?:that\s+)?(?:the\s+)?$|\b(?:wrong|incorrect|mistaken|tempting)\s+$|"
+    r"\b(?:some|many|others|people|students|you|one)\s+(?:\w+\s+){0,2}(?:think|say|believe|assume|guess)\s+(?:\w+\s+){0,2}$",
     re.IGNORECASE,
 )
 """Before a mark: what follows is no answer, but said about one."""
@@ -64,6 +69,8 @@ _JUDGEMENT = re.compile(
     r"(?:shown |given )?(?:above|below))\b[^0-9]*",
     re.IGNORECASE,
 )
+_JSON = re.compile(r"\"?([^\"\n{}]+)\"?\s*[,}\n]")
+"""The value behind a key."""
 _BULLET = re.compile(r"^\W{0,4}\n\s*[-*•]\s+")
 _BEHIND_MARK = re.compile(
     r"(?:as follows|given by|equal to|simply|just|thus|therefore|now|then)\b\s*:?\s*", re.IGNORECASE
@@ -84,6 +91,38 @@ _CORRECTED = re.compile(
     re.IGNORECASE,
 )
 """What a reply says in the end in place of what it has said."""
+_WITHDRAWN = re.compile(
+    r"(?:^|[.!?,\n])[\s*_]*+(?:(?:oh|hmm|no|but|and)\b,?\s+){0,3}"
+    r"(?:wait|oops|scratch that|hold on|on second thought|actually(?=,)|"
+    r"I (?:made an? (?:mistake|error)|was wrong|misread)|"
+    r"(?:that|this|it|which)(?:(?:'s| is| was) (?:(?:not|n't) (?:right|correct)|wrong|incorrect|impossible)|"
+    r" can(?:'t|not) be (?:right|correct)))\b",
+    re.IGNORECASE,
+)
+"""Where a reply takes back what it has said."""
+_CONFIRMED = re.compile(
+    r"\b(?:yes|indeed|confirmed|matches|checks out|holds|"
+    r"(?<!not )(?<!n't )(?:correct|right)(?!\s+(?:answer|one|value|number|option|result)))\b",
+    re.IGNORECASE,
+)
+_ROUNDED = re.compile(
+    r"(\\(?:sqrt|pi|frac)(?![A-Za-z])[^,.;\n]{0,40}?),?\s+(?:(?:which|that) is\s+|or\s+|i\.e\.,?\s+)?"
+    r"(?:about|approximately|roughly|around|approx\.)\s+(?=\W{0,2}[0-9])"
+)
+"""Between a formula and what it comes to when it is rounded."""
+_CHECK = re.compile(
+    r"(?:^|\n|[.!?]\s)[\s*_#>-]*+"
+    r"(?:(?:let's|let me|let us|we can|I'll|to|now|quick|quickly|double|sanity)[\s,:-]+){0,3}"
+    r"(?:verify|verification|check(?:ing)?)\b(?:\s+(?:our|the|this|my)\s+\w+)?",
+    re.IGNORECASE,
+)
+"""Where a reply begins to check what it has said."""
+_CONCLUDES = re.compile(
+    r"\\f?boxed|#{4}|(?i:\b(?:so|thus|therefore|hence|answer|wait|actually|wrong|mistake|incorrect|not|should|instead|option)\b)"
+    r"[^.]{0,80}?(?:[0-9]|\b[A-H]\b)"
+)
+"""A check that comes to another answer, or says it once more."""
+_GIVES = re.compile(r"[0-9]|\b(?:[B-H]\b|A\b(?! [a-z]))")
 _GOLD_MARK = re.compile(r"\b(?:answer|ans)\b[^.:=\n]{0,60}?(?:\bis\b:?|[*_\s]{0,9}[:=])", re.IGNORECASE)
 
 
@@ -103,7 +142,7 @@ def final_answer(reply: str, *, is_text: bool = False, is_choice: bool = False) 
     if text is None:
         return None
     if (boxed := _boxed(text)) is not None and (boxed := tidy(boxed)):
-        return boxed
+        return boxed if is_text else said_once(boxed)
     if is_choice:
         said = next((answer for _, answer in _stated(text) if chosen(answer)), None)
         return said or line_that_chooses(text)
@@ -235,8 +274,34 @@ def _end_of(reply: str) -> str | None:
     if spoken is None:
         return None
     text = written(spoken[-MAX_REPLY_CHARS:])[-MAX_REPLY_CHARS:]
+    text = _ROUNDED.sub(r"\1 \\approx ", text)
     corrected = _CORRECTED.search(text[-MAX_CORRECTION:])
-    return corrected["said"] if corrected else text
+    return corrected["said"] if corrected else _unchecked(_standing(text))
+
+
+def _standing(text: str) -> str:
+    """The text without what it takes back; all of it where it then confirms that, or says nothing new."""
+    taken_back = _last(_WITHDRAWN, text)
+    if taken_back is None:
+        return text
+    before, rest = text[: taken_back.start()], text[taken_back.end() :]
+    if _BOX.search(rest) or any(_marked(rest)):
+        return rest
+    if re.search(r"\w", rest) is None:
+        *_, sentence = re.split(r"[.!?]\s|\n", before.rstrip())
+        return "" if _BOX.search(sentence) or any(_marked(sentence)) else text
+    if _CONFIRMED.search(rest):
+        return before if _GIVES.search(before) else text
+    return rest if _GIVES.search(rest) else text
+
+
+def _unchecked(text: str) -> str:
+    """The text without the check of its answer at the end."""
+    for check in islice(_CHECK.finditer(text), MAX_ENDS):
+        before = text[: check.start() + 1].rstrip()
+        if _GIVES.search(before[before.rfind("\n") + 1 :]) and not _CONCLUDES.search(text, check.end()):
+            return before
+    return text
 
 
 def _stated(text: str) -> Iterator[tuple[str, str]]:
@@ -245,7 +310,7 @@ def _stated(text: str) -> Iterator[tuple[str, str]]:
         said, is_math = _said(rest)
         said = said if "{" in said else re.sub(r"\"?\s*\}\s*$", "", said)  # the end of JSON
         answer = tidy((said if is_math else first_clause(said.strip(' \n\t:=*_"'))) or "")
-        if answer and (mark.lower() in _TAGS or not _JUDGEMENT.fullmatch(answer)):
+        if answer and (_TAG.fullmatch(mark) or not _JUDGEMENT.fullmatch(answer)):
             yield rest, answer
 
 
@@ -264,6 +329,8 @@ def _marked(text: str) -> Iterator[tuple[str, str]]:
         if mark["negated"] or _TALK_OF_ANSWER.search(text[max(0, mark.start() - 40) : mark.start()]):
             continue
         rest = _BULLET.sub("", text[mark.end() :].partition("</answer>")[0]).strip(" \n\t:=").lstrip("}")
+        if text[mark.start() - 1 : mark.start()] == '"' and (value := _JSON.match(rest)):
+            rest = value[1].replace("\\\\", "\\")
         if mark["foreign"] and NEGATION.search(mark[0] + text[mark.end() : mark.end() + 13]):
             continue
         if _said(rest)[0]:

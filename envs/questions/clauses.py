@@ -21,12 +21,14 @@ from envs.questions.numbers import (
 
 MAX_ARITHMETIC = 64
 """Characters of sums and products that are worked out: numbers may have exponents."""
+MAX_FORMULAS = 32
+"""Of a clause."""
 MAX_VERBS = 8
 """How many of a clause are looked at, the first ones."""
 _TYPED = ("abs", "floor", "ceil", "cbrt", "binom", "choose", "asin", "acos", "atan")
 _MATH_WORDS = frozenset({"and", "or", "sqrt", "mod", "inf", "infinity", "oo", *FUNCTIONS, *LETTERS, *_TYPED})
 _HEDGES = "or|maybe|perhaps|possibly|probably|otherwise|else|alternatively"
-_GOES_ON = "|".join((*_MATH_WORDS, _HEDGES))
+_GOES_ON = "|".join((*_MATH_WORDS, _HEDGES, "plus", "minus", "less", "times"))
 """Behind a comma, before more of the same answer."""
 _SENTENCE_END = re.compile(
     r"\n|(?<!approx)(?<!\bi\.e)(?<!\be\.g)(?<!\bRs)(?<!\bsq)\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)"
@@ -60,12 +62,18 @@ _WORD = re.compile(
     r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?i:is|so|it|we|of|at|by|he|us|me|to|an|my|ok|oh|hm|no)(?![A-Za-z]))|[\u3040-\u9fff\uac00-\ud7af]+"
 )
 _REASON = re.compile(r"(?:^|\s)(?:because|since|as in)\b[^.,;\n]*", re.IGNORECASE)
+_REMARK = re.compile(
+    r"(?:^|(?<=[.!?\n✓]))[\s*_]*+(?:(?:let me know|do you|would you|(?:I )?hope|feel free|note that|"
+    r"I'm (?:about )?[0-9]+ ?% )\b[^.!?\n]*[.!?]*|(?:how|what|which|who|where|when)\b[^.!?\n]*\?)",
+    re.IGNORECASE,
+)
+"""A sentence that says no answer: a question, or a word to the reader."""
 _ASIDE = re.compile(
     r"\s(?:ways?|when|where|while|attained|achieved|(?:which )?occur(?:s|ring)|with equality)\b"
 )
 _CONDITION = re.compile(
     r"\W*(?:where(?!\s+(?:the|its)\b)|when|attained|achieved|reached|"
-    r"(?:which )?occur(?:s|ring)|with equality)\b"
+    r"(?:which )?occur(?:s|ring)|with equality|(?:down|up) from|compared (?:to|with))\b"
 )
 """Behind a result, before under what conditions it is one."""
 _WHY = re.compile(
@@ -77,32 +85,36 @@ _SECOND_THOUGHT = re.compile(
     r"\b(?:hold on|wait|actually|oops|sorry|correction|mistake|forgot|wrong|incorrect)\b", re.IGNORECASE
 )
 _VALUE = re.compile(
-    r"(?:[-*•]|[0-9]{1,2}[.)])\s+(?P<value>(?:\\[(]|\$)?\s*(?P<name>[A-Za-z])\s*=[^=A-Za-z+*]*(?:\\[A-Za-z][^=]*)?)"
+    r"(?P<bullet>[-*•]\s+|[0-9]{1,2}[.)]\s+)?(?P<value>(?:\\[(\[]|\$*)\s*"
+    r"(?:(?P<name>[A-Za-z])\s*=[^=A-Za-z+*]*(?:\\[A-Za-z][^=]*)?|(?(bullet)-?[0-9][0-9.,/]*\$*)))"
 )
-"""A line of a list, with the value of a variable."""
+"""A line of a list, with a value, of a variable or not."""
+_AND_OR = re.compile(r"(?:and|or)\W*", re.IGNORECASE)
 _FORMULA = re.compile(r"[0-9]|\\[A-Za-z]{2}")
 """What a formula has, or a number."""
 _PIECES = re.compile(r"((?<![\\A-Za-z])[^\W\d_]+(?:['-][^\W\d_]+)*)")
 _TERMS = re.compile(r"([-+]?)\s*([^-+]+)")
 _ABOUT = re.compile(r"^\s*(?:or\s+)?(?:about|approximately|approx\.?|roughly|around|nearly|\\approx|~)\s*")
+_AGAIN = re.compile(r"\s+or\s+|\s*\(|\)")
 _WITHIN = re.compile(r"\s+(?!(?:long|wide|tall|high|deep|thick)\b)(?:\$?[0-9]|[A-Za-z]{1,})")
 """Behind an "in" that is no inch."""
 _LOOSE_END = re.compile(r"\s\([^()]*$|[\s,]+(?:and|or)\s*$|^\s*(?:and|or)\s|^\s+[-:]\s+")
 _EXPLANATION = re.compile(
     r"\s\((?!mod)(?:[^()\\]*[A-Za-z]{3}|\s*(?:or|=|i\.e\.|\\approx)|\s*\$?[-.0-9])[^()\\]*\)"
 )
-_HEDGE = re.compile(rf"\s\((?:(?:{_HEDGES}|if not)\b[\s,]*)+", re.IGNORECASE)
+_HEDGE = re.compile(rf"\s\((?:(?:{_HEDGES}|if not|but|could be|might be)\b[\s,]*)+", re.IGNORECASE)
 YES_OR_NO = frozenset({"yes", "no", "true", "false"})
 """What may stand before its own explanation."""
 _GUARD = re.compile(
     r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than\b(?=.{0,60}[0-9])|"
     r"at (?:least|most)|close to|almost|hardly|short of|supposed to|"
-    r"under|over|below|above|up to|plus|minus|times|divided|multiplied|added|subtracted|half|third|quarter|"
+    r"under|over|below|above|divisible|up to|plus|minus|times|divided|multiplied|added|"
+    r"subtracted|half|third|quarter|"
     r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|squared|cubed|factorial|modulo|"
     r"choose|to the power|halves|thirds|quarters|fifths|sixths|eighths|tenths|hundredths|thousandths|"
     r"(?:sum|product|difference|quotient|ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|"
     r"determinant|derivative|integral|multiple|percent|factor|divisor|logarithm) of)\b"
-    r"|[0-9]\s*\\?%\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",
+    r"|[0-9]\s*(?:\\?%|per ?cent|/\s*[0-9]+)\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",
     re.IGNORECASE,
 )
 """What makes of the number beside it another one."""
@@ -110,13 +122,25 @@ _EXPLAINS = frozenset(
     re.findall(
         r"\w+",
         "out of per for from with when at after before each on by if given where who that every in since "
-        "because using made making among old than",
+        "towards because using made making among old than",
     )
 )
 """A number behind these words is no part of the one before."""
+_CASES = re.compile(
+    r"\botherwise\b|\b(?:and|but)\s+\W{0,2}[0-9][0-9.,/]*\s+(?:for|when|if|in|otherwise)\b", re.IGNORECASE
+)
+"""What makes of a number one of several, as in 42 for even n and 41 for odd n."""
+_BREAKDOWN = re.compile(r":\s+|,\s+namely\s+|\s\((?=[^()]*[0-9],[^()]*\)$)")
+"""Between a count or a sum and what is counted or added."""
+_BETWEEN = re.compile(r"[\s,;]*(?:(?:and|or)\b)?\s*|\s*\\approx\s*")
+"""Between formulas that are one answer."""
 _EQUALS = re.compile(r"(?<!or)\s(?:equals?|is equal to|is|makes|gives|=)\s")
 _LEADS = re.compile(
     r"\W*(?:about|approximately|roughly|around|exactly|only|just|approx\.?)?\s*[-+$€£\\]*[0-9]", re.IGNORECASE
+)
+_WHICH_IS = re.compile(
+    r"^which\s+(?:(?:is(?: equal to)?|equals|makes|gives|"
+    r"(?:comes|simplifies|reduces|works out|comes out) to)\s)?"
 )
 _NO = re.compile(r"\W*(?:no|nope|wait|hmm)\b", re.IGNORECASE)
 _CONTRAST = re.compile(r"(?<=\S)\s+(?:(?:instead of|rather than|as opposed to)\s.*|and not\s\S+$)")
@@ -139,6 +163,10 @@ def formula_in(said: str) -> str:
     said = shorter if re.search("[0-9]", shorter) else said
     if not said or plain_number(said) or NEGATION.search(said):
         return said
+    if _CASES.search(said):
+        return said
+    if total := _broken_down(said):
+        return total
     first, *others = re.split(r",?\s+or\s+", said)
     number = tidy(formula_in(first)) if others else ""
     if others and all(_is_restated(number, tidy(other)) for other in others):
@@ -150,8 +178,8 @@ def formula_in(said: str) -> str:
     if _GUARD.search(said):
         *before, result = _EQUALS.split(said)
         return formula_in(result) if before else said
-    if typeset := _MATH.search(said):
-        return tidy(next(group for group in typeset.groups() if group))
+    if typeset := [*islice(_MATH.finditer(said), MAX_FORMULAS)]:
+        return _typeset(said, typeset)
     formulas, between, at = [""], [""], 0
     for piece in _PIECES.split(said):
         is_unit = re.search(r"[0-9]\s$", formulas[-1]) and (
@@ -176,6 +204,33 @@ def formula_in(said: str) -> str:
     return tidy(_LOOSE_END.sub("", formula)) or said
 
 
+def _typeset(said: str, formulas: Sequence[re.Match[str]]) -> str:
+    """The first of the formulas between dollars, with those that belong to it; all if that cannot be told."""
+    first = last = formulas[0]
+    for formula in formulas[1:]:
+        between = said[last.end() : formula.start()]
+        if not _BETWEEN.fullmatch(between):
+            words = between.lower().split()
+            is_apart = words != ["of"] and _EXPLAINS & set(words)
+            return tidy(said[first.start() : last.end()]) if is_apart else said
+        last = formula
+    return tidy(said[first.start() : last.end()])
+
+
+def _broken_down(said: str) -> str | None:
+    """The number before a list of what is counted, or added, as 9 of "9: 4 apples, 5 pears"."""
+    found = _BREAKDOWN.search(said)
+    if found is None or ":" in said[found.end() :]:
+        return None
+    head = formula_in(said[: found.start()])
+    total, parts = (
+        plain_number(head),
+        [part for part in NUMBER.finditer(said, found.end()) if part["decimal"]],
+    )
+    values = [number.value for part in parts if (number := plain_number(part[0].strip(" ,")))]
+    return head if total and len(values) > 1 and total.value in (len(values), sum(values)) else None
+
+
 def first_clause(said: str) -> str | None:
     """The first thing that is said, up to where it ends or is explained; of "not 41 but 42", 42."""
     said = said.strip()
@@ -188,7 +243,7 @@ def first_clause(said: str) -> str | None:
     clauses = [_CONTRAST.sub("", clause.strip()) for clause in _CLAUSE_END.split(sentence)]
     is_worked_out = _GUARD.search(clauses[0]) or re.search(r"[0-9]\s*[-+*/]\s*[0-9]", clauses[0])
     if len(clauses) > 1 and is_worked_out and clauses[1].startswith("which "):
-        result = re.sub(r"^which\s+(?:(?:is|equals|makes|gives|comes to)\s)?", "", clauses[1])
+        result = _WHICH_IS.sub("", clauses[1])
         return f"{clauses[0]} = {result}"
     if NEGATION.match(clauses[0]) and len(clauses) > 1:
         return next((clause for clause in clauses[1:] if not NEGATION.search(clause)), clauses[0])
@@ -197,9 +252,10 @@ def first_clause(said: str) -> str | None:
 
 def last_said(text: str, is_text: bool) -> str | None:
     """The answer of a text that does not say where it stands; ``is_text`` is as in ``final_answer``."""
-    lines = text.strip().splitlines()
+    lines = _REMARK.sub("", text).strip().splitlines()
     if not lines:
         return None
+    text = "\n".join(lines)
     first, last = tidy(lines[0]), tidy(lines[-1])
     if len(lines) > 1 and _is_explained(first, lines[1:], is_text):
         return first
@@ -218,7 +274,8 @@ def last_said(text: str, is_text: bool) -> str | None:
         and formula_in(sentences[0]) != sentences[0]
     ):
         return formula_in(sentences[0])
-    told = [clause for clause in CLAUSES.split(_REASON.sub("", text)) if not NEGATION.search(clause)]
+    clauses = (_CONTRAST.sub("", clause) for clause in CLAUSES.split(_REASON.sub("", text)))
+    told = [clause for clause in clauses if not NEGATION.search(clause)]
     found = next(filter(None, map(_conclusion, reversed(told))), None)
     if not found and len(text) <= MAX_ANSWER_CHARS // 8:
         found = text
@@ -239,11 +296,30 @@ def _is_explained(first: str, others: Sequence[str], is_text: bool) -> bool:
 
 
 def _listed(lines: Sequence[str]) -> str | None:
-    """The values of one variable that are listed at the end, a line each; ``None`` if it is no such list."""
-    found = [item for line in reversed(lines) if (item := _VALUE.fullmatch(line.strip()))]
-    is_list = len(found) > 1 and len({item["name"] for item in found}) == 1
-    is_end = [*map(str.strip, lines[-len(found) :])] == [item[0] for item in reversed(found)]
-    return ", ".join(tidy(item["value"]) for item in reversed(found)) if is_list and is_end else None
+    """The values that are listed at the end, a line each; ``None`` if it is no such list.
+
+    They are those of one variable, or of one each; without bullets they have to be announced, or lines with
+    "or" between them: else they may be steps on the way to the last one.
+    """
+    found: list[re.Match[str]] = []
+    above, has_or = "", False
+    for line in map(str.strip, reversed(lines)):
+        if (item := _VALUE.fullmatch(line)) and item["value"]:
+            found.insert(0, item)
+        elif found and _AND_OR.fullmatch(line):
+            has_or = True
+        else:
+            above = line.rstrip("*")
+            break
+    values = [tidy(item["value"]) for item in found]
+    names = {item["name"] for item in found}
+    bullets = sum(item["bullet"] is not None for item in found)
+    is_told = has_or or above.endswith(":")
+    if len(found) < 2 or bullets not in (0, len(found)) or not (is_told or (bullets and None not in names)):
+        return None
+    different = {plain_number(value.partition("=")[2].strip()) or value for value in values}
+    is_of_one = len(names) == 1 and len(different) == len(found)
+    return ", ".join(values) if is_of_one or (is_told and len(names) == len(found)) else None
 
 
 def tidy(answer: str) -> str:
@@ -321,6 +397,15 @@ def _is_restated(first: str, other: str) -> bool:
     if compare_numbers(again, number) is None or is_rate or is_converted(again, number):
         return True
     return rounded != result and abs(again.value - number.value) <= abs(number.value) / 100
+
+
+def said_once(answer: str) -> str:
+    """The number of 1/4 (0.25), of 1/3 or 33.3%, and of about 8; any other answer as it is."""
+    first, *others = _AGAIN.split(_ABOUT.sub("", TEXT.sub(r" \1 ", answer)))
+    is_number = plain_number(tidy(first)) and all(
+        _is_restated(tidy(first), tidy(o)) for o in others if tidy(o)
+    )
+    return tidy(first) if is_number else answer
 
 
 def _worked_out(text: str) -> PlainNumber | None:

@@ -64,6 +64,7 @@ _EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)|\\in(?![A-Za-z])|:=")
 _TWO_EQUATIONS = re.compile(r"=[^=]*[0-9}](?:\\q?quad|\\[,;: ]|\s)+\\?[A-Za-z]\w*\s*=")
 _SEPARATOR = re.compile(r"(?<!\\)[,;<>]")
 _RELATION = re.compile(r"=|<|>|\\(?:leq?|geq?|lt|gt|ne|neq|in|approx|equiv)(?![A-Za-z])")
+_ABOUT = re.compile(r"\\approx(?![A-Za-z])")
 _BOUND = re.compile(SIGN)
 _VARIABLE = re.compile(
     r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z](?![A-Za-z])|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega|rho|tau|sigma|delta)\b"
@@ -145,10 +146,10 @@ def compare(answer: str, gold: str) -> Decision | Undecided:
     if gold_items and _BOUND.search(left) and _unfinished(left, right):
         return Decision(False, "not worked out")
     if items is None and gold_items is None:
-        for part in re.split(r"\\approx(?![A-Za-z])", left)[: 2 if "\\approx" in left else 0]:
-            if part.strip() and compare(part.strip(), right) == Decision(True, "equal"):
-                return Decision(True, "equal")
-        left = left.partition("\\approx")[0].strip() or left
+        exact, *rounded = (part.strip() for part in _ABOUT.split(left))
+        if rounded and any(part and _is_equal(part, right) for part in (exact, rounded[0])):
+            return Decision(True, "equal")
+        left = exact or left
         if _unfinished(left, right):
             return Decision(False, "not worked out")
     typed = as_latex(left), as_latex(right)

@@ -8,27 +8,38 @@ _LETTER = re.compile(r"\(?([A-Z])\)?|\(([a-z])\)")
 _LABEL = re.compile(r"\(?([A-Z])[).:]\s+(?=\S)|\(([A-Z])\)\s*(?=\S)")
 _CHOOSES = re.compile(
     r"\b(?:is|be|choose|choosing|select|pick|option|choice|letter|statement|answer|ans|only|so|hence|thus|therefore|"
-    r"think|probably|likely|clearly|definitely|indeed|matches|to|it's|that's|go with|la|es|est|ist|opción)\b"
-    r"(?::|\.| -)?\s*|"
+    r"think|probably|likely|clearly|definitely|indeed|matches|to|it's|its|that's|answer's|with|say|maybe|perhaps|"
+    r"correct|solution|result|selection|response|output|verdict|leaves|elimination|la|es|est|ist|opción)\b"
+    r"(?::|\.|,| -)?\s*|"
     r"(?<!不)选(?:择|项)?:?\s*|(?<!不)(?<!不会)是\s*|は\s*|"
     r"^not \(?[A-Z]\)?,? but\s+|^(?:among|of)\b[^,]{1,40},\s*",
     re.IGNORECASE,
 )
 """Before the letter of an option."""
 _OPTION = re.compile(
-    r"\W*(?:(?i:option|choice|letter|answer)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*!>]|-\s|$|\n|\s\(?[-$\\0-9]|"
-    r"\s\([A-Z][a-z]|です|입니다|\s(?:satisfies|works|holds)\b|"
-    r"\s(?:is|must be)\s(?:the\s)?(?:correct|right|true|only|answer)\b|"
-    r"\s\(?(?:because|since|rather than|instead of|not)\b)))"
+    r"\W*(?:(?i:option|choice|letter|answer)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*!>]|-\s|$|\n|"
+    r"\s\(?[-$\\0-9]|\s\([A-Z][a-z]|です|입니다|\s?=\s?[-$\\0-9]|"
+    r"\s(?:satisfies|works|holds|fits|makes|correctly|looks right|best \w+s|as|over)\b|"
+    r"\s(?:is|must be|would be|seems to be)\s(?:(?:therefore|clearly|indeed)\s)?(?:the\s)?"
+    r"(?:correct|right|true|only|answer|best|most)\b|"
+    r"\s\(?(?:because|since|rather than|instead of|not|but)\b))|"
+    r"([a-h])\)(?=\s|$)|(?<=\s)([a-h])(?=[.:\]*!]*\s*$))"
 )
-_NOT_BUT = re.compile(r"^not \(?[A-Z]\)?,? but\b", re.IGNORECASE)
+_NOT_BUT = re.compile(
+    r"^not \(?[A-Z]\)?,? but\b|^.*[;.]\s|"
+    r"\b(?:that|which|who) (?:is|are|was|were|do|does|can)(?: not|n't)\b(?=.*\bis\b)",
+    re.IGNORECASE,
+)
+"""What denies nothing of the letter behind it."""
+_WEIGHED = re.compile(r"\botherwise\b|\bconsider(?:ing)?\b", re.IGNORECASE)
+"""Before a letter that is not chosen."""
 DENIALS = re.compile(
     r"\b(?:not|never|neither|nor|cannot|doubt|no es|nicht)\b|n't\b|n'est pas|不", re.IGNORECASE
 )
 _DISMISSED = re.compile(
     r"\s*(?:\(\s*[Nn]ot\s+(?![A-Z]\b)|\?|[).]?\s*(?:[-$\\0-9][^.,;\n]{0,20})?"
     r"\b(?:is|are|must be|works|holds|satisfies)\b[^,.;]{0,30}"
-    r"\b(?:none|not|partly|wrong|false|incorrect|fails?|distractor)\b)"
+    r"\b(?:none|not|partly|wrong|false|incorrect|fails?|distractor|worst)\b)"
 )
 """Behind a letter that is not chosen."""
 _ANOTHER = re.compile(r"\)?\s*\([A-Z]\)|[\s,;/&*)]*(?:(?:and|or|nor)\b\W*|(?<=[,;/&])\s*)\(?(?!I\b)[A-Z]\b")
@@ -38,6 +49,16 @@ _MARKED = re.compile(
     r"(?<![\w\\])(?:\(([A-Z])\)|([A-Z])(?:\)|[.:](?=\s)))|\bor\b\W*(?:maybe\s+)?\(?([A-Z])\b(?![ '][a-z])"
 )
 """The letter of an option, as a list of them has it."""
+_LISTED = re.compile(
+    r"(?:(?:option|choice|statement)\s+)?\(?((?-i:[A-Z]))(?:[).:]+\**\s+(?=\S)|\)\s*(?=\S)|\W*$)",
+    re.IGNORECASE,
+)
+"""A line of a list of options."""
+_BULLETED = re.compile(rf"[-•]\s+\**{_LISTED.pattern}", re.IGNORECASE)
+_JUDGED = re.compile(
+    r"\W(?:(?P<true>(?<!not )(?:true|correct|right))|false|incorrect|wrong|not (?:true|correct))\W*$",
+    re.IGNORECASE,
+)
 
 
 def labelled(gold: str) -> tuple[str | None, str]:
@@ -67,9 +88,10 @@ def chosen(said: str) -> str | None:
     starts = [0, *reversed([choice.end() for choice in _CHOOSES.finditer(plain)])]
     for start in starts:
         if (found := _OPTION.match(plain, start)) is not None:
-            letter = (found[1] or found[2]).upper()
-            is_denied = DENIALS.search(_NOT_BUT.sub("", plain[: found.end()])) or _DISMISSED.match(
-                plain, found.end()
+            letter = next(filter(None, found.groups())).upper()
+            claim = _NOT_BUT.sub("", plain[: found.end()])
+            is_denied = (
+                DENIALS.search(claim) or _WEIGHED.search(claim) or _DISMISSED.match(plain, found.end())
             )
             behind = _EXPLAINED.split(plain[found.end() :], maxsplit=1)[0]
             others = {next(filter(None, other.groups())) for other in _MARKED.finditer(behind)} - {letter}
@@ -80,10 +102,15 @@ def chosen(said: str) -> str | None:
 def line_that_chooses(text: str) -> str | None:
     """The line of a text that gives an option: its last one, or its first one before an explanation.
 
-    The options as they were given choose none.
+    The options as they were given choose none; where each is judged, it is the one that is said to be true.
     """
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    labels = [_LABEL.match(unstyled(line)) for line in lines]
-    if len({label[1] or label[2] for label in labels if label}) > 1:
-        lines = [line for line, label in zip(lines, labels, strict=True) if not label]
+    for listed in (_BULLETED, _LISTED):
+        options = {line: label[1] for line in lines if (label := listed.match(unstyled(line)))}
+        if len({*options.values()}) > 1:
+            judged = {line: word["true"] is not None for line in options if (word := _JUDGED.search(line))}
+            if len(judged) == len(options):
+                right = [line for line in judged if judged[line]]
+                return f"({options[right[0]]})" if len(right) == 1 else None
+            lines = [line for line in lines if line not in options]
     return next((line for line in (*lines[-1:], *lines[:1]) if chosen(line)), None)
