@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from agents.config import (
     PlaySettings,
     RunSettings,
     SelfImproveConfig,
+    flag,
 )
 from agents.policies.vllm.policy import VLLMError
 from agents.run.folder import RunFolderError, is_disk_full
@@ -172,10 +174,12 @@ def parse_command(args: Sequence[str] | None = None) -> tuple[SelfImproveConfig,
         return command.config, command
     # Parsed again over the saved values, so that only flags that were really given can differ from them.
     # Servers and the like are to be given again, whatever the folder says.
+    words = {word.partition("=")[0].replace("_", "-") for word in (sys.argv[1:] if args is None else args)}
+    said = {name for name in REACHING if flag(name) in words}
     unsaid = {name: getattr(SelfImproveConfig(), name) for name in REACHING}
     saved = dataclasses.replace(saved_config(command.run.resume), **unsaid)
     given = Command.parse(args, saved).config
-    return resumed(given, command.run.resume, explicit=True), command
+    return resumed(given, command.run.resume, explicit=True, said=said), command
 
 
 def parse_args(args: Sequence[str] | None = None) -> SelfImproveConfig:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, cast
 
 import tyro
@@ -52,6 +53,8 @@ ENV = "Logs-v0"
 PLAY = Phase.play(1, 0)
 
 
+SOURCE = Phase(kind="context", index="source")
+"""Which run's insights are the context, if it is not a file."""
 NOT_HERE = ("env", "env_kwargs", "resume", "rounds", "waves", "memory", "replies", "insights", "minutes")
 """Settings of a run that have no sense here."""
 
@@ -149,6 +152,11 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
         if run.results is not None and "kl" in run.results:  # it had come to its end
             return run.finish(run.results)
         reflection = Reflection(run, "fixed")
+        source = run.once(SOURCE, lambda: str(config.experience))
+        if source != str(config.experience):
+            raise ConfigError(
+                f"{path} was begun with --experience {source}, not {config.experience}: take another --output"
+            )
         context = _context(run, run.once(CONTEXT, lambda: run.ranks.from_main(partial(_given, config))))
         seeds = dataclasses.replace(run.seeds.train(1, 0, 1), size=min(run.config.episodes, sizes[0]))
         kept = run.keep(PLAY, partial(episodes, env, run, seeds, context, PLAY))
@@ -293,9 +301,11 @@ def print_table(results: Mapping[str, Any], path: Path, console: Console | None 
     console = console or Terminal()
     console.print(rich)
     saved = tokens["with_context"] - tokens["bare"]
-    outcome = "the context does not help, so nothing was trained"
-    if results["admitted"]:
-        outcome = f"{saved:.0f} prompt tokens saved per call"
+    outcome = f"{saved:.0f} prompt tokens saved per call"
+    if not results["admitted"]:
+        outcome = "the context does not help, so nothing was trained"
+    elif not results["best_step"]:
+        outcome = "the training does not help, so the model is as it was"
     tell(console, f"KL after - before: {interval_text(kl['change'], 'mean', '{:+.4f}')}; {outcome}")
     tell(console, f"model: {path / 'model'}")
 
@@ -316,13 +326,13 @@ def main() -> int:
         if is_main_process():
             print_table(results, path)
             if config.push_to_hub is not None:
-                again = f"the same command with --output {path}"
+                again = f"the same command with --output {quote(str(path))}"
                 share(path, config.push_to_hub, console, store=config.run.store, again=again)
 
     def how_to_go_on() -> str:
         if path is None or not (path / "config.json").exists():
             return ""
-        return f"Nothing finished is lost: the same command with --output {path} goes on"
+        return f"Nothing finished is lost: the same command with --output {quote(str(path))} goes on"
 
     return run_command(work, how_to_go_on)
 

@@ -25,13 +25,14 @@ from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig
 from agents.policies.policy import Policy, Sampling
 from agents.rollout import rollout
-from agents.run.reach import check_reach
+from agents.run.reach import check_reach, check_secrets
 from agents.run.resume import saved_config
 from distill.lm.load import load_model
 from envs.place import vector_env
 from envs.text_env import TextEnv, make_env, make_text_env
 from envs.words import EnvWords, Options, number
 from experience.context import NO_CONTEXT, Context
+from experience.masking import masked
 from experience.seeds import SeedRange
 from experience.store import open_run
 from experience.terminal import Terminal
@@ -67,8 +68,6 @@ class PlayConfig:
     machine (openenv:URL)."""
 
     def __post_init__(self) -> None:
-        if self.run is not None and self.env_kwargs:
-            raise ConfigError("--run has its env: leave out --env-kwargs")
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, not {self.seed}")
         if not (self.temperature == 0 or 1e-3 <= self.temperature <= 1e3):
@@ -176,6 +175,11 @@ def settings(asked: PlayConfig) -> SelfImproveConfig:
         config = saved_config(asked.run)
         if asked.env not in (None, config.env):
             raise ConfigError(f"--run has its env, which is {config.env}: give --env {config.env}")
+        if asked.env_kwargs:  # may have a secret, which the folder does not hold
+            if config.env_kwargs != masked(asked.env_kwargs):
+                raise ConfigError("--run has its env: leave out --env-kwargs")
+            config = replace(config, env_kwargs=asked.env_kwargs)
+        check_secrets(config, asked.run)
         model = asked.model or str(asked.run / "model")
         if asked.model is None and not Path(model).is_dir():
             raise ConfigError(f"{asked.run} has no trained model yet: finish the run, or give --model")

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -104,14 +105,14 @@ def main() -> int:
         elif is_main_process() and "arms" in results:
             print_summary(results, path)
         if is_main_process() and command.push_to_hub is not None:
-            again = f"{RESUME} {path} --push-to-hub {command.push_to_hub}"
+            again = f"{RESUME} {quote(str(path))} --push-to-hub {quote(command.push_to_hub)}"
             share(path, command.push_to_hub, console, store=config.store, again=again)
 
     def how_to_go_on() -> str:
         if path is None or not (path / "config.json").exists():
             return ""
-        again = "".join(f" {flag(name)} {value}" for name, value in reach(saved_config(path)))
-        return f"Nothing finished is lost. Go on with: {RESUME} {path}{again}"
+        again = "".join(f" {flag(name)} {quote(value)}" for name, value in reach(saved_config(path)))
+        return f"Nothing finished is lost. Go on with: {RESUME} {quote(str(path))}{again}"
 
     return run_command(work, how_to_go_on)
 

@@ -79,7 +79,8 @@ class SystemPromptConfig:
         default_factory=lambda: SelfImproveConfig(env=ENV)
     )
     """Of both runs, whose folder --output is needed. The command itself sets --env, --env-kwargs,
-    --context-file, --context-place and --resume: the same command goes on."""
+    --context-file, --context-place and --resume: the same command goes on. --minutes would plan each of the
+    two by itself, so it is not for this command."""
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def _runs(config: SystemPromptConfig) -> dict[str, SelfImproveConfig]:
     run = config.run
     if run.output is None:
         raise ConfigError("--output is needed: the folder for the two runs")
-    refuse_settings(run, ENV, "env", "env_kwargs", "context_file", "context_place", "resume")
+    refuse_settings(run, ENV, "env", "env_kwargs", "context_file", "context_place", "minutes", "resume")
     if not config.prompt_file.is_file():
         raise ConfigError(f"there is no prompt file {config.prompt_file}")
     if (config.inputs is None) == (config.dataset is None):
@@ -181,7 +182,7 @@ def refuse_settings(run: SelfImproveConfig, env: str, *names: str) -> None:
     defaults = SelfImproveConfig.for_env(env)
     for name in names:
         if getattr(run, name) != getattr(defaults, name):
-            raise ConfigError(f"{flag(name)} is not for this command, which sets it itself")
+            raise ConfigError(f"{flag(name)} is not for this command")
 
 
 def check_sizes(what: str, sizes: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any, Self
 
 import torch
@@ -235,7 +236,7 @@ def check_free(path: Path) -> None:
     """
     if (path / "config.json").exists():
         raise RunFolderError(
-            f"{path} already holds a run: choose another --output, or go on with --resume {path}"
+            f"{path} already holds a run: choose another --output, or go on with --resume {quote(str(path))}"
         )
     # A run that died before it had a config.json leaves a lock and half a file.
     if path.exists() and (

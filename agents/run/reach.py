@@ -1,5 +1,6 @@
 """What a run reaches beyond this machine and this package: no folder does so by its own word."""
 
+import json
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -34,6 +35,17 @@ def check_reach(config: SelfImproveConfig, path: Path, asked: Collection[str] = 
         does = "imports code" if is_code else "reaches other machines"
         given = f"{flag(name)} {value}"
         raise ConfigError(f"the run in {path} {does} by {given}: if you trust the folder, give {given} again")
+
+
+def check_secrets(config: SelfImproveConfig, path: Path) -> None:
+    """Make sure that no secret is missing, which its folder does not hold: the env would be another one.
+
+    Raises:
+        ConfigError: One is, and has to be given again.
+    """
+    for name in ("env_kwargs", "chat_template_kwargs"):
+        if MASK in json.dumps(getattr(config, name)):
+            raise ConfigError(f"{path} keeps no secrets: give {flag(name)} again, as the run was given it")
 
 
 def reach(config: SelfImproveConfig) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from agents.config import ARGUMENTS, MACHINE, PLANNED, SERVED, ConfigError, Self
 from agents.policies.engines import engine_of
 from agents.run.folder import RunFolderError, read_config
 from agents.run.inputs import check_inputs
-from agents.run.reach import REACHING, check_reach
+from agents.run.reach import REACHING, check_reach, check_secrets
 from distill.parallel import is_main_process
 from evals.report import write_report
 from experience.masking import masked
@@ -37,7 +37,9 @@ def saved_config(path: Path) -> SelfImproveConfig:
         raise RunFolderError(f"{path} was made by another version of opcd-gym: {error}") from error
 
 
-def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) -> SelfImproveConfig:
+def resumed(
+    config: SelfImproveConfig, path: Path, *, explicit: bool = False, said: Collection[str] = ()
+) -> SelfImproveConfig:
     """The saved configuration, for going on with the run in ``path``.
 
     Args:
@@ -45,15 +47,16 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
         path: The run's folder.
         explicit: Whether every value of ``config`` is meant but for ``REACHING``'s defaults; otherwise no
             default is: in Python nobody can tell what was given.
+        said: Those of ``REACHING`` that are meant also where they are the default.
 
     Raises:
-        ConfigError: It contradicts the run.
+        ConfigError: It contradicts the run, or lacks a secret of its.
     """
     saved = saved_config(path)
     defaults = SelfImproveConfig() if explicit else SelfImproveConfig.for_env(config.env)
     changes = {}
     for name, was, now in differences(saved, config):
-        if (not explicit or name in REACHING) and now == getattr(defaults, name):
+        if (not explicit or name in REACHING) and name not in said and now == getattr(defaults, name):
             continue
         if not may_differ(name, was, now):
             raise ConfigError(
@@ -62,6 +65,7 @@ def resumed(config: SelfImproveConfig, path: Path, *, explicit: bool = False) ->
             )
         changes[name] = now
     whole = dataclasses.replace(saved, **changes)
+    check_secrets(whole, path)
     check_reach(whole, path, {n for n in REACHING if getattr(config, n) == getattr(whole, n)})
     return whole
 

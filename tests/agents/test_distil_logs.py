@@ -142,6 +142,8 @@ def test_with_answers_the_context_has_to_help(
     output = " ".join(capsys.readouterr().out.split())
     assert "before, with context" in output
     assert "the context does not help, so nothing was trained" in output
+    print_table(refused | {"admitted": True}, tmp_path / "run")
+    assert "the model is as it was" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_insights_of_another_run(config: LogsConfig, tmp_path: Path) -> None:
@@ -170,6 +172,9 @@ def test_the_insights_of_another_run(config: LogsConfig, tmp_path: Path) -> None
     with open_run(run.output) as store:
         insights = store.load_insights()
     assert {insight.text for insight in insights} == {"Say left.", "Be calm."}
+    (run.output / "results.json").unlink()
+    with pytest.raises(ConfigError, match=r"begun with --experience .*other, not .*run: take another"):
+        distil_logs(dataclasses.replace(config, run=run, experience=run.output), QUIET)
 
 
 @pytest.mark.parametrize(

@@ -89,14 +89,37 @@ def test_an_adapter_is_our_own_code_and_its_server_may_be_elsewhere(whole: Path,
     assert parse_args(["--resume", str(path), "--trust-remote-code"]).env == url
 
 
+def test_a_secret_that_the_folder_does_not_hold_is_to_be_given_again(whole: Path, tmp_path: Path) -> None:
+    """With *** in its place the env was another one, and nobody said so."""
+    path = gift(whole, tmp_path, env_kwargs={"map_name": "4x4", "token": "***"})
+    for ask in (
+        lambda: parse_args(["--resume", str(path)]),
+        lambda: play_settings(PlayConfig(run=path)),
+        lambda: play_settings(PlayConfig(run=path, env_kwargs={"map_name": "8x8", "token": "secret"})),
+    ):
+        with pytest.raises(ConfigError, match=r"give --env-kwargs again|leave out --env-kwargs"):
+            ask()
+    given = {"map_name": "4x4", "token": "secret"}
+    assert parse_args(["--resume", str(path), "--env-kwargs", json.dumps(given)]).env_kwargs == given
+    assert play_settings(PlayConfig(run=path, env_kwargs=given)).env_kwargs == given
+
+
+def test_a_flag_that_says_the_default_is_said(whole: Path, tmp_path: Path) -> None:
+    path = gift(whole, tmp_path, env="CliffWalking-v1")
+    assert parse_args(["--resume", str(path)]).env == "CliffWalking-v1"
+    for flag in (["--env", "FrozenLake-v1"], ["--env=FrozenLake-v1"]):
+        with pytest.raises(ConfigError, match="--env FrozenLake-v1 differs from the run"):
+            parse_args(["--resume", str(path), *flag])
+
+
 def test_how_to_go_on_says_what_has_to_be_given_again(
     walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, env = tmp_path / "run", "tests.envs.test_spaces:FrozenLake-v1"
+    path, env = tmp_path / "a run", "tests.envs.test_spaces:FrozenLake-v1"
     with fail_at(ExperienceStore, "add_traces", 1)():
         code, output = run_main(main, capsys, *flags(path, walker_folder), "--env", env)
     assert code == 130
-    assert f"--resume {path} --env {env}" in output
+    assert f"--resume '{path}' --env {env}" in output
 
 
 STORE = "postgresql+psycopg://somebody@db.example.org/x"

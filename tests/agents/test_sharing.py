@@ -194,6 +194,7 @@ def test_a_card_without_success(run: Path) -> None:
     config = SelfImproveConfig(model="smollm2", env="Logs-v0")
     card = model_card("rules", config, results, {}, ["one"] * 101)
     assert "# What it had in its prompt" in card
+    assert "# What it had in its prompt" not in model_card("rules", config, results, {}, [])
     trained = model_card("rules", config, results | {"best_step": 5}, {}, ["one"])
     assert "# What was trained in" in trained
     assert "| 12 held-out prompts | KL to the teacher, nats per token |" in card

@@ -318,6 +318,7 @@ command = partial(run_main, main)
         (["--labels", '{"0": "no", "1": "yes", "2": "x"}'], "labels has '2'"),
         (["--env", "FrozenLake-v1"], "--env is not for this command"),
         (["--context-place", "before"], "--context-place is not for this command"),
+        (["--minutes", "5"], "--minutes is not for this command"),
     ],
 )
 def test_bad_input_is_one_clear_error(
