@@ -1,5 +1,6 @@
 """LoRA adapters (peft) in a student, and the student without them."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +39,10 @@ class LoRA:
         # Weights need no names of their own in a checkpoint, so the base's path on a hub is not looked up.
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", bias="none")
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), warnings.catch_warnings():
                 torch.manual_seed(seed)
+                # The ranks of fused experts do take effect; peft looks for them among modules only.
+                warnings.filterwarnings("ignore", "The following .*_pattern keys")
                 self._peft: Any = get_peft_model(model, config)
             LMHead.of(model)
         except (TypeError, ValueError) as error:
@@ -79,11 +82,16 @@ class LoRA:
         model: PreTrainedModel = self._peft.get_base_model()
         layers = dict(model.named_modules())
         for name, tensor in weights_of(model):
-            layer_name, is_adapted, rest = name.partition(".base_layer.")
             if "lora_" in name:
                 continue
             plain = tensor.to(dtype or tensor.dtype) if tensor.is_floating_point() else tensor
-            if merged and is_adapted and rest == "weight":
-                delta = whole(layers[layer_name].get_delta_weight("default"))
-                plain = (tensor.float() + delta.float()).to(plain.dtype)
-            yield name.replace(".base_layer.", "."), plain
+            place, is_adapted, _ = name.partition(".base_layer.")
+            plain_name = name.replace("base_layer.", "")
+            layer: Any = layers[place] if merged and is_adapted else None
+            # A mixture's experts are several parameters of one module: peft wraps it once for each.
+            while hasattr(layer, "base_layer"):
+                if plain_name == f"{place}.{getattr(layer, 'parameter_name', 'weight')}":
+                    delta = whole(layer.get_delta_weight("default"))
+                    plain = (tensor.float() + delta.float()).to(plain.dtype)
+                layer = layer.base_layer
+            yield plain_name, plain

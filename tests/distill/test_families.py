@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from distill.examples import DistillExample, scored
+from distill.examples import DistillError, DistillExample, scored
 from distill.lm.decoding import Decoding
 from distill.lm.language_model import state_bytes
 from distill.lm.padded_lm import PaddedLM
+from distill.lm.save import save_weights
 from distill.lm.support import find_support, language_model
+from distill.lora import LoRA
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher
@@ -148,6 +151,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """By name: transformers' type of the model, and what its configuration needs beside ``SMALL``."""
 
+WITHOUT_ADAPTERS = {"Falcon-H1", "Mamba", "Mamba-2", "Nemotron-H"}
+"""Their layers read each other's weights past the adapters, so peft has none for them."""
+
 
 def tiny(family: str) -> PreTrainedModel:
     kind, settings = FAMILIES[family]
@@ -238,6 +244,40 @@ def test_family(family: str, tmp_path: Path) -> None:
             if expected is not None:
                 assert mine.grad is not None, name
                 assert torch.allclose(mine.grad, expected, atol=2e-3 * largest, rtol=1e-3), name
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # peft's, at reading
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - WITHOUT_ADAPTERS))
+def test_adapters_are_saved_as_they_compute(family: str, tmp_path: Path) -> None:
+    def logits(model: Any) -> torch.Tensor:
+        found: torch.Tensor = model(torch.tensor([[5, 6, 7, 8, 9]]), use_cache=False).logits
+        return found
+
+    model = tiny(family)
+    plain = logits(model).detach()
+    lora = LoRA(model, rank=4, alpha=8)
+    logits(model).sum().backward()
+    adapters = [(name, p) for name, p in model.named_parameters() if "lora_" in name]
+    for _, adapter in adapters:
+        if adapter.grad is not None:  # one of Jamba's is passed by, so it never learns
+            adapter.data.normal_(std=0.1)
+    expected = logits(model).detach()
+    assert not torch.allclose(expected, plain, atol=1e-2)
+
+    save_weights(model, lora.weights(merged=True), tmp_path / "model")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    again, about = loaded
+    assert not any(about.values())
+    torch.testing.assert_close(logits(again).detach(), expected, atol=1e-4, rtol=1e-4)
+    lora.save(tmp_path / "adapter", adapters, base="there")
+    merged: Any = PeftModel.from_pretrained(tiny(family), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(merged.merge_and_unload()).detach(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(WITHOUT_ADAPTERS))
+def test_a_family_without_adapters_is_refused(family: str) -> None:
+    with pytest.raises(DistillError, match="Mamba-based"):
+        LoRA(tiny(family), rank=4, alpha=8)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
