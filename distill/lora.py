@@ -37,7 +37,13 @@ class LoRA:
             DistillError: The model has a linear layer that cannot be adapted.
         """
         # Weights need no names of their own in a checkpoint, so the base's path on a hub is not looked up.
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", bias="none")
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            target_modules="all-linear",
+            exclude_modules=_routers(model),
+            bias="none",
+        )
         try:
             with torch.random.fork_rng(), warnings.catch_warnings():
                 torch.manual_seed(seed)
@@ -95,3 +101,15 @@ class LoRA:
                     plain = (tensor.float() + delta.float()).to(plain.dtype)
                 layer = layer.base_layer
             yield plain_name, plain
+
+
+def _routers(model: PreTrainedModel) -> list[str]:
+    """The linear layers that choose experts too: what they return is no tensor, to which one could be added.
+
+    Only these: other kinds of linear layer return one, as Falcon's.
+    """
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and type(module).__name__.endswith("Router")
+    ]
