@@ -331,6 +331,24 @@ def test_scores_that_are_none(fakes: list[FakeVLLM], scores: Any) -> None:
         Server(fakes[0].url).prompt_scores(Span((5, 6), 1), [[1, 2], [3, 4]])
 
 
+@pytest.mark.parametrize("shape", ["-" * 60_000 + "1", "(" * 9_000, "1" + "+1" * 4_000, "a" + ".b" * 4_000])
+def test_the_header_of_scores_is_not_parsed(fakes: list[FakeVLLM], shape: str) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
+    array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    scores = base64.b64encode(array).decode()
+    fakes[0].answers = [{"prompt_token_ids": [5, 6, 6], "prompt_token_id_logprobs": scores}]
+    with pytest.raises(VLLMError, match=fakes[0].url):
+        Server(fakes[0].url).prompt_scores(Span((5, 6), 1), [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize("token", [-1, 1 << 31, 1 << 70])
+def test_a_likely_token_that_is_none(fakes: list[FakeVLLM], token: int) -> None:
+    rows = [None, {"5": {"logprob": -1.0}, str(token): {"logprob": -1.0}}]
+    fakes[0].answers = [{"choices": [{"prompt_token_ids": [5, 5], "prompt_logprobs": rows}]}]
+    with pytest.raises(VLLMError, match=f"a token is {token}"):
+        Server(fakes[0].url).prompt_top(Span((5,), 1), 2)
+
+
 @pytest.mark.parametrize(
     ("array", "says"),
     [

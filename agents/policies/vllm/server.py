@@ -5,7 +5,6 @@ from the environment (``VLLM_API_KEY``).
 """
 
 import base64
-import io
 import math
 import os
 import re
@@ -34,6 +33,8 @@ MAX_PAUSE = 10.0
 """Seconds that the client waits before it tries again, and some."""
 MAX_IDS = 128
 """Token ids that vLLM scores in one request."""
+TOKENS = range(1 << 31)
+"""What can be a token's id."""
 MAX_LOGPROB = 0.01
 """What rounding may add to the logarithm of 1."""
 
@@ -175,8 +176,8 @@ class Server:
         )
         token_ids = tuple(self._field(choice, "token_ids"))
         logprobs = tuple(map(logprob, self._field(self._field(choice, "logprobs"), "token_logprobs")))
-        if strange := [t for t in token_ids if type(t) is not int or t < 0]:
-            raise ValueError(f"a token is {strange[0]!r}")
+        if strange := [t for t in token_ids if type(t) is not int or t not in TOKENS]:
+            raise ValueError(f"a token is {str(strange[0])[:40]}")
         if not 0 < len(token_ids) == len(logprobs) <= sampling.max_tokens:
             raise VLLMError(
                 f"{self.url} gave {len(token_ids)} tokens and {len(logprobs)} log-probabilities "
@@ -246,8 +247,10 @@ class Server:
             scores = {int(token): logprob(self._field(score, "logprob")) for token, score in row.items()}
             # The prompt's own token is there as well.
             best = sorted(scores, key=lambda token: (-scores[token], token))[:k]
-            if len(best) < k or min(best) < 0:
+            if len(best) < k:
                 raise ValueError(f"there are {len(best)} tokens and not {k}")
+            if strange := [token for token in best if token not in TOKENS]:
+                raise ValueError(f"a token is {str(strange[0])[:40]}")
             found.append({token: scores[token] for token in best})
         return found
 
@@ -354,13 +357,13 @@ def scores_in(text: Any, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
     Raises:
         ValueError: They are none, or another number of them.
     """
-    file = io.BytesIO(base64.b64decode(text, validate=True))
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("an array of another format")
-    found, in_columns, dtype = np.lib.format.read_array_header_1_0(file)
-    if (found, in_columns, dtype) != (shape, False, np.dtype("<f4")):
-        raise ValueError(f"an array of {dtype} {found} and not of float32 {shape}")
-    scores = np.frombuffer(file.read(), dtype="<f4").reshape(shape).copy()
+    data = base64.b64decode(text, validate=True)
+    start = 10 + int.from_bytes(data[8:10], "little")
+    # Not numpy's reader: it parses the header as Python, in which a stranger can nest without end.
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    if data[:8] != b"\x93NUMPY\x01\x00" or data[10:start].rstrip() != header:
+        raise ValueError(f"an array of another format, or not of float32 {shape}")
+    scores = np.frombuffer(data[start:], dtype="<f4").reshape(shape).copy()
     if not (scores <= MAX_LOGPROB).all() or np.isinf(scores).any():
         raise ValueError("a log-probability is not a finite number of at most 0")
     return scores
