@@ -341,6 +341,20 @@ def test_the_header_of_scores_is_not_parsed(fakes: list[FakeVLLM], shape: str) -
         Server(fakes[0].url).prompt_scores(Span((5, 6), 1), [[1, 2], [3, 4]])
 
 
+def test_scores_that_are_no_distributions(fakes: list[FakeVLLM]) -> None:
+    ids, server = [7, 8, 9], Server(fakes[0].url)
+    rows = [None, {str(token): {"logprob": -0.1} for token in ids}]
+    top = {f"token_id:{token}": -0.1 for token in ids}
+    fakes[0].answers = [
+        {"choices": [{"prompt_token_ids": [5, 5], "prompt_logprobs": rows}]},
+        {"choices": [{"prompt_token_ids": [5], "logprobs": {"top_logprobs": [top]}}]},
+    ]
+    with pytest.raises(VLLMError, match=r"add up to 2\.71"):
+        server.prompt_top(Span((5,), 1), 3)
+    with pytest.raises(VLLMError, match=r"add up to 2\.71"):
+        server.score((5,), ids, 1.0)
+
+
 @pytest.mark.parametrize("token", [-1, 1 << 31, 1 << 70])
 def test_a_likely_token_that_is_none(fakes: list[FakeVLLM], token: int) -> None:
     rows = [None, {"5": {"logprob": -1.0}, str(token): {"logprob": -1.0}}]
@@ -356,6 +370,7 @@ def test_a_likely_token_that_is_none(fakes: list[FakeVLLM], token: int) -> None:
         (np.zeros((2, 2), np.float64), "not of float32"),
         (np.ones((2, 2), np.float32), "a log-probability is not a finite number of at most 0"),
         (np.full((2, 2), np.nan, np.float32), "a log-probability is not a finite number of at most 0"),
+        (np.array([[-3, -3], [0, -2]], np.float32), "add up to 1.14"),
         (np.full((2, 2), -np.inf, np.float32), "a log-probability is not a finite number of at most 0"),
     ],
 )

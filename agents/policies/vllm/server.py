@@ -37,6 +37,8 @@ TOKENS = range(1 << 31)
 """What can be a token's id."""
 MAX_LOGPROB = 0.01
 """What rounding may add to the logarithm of 1."""
+MAX_MASS = 1.05
+"""What the probabilities of a position's tokens may add up to, with their roundings."""
 
 DEV_MODE = (
     "A server takes new weights only when started with VLLM_SERVER_DEV_MODE=1, in a network that you trust"
@@ -203,7 +205,9 @@ class Server:
         """The log-probabilities of ``ids`` after ``prefix``; at ``temperature`` if the server applies it."""
         parts = [ids[start : start + MAX_IDS] for start in range(0, len(ids), MAX_IDS)]
         scores = [self._scores(prefix, part, temperature) for part in parts]
-        return [score for part in scores for score in part]
+        together = [score for part in scores for score in part]
+        _check_mass(together)
+        return together
 
     def _scores(self, prefix: Prefix, ids: Sequence[int], temperature: float) -> list[float]:
         choice = self._complete(
@@ -251,6 +255,7 @@ class Server:
                 raise ValueError(f"there are {len(best)} tokens and not {k}")
             if strange := [token for token in best if token not in TOKENS]:
                 raise ValueError(f"a token is {str(strange[0])[:40]}")
+            _check_mass(list(scores.values()))
             found.append({token: scores[token] for token in best})
         return found
 
@@ -366,7 +371,19 @@ def scores_in(text: Any, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
     scores = np.frombuffer(data[start:], dtype="<f4").reshape(shape).copy()
     if not (scores <= MAX_LOGPROB).all() or np.isinf(scores).any():
         raise ValueError("a log-probability is not a finite number of at most 0")
+    _check_mass(scores)
     return scores
+
+
+def _check_mass(scores: npt.ArrayLike) -> None:
+    """Make sure that log-probabilities, of other tokens in each row, can be those of a distribution.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    largest = float(np.exp(scores).sum(-1).max())
+    if largest > MAX_MASS:
+        raise ValueError(f"the probabilities of a position's tokens add up to {largest:.3g}")
 
 
 def _message(error: Any) -> str:
