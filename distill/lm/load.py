@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from distill.lm.reason import reason
 from distill.lm.save import save_model
 from distill.lm.sealed import check_folder
-from distill.lm.support import Compute, Support, UnsupportedModelError, find_support
+from distill.lm.support import COARSE, Compute, Support, UnsupportedModelError, find_support
 
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -174,7 +175,8 @@ def _merged(
     """Tokenizer, and model with the adapters in ``folder`` multiplied into its weights.
 
     Raises:
-        ModelError: There are none in safetensors, or peft is not there, or their model is not.
+        ModelError: There are none in safetensors, or too few, or peft is not there, or their model is not;
+            or they are in one of two ends that share their weights, and would then be in both.
     """
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise ModelError("holds adapters, and has no adapter_model.safetensors")
@@ -187,8 +189,30 @@ def _merged(
     tokenizer, model = _read(source, dtype, options | found)
     if (Path(folder) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    merged = PeftModel.from_pretrained(model, folder, use_safetensors=True)
-    return tokenizer, merged.merge_and_unload(safe_merge=True).requires_grad_(True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        try:
+            adapted: Any = PeftModel.from_pretrained(model, folder, use_safetensors=True)
+        except UserWarning as warning:  # they would be drawn anew at each loading
+            raise ModelError(
+                f"lacks adapters that its adapter_config.json asks for: {reason(warning)}"
+            ) from None
+    expected_V = _probe(adapted)
+    merged = adapted.merge_and_unload(safe_merge=True).requires_grad_(True)
+    off = float((_probe(merged) - expected_V).abs().mean() / expected_V.abs().max())
+    if not off <= (1e-3 if merged.dtype.itemsize > 2 else COARSE):
+        raise ModelError(
+            "holds adapters that cannot be merged: the model then computes something else, as when they are "
+            "in an embedding that is the head too"
+        )
+    return tokenizer, merged
+
+
+@torch.no_grad()
+def _probe(model: Any) -> torch.Tensor:
+    """The logits after a few tokens."""
+    logits_V: torch.Tensor = model(input_ids=torch.arange(8)[None], use_cache=False).logits[0, -1].float()
+    return logits_V
 
 
 def _check_vocabulary(where: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

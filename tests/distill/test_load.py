@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
@@ -17,6 +18,16 @@ from distill.lm.prefix_lm import PrefixLM
 from distill.lora import LoRA
 from distill.opcd import OPCD
 from tests.conftest import byte_tokenizer, tiny_llama
+
+
+def adapted(base: Path, folder: Path, **settings: Any) -> None:
+    """Random adapters for a model, as peft writes them."""
+    model = get_peft_model(load_model(str(base)).model, LoraConfig(r=2, **settings))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter.data)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(str(folder))
 
 
 def saved(folder: Path, model: Any) -> Path:
@@ -143,6 +154,32 @@ def test_a_flipped_bit_of_adapters_is_found(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(ModelError, match="is damaged: what is in it is not what was written"):
         load_model(str(tmp_path / "adapters"))
+
+
+@pytest.mark.parametrize("is_renamed", [True, False])
+def test_adapters_that_are_not_there_are_refused(tmp_path: Path, is_renamed: bool) -> None:
+    base = saved(tmp_path / "base", tiny_llama())
+    adapted(base, tmp_path / "adapters", target_modules="all-linear")
+    file = tmp_path / "adapters" / "adapter_model.safetensors"
+    if is_renamed:
+        tensors = {name.replace("model.layers", "layers"): tensor for name, tensor in load_file(file).items()}
+    else:
+        tensors = {name: tensor for name, tensor in load_file(file).items() if "lora_A" not in name}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks adapters that its adapter_config\.json asks for") as error:
+        load_model(str(tmp_path / "adapters"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("end", ["lm_head", "embed_tokens"])
+def test_adapters_in_one_of_two_tied_ends_are_refused(tmp_path: Path, end: str) -> None:
+    tied, apart = saved(tmp_path / "tied", tiny_llama()), saved(tmp_path / "apart", tiny_llama(tie=False))
+    adapted(apart, tmp_path / "adapters", target_modules=["q_proj", end])
+    load_model(str(tmp_path / "adapters"))
+    adapted(tied, tmp_path / "others", target_modules=["q_proj", end])
+    with pytest.raises(ModelError, match="an embedding that is the head too"):
+        load_model(str(tmp_path / "others"))
 
 
 def test_others_digests_are_no_seal(tmp_path: Path) -> None:
