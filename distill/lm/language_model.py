@@ -78,7 +78,9 @@ class LanguageModel(ABC):
         """
         self.model = model
         model.eval()
-        self._weights = tuple(model.parameters())  # to look them up takes longer than to remember a reply
+        self._weights: tuple[torch.Tensor, ...] = ()
+        self._adapters = -1
+        """How many sets of adapters (peft) are among the weights."""
         self.max_bytes = max_bytes
         self.max_nodes = max_nodes
         self.compute_dtype = compute_dtype
@@ -100,7 +102,10 @@ class LanguageModel(ABC):
 
     @property
     def weights_version(self) -> int:
-        """Grows with every in-place change of any weight."""
+        """Grows with every in-place change of any weight, also of adapters that were put in since."""
+        adapters = len(vars(self.model).get("peft_config", ()))
+        if adapters != self._adapters:  # to look all up each time takes longer than to remember a reply
+            self._weights, self._adapters = tuple(self.model.parameters()), adapters
         return sum(weight._version for weight in self._weights)
 
     def clear(self) -> None:

@@ -392,6 +392,20 @@ def test_learning_rate_decay() -> None:
 # --- LoRA -----------------------------------------------------------------------------------------
 
 
+def test_what_was_remembered_before_adapters_came_is_forgotten() -> None:
+    student = tiny_llama()
+    lm = PrefixLM(student)
+    before = lm.logits([(5, 6, 7)])
+    LoRA(student, rank=4, alpha=8)
+    torch.testing.assert_close(lm.logits([(5, 6, 7)]), before)
+    for name, parameter in student.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    after = lm.logits([(5, 6, 7)])
+    torch.testing.assert_close(after, PrefixLM(student).logits([(5, 6, 7)]))
+    assert not torch.allclose(after, before, atol=0.1)
+
+
 def test_adapters_learn_the_base_stays_and_teaches(tmp_path: Path) -> None:
     student = tiny_llama(0)
     lora = LoRA(student, rank=4, alpha=8)
