@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import socket
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -296,6 +297,23 @@ def test_a_completion_is_scored_in_one_request(
     torch.testing.assert_close(scores_TK, expected_TK, atol=1e-4, rtol=0)
     gaps = 16  # what is asked about is in two parts
     assert fake.requests - before == teacher.cost()["teacher_requests"] == requests + gaps
+
+
+def test_prefixes_that_are_not_asked_about_are_not_made(
+    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sure(_: Server, span: Span, ids_TK: Any) -> Any:
+        return np.tile(np.array([[0.0, -30.0]], np.float32), (span.size, 1))
+
+    fakes[0].processed = True
+    teacher = ServedTeacher([fakes[0].url], tokenizer, 0.4)
+    monkeypatch.setattr(Server, "prompt_scores", sure)
+    span = Span(tuple(range(4096)), 1)
+    tracemalloc.start()
+    teacher.score([span], range(4096), torch.tensor([[1, 2]] * 4096), 0.4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6  # all prefixes: 67 MB
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.4, 0.9])

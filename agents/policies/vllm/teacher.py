@@ -112,9 +112,11 @@ class ServedTeacher:
             known_TK = torch.cat([torch.from_numpy(scores) for _, scores in answers])
             scores_TK = self._tempered(asked, [server for server, _ in answers], ids, known_TK, temperature)
         else:
-            each = list(zip(_prefixes(asked), ids, strict=True))
+            each = list(zip(_places(asked), ids, strict=True))
             scores_TK = torch.tensor(
-                self.servers.each(each, lambda server, job: server.score(*job, temperature))
+                self.servers.each(
+                    each, lambda server, job: server.score(_prefix(job[0]), job[1], temperature)
+                )
             )
             self._requests += len(each) * -(-ids_TK.shape[1] // MAX_IDS)
         self._seconds += time.perf_counter() - started
@@ -160,25 +162,26 @@ class ServedTeacher:
             return logprobs_TK
         logprobs_TK = logprobs_TK.double()
         log_z_T, error_T = normalisers(logprobs_TK, temperature, are_likeliest=are_likeliest)
-        prefixes = _prefixes(asked)
+        places = _places(asked)
         near = [server for run, server in zip(asked, servers, strict=True) for _ in range(run.size)]
         jobs: list[list[int]] = []
         tokens = 0
         # One server's side by side.
         for t in sorted((error_T > EXACT).nonzero()[:, 0].tolist(), key=lambda t: near[t].url):
-            tokens += len(prefixes[t])
+            tokens += places[t][1]
             if not jobs or tokens > MAX_TOKENS or near[t] is not near[jobs[-1][0]]:
                 jobs.append([])
-                tokens = len(prefixes[t])
+                tokens = places[t][1]
             jobs[-1].append(t)
 
         def ask(server: Server, batch: Sequence[int]) -> list[float]:
-            answers = server.next_best([prefixes[t] for t in batch], temperature)
+            prefixes = [_prefix(places[t]) for t in batch]
+            answers = server.next_best(prefixes, temperature)
             numbers = []
-            for t, told in zip(batch, answers, strict=True):
+            for t, prefix, told in zip(batch, prefixes, answers, strict=True):
                 known = dict(zip(ids[t], logprobs_TK[t].tolist(), strict=True))
                 if not told.keys() & known.keys():
-                    told = {ids[t][0]: server.score(prefixes[t], ids[t][:1], temperature)[0]}
+                    told = {ids[t][0]: server.score(prefix, ids[t][:1], temperature)[0]}
                 token = max(told.keys() & known.keys(), key=known.__getitem__)
                 numbers.append(known[token] / temperature - told[token])
             return numbers
@@ -239,5 +242,11 @@ def _runs(spans: Sequence[Span], rows: Sequence[int]) -> list[Span]:
     return [Span(spans[run[0][0]].tokens[: run[-1][1]], run[0][1]) for run in runs]
 
 
-def _prefixes(spans: Sequence[Span]) -> list[Prefix]:
-    return [span.tokens[:end] for span in spans for end in range(span.start, len(span.tokens) + 1)]
+def _places(spans: Sequence[Span]) -> list[tuple[Span, int]]:
+    """Each prefix of the spans as its span and length; cut, they would take the square of its length."""
+    return [(span, end) for span in spans for end in range(span.start, len(span.tokens) + 1)]
+
+
+def _prefix(place: tuple[Span, int]) -> Prefix:
+    span, end = place
+    return span.tokens[:end]
