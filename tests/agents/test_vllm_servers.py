@@ -349,7 +349,7 @@ def test_scores_that_are_none(fakes: list[FakeVLLM], scores: Any) -> None:
         Server(fakes[0].url).prompt_scores(Span((5, 6), 1), [[1, 2], [3, 4]])
 
 
-@pytest.mark.parametrize("shape", ["-" * 60_000 + "1", "(" * 9_000, "1" + "+1" * 4_000, "a" + ".b" * 4_000])
+@pytest.mark.parametrize("shape", ["-" * 9_000 + "1", "(" * 9_000, "1" + "+1" * 4_000, "a" + ".b" * 4_000])
 def test_the_header_of_scores_is_not_parsed(fakes: list[FakeVLLM], shape: str) -> None:
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
     array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
