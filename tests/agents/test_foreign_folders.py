@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -92,11 +93,12 @@ def test_an_adapter_is_our_own_code_and_its_server_may_be_elsewhere(whole: Path,
 def test_a_secret_that_the_folder_does_not_hold_is_to_be_given_again(whole: Path, tmp_path: Path) -> None:
     """With *** in its place the env was another one, and nobody said so."""
     path = gift(whole, tmp_path, env_kwargs={"map_name": "4x4", "token": "***"})
-    for ask in (
+    asks: tuple[Callable[[], SelfImproveConfig], ...] = (
         lambda: parse_args(["--resume", str(path)]),
         lambda: play_settings(PlayConfig(run=path)),
         lambda: play_settings(PlayConfig(run=path, env_kwargs={"map_name": "8x8", "token": "secret"})),
-    ):
+    )
+    for ask in asks:
         with pytest.raises(ConfigError, match=r"give --env-kwargs again|leave out --env-kwargs"):
             ask()
     given = {"map_name": "4x4", "token": "secret"}
