@@ -81,6 +81,12 @@ _IS_THE_ANSWER = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _DOUBTED = re.compile(NEGATION.pattern + r"|\b(?:since|because|as)\b", re.IGNORECASE)
+_FIRST = re.compile(
+    r"\W{0,9}(?P<said>[A-Z][^.!?\n]{1,40}?)(?:\*\*)?[.!\n]\W{0,9}"
+    r"(?P<rest>(?:(?i:it|this|he|she|they)|(?P=said))\s(?i:is|was|are|were|has|had|have|lies|means)\b.*)",
+    re.DOTALL,
+)
+"""A short first sentence, and what is then said of it."""
 _IS = re.compile(r"\b(?:is|are|was|were)\s+")
 _CORRECTED = re.compile(
     r"(?:^|[.!?,;\n])[\s*_]*+(?:(?:no(?=[,.!])|wait|oops|sorry|hmm|actually|correction|edit|rather|"
@@ -105,6 +111,8 @@ _CONFIRMED = re.compile(
     r"(?<!not )(?<!n't )(?:correct|right)(?!\s+(?:answer|one|value|number|option|result)))\b",
     re.IGNORECASE,
 )
+_FENCE = re.compile(r"^[ \t]*```\w{0,12}[ \t]*$", re.MULTILINE)
+_DECIMAL_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{1,2}(?![0-9]))")
 _ROUNDED = re.compile(
     r"(\\(?:sqrt|pi|frac)(?![A-Za-z])[^,.;\n]{0,40}?),?\s+(?:(?:which|that) is\s+|or\s+|i\.e\.,?\s+)?"
     r"(?:about|approximately|roughly|around|approx\.)\s+(?=\W{0,2}[0-9])"
@@ -178,6 +186,9 @@ def uncut_answers(reply: str) -> list[str]:
             line,
             *(part for part in _IS.split(line)[-1:] if CLAUSES.search(part) and not _DOUBTED.search(line)),
         ]
+        first = _FIRST.match(text)
+        if first and not _DOUBTED.search(first["rest"]) and not _WITHDRAWN.search(first["rest"]):
+            found.append(first["said"])
     if not boxed:
         found.append(line.rstrip("*_. ").rstrip("!"))  # 42! may be said loudly
     return list(dict.fromkeys(filter(None, map(tidy, [text, *found]))))
@@ -274,7 +285,7 @@ def _end_of(reply: str) -> str | None:
     if spoken is None:
         return None
     text = written(spoken[-MAX_REPLY_CHARS:])[-MAX_REPLY_CHARS:]
-    text = _ROUNDED.sub(r"\1 \\approx ", text)
+    text = _ROUNDED.sub(r"\1 \\approx ", _FENCE.sub("", text))
     corrected = _CORRECTED.search(text[-MAX_CORRECTION:])
     return corrected["said"] if corrected else _unchecked(_standing(text))
 
@@ -333,6 +344,8 @@ def _marked(text: str) -> Iterator[tuple[str, str]]:
             rest = value[1].replace("\\\\", "\\")
         if mark["foreign"] and NEGATION.search(mark[0] + text[mark.end() : mark.end() + 13]):
             continue
+        if mark["foreign"]:
+            rest = _DECIMAL_COMMA.sub(".", rest)
         if _said(rest)[0]:
             yield mark[0], rest
 

@@ -48,7 +48,9 @@ _WORD = re.compile(
     rf"(?:[^\W\d_]{{4,}}|[^\W\d_]{{2,3}})(?![A-Za-z])"
 )
 _MAYBE_PRODUCT = re.compile(r"(?!(?:yes|no)$)[a-z]{2,3}")
-_OPENING = re.compile(r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in)\b,?\s*)+", re.IGNORECASE)
+_OPENING = re.compile(
+    r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in|definitely|certainly|clearly)\b,?\s*)+", re.IGNORECASE
+)
 _BECAUSE = re.compile(r",?\s+(?:because|since|as)\b")
 _SAYS = re.compile(r"\b(?:is|are|was|were|be|equals|has|have|called|falls? on)\s+")
 _NAME = re.compile(
@@ -188,12 +190,7 @@ def _decision(is_correct: bool) -> Decision:
 
 def _says(answer: str, gold: str) -> bool:
     """Whether a sentence or an option ends in the words that are asked for, and does not deny them."""
-    plain = re.sub(
-        r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in)\b,?\s*)+",
-        "",
-        unstyled(answer),
-        flags=re.IGNORECASE,
-    )
+    plain = _OPENING.sub("", unstyled(answer))
     said = [plain, re.sub(r"\s*\([^()]*\)$", "", plain), without_label(plain)]
     said += [first for first in [re.split(r"[,.;:]|\s-\s", plain)[0]] if first.casefold() in YES_OR_NO]
     claim = _BECAUSE.split(plain)[0]
