@@ -99,7 +99,7 @@ _CORRECTED = re.compile(
 """What a reply says in the end in place of what it has said."""
 _WITHDRAWN = re.compile(
     r"(?:^|[.!?,\n])[\s*_]*+(?:(?:oh|hmm|no|but|and)\b,?\s+){0,3}"
-    r"(?:wait|oops|scratch that|hold on|on second thought|actually(?=,)|"
+    r"(?:(?P<mild>wait|hold on|on second thought|actually(?=,))|oops|scratch that|"
     r"I (?:made an? (?:mistake|error)|was wrong|misread)|"
     r"(?:that|this|it|which)(?:(?:'s| is| was) (?:(?:not|n't) (?:right|correct)|wrong|incorrect|impossible)|"
     r" can(?:'t|not) be (?:right|correct)))\b",
@@ -301,7 +301,7 @@ def _standing(text: str) -> str:
     if re.search(r"\w", rest) is None:
         *_, sentence = re.split(r"[.!?]\s|\n", before.rstrip())
         return "" if _BOX.search(sentence) or any(_marked(sentence)) else text
-    if _CONFIRMED.search(rest):
+    if taken_back["mild"] and _CONFIRMED.search(rest):
         return before if _GIVES.search(before) else text
     return rest if _GIVES.search(rest) else text
 
