@@ -33,6 +33,8 @@ FINALISTS = 16
 MAX_STEPS = 200_000
 """Env steps after which no further candidate is looked at, in the screening and again among the finalists. An
 episode that ran into its time limit counts as a tenth of them."""
+ROUNDING = 1e-12
+"""Success rates that differ by less are equal."""
 
 
 def expected_steps(actions: int, turns: float, validation: int, test: int) -> float:
@@ -158,12 +160,14 @@ class Baselines:
         return None if best is None else (self._play(lambda _: itertools.repeat(best), test), best)
 
     def optimal(self) -> EvalResult | None:
-        """The policy of the largest expected return, by dynamic programming over the steps that are left.
+        """The policy of the highest success rate, by dynamic programming over the steps that are left.
+
+        No other succeeds more often; of several such policies it is the one of the largest expected return.
 
         Returns:
-            Its success and return; ``None`` where the env has no transition table ``P`` (as Gymnasium's
-            toy-text envs have it) or no step limit, or where an episode's last step does not tell whether it
-            succeeded.
+            Its success, and its return, which is not always the largest; ``None`` where the env has no
+            transition table ``P`` (as Gymnasium's toy-text envs have it) or no step limit, or where an
+            episode's last step does not tell whether it succeeded.
         """
         try:
             return guarded(self._optimal)
@@ -200,7 +204,8 @@ class Baselines:
         for _ in range(horizon):
             returns_SA = rewards_SA + (transitions @ returns_S).reshape(S, A)
             rates_SA = success_SA + (transitions @ rates_S).reshape(S, A)
-            best_S = returns_SA.argmax(axis=1)
+            is_best_SA = rates_SA >= rates_SA.max(axis=1, keepdims=True) - ROUNDING
+            best_S = np.where(is_best_SA, returns_SA, -np.inf).argmax(axis=1)
             returns_S, rates_S = returns_SA[range(S), best_S], rates_SA[range(S), best_S]
         start = np.asarray(start_S)
         rate, mean_return = float(start @ rates_S), float(start @ returns_S)

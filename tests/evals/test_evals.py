@@ -87,6 +87,18 @@ def test_optimal_bounds_what_is_played() -> None:
     assert low < 0.7442 < high + 0.01
 
 
+def test_optimal_counts_success_before_return() -> None:
+    """Where holes cost more than the goal brings, the largest return is had by never getting there."""
+    kwargs = {"reward_schedule": (0.1, -1, 0), "max_episode_steps": 15}
+    optimal, same = (
+        Baselines("FrozenLake-v1", each).optimal() for each in (kwargs, {"max_episode_steps": 15})
+    )
+    assert optimal is not None
+    assert same is not None
+    assert optimal.success_rate == pytest.approx(same.success_rate) == pytest.approx(0.116, abs=1e-3)
+    assert optimal.mean_return < 0
+
+
 def test_no_optimal_arm_without_a_table_or_with_other_rewards() -> None:
     assert Baselines("CartPole-v1", {}).optimal() is None
     assert Baselines("FrozenLake-v1", {"reward_schedule": (1, 0, -0.1)}).optimal() is None
