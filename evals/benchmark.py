@@ -32,7 +32,7 @@ from rich.table import Table
 
 from evals import agent_process
 from evals.agent_process import AgentError, Settings
-from evals.command import run_command
+from evals.command import EvalError, run_command
 from evals.finished_run import FinishedRun, UnfinishedRunError
 from evals.page import write_whole
 from evals.report import write_report
@@ -70,6 +70,9 @@ def run_suite(
     """Run what is not finished; returns what ``benchmark.json`` holds.
 
     A run that fails is reported, and the others go on. ``run`` and ``check`` are those of the agents.
+
+    Raises:
+        EvalError: One was begun as something else.
     """
     rows: list[Row] = []
     traces: list[pd.DataFrame] = []
@@ -78,8 +81,7 @@ def run_suite(
     for cell in cells:
         by_run.setdefault(cell.run, []).append(cell)
     settings = {name: {**some[0].settings, "output": str(output / name)} for name, some in by_run.items()}
-    done = [name for name in by_run if (output / name / "results.json").exists()]
-    problems = dict(zip(done, check([settings[name] for name in done]), strict=True))
+    _check_begun(output, settings, check)
     finished_runs: dict[tuple[str, str, int], list[str]] = {}
     for number, (name, sharing) in enumerate(by_run.items(), 1):
         console.print(f"run {number} of {len(by_run)}: {name}", style="bold", markup=False, soft_wrap=True)
@@ -87,10 +89,8 @@ def run_suite(
         one = sharing[0]
         siblings = finished_runs.setdefault((one.env, one.model, one.seed), [])
         try:
-            if name not in problems:
+            if not (output / name / "results.json").exists():
                 run(settings[name], siblings)
-            elif (problem := problems[name]) is not None:
-                raise AgentError(problem["problem"], "ConfigError")
             finished = FinishedRun.read(output / name)
             if not (output / name / "report.html").exists():  # a kill between the two
                 write_report(output / name, one.settings.get("store"))
@@ -110,6 +110,18 @@ def run_suite(
         table = {"cells": rows, **_over_seeds(traces)}
         _write(output, table)
     return table
+
+
+def _check_begun(output: Path, settings: Mapping[Path, Settings], check: Check) -> None:
+    """See that what was begun can go on, before a good table is written over with failures.
+
+    Raises:
+        EvalError: It cannot.
+    """
+    begun = [name for name in settings if (output / name / "config.json").exists()]
+    for found in check([settings[name] for name in begun]):
+        if found is not None:
+            raise EvalError(found["problem"])
 
 
 def _failed(cell: Cell, error: str | None) -> Row:

@@ -25,6 +25,7 @@ from agents.self_improve import self_improve
 from evals import agent_process
 from evals.agent_process import Settings
 from evals.benchmark import _over_seeds, main, print_table, run_suite
+from evals.command import EvalError
 from evals.finished_run import FinishedRun
 from evals.suite import METHODS, SHIPPED, Cell, SuiteError, read_suite
 from experience.terminal import Terminal
@@ -438,15 +439,19 @@ def test_other_settings_are_not_mixed_with_finished_runs(
     finished: tuple[Path, list[Cell], str], walker_folder: Path, write: Callable[..., str], tmp_path: Path
 ) -> None:
     whole, _, _ = finished
-    output = shutil.copytree(whole / "dry/walker/opcd", tmp_path / "out/dry/walker/opcd").parents[2]
+    output = shutil.copytree(whole, tmp_path / "out")
+    (output / "dry/walker/opcd/seed0/results.json").unlink()  # this one had not come to its end
     changed = write(
         models=[{"model": str(walker_folder), "name": "walker"}],
         methods=["opcd"],
         settings=SETTINGS | {"lr": 0.5},
     )
-    table, said = benchmark(read(changed), output, never)
-    assert "FAILED: ConfigError: " in said
-    assert all("begun with lr 0.001, not 0.5" in cell["error"] for cell in table["cells"])
+    for _ in range(2):
+        with pytest.raises(EvalError, match=r"seed\d was begun with lr 0\.001, not 0\.5: take another"):
+            benchmark(read(changed), output, never)
+        shutil.rmtree(output / "dry/walker/opcd/seed0", ignore_errors=True)
+    for name in ("benchmark.json", "cells.csv"):
+        assert (output / name).read_bytes() == (whole / name).read_bytes(), "the table is as it was"
 
 
 def test_a_benchmark_with_a_failed_run_fails(write: Callable[..., str], tmp_path: Path) -> None:
