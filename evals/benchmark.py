@@ -20,13 +20,15 @@ import io
 import json
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import tyro
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +47,7 @@ from evals.result import (
     rate_over_seeds,
     rate_text,
 )
-from evals.suite import Cell, Check, read_suite
+from evals.suite import CELLS, LOCK, TABLE, Cell, Check, read_suite
 from experience import ExperienceError
 from experience.masking import masked
 from experience.phase import Phase
@@ -72,8 +74,34 @@ def run_suite(
     A run that fails is reported, and the others go on. ``run`` and ``check`` are those of the agents.
 
     Raises:
-        EvalError: One was begun as something else.
+        EvalError: One was begun as something else, or another process is at work in ``output``.
     """
+    with _alone(output):
+        return _run_suite(cells, output, console, run, check)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the folder: of two tables, each would say of the other's runs that they failed."""
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise EvalError(f"another benchmark is running in {output}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run_suite(
+    cells: Sequence[Cell],
+    output: Path,
+    console: Console,
+    run: Callable[[Settings, Sequence[str]], object],
+    check: Check,
+) -> dict[str, Any]:
     rows: list[Row] = []
     traces: list[pd.DataFrame] = []
     table: dict[str, Any] = {}
@@ -208,12 +236,12 @@ def _line(row: Row) -> str:
 
 def _write(output: Path, table: dict[str, Any]) -> None:
     table = masked(table)
-    write_whole(output / "benchmark.json", json.dumps(table, indent=2) + "\n")
+    write_whole(output / TABLE, json.dumps(table, indent=2) + "\n")
     lines = io.StringIO()
     writer = csv.DictWriter(lines, dict.fromkeys(name for row in table["cells"] for name in row))
     writer.writeheader()
     writer.writerows(table["cells"])
-    write_whole(output / "cells.csv", lines.getvalue())
+    write_whole(output / CELLS, lines.getvalue())
 
 
 def by_task(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,7 +306,7 @@ def main(args: list[str] | None = None) -> int:
             """
             table = run_suite(read_suite(suite), output, console)
             print_table(table, Terminal())
-            console.print(f"{output / 'benchmark.json'}   {output / 'cells.csv'}", highlight=False)
+            console.print(f"{output / TABLE}   {output / CELLS}", highlight=False)
             return all(row["error"] is None for row in table["cells"])
 
         return tyro.cli(benchmark, prog="python -m evals.benchmark", args=args)

@@ -55,6 +55,8 @@ UNTRAINED: Mapping[str, Any] = {"steps": 0}
 
 GIVEN_ELSEWHERE = ("env", "model", "seed", "output", "resume", "json")
 """Settings of a run that the suite or the command gives."""
+TABLE, CELLS, LOCK = "benchmark.json", "cells.csv", ".lock"
+"""Files of a benchmark's folder, where those of the envs are."""
 MAX_CELLS = 10_000
 MAX_NAME_BYTES = 200
 """Of an entry, which is a folder."""

@@ -454,6 +454,20 @@ def test_other_settings_are_not_mixed_with_finished_runs(
         assert (output / name).read_bytes() == (whole / name).read_bytes(), "the table is as it was"
 
 
+def test_one_benchmark_at_a_time_in_a_folder(write: Callable[..., str], tmp_path: Path) -> None:
+    cells, output = read(write(methods=["none"], seeds=[0])), tmp_path / "out"
+
+    def another(settings: Settings, _: object) -> None:
+        with pytest.raises(EvalError, match="another benchmark is running in "):
+            benchmark(cells, output, never)
+        raise agent_process.AgentError("the first is at work")
+
+    for _ in range(2):  # it lets go when it ends
+        table, _ = benchmark(cells, output, another)
+        assert table["cells"][0]["error"] == "AgentError: the first is at work"
+        assert json.loads((output / "benchmark.json").read_text()) == table
+
+
 def test_a_benchmark_with_a_failed_run_fails(write: Callable[..., str], tmp_path: Path) -> None:
     def failing(what: str, question: Any) -> Any:
         if what == "run":
