@@ -141,6 +141,7 @@ class Settings(_Part):
     batch_size: int
     vectorization: str
     env_timeout: FiniteFloat | None = None
+    steps: int | None = None
 
 
 class About(_Part):

@@ -436,3 +436,15 @@ def test_a_run_of_one_temperature_or_without_the_control_has_a_report_too(lake: 
         (run / "results.json").write_text(json.dumps(results))
         write_report(run)
         assert ("Without any experience?" in text_of(run / "report.html")) == (missing.startswith("sampled"))
+
+
+def test_a_report_needs_no_setting_that_may_be_missing(lake: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(lake, tmp_path / "run")
+    about, results = (json.loads((run / name).read_text()) for name in ("config.json", "results.json"))
+    for name in ("env_timeout", "steps"):
+        del about["config"][name]
+    (run / "config.json").write_text(json.dumps(about))
+    (run / "results.json").write_text(json.dumps(results | {"best_step": 0}))
+    text = text_of(write_report(run))
+    assert "no checkpoint beat the untrained model" in text
+    assert "its time limit of" not in text
