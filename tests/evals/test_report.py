@@ -445,6 +445,8 @@ def test_a_report_needs_no_setting_that_may_be_missing(lake: Path, tmp_path: Pat
         del about["config"][name]
     (run / "config.json").write_text(json.dumps(about))
     (run / "results.json").write_text(json.dumps(results | {"best_step": 0}))
+    metrics = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(metrics.replace('"admitted": false', '"admitted": true'))
     text = text_of(write_report(run))
     assert "no checkpoint beat the untrained model" in text
     assert "its time limit of" not in text
