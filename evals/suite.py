@@ -114,13 +114,16 @@ def _read_entry(key: str, value: Any) -> _Entry:
     """An entry, which is a name, or a mapping that has it under ``key``."""
     own = dict(value) if isinstance(value, dict) else {key: value}
     given = own.pop(key, None)
-    entry = _Entry(given=given, name=str(own.pop("name", given)), own=own)
+    name = own.pop("name", given)
     is_name = (
-        entry.name.strip(". ") and entry.name.isprintable() and len(entry.name.encode()) <= MAX_NAME_BYTES
+        isinstance(name, str)
+        and name.strip(". ")
+        and name.isprintable()
+        and len(name.encode()) <= MAX_NAME_BYTES
     )
     if not isinstance(given, str) or not is_name:
         raise ValueError(f"needs a short name, as text or under {key}")
-    return entry
+    return _Entry(given=given, name=name, own=own)
 
 
 def _read_method(value: Any) -> _Entry:
@@ -169,7 +172,7 @@ def read_suite(name: str, check: Check = agent_process.check) -> list[Cell]:
             names = [found["setting"], *(key for key in settings if key in found["problem"])]
             at = next((settings[name][0] for name in names if name in settings), ())
             problem = found["problem"] if found["setting"] else f"cannot be: {found['problem']}"
-            raise suite.error(at, problem)
+            raise suite.error(at, problem.replace("a valid tuple", "a list"))  # which YAML has
     return cells
 
 
@@ -244,14 +247,15 @@ def _entries(
     file: YamlFile, axis: str, entries: Sequence[_Entry], setting: str | None = None
 ) -> list[tuple[_Entry, Settings]]:
     """Entries of an axis with all their settings, their id being one; no two share a name or a folder."""
-    taken: dict[str, str] = {}
+    files = (TABLE, CELLS, LOCK) if axis == "envs" else ()
+    taken = dict.fromkeys(files, "a file of the benchmark")
     found = []
     for index, entry in enumerate(entries):
         at = (axis, index)
         folder = unicodedata.normalize("NFC", entry.folder).casefold()  # some disks know no difference
         if other := taken.get(folder):
             raise file.error(
-                at, f"is called {entry.name}, and shares its folder with {other}: give it another name"
+                at, f"is called {entry.name}, and shares its path with {other}: give it another name"
             )
         taken[folder] = entry.name
         given = entry.method[1] if setting is None else {setting: entry.given}

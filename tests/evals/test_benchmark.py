@@ -141,7 +141,7 @@ def test_the_two_by_two_is_all_ways() -> None:
         ("{envs}\nmodels: [m]\nmethods: [opcd]\nseeds: [0, 0]", "line 10: seeds[1] stands there twice"),
         (
             "{envs}\nmodels: [m]\nmethods: [opcd, opcd]\nseeds: [0]",
-            "line 9: methods[1] is called opcd, and shares its folder with opcd",
+            "line 9: methods[1] is called opcd, and shares its path with opcd",
         ),
         (
             "{envs}\nmodels: [{{name: m}}]\nmethods: [opcd]\nseeds: [0]",
@@ -173,11 +173,26 @@ def test_the_two_by_two_is_all_ways() -> None:
         ),
         (
             "{envs}seeds: [0]\nmodels: [m]\nmethods:\n- {{method: lr/1, lr: 1}}\n- {{method: lr-1, lr: 2}}",
-            "line 11: methods[1] is called lr-1, and shares its folder with lr/1",
+            "line 11: methods[1] is called lr-1, and shares its path with lr/1",
         ),
         (
             "{envs}- {{env: FrozenLake-v1, name: frozenlake-V1}}\nmodels: [m]\nmethods: [opcd]\nseeds: [0]",
-            "line 7: envs[1] is called frozenlake-V1, and shares its folder with FrozenLake-v1",
+            "line 7: envs[1] is called frozenlake-V1, and shares its path with FrozenLake-v1",
+        ),
+        (
+            "{envs}- {{env: FrozenLake-v1, name: Benchmark.json}}\nmodels: [m]\nmethods: [opcd]\nseeds: [0]",
+            "line 7: envs[1] is called Benchmark.json, and shares its path with a file of the benchmark",
+        ),
+        (
+            "{envs}models: [m]\nmethods: [opcd]\nseeds: [0]\nsettings: {{eval_temperature: 0.7}}",
+            "line 10: settings.eval_temperature cannot be: input should be a list",
+        ),
+        *(
+            (
+                f"{{envs}}models: [{{{{model: m, name: {name}}}}}]\nmethods: [opcd]\nseeds: [0]",
+                "models[0] needs a",
+            )
+            for name in ("null", "true", "[1]", "1")
         ),
         ("a: &a [1]\nb: *a", "line 2: no aliases, please"),
         ("{envs}models: [m]\nmethods: [opcd]\nseeds: 2026-05-01", "line 9: seeds is neither text nor"),
