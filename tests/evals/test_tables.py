@@ -124,6 +124,13 @@ def test_models_are_told_apart(page: Path) -> None:
     assert "| lake, big | OPCD |" in filled(page, "methods")
 
 
+def test_a_name_ends_no_cell(page: Path) -> None:
+    file = page.parent / "figures" / "main.json"
+    file.write_text(file.read_text().replace('"lake"', '"a|b"'))
+    assert r"| a\|b | 2 |" in filled(page, "summary")
+    assert r"| a\|b | OPCD |" in filled(page, "methods")
+
+
 def test_a_page_that_is_no_text(page: Path) -> None:
     page.write_bytes(b"\xff\xfe")
     with pytest.raises(EvalError, match="is not UTF-8 text"):
