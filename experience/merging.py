@@ -16,8 +16,13 @@ from snowballstemmer import stemmer
 from experience.insight import Insight, InsightState
 
 NEGATIONS = frozenset({"not", "no", "never", "without", "avoid", "don't", "dont", "cannot", "can't"})
-FILLER = frozenset({*STOPWORDS_EN, "you", "your", "we", "our", "should", "must", "always"}) - NEGATIONS
+RELATIONS = frozenset({"at", "by", "for", "if", "in", "into", "of", "on", "or", "to", "with"})
+FILLER = (
+    frozenset({*STOPWORDS_EN, "you", "your", "we", "our", "should", "must", "always"}) - NEGATIONS - RELATIONS
+)
 """Words that change no lesson."""
+FOLLOWING = re.compile(r"\b(then|next|later|afterwards?|(after|before) (that|this|which))\b")
+"""What puts clauses in their order."""
 LOST = 0.05
 """An insight retires when the evidence against it prevails with a smaller p-value."""
 _STEMMER = stemmer("english")
@@ -25,8 +30,9 @@ _STEMMER = stemmer("english")
 Lesson = tuple[tuple[str, ...], ...]
 """What a text says: the words of each of its clauses.
 
-Texts are one lesson if they have the same clauses in any order, but for fillers and endings. Within a clause
-order counts: to take one number from the other is not to take the other from it.
+Texts are one lesson if they have the same clauses, but for fillers and endings, in any order, unless a word
+puts them in one. Within a clause order counts: to take one number from the other is not to take the other
+from it.
 """
 
 
@@ -162,6 +168,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _lesson(text: str) -> Lesson:
-    """The clauses of a text, whatever their order."""
-    parts = re.split(r"[,;:.!?]+(?:\s|$)|\bthen\b", text.casefold())
-    return tuple(sorted(words for part in parts if (words := _words(part))))
+    """The clauses of a text; in their order, and marked, where that counts."""
+    text = text.casefold()
+    parts = re.split(r"[,;:.!?]+(?:\s|$)|\bthen\b", text)
+    clauses = [words for part in parts if (words := _words(part))]
+    return (("then",), *clauses) if FOLLOWING.search(text) else tuple(sorted(clauses))

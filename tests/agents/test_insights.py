@@ -157,7 +157,8 @@ def test_items_that_quote_their_problem() -> None:
     ("first", "second"),
     [
         ("Add the tens first.", "You should always add the tens first!"),
-        ("Write down the number, then add.", "Then add, write down the numbers."),
+        ("Write down the number, and add.", "Add, and write down the numbers."),
+        ("Write down the number, then add.", "You should write down the numbers then add!"),
         ("Check the sign of the result", "check the signs of results"),
         ("Carry the one when adding.", "Carrying the one when you add."),
         ("Calculate before you answer.", "Calculating before answering."),
@@ -185,6 +186,11 @@ def test_duplicates(first: str, second: str) -> None:
         ("Take 12.5 from it.", "Take 12.6 from it.", False),
         ("Take the first from the second.", "Take the second from the first.", False),
         ("Move left before you move right.", "Move right before you move left.", False),
+        ("Go left, then go right.", "Go right, then go left.", False),
+        ("Go left, then go right.", "Go right, go left.", False),
+        ("Go left. After that, go right.", "Go right. After that, go left.", False),
+        ("Put it in the box.", "Put it on the box.", False),
+        ("Go from it to the door.", "Go to it from the door.", False),
     ],
 )
 def test_other_lessons_are_kept_apart(first: str, second: str, contradict: bool) -> None:
