@@ -32,6 +32,7 @@ from evals.report import write_report
 from evals.result import Comparison, interval_text
 from evals.stats import mean_interval, wilson_interval
 from experience.masking import masked
+from experience.seeds import STRIDE
 from experience.terminal import Terminal, tell
 from experience.text import printable
 
@@ -127,13 +128,16 @@ class ForgettingConfig:
         return folder if (folder / "results.json").is_file() else None
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise EvalError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in (("episodes", 1), ("max_new_tokens", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise EvalError(f"{name} must be at least {least}, not {value}")
+        if self.episodes > STRIDE:
+            raise EvalError(f"episodes must be at most {STRIDE}, not {self.episodes}")
 
 
 def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
-    """Measure every model, each in a process of its own; returns the table, which is also written.
+    """Measure every model, each in a process of its own; returns the table.
 
     Raises:
         EnvError: A task cannot be had.
@@ -165,9 +169,17 @@ def forgetting(config: ForgettingConfig, console: Console) -> dict[str, Any]:
                 measure, scores["after"][measure], scores["baseline"][measure]
             )
         table["rows"].append(row)
+    return table
+
+
+def save(config: ForgettingConfig, table: Mapping[str, Any]) -> None:
+    """Write the table where it is asked for, or belongs.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     if target := config.output or (config.run and config.run / "forgetting.json"):
         write_whole(target, json.dumps(masked(table), indent=2) + "\n")
-    return table
 
 
 def model_folder(name: str) -> str:
@@ -259,7 +271,9 @@ def main() -> int:
 
     def work(console: Console) -> None:
         config = tyro.cli(ForgettingConfig, prog="python -m evals.forgetting")
-        print_table(forgetting(config, console))
+        table = forgetting(config, console)
+        print_table(table)  # first: what was measured is seen even if it cannot be written
+        save(config, table)
         if config.run is not None and config.output is None:
             with suppress(NotJudgedError):
                 tell(console, f"report: {write_report(config.run, config.store)}")

@@ -9,7 +9,7 @@ import pytest
 from agents.asked import exam
 from agents.config import SelfImproveConfig
 from agents.self_improve import self_improve
-from evals.forgetting import ForgettingConfig, forgetting
+from evals.forgetting import ForgettingConfig, forgetting, save
 from evals.report import write_report
 from tests.agents.test_self_improve import QUIET, TINY, open_gate
 
@@ -25,6 +25,7 @@ def lake(walker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_gate():
         self_improve(config, QUIET)
     with patch("evals.forgetting.ask", lambda _, question: exam(question)):  # in this process
-        forgetting(LITTLE(after=str(path)), QUIET)
+        little = LITTLE(after=str(path))
+        save(little, forgetting(little, QUIET))
     write_report(path)
     return path

@@ -34,6 +34,7 @@ from evals.forgetting import (
     main,
     model_folder,
     print_table,
+    save,
 )
 from evals.instructions import INSTRUCTIONS, MAX_REPLY_CHARS, RULES, Instruction
 from tests.agents.test_self_improve import QUIET
@@ -143,6 +144,7 @@ def test_the_table(
         max_new_tokens=2,
     )
     table = forgetting(config, QUIET)
+    save(config, table)
     assert [row["measure"] for row in table["rows"]] == [
         TEXT, "sums", "lake", "instructions"
     ]  # fmt: skip
@@ -168,6 +170,20 @@ def test_without_a_baseline(walker_folder: Path, ruined: Path) -> None:
     table = forgetting(LITTLE(before=str(walker_folder), after=str(ruined)), QUIET)
     assert all("after_against_baseline" not in row for row in table["rows"])
     print_table(table, Console(quiet=True))
+
+
+def test_what_cannot_be_written_is_seen(
+    walker_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    models = ["--before", str(walker_folder), "--after", str(walker_folder)]
+    little = ["--tasks", "lake", "--episodes", "2", "--max-new-tokens", "1"]
+    output = ["--output", str(tmp_path / "file" / "table.json")]
+    with patch.object(sys, "argv", ["forgetting", *models, *little, *output]):
+        assert main() == 2
+    said = capsys.readouterr()
+    assert "what else it can do" in said.out
+    assert "error: " in said.err
 
 
 def test_a_runs_report_shows_what_its_model_has_forgotten(
@@ -222,8 +238,13 @@ def test_a_run_stands_for_its_model(ruined: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(EvalError, match="episodes must be at least 1"):
-        ForgettingConfig(after="x", episodes=0)
+    for wrong, said in (
+        ({"episodes": 0}, "episodes must be at least 1, not 0"),
+        ({"episodes": 1_000_001}, "episodes must be at most 1000000, not 1000001"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+    ):
+        with pytest.raises(EvalError, match=said):
+            ForgettingConfig(after="x", **wrong)
     with patch.object(sys, "argv", ["forgetting", "--before", "nowhere", "--after", "nowhere"]):
         assert main() == 2
     assert "no model 'nowhere'" in capsys.readouterr().err
