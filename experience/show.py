@@ -1,7 +1,7 @@
 """What is in a store, on the terminal.
 
     python -m experience.show RUN
-    python -m experience.show RUN --traces --phase round1/gate --success no
+    python -m experience.show RUN --phase round1/gate --success no
     python -m experience.show RUN --trace round1/gate/7
 
 What models and envs wrote is untrusted: it is shown without anything that would steer the terminal.
@@ -49,8 +49,15 @@ def show_run(store: ExperienceStore, console: Console) -> None:
 def show_traces(
     store: ExperienceStore, console: Console, *, phase: str | None, success: bool | None, limit: int
 ) -> None:
-    """One line per trace, at most ``limit``."""
+    """One line per trace, at most ``limit``.
+
+    Raises:
+        ExperienceError: There is no such phase.
+    """
     traces = store.traces(phase=phase)
+    if phase is not None and traces.empty:
+        known = ", ".join(store.traces()["phase"].unique())
+        raise ExperienceError(f"there are no traces of {phase}: there are {known or 'none at all'}")
     if success is not None:
         traces = traces[traces["success"] == success]
     table = _table("trace", "weights", "context", "turns", "return", "ended", "success")
@@ -125,17 +132,19 @@ def main(args: list[str] | None = None) -> None:
             where: The run's folder, the path of a database, or its URL.
             run: The run's name, where the database holds several.
             trace: Show this trace turn by turn.
-            traces: List traces.
+            traces: List traces, as with a phase or success.
             phase: Those of this phase.
             success: Those that succeeded, or those that did not.
             limit: How many at most.
         """
+        if limit < 1:
+            raise ExperienceError(f"limit must be at least 1, not {limit}")
         console = Terminal()
         wanted = None if success is None else success == "yes"
         with open_run(where, run) as store:
             if trace is not None:
                 show_trace(store, console, trace)
-            elif traces:
+            elif traces or phase is not None or success is not None:
                 show_traces(store, console, phase=phase, success=wanted, limit=limit)
             else:
                 show_run(store, console)

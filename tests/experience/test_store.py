@@ -694,13 +694,20 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     text = shown("--traces", "--success", "no", "--limit", "1")
     assert "1 of 2 traces" in text
     assert SECOND in text
-    assert "0 of 0 traces" in shown("--traces", "--phase", "none")
+    assert "2 of 2 traces" in shown("--success", "no")
+    assert "2 of 2 traces" in shown("--phase", "round1/play0", "--success", "no")
     text = shown("--trace", "round1/play0/9")
     assert "[red]markup[/] red   !" in text
     assert "[/broken]" in text
     assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(text)
-    for arguments in (["--trace", "x/1"], ["--run", "b"]):
-        with pytest.raises(SystemExit, match=r"error: (there is no trace x/1|.* has no run b; it has: run)"):
+    for arguments, said in (
+        (["--trace", "x/1"], "there is no trace x/1"),
+        (["--run", "b"], ".* has no run b; it has: run"),
+        (["--phase", "x"], "there are no traces of x: there are round1/play0"),
+        (["--traces", "--limit", "0"], "limit must be at least 1, not 0"),
+        (["--traces", "--limit", "-1"], "limit must be at least 1, not -1"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: {said}"):
             shown(*arguments)
     with pytest.raises(SystemExit, match=r"error: there is no store at .*missing"):
         show.main([str(tmp_path / "missing")])
