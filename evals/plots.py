@@ -218,10 +218,11 @@ def _rates(axes: "Axes") -> None:
 
 
 def _legend(axes: "Axes") -> None:
-    """Below the axes, where it hides nothing."""
+    """Below the axes, where it hides nothing, if there is anything to name."""
     figure = axes.get_figure()
     assert figure is not None
-    figure.legend(loc="outside lower left", ncols=2, columnspacing=1.0, handlelength=1.4)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower left", ncols=2, columnspacing=1.0, handlelength=1.4)
 
 
 def _plot(draw: Callable[["Axes"], None], title: str, height: float = HEIGHT) -> Markup:

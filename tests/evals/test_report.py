@@ -17,6 +17,7 @@ from agents.self_improve import self_improve
 from envs import register_text
 from evals.finished_run import FinishedRun, part_of
 from evals.page import duration, p_text, plural, points, write_page
+from evals.plots import curves_plot
 from evals.replay import MAX_FRAMES, Frame, _thinned, replay_pairs
 from evals.report import _candidates, _insights, main, print_summary, ways, write_report
 from experience.context import ContextScore
@@ -275,6 +276,11 @@ def test_runs_side_by_side(
     assert "lowest to highest" not in text
     main([str(other)])
     assert capsys.readouterr().out.strip() == str(other / "report.html")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_plot_of_nothing_has_no_legend(corridor: Path) -> None:
+    assert "<svg" in curves_plot({"untrained": FinishedRun.read(corridor)}, "Success")
 
 
 def test_seeds_side_by_side_show_their_spread(lake: Path, tmp_path: Path) -> None:
