@@ -262,6 +262,8 @@ def main(args: list[str] | None = None) -> int:
             Args:
                 pages: Markdown files.
             """
+            if not pages:
+                raise EvalError("name the pages whose tables to make, such as README.md")
             for page in pages:
                 write_whole(page, fill(page))
                 console.print(f"{page}", highlight=False, markup=False)

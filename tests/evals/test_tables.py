@@ -131,6 +131,11 @@ def test_a_name_ends_no_cell(page: Path) -> None:
     assert r"| a\|b | OPCD |" in filled(page, "methods")
 
 
+def test_no_page_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "name the pages" in capsys.readouterr().err
+
+
 def test_a_page_that_is_no_text(page: Path) -> None:
     page.write_bytes(b"\xff\xfe")
     with pytest.raises(EvalError, match="is not UTF-8 text"):
