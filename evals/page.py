@@ -30,10 +30,17 @@ def write_page(target: Path, template: str, **values: Any) -> Path:
 
 
 def write_whole(target: Path, text: str) -> Path:
-    """Write a file, whole or not at all, and the folder that it is in; returns the path."""
+    """Write a file, whole or not at all, and the folder that it is in; returns the path.
+
+    Raises:
+        OSError: It cannot be written, and is named.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with appearing(target) as tmp:
-        tmp.write_text(masked(text), encoding="utf-8", newline="")
+    try:
+        with appearing(target) as tmp:
+            tmp.write_text(masked(text), encoding="utf-8", newline="")
+    except OSError as error:  # a full disk's names no file
+        raise OSError(error.errno, error.strerror, str(target)) from error
     return target
 
 

@@ -37,6 +37,7 @@ _ADVICE = {
     sqlite3.SQLITE_READONLY: "make the file and its folder writable, or work on a copy",
     sqlite3.SQLITE_CANTOPEN: "its folder must exist and be writable",
     sqlite3.SQLITE_FULL: "free some space and try again",
+    sqlite3.SQLITE_IOERR: "see whether its disk is full, since reading takes some space too, or failing",
     sqlite3.SQLITE_NOTADB: "it is not a SQLite file: name another",
     sqlite3.SQLITE_CORRUPT: "it is damaged: take a copy, or save what is left with sqlite3's .recover",
 }

@@ -1,12 +1,14 @@
 """The report and the comparison, as text and in a browser."""
 
 import dataclasses
+import errno
 import itertools
 import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +18,7 @@ from agents.config import SelfImproveConfig
 from agents.self_improve import self_improve
 from envs import register_text
 from evals.finished_run import FinishedRun, part_of
-from evals.page import duration, p_text, plural, points, write_page
+from evals.page import duration, p_text, plural, points, write_page, write_whole
 from evals.plots import curves_plot
 from evals.replay import MAX_FRAMES, Frame, _thinned, replay_pairs
 from evals.report import _candidates, _insights, main, print_summary, ways, write_report
@@ -343,6 +345,13 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_page(target, "report.html.j2")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_for_which_there_is_no_space_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_text", Mock(side_effect=full))
+    with pytest.raises(OSError, match=r"No space left on device: .*page\.html'"):
+        write_whole(tmp_path / "page.html", "new")
 
 
 def test_the_gate_shows_its_candidates(tmp_path: Path) -> None:

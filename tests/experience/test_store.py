@@ -392,6 +392,14 @@ def test_a_damaged_cell(
         read(store)
 
 
+def test_a_disk_that_fails_or_is_full(tmp_path: Path) -> None:
+    failure = sqlite3.OperationalError("disk I/O error")
+    failure.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+    says = pytest.raises(ExperienceError, match="disk I/O error: see whether its disk is full")
+    with ExperienceStore(tmp_path / "e.db") as store, says, store._database.reading():
+        raise failure
+
+
 def test_a_locked_file(tmp_path: Path) -> None:
     path = tmp_path / "e.db"
     with patch.object(database, "BUSY_SECONDS", 0.1), ExperienceStore(path) as store:
