@@ -227,8 +227,7 @@ def write_comparison(paths: list[Path], target: Path, store: str | None = None) 
     differing = [
         key
         for key in dict.fromkeys(key for values in settings.values() for key in values)
-        if key not in ("output", "resume", "store", "json")
-        and len({repr(values.get(key)) for values in settings.values()}) > 1
+        if key != "store" and len({repr(values.get(key)) for values in settings.values()}) > 1
     ]
     temperature = {run.results["eval_temperature"][0] for run in runs.values()}
     names = ", ".join(map(temperature_text, sorted(temperature)))

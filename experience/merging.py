@@ -36,15 +36,6 @@ from it.
 """
 
 
-def is_contradiction(first: str, second: str, opposites: Collection[str] = ()) -> bool:
-    """Whether two texts say the same of the same, but for a negation or for words that exclude each other.
-
-    Such are the ``opposites``: an env's actions, say.
-    """
-    decisive = _decisive(opposites)
-    return _topic(first, decisive) == _topic(second, decisive) and _is_contrary(first, second)
-
-
 def _decisive(opposites: Collection[str]) -> frozenset[str]:
     """The words by which two texts on one topic contradict each other."""
     return NEGATIONS.union(word for action in opposites for word in _words(action))
@@ -90,7 +81,9 @@ def settled(insights: Sequence[Insight], opposites: Collection[str] = ()) -> lis
     """The same insights, each with the state that its evidence gives it.
 
     One retires when the evidence against it prevails significantly, or when it contradicts another that has
-    more for it. One that retired for such a reason comes back when the evidence turns.
+    more for it: says the same of the same, but for a negation or for words that exclude each other. Such are
+    the ``opposites``, an env's actions, say. One that retired for such a reason comes back when the evidence
+    turns.
     """
     from scipy.stats import binomtest  # here: it takes a second, and most that starts needs none of it
 

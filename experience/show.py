@@ -83,7 +83,7 @@ def show_trace(store: ExperienceStore, console: Console, trace_id: str) -> None:
     about = f"{trace['env_id']}, weights {trace['policy_id']}, context {trace['context_id']}"
     console.print(_plain(f"{trace_id}: {about}"), style="bold")
     table = _table("turn", "observation", "insights", "reply", "action", "reward")
-    turns = store.turns(trace_id=trace_id, tokens=True)
+    turns = store.turns(trace_id=trace_id)
     for row in turns.to_dict("records"):
         action = "none" if pd.isna(row["action"]) else row["action"]
         shown = " ".join(row["insight_ids"])
