@@ -238,13 +238,14 @@ def test_a_run_stands_for_its_model(ruined: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for wrong, said in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"episodes": 0}, "episodes must be at least 1, not 0"),
         ({"episodes": 1_000_001}, "episodes must be at most 1000000, not 1000001"),
         ({"seed": -1}, "seed must be at least 0, not -1"),
-    ):
+    ]
+    for values, said in wrong:
         with pytest.raises(EvalError, match=said):
-            ForgettingConfig(after="x", **wrong)
+            ForgettingConfig(after="x", **values)
     with patch.object(sys, "argv", ["forgetting", "--before", "nowhere", "--after", "nowhere"]):
         assert main() == 2
     assert "no model 'nowhere'" in capsys.readouterr().err
