@@ -317,8 +317,10 @@ def make_opcd(run: Run, ranks: Ranks | None = None) -> OPCD:
         DistillError: Student and teacher do not fit each other.
     """
     config, student, ranks = run.config, run.agent.student, ranks or run.ranks
-    # Not len(tokenizer): that counts tokens, and some tokenizers leave ids out.
-    vocabulary = max(student.tokenizer.get_vocab().values()) + 1
+    vocabulary = None
+    if config.teacher_model or config.teacher_urls:
+        # Not len(tokenizer): that counts tokens, and some tokenizers leave ids out.
+        vocabulary = max(student.tokenizer.get_vocab().values()) + 1
     return OPCD(
         student.lm.model,
         run.agent.imitated(),
@@ -328,7 +330,7 @@ def make_opcd(run: Run, ranks: Ranks | None = None) -> OPCD:
         k=config.top_k,
         mode=config.loss,
         direction=config.direction,
-        vocabulary=vocabulary if config.teacher_model or config.teacher_urls else None,
+        vocabulary=vocabulary,
         optimizer=config.optimizer,
         warmup_steps=WARMUP_STEPS,
         max_nodes=config.max_nodes,

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from distill.lm.reason import reason
 from distill.lm.save import save_model
 from distill.lm.sealed import check_folder
-from distill.lm.support import COARSE, Compute, Support, UnsupportedModelError, find_support
+from distill.lm.support import COARSE, Compute, Support, UnsupportedModelError, find_support, plain_logits
 
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -197,22 +197,16 @@ def _merged(
             raise ModelError(
                 f"lacks adapters that its adapter_config.json asks for: {reason(warning)}"
             ) from None
-    expected_V = _probe(adapted)
+    probe = tuple(range(8))
+    expected_V = plain_logits(adapted, probe)
     merged = adapted.merge_and_unload(safe_merge=True).requires_grad_(True)
-    off = float((_probe(merged) - expected_V).abs().mean() / expected_V.abs().max())
+    off = float((plain_logits(merged, probe) - expected_V).abs().mean() / expected_V.abs().max())
     if not off <= (1e-3 if merged.dtype.itemsize > 2 else COARSE):
         raise ModelError(
             "holds adapters that cannot be merged: the model then computes something else, as when they are "
             "in an embedding that is the head too"
         )
     return tokenizer, merged
-
-
-@torch.no_grad()
-def _probe(model: Any) -> torch.Tensor:
-    """The logits after a few tokens."""
-    logits_V: torch.Tensor = model(input_ids=torch.arange(8)[None], use_cache=False).logits[0, -1].float()
-    return logits_V
 
 
 def _check_vocabulary(where: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

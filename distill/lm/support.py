@@ -122,8 +122,8 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
         try:
             own = decoder_of(model).config._attn_implementation
             _use("eager", model, own)
-            whole = [_plain_logits(model, prefix) for prefix in beginnings]
-            grown = [_plain_logits(model, prefix) for prefixes in rounds for prefix in prefixes]
+            whole = [plain_logits(model, prefix) for prefix in beginnings]
+            grown = [plain_logits(model, prefix) for prefixes in rounds for prefix in prefixes]
             set_growth(model, "none", leaps=False)
             first = _Expected.of(model, at_once, whole)
             then = _Expected.of(model, growing, grown)
@@ -186,7 +186,9 @@ def _probes(model: PreTrainedModel) -> tuple[list[Prefix], list[list[Prefix]]]:
     return beginnings, [first, second, sorted(set(third)), fourth, fifth, sixth]
 
 
-def _plain_logits(model: Any, prefix: Prefix) -> torch.Tensor:
+@torch.no_grad()
+def plain_logits(model: Any, prefix: Prefix) -> torch.Tensor:
+    """[V]: the logits after a prefix, in float32, as the model itself gives them."""
     logits_V: torch.Tensor = model(torch.tensor([prefix], device=model.device), use_cache=False).logits[0, -1]
     return logits_V.float()
 

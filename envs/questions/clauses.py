@@ -223,10 +223,8 @@ def _broken_down(said: str) -> str | None:
     if found is None or ":" in said[found.end() :]:
         return None
     head = formula_in(said[: found.start()])
-    total, parts = (
-        plain_number(head),
-        [part for part in NUMBER.finditer(said, found.end()) if part["decimal"]],
-    )
+    total = plain_number(head)
+    parts = [part for part in NUMBER.finditer(said, found.end()) if part["decimal"]]
     values = [number.value for part in parts if (number := plain_number(part[0].strip(" ,")))]
     return head if total and len(values) > 1 and total.value in (len(values), sum(values)) else None
 
@@ -401,11 +399,9 @@ def _is_restated(first: str, other: str) -> bool:
 
 def said_once(answer: str) -> str:
     """The number of 1/4 (0.25), of 1/3 or 33.3%, and of about 8; any other answer as it is."""
-    first, *others = _AGAIN.split(_ABOUT.sub("", TEXT.sub(r" \1 ", answer)))
-    is_number = plain_number(tidy(first)) and all(
-        _is_restated(tidy(first), tidy(o)) for o in others if tidy(o)
-    )
-    return tidy(first) if is_number else answer
+    first, *others = map(tidy, _AGAIN.split(_ABOUT.sub("", TEXT.sub(r" \1 ", answer))))
+    is_number = plain_number(first) and all(_is_restated(first, other) for other in others if other)
+    return first if is_number else answer
 
 
 def _worked_out(text: str) -> PlainNumber | None:
