@@ -1,5 +1,6 @@
 """What parts of a run take, by what was measured of a few calls of its policy."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,14 +45,20 @@ class Episodes:
     """Whether there is no end of prompts, since they tell what was said before."""
     has_ended: bool = True
     """Whether any episode came to its end; else ``turns`` are as many as there may be."""
+    states: float = math.inf
+    """How many observations there are, and so prompts, where the env counts them."""
 
     def distinct(self, episodes: float) -> float:
         """How many prompts this many episodes are about.
 
-        Where nearly every decision is about another, there is no end of them. Where prompts tell what was
-        said before it is Heaps' law, with Good's and Turing's rate at which new ones come. Else it is the
-        extrapolation of Chao and others (2014), which ends at the number of prompts that there are by Chao2.
+        Where nearly every decision is about another, there is no end of them but the env's. Where prompts
+        tell what was said before it is Heaps' law, with Good's and Turing's rate at which new ones come. Else
+        it is the extrapolation of Chao and others (2014), which ends at the number of prompts that there are
+        by Chao2.
         """
+        return min(self.states, self._distinct(episodes))
+
+    def _distinct(self, episodes: float) -> float:
         more, decisions = episodes - self.episodes, episodes * self.turns
         if more <= 0:
             return min(decisions, float(self.prompts))
@@ -106,8 +113,16 @@ class Costs:
 
 
 def fit(calls: Sequence[Call]) -> tuple[float, float, float]:
-    """Seconds per call that computes, per new prompt in it, and per decision, by least squares."""
-    rows = np.array([[call.new > 0, call.new, call.decisions] for call in calls], dtype=float)
-    per_call, per_prompt, per_decision = nnls(rows, np.array([call.seconds for call in calls]))[0].tolist()
-    decisions = sum(call.decisions for call in calls)
-    return per_call, per_prompt, per_decision + sum(call.between for call in calls) / decisions
+    """Seconds per call that computes, per new prompt in it, and per decision, by least squares.
+
+    What a decision takes is seen in the quickest call without new prompts, if there is any: elsewhere it is
+    little beside what else takes a moment, and a run has hundreds of thousands of them.
+    """
+    decided = min((call.seconds / call.decisions for call in calls if not call.new), default=0.0)
+    rows = np.array(
+        [[call.new > 0, call.new, 0 if decided else call.decisions] for call in calls], dtype=float
+    )
+    seconds = np.array([max(0.0, call.seconds - decided * call.decisions) for call in calls])
+    per_call, per_prompt, per_decision = nnls(rows, seconds)[0].tolist()
+    between = float(np.median([call.between / call.decisions for call in calls]))
+    return per_call, per_prompt, decided + per_decision + between

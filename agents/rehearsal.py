@@ -4,17 +4,20 @@ Nothing of it stays. It plays in places of its own, writes nothing down, compute
 applies, and puts the global random states back; so the run that follows is the same with it and without it.
 """
 
+import math
 import random
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import numpy as np
 import pandas as pd
 import torch
+from gymnasium.spaces import Discrete
 
 from agents import rollout
 from agents.costs import Call, Costs, Episodes, fit
@@ -59,6 +62,8 @@ class Clocked:
         self.calls: list[Call] = []
         self.refused = 0
         """Prompts that were left over when the time of the present piece of play was over."""
+        self.again: Callable[[], object] = lambda: None
+        """Makes the last call once more, when its prompts are known."""
         self._has_begun = False
         self._known: set[Prompt] = set()
         self._deadline = self._last = 0.0
@@ -90,6 +95,7 @@ class Clocked:
         )
         self._known |= distinct
         self._last, self._has_begun = ended, True
+        self.again = partial(self.generate, prompts, sampling, seeds)
         return completions
 
 
@@ -117,6 +123,10 @@ class Rehearsal:
         """Take hold of what will play, before the run's folder is made."""
         self._run, self._reflection = run, reflection
         self._clocked = Clocked(run.agent.student)
+        with closing(run.make_env()) as env:
+            seen = env.env.observation_space
+            self._states = float(seen.n) if isinstance(seen, Discrete) else math.inf
+            self._limit = None if env.spec is None else env.spec.max_episode_steps
         word = len(run.agent.base.tokenizer(" experience")["input_ids"])
         self._lesson = " experience" * max(1, INSIGHT_TOKENS // word)
         """Stands for what a model is still to write."""
@@ -146,6 +156,9 @@ class Rehearsal:
                 greedy = self._play("greedy", most, NO_CONTEXT, 0.0, 0.1)
                 context, waves = self._experience(bare)
                 informed = self._play("informed", most, context, config.teacher_temperature, 0.2)
+                if run.agent.max_tokens == 1:  # then a known prompt is not computed again
+                    self._clocked.begin(math.inf)
+                    self._clocked.again()
             finally:
                 self._envs.close()
                 policy.clear()
@@ -206,7 +219,7 @@ class Rehearsal:
 
     def _episodes(self, play: _Play, found: int = 0, *, with_context: bool = True) -> Episodes:
         """How they go; there are at least as many prompts as were ``found`` otherwise."""
-        limit, ended, decisions = self._step_limit(), len(play.ended), sum(len(t.turns) for t in play.traces)
+        limit, ended, decisions = self._limit, len(play.ended), sum(len(t.turns) for t in play.traces)
         turns = decisions / ended if ended else limit or 2.0 * decisions
         times = Counter(prompt for trace in play.traces for prompt in set(self._prompts(trace, with_context)))
         episodes = Counter(times.values())
@@ -219,6 +232,7 @@ class Rehearsal:
             twice=episodes[2],
             is_open=self._run.memory.turns != 0,
             has_ended=ended > 0,
+            states=math.inf if self._run.memory.turns else self._states,
         )
 
     def _prompts(self, trace: Trace, with_context: bool) -> Iterator[Hashable]:
@@ -227,10 +241,6 @@ class Rehearsal:
             past = self._run.memory.of(trace.turns[:number], turn.left_out)
             shown = turn.insight_ids if with_context else ()
             yield tuple((t.observation, t.token_ids) for t in past), turn.observation, shown
-
-    def _step_limit(self) -> int | None:
-        spec = self._run.make_env().spec
-        return None if spec is None else spec.max_episode_steps
 
     # --- experience --------------------------------------------------------------------------------------
 

@@ -82,6 +82,7 @@ def test_prompts_are_counted_as_they_come() -> None:
     assert KNOWN.distinct(1) == 10
     assert KNOWN.distinct(10**5) == 16
     assert NEW.distinct(10**5) == 10**6
+    assert replace(NEW, states=500).distinct(10**5) == 500  # the env counts them
     half = Episodes(turns=10, episodes=10, decisions=100, prompts=40, once=20, twice=9)
     assert 40 < half.distinct(20) < half.distinct(40) < 57.1
     assert half.distinct(10**6) == pytest.approx(57.1)  # Chao2: 40 + 9/10 * 20 * 19 / 20
