@@ -120,7 +120,7 @@ def gate_plot(candidates: Sequence[Arm], without: float, title: str) -> Markup:
     def draw(axes: "Axes") -> None:
         for row, candidate in enumerate(shown):
             colour = GREEN if candidate["is_admitted"] else MUTED
-            axes.scatter(candidate["success_rate"], row, color=colour, zorder=3)
+            axes.scatter(candidate["success_rate"], row, color=colour, zorder=3, clip_on=False)
             _interval(axes, candidate, row, text=False)
         axes.axvline(without, color=BLUE, linestyle="--", linewidth=1.2, label="without context")
         _rows(axes, [candidate["label"] for candidate in shown])
@@ -138,7 +138,9 @@ def runs_plot(runs: Mapping[str, FinishedRun], title: str) -> Markup:
             for name, colour, shift in (("before", BLUE, -0.14), ("after", GREEN, 0.14)):
                 arm = run.results["arms"][name]
                 label = name if row == 0 else None
-                axes.scatter(arm["success_rate"], row + shift, color=colour, label=label, zorder=3)
+                axes.scatter(
+                    arm["success_rate"], row + shift, color=colour, label=label, zorder=3, clip_on=False
+                )
                 _interval(axes, arm, row + shift, text=False)
         _rows(axes, list(runs))
         axes.set_xlabel("success (95% interval)")

@@ -294,11 +294,11 @@ def test_seeds_side_by_side_show_their_spread(lake: Path, tmp_path: Path) -> Non
         (runs[-1] / "config.json").write_text(json.dumps(about))
         (runs[-1] / "results.json").write_text(json.dumps(results))
     rate = json.loads((lake / "results.json").read_text())["arms"]["after"]["success_rate"]
-    low, middle, high = (f"{value:.1%}" for value in sorted((rate, 0.9, 0.4)))
+    low, middle, high = sorted((rate, 0.9, 0.4))
     main([*map(str, runs), "--output", str(tmp_path / "page.html")])
     text = " ".join(text_of(tmp_path / "page.html").split())
     assert "3 seeds: median lowest to highest" in text
-    assert f"{middle} {low} to {high}" in text
+    assert f"{middle:.1%} {100 * low:.1f} to {high:.1%}" in text
 
 
 @pytest.mark.parametrize(
