@@ -94,7 +94,7 @@ def _fitted(space: Space[Any], given: Any) -> Any:
         ValueError: It does not fit; or TypeError, KeyError, OverflowError.
     """
     if isinstance(space, Discrete):
-        return np.int64(_whole(given))
+        return space.dtype.type(_whole(given))
     if isinstance(space, MultiDiscrete | MultiBinary):
         numbers = np.asarray(given, dtype=object)
         whole = [_whole(number) for number in numbers.flat]
@@ -103,7 +103,7 @@ def _fitted(space: Space[Any], given: Any) -> Any:
         numbers = np.asarray(given, dtype=object)
         if numbers.shape != space.shape:
             raise ValueError("another shape")
-        is_whole = np.issubdtype(space.dtype, np.integer)
+        is_whole = _is_whole(space)
         fitted = [_whole(number) if is_whole else _finite(number) for number in numbers.flat]
         # By the bounds as they are said: those of float32, a little beside, must not refuse 0.7, nor must a
         # number just outside be rounded into the space.
@@ -124,6 +124,10 @@ def _fitted(space: Space[Any], given: Any) -> Any:
             raise ValueError("a list is needed")
         return tuple(_fitted(inner, item) for inner, item in zip(space.spaces, given, strict=True))
     return given
+
+
+def _is_whole(space: Box) -> bool:
+    return space.dtype.kind in "biu"
 
 
 def _whole(number: Any) -> int:
@@ -157,7 +161,7 @@ def action_text(value: Any) -> str:
             return [plain(item) for item in value]
         if isinstance(value, np.ndarray):
             return [plain(item) for item in value] if value.ndim else plain(value[()])
-        if isinstance(value, np.integer):
+        if isinstance(value, np.integer | np.bool_):
             return int(value)
         if isinstance(value, float | np.floating):
             return float(number_text(value))
@@ -217,7 +221,7 @@ def explain(space: Space[Any]) -> str:
         low, high = space.start, space.start + space.nvec - 1
         return f"{_list_of(space.shape, 'whole numbers')} {_bounds(low, high)}"
     if isinstance(space, Box):
-        kind = "whole number" if np.issubdtype(space.dtype, np.integer) else "number"
+        kind = "whole number" if _is_whole(space) else "number"
         what = _list_of(space.shape, f"{kind}s") if space.shape else f"a {kind}"
         return f"{what} {_bounds(space.low, space.high)}".rstrip()
     if isinstance(space, Text):

@@ -58,6 +58,7 @@ BUILT_IN = [
 ]
 SPACES = [
     Discrete(3, start=-1),
+    Discrete(3, dtype=np.uint8),
     Discrete(100),
     MultiDiscrete([2, 3]),
     MultiDiscrete(np.array([[2, 3], [4, 50]]), start=np.array([[1, 0], [0, -5]])),
@@ -67,6 +68,7 @@ SPACES = [
     Box(np.array([0.0, -5.0], np.float32), np.array([1.0, np.inf], np.float32)),
     Box(-np.inf, np.inf, (), np.float32),
     Box(0, 255, (2, 2), np.uint8),
+    Box(0, 1, (2,), np.bool_),  # type: ignore[arg-type]
     Text(8),
     Tuple((Discrete(2), Box(-1.0, 1.0, (1,)))),
     Dict({"move": Discrete(4), "say": Text(5, min_length=0), "more": Tuple((MultiBinary(2), Discrete(3)))}),
