@@ -16,8 +16,11 @@ RULES = "Think in a few sentences. Then end with a line of this form:\nAction: .
 
 _MARK = re.compile(r"\baction[\s*_`]{0,4}[:\uff1a]", re.IGNORECASE)
 _BOX = re.compile(r"\\boxed\s{0,3}\{(?:\s{0,3}\\[a-z]{1,8}\s{0,3}\{)?([^{}]{0,200})\}")
+_DENIED = re.compile(r"(?:\b(?:not|never|cannot|avoid)|n['\u2019]t)\b[^.,;:!?]*\Z", re.IGNORECASE)
 _AROUND = " \t\r\n*_`$"
 """What may stand around an action: blanks, and what makes it bold, code or a formula."""
+_TAG = re.compile("</?(?:answer|action|response)>", re.IGNORECASE)
+"""In which many models put what they say after a thought."""
 _FIRST_WORD = re.compile(r"(\w{1,40})[\s,:]{1,9}")
 _LEADING = frozenset(
     ["i", "we", "will", "should", "would", "choose", "take", "move", "go", "step", "turn", "to", "towards",
@@ -70,23 +73,28 @@ def action_line(grammar: Grammar, lead: str) -> Grammar:
 def parted(reply: str) -> tuple[str, str]:
     """What leads up to the action, and what names it, in what is said outside of thoughts.
 
-    That is the last ``Action:`` that says something, or else the last line.
+    That is the last ``Action:`` that says something, or else the last line of more than a tag.
     """
     starts = [mark.start() for mark in _MARK.finditer(reply)]
     for start, end in reversed(list(pairwise([*starts, len(reply)]))):
         if re.search(r"\w", _MARK.sub("", reply[start:end])):
             return reply[:start], reply[start:end]
     reply = reply.rstrip()
-    start = reply.rfind("\n") + 1
+    start = _TAG.sub(lambda tag: " " * len(tag[0]), reply).rstrip().rfind("\n") + 1
     return reply[:start], reply[start:]
 
 
 def _readings(text: str, leading: frozenset[str]) -> Iterator[str]:
-    """The text, what is boxed in it, and what is left of that behind its leading words."""
-    text = text.strip(_AROUND)
+    """The text, without tags, what is boxed in it, and what is left of that behind its leading words."""
+    yield text.strip(_AROUND)
+    text = _TAG.sub(" ", text).strip(_AROUND)
     yield text
-    if boxes := _BOX.findall(text):
-        text = boxes[-1].strip(_AROUND)
+    if boxes := list(_BOX.finditer(text)):
+        line = text.rfind("\n", 0, boxes[-1].start()) + 1
+        named = {box[1].strip(_AROUND) for box in boxes if box.start() >= line}
+        if len(named) > 1 or _DENIED.search(text, line, boxes[-1].start()):
+            return
+        text = named.pop()
         yield text
     for _ in range(MAX_LEADING):
         first = _FIRST_WORD.match(text)
