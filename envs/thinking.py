@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from envs.actions import Action, Grammar
-from envs.words import EnvError, EnvWords
+from envs.words import MAX_REPLY_CHARS, EnvError, EnvWords
 
 Replies = Literal["act", "think"]
 """A reply is an action; or it thinks first, and ends with a line that names one."""
@@ -59,6 +59,7 @@ def action_line(grammar: Grammar, lead: str) -> Grammar:
     leading = _LEADING.union(lead.lower().split())
 
     def read(reply: str) -> Action | None:
+        reply = reply[-MAX_REPLY_CHARS:]
         _, named = parted(reply)
         texts = [reply, named]
         if mark := _MARK.match(named):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from envs.actions import Action, Grammar
+from envs.any_text import MAX_CHARS
 from envs.thoughts import outside_thoughts
 
 Role = Literal["system", "user", "assistant"]
@@ -15,7 +16,7 @@ Options = dict[str, Any] | None
 """What Gymnasium lets a ``reset`` be given beside a seed; no env here makes use of any."""
 
 MAX_REPLY_CHARS = 4096
-"""How many of a reply's last characters are looked at: that is where answers stand."""
+"""How many of a reply's last characters an answer or an action is looked for in: that is where they stand."""
 
 
 class EnvError(ValueError):
@@ -147,4 +148,4 @@ class EnvWords:
         said = outside_thoughts(reply.strip().removeprefix(self.reply_prefix))
         if said is None:
             return None
-        return self.grammar(said.strip().removeprefix(self.reply_prefix)[-MAX_REPLY_CHARS:])
+        return self.grammar(said.strip().removeprefix(self.reply_prefix)[-MAX_CHARS:])

@@ -21,7 +21,7 @@ from envs.adapters.limit import STEP_LIMIT, with_limit
 from envs.adapters.own_draws import OwnDraws
 from envs.any_text import MAX_CHARS, AnyText, clean, first_line
 from envs.registry import words_of
-from envs.words import EnvError, EnvWords, Options, Success
+from envs.words import MAX_REPLY_CHARS, EnvError, EnvWords, Options, Success
 
 SUCCESS = Success(means="the game gives a reward of 1", reached=lambda total, _: total >= 1)
 
@@ -63,7 +63,8 @@ class TextArenaEnv(gym.Env[str, str]):
         return self._begin(int(self.np_random.integers(2**31))), {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Give the game what the agent wrote."""
+        """Give the game what the agent wrote, the end of it where it is long."""
+        action = action[-MAX_REPLY_CHARS:]
         state = self._game.state
         with self._draws.drawing(), redirect_stdout(io.StringIO()):
             try:

@@ -21,7 +21,7 @@ Match = Literal["tag", "exact", "letter"]
 MAX_LABELS = 64
 """More different answers than these are no labels."""
 
-_TAG = re.compile(r"<answer>\s*([^<>]*?)\s*</answer>", re.IGNORECASE)
+_TAG = re.compile(r"<answer>([^<>]*)</answer>", re.IGNORECASE)
 _LETTER = re.compile(r"\W*([A-Za-z])(?![A-Za-z'’])")  # noqa: RUF001
 
 

@@ -121,7 +121,7 @@ def judge(reply: str, gold: str, check: str) -> bool | None:
         return gold.strip() == reply.strip()
     if check == "exact":
         return said == right
-    return any(said[start : start + len(right)] == right for start in range(len(said) - len(right) + 1))
+    return f" {' '.join(right)} " in f" {' '.join(said)} "  # there is no space in a word
 
 
 def _words(text: str) -> list[str]:

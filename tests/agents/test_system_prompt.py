@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,14 @@ def test_any_reply_can_be_read(reply: str) -> None:
     for match in ("tag", "exact"):
         assert read_label(reply, ("yes", "no"), match) in ("yes", "no", None)
     assert read_label(reply, ("A", "B"), "letter") in ("A", "B", None)
+
+
+def test_hostile_replies_take_no_time() -> None:
+    began = time.process_time()
+    for match in ("tag", "exact", "letter"):
+        for piece in ("<answer>", " ", "<answer>" + " " * 99, "'", "x"):
+            read_label((piece * 65_536)[:65_536], ("yes", "no"), match)
+    assert time.process_time() - began < 5
 
 
 def test_options_stand_under_the_question(inputs: Path) -> None:

@@ -23,13 +23,12 @@ from agents.run.run import Run
 from agents.self_improve import self_improve
 from distill.parallel import Ranks
 from envs import EnvError, TextEnv, make_text_env
-from envs.any_text import AnyText, clean
+from envs.any_text import MAX_CHARS, AnyText, clean
 from envs.games.frozen_lake import lake_map
 from envs.place import vector_env
 from envs.questions.problems import Problem, task_problems
 from envs.questions.verify import Verdict, Verifier
 from envs.text_env import make_env
-from envs.words import MAX_REPLY_CHARS
 from evals.baselines import Baselines
 from evals.report import print_summary
 from experience.context import NO_CONTEXT
@@ -121,10 +120,10 @@ def test_any_reply_is_an_answer() -> None:
 
 def test_text_that_reaches_the_env_is_in_its_space() -> None:
     env = make_text_env("Math-v0", SUMS)
-    for reply in ("The answer is 4.", "a\x00b\ud800c\nd", "é²π" * 5000, ""):
+    for reply in ("The answer is 4.", "a\x00b\ud800c\nd", "é²π" * 50_000, ""):
         action = env.words.parse(reply)
         assert action is not None
-        assert len(action.text) <= MAX_REPLY_CHARS
+        assert len(action.text) <= MAX_CHARS
         assert action.value in env.env.action_space
     assert "a\x00" not in AnyText()
     assert clean("a\x00b\ud83d\tc\n") == "a b \tc\n"
@@ -139,6 +138,8 @@ def test_an_env_with_text_actions_and_no_answer_of_its_own() -> None:
     env = TextEnv(Echo(gym.make("Math-v0", **SUMS)))
     env.reset(seed=0)
     assert env.step(" hello ")[4] == {"text/action": "hello"}
+    long = "B. " + "That is why. " * 999
+    assert env.step(long)[0] == long.strip()
 
 
 @pytest.mark.parametrize("source", ["task", "file"])
