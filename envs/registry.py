@@ -50,10 +50,10 @@ def words_for(env: gym.Env[Any, Any]) -> EnvWords:
     """
     registered = _REGISTERED.get(env.spec.id) if env.spec else None
     bare = env.unwrapped
-    ours = _OURS.get(
-        type(bare), any_words
-    )  # what is derived from it may show something else, and so may a wrapper
-    return (registered or (ours if env.observation_space == bare.observation_space else any_words))(env)
+    # What is derived from it may show or take something else, and so may a wrapper.
+    ours = _OURS.get(type(bare), any_words)
+    is_bare = env.observation_space == bare.observation_space and env.action_space == bare.action_space
+    return (registered or (ours if is_bare else any_words))(env)
 
 
 def misspelt(env: gym.Env[Any, Any]) -> str | None:

@@ -1,5 +1,6 @@
 """Frozen Lake in words. The agent reads where it stands, never the map: holes must be learned."""
 
+import math
 from functools import partial
 from typing import Any, cast
 
@@ -40,13 +41,22 @@ def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
     """Words for any Frozen Lake: 4x4, 8x8, or a map of the user's own.
 
     Raises:
-        EnvError: The map is drawn at random when the env is made: every copy would have another one.
+        EnvError: The map is drawn at random when the env is made: every copy would have another one; or the
+            rewards don't say whether the goal is reached.
     """
     given = env.spec.kwargs if env.spec else {}
     if given.get("desc") is None and given.get("map_name", "4x4") is None:
         raise EnvError("a random map differs in every copy of the env: draw one, and pass it as desc")
     lake = cast("FrozenLakeEnv", env.unwrapped)
     rows, columns = lake.nrow, lake.ncol
+    goal, hole, ice = given.get("reward_schedule", (1, 0, 0))
+    walked = ice * ((env.spec.max_episode_steps if env.spec else None) or math.inf) if ice else 0
+    most_lost = hole + max(0, walked)
+    if goal + min(0, walked) <= most_lost:
+        raise EnvError(
+            "with this reward_schedule, in so many steps, a return does not say whether the goal is reached: "
+            "give the ice less reward or cost"
+        )
 
     return EnvWords(
         rules=(
@@ -59,7 +69,7 @@ def frozen_lake_words(env: gym.Env[Any, Any]) -> EnvWords:
         grammar=word_grammar(ACTIONS),
         describe=partial(describe_place, columns),
         advise=advise_move,
-        success=Success(means="the goal is reached", reached=lambda total, _: total > 0),
+        success=Success(means="the goal is reached", reached=lambda total, end: end and total > most_lost),
         examples=examples_at(max(rows, columns) + 1),
     )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+from gymnasium.wrappers import TransformAction
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,6 +161,22 @@ def test_what_an_advice_is_about() -> None:
     assert words.advised("You are at row 2, column 1.", "Do well.") is None
 
 
+@pytest.mark.parametrize("rewards", [(1, 0, 0), (1, -1, -0.01), (10, -5, -0.1), (20, -1, 0.1), (0, -1, 0)])
+def test_rewards_of_ones_own_tell_success(rewards: tuple[float, float, float]) -> None:
+    goal, hole, ice = rewards
+    success = lake(reward_schedule=rewards).words.success
+    for walked in (0, 50, 98):
+        assert success.of({}, goal + ice * walked, terminated=True)
+        assert not success.of({}, hole + ice * walked, terminated=True)
+        assert not success.of({}, ice * (walked + 1), terminated=False)
+
+
+def test_a_wrapper_may_take_other_actions() -> None:
+    dry = make_env("FrozenLake-v1", {"is_slippery": False})
+    words = TextEnv(TransformAction(dry, lambda action: action + 1, gym.spaces.Discrete(2))).words
+    assert words.actions == ("0", "1")
+
+
 def test_a_map_of_ones_own() -> None:
     env = lake(desc=["SFF", "FHG"])
     assert lake_map(env) == ("SFF", "FHG")
@@ -181,6 +198,8 @@ def test_a_map_of_ones_own() -> None:
         ("FrozenLake-v1", {"map_name": "9x9"}, "cannot be made"),
         ("FrozenLake-v1", {"max_episode_steps": -1}, "no step limit"),
         ("FrozenLake-v1", {"map_name": None}, "random map"),
+        ("FrozenLake-v1", {"reward_schedule": [1, -1, -0.1]}, "a return does not say whether the goal"),
+        ("FrozenLake-v1", {"reward_schedule": [1, 0, 0.1]}, "a return does not say whether the goal"),
     ],
 )
 def test_bad_envs_are_clear_errors(env_id: str, kwargs: dict[str, object], match: str) -> None:
