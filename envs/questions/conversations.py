@@ -6,6 +6,7 @@ trusted: lines, files and texts are bounded, and a file of any size is read piec
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -43,6 +44,13 @@ _TOOLS = (
     "tool_response",
     "observation",
 )
+_TEXTS = ("text", "input_text", "output_text")
+_THOUGHTS = ("thinking", "reasoning")
+"""Parts of a message, by their type."""
+_LISTED = re.compile(r"\s*\[\s*\{")
+"""How messages in a text begin."""
+_LISTED_PROMPT = re.compile(_LISTED.pattern + r"""\s*["'](?:role|from|content|value)["']\s*:""")
+"""A prompt may begin with other JSON."""
 _KEYS = ("messages", "conversations", "conversation", "prompt")
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
@@ -194,7 +202,7 @@ def _conversation(row: Any, answer: str) -> Conversation:
     """
     if isinstance(row, UnfitError):
         raise row
-    gold, row = None, _parsed(row) if isinstance(row, bytes) else row
+    gold, system, row = None, None, _parsed(row) if isinstance(row, bytes) else row
     if isinstance(row, dict):
         if any(row.get(key) for key in ("tools", "functions")):
             raise UnfitError("tools")
@@ -208,12 +216,16 @@ def _conversation(row: Any, answer: str) -> Conversation:
             raise ValueError(
                 f"it has none of {', '.join(_KEYS)}; it has {', '.join(map(str, row)) or 'nothing'}"
             )
-        row = row[key]
+        system, row = row.get("system"), row[key]
         if isinstance(row, str):
-            row = _parsed(row) if row.lstrip().startswith("[{") else [{"role": "user", "content": row}]
+            listed = _LISTED_PROMPT if key == "prompt" else _LISTED
+            row = _parsed(row) if listed.match(row) else [{"role": "user", "content": row}]
     if not isinstance(row, list) or not all(isinstance(message, dict) for message in row):
         raise ValueError("it is not a list of messages")
-    return _in_turns([_said(message) for message in row], gold)
+    said = [_said(message) for message in row]
+    if isinstance(system, str) and system.strip() and said and said[0][0] != "system":
+        said = [_said({"role": "system", "content": system}), *said]
+    return _in_turns(said, gold)
 
 
 def _said(message: Mapping[str, Any]) -> Said:
@@ -226,7 +238,14 @@ def _said(message: Mapping[str, Any]) -> Said:
     parts = content if isinstance(content, list) else [content]
     texts = []
     for part in parts:
-        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        text = part
+        if isinstance(part, dict):
+            kind = str(part.get("type") or "text")
+            if kind in _THOUGHTS:
+                continue
+            if kind.startswith("tool"):
+                raise UnfitError("tools")
+            text = part.get("text") if kind in _TEXTS else part
         if not isinstance(text, str):
             raise UnfitError("images, sound or files")
         texts.append(text)

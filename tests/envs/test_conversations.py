@@ -47,7 +47,21 @@ def chats(n: int, **more: Any) -> list[dict[str, Any]]:
         {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]},
         {"prompt": CHAT[:1], "completion": CHAT[1:]},
         {"prompt": "Hi?"},
+        {"messages": json.dumps(CHAT, indent=1)},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi?"}]}, CHAT[1]]},
+        {"messages": [{"role": "user", "content": [{"type": "input_text", "text": "Hi?"}]}, CHAT[1]]},
+        {
+            "messages": [
+                CHAT[0],
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "Rude?"},
+                        {"type": "output_text", "text": "Hello."},
+                    ],
+                },
+            ]
+        },
         {"messages": [{"role": "assistant", "content": "Welcome."}, *CHAT]},  # a greeting
     ],
 )
@@ -69,6 +83,21 @@ def test_system_messages_answers_and_messages_of_one_speaker_in_a_row(tmp_path: 
     }
     [found] = read(write(tmp_path / "chats.jsonl", row))
     assert found == Conversation(system="Be brief.", turns=(("user", "Hi?\n\nAnyone?"),), answer="2")
+
+
+def test_a_system_message_beside_the_conversation(tmp_path: Path) -> None:
+    own = {"role": "system", "content": "Be kind."}
+    brief = "Be brief."
+    beside = [(brief, CHAT), (brief, [own, *CHAT]), (None, CHAT), (" ", CHAT)]
+    rows = [{"system": system, "messages": messages} for system, messages in beside]
+    path = write(tmp_path / "chats.jsonl", *rows)
+    assert [found.system for found in read(path)] == [brief, "Be kind.", "", ""]
+
+
+def test_a_prompt_may_begin_with_json(tmp_path: Path) -> None:
+    asked = '[{"name": "Ada"}] As YAML, please.'
+    [found] = read(write(tmp_path / "chats.jsonl", {"prompt": asked}))
+    assert found.turns == (("user", asked),)
 
 
 def test_files_and_folders(tmp_path: Path) -> None:
@@ -110,6 +139,7 @@ def test_a_thought_in_a_logged_reply_is_not_in_a_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
+        ({"messages": [*CHAT, {"role": "user", "content": [{"type": "tool_result"}]}]}, "tools"),
         ({"messages": CHAT, "tools": [{"type": "function"}]}, "tools"),
         ({"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{}], "content": None}]}, "tools"),
         ({"messages": [*CHAT, {"role": "tool", "content": "4"}]}, "tools"),
