@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -80,6 +81,8 @@ class _TooLong(BaseException):
 def guarded(call: Callable[[], Result], limit: TimeLimit = NO_LIMIT) -> Result:
     """Call somebody else's code: whatever comes out of it but Ctrl-C, ``SystemExit`` included, is a fault.
 
+    Where it changes the working directory, that is its own, which it finds again at the next call.
+
     Raises:
         EnvFault: It raised, or took longer than ``limit``; what it raised is the cause.
     """
@@ -92,10 +95,35 @@ def guarded(call: Callable[[], Result], limit: TimeLimit = NO_LIMIT) -> Result:
         except BaseException as error:
             raise EnvFault(_line(error)) from error
 
+    global _theirs
+    ours = _directory()
+    _go(_theirs)
     try:
         return _limited(described, limit)
     except _TooLong as error:
         raise EnvFault(str(error), timed_out=True) from None
+    finally:
+        found = _directory()
+        _theirs = None if found == ours else found
+        if found != ours:
+            _go(ours)
+
+
+_theirs: str | None = None
+"""The working directory of somebody else's code, where it is not ours."""
+
+
+def _directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # somebody has removed it
+        return None
+
+
+def _go(directory: str | None) -> None:
+    if directory is not None:
+        with suppress(OSError):
+            os.chdir(directory)
 
 
 def _line(error: BaseException) -> str:

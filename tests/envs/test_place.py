@@ -1,10 +1,12 @@
 """Whatever an env does wrong ends its own episode, and nothing else."""
 
+import os
 import re
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +17,7 @@ import torch
 
 from agents.policies.policy import Sampling
 from agents.rollout import check_played, rollout
-from envs import EnvError, TextEnv, make_text_env
+from envs import EnvError, TextEnv, deadline, make_text_env
 from envs.deadline import MAX_ERROR_CHARS, EnvFault, TimeLimit, guarded
 from envs.place import MAX_RETURN, LocalPlace, ProcessPlace, Vectorization, vector_env
 from envs.words import truth
@@ -160,6 +162,29 @@ def test_after_a_fault_the_env_is_made_anew() -> None:
     assert str(place.outcome().fault).startswith("SystemExit: 0 (test_place.py:")
     place.begin(2)
     assert place.outcome().fault is None
+
+
+def test_the_working_directory_of_an_env_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(deadline, "_theirs", None)
+    seen = []
+
+    class Goes(Odd):
+        def step(self, action: Any) -> Any:
+            seen.append(Path.cwd())
+            os.chdir(there)
+            return super().step(action)
+
+    place = LocalPlace(lambda: TextEnv(Goes()))
+    place.begin(0)
+    for _ in range(2):
+        place.act("1")
+        assert place.outcome().fault is None
+        assert Path.cwd() == here
+    assert seen == [here, there]
 
 
 def test_returns_too_large_for_a_mean_are_refused() -> None:
