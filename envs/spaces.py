@@ -84,7 +84,7 @@ def _observations(env: gym.Env[Any, Any], name: str) -> tuple[Any, Any]:
         return (
             lambda value: f"{value_text({p: item for p, item in value.items() if p not in images})}."
         ), str
-    if isinstance(space, Box) and len(space.shape) == 1 and space.shape[0] <= MAX_COMPONENTS:
+    if isinstance(space, Box) and len(space.shape) == 1 and 0 < space.shape[0] <= MAX_COMPONENTS:
         names = [f"x{number}" for number in range(1, space.shape[0] + 1)]
         components = Components(space, names)
         return components.describe, components.situation

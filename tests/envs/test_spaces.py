@@ -241,7 +241,10 @@ def test_actions_without_a_text_form_are_a_clear_error(space: Space[Any]) -> Non
 
 @pytest.mark.parametrize(
     "space",
-    [*SPACES, Graph(Discrete(2), None), Sequence(Discrete(2)), Box(0, 1, (84, 84, 3), np.uint8)],
+    [
+        *(*SPACES, Graph(Discrete(2), None), Sequence(Discrete(2)), Box(0, 1, (84, 84, 3), np.uint8)),
+        Box(0, 1, (0,)),
+    ],
     ids=str,
 )
 def test_observations_of_any_space_become_text(space: Space[Any]) -> None:
