@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import find_highest_version, parse_env_id
 from gymnasium.spaces import Discrete
 
 from envs.actions import Action, Grammar, action_text, word_grammar
@@ -70,7 +71,17 @@ def settings_for(env_id: str) -> Mapping[str, Any]:
     if module:
         with suppress(EnvFault):  # making the env says it
             guarded(lambda: importlib.import_module(module))
-    return _SETTINGS.get(name, {})
+    return _SETTINGS.get(_versioned(name), {})
+
+
+def _versioned(env_id: str) -> str:
+    """The id, with the version that Gymnasium takes where it has none: the newest."""
+    with suppress(gym.error.Error):
+        namespace, name, version = parse_env_id(env_id)
+        newest = find_highest_version(namespace, name)
+        if version is None and newest is not None:
+            return f"{env_id}-v{newest}"
+    return env_id
 
 
 def register_text(

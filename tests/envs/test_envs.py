@@ -214,6 +214,12 @@ def test_a_process_that_plays_loads_no_heavy_library() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
+def test_settings_of_an_id_without_its_version() -> None:
+    assert settings_for("Taxi") == settings_for("Taxi-v4") != {}
+    assert settings_for("OPCD/Cue") == settings_for("OPCD/Cue-v0") != {}
+    assert settings_for("Lift") == settings_for("no id") == {}
+
+
 def test_a_game_is_found_by_itself() -> None:
     names = {f"envs.games.{path.stem}" for path in Path(games.__path__[0]).glob("[!_]*.py")}
     assert "envs.games.cue" in names
