@@ -125,11 +125,18 @@ def register_text(
             ``{"episodes": 256, "lr": 1e-4}``. What the user asks for goes before it.
 
     Raises:
-        EnvError: ``actions`` are not different lower-case words.
+        EnvError: ``actions`` are not different lower-case words, what is to be called is no function, or
+            ``success`` is no ``Success``.
     """
+    functions = {"parse": parse, "describe": describe, "situation": situation, "advise": advise}
+    if wrong := [name for name, given in functions.items() if not (given is None or callable(given))]:
+        raise EnvError(f"{env_id}: {', '.join(wrong)} must be a function, such as 'You see {{}}.'.format")
+    if not isinstance(success, Success | None):
+        raise EnvError(f"{env_id}: success must be Success(means=..., reached=...), not {success!r:.80}")
     if actions is not None:
         if len(set(actions)) < len(actions) or not all(
-            word.replace("_", "a").isalnum() and word == word.lower() for word in actions
+            isinstance(word, str) and word.replace("_", "a").isalnum() and word == word.lower()
+            for word in actions
         ):
             raise EnvError(
                 f"{env_id}: actions must be different lower-case words of letters, digits and _, such as "

@@ -557,6 +557,12 @@ def test_words_that_do_not_fit_are_clear_errors(corridor: Callable[..., TextEnv]
         corridor(actions=["Left", "right"])
     with pytest.raises(EnvError, match="3 action words do not fit"):
         corridor(actions=["a", "b", "c"])
+    with pytest.raises(EnvError, match="different lower-case words"):
+        corridor(actions=[0, 1])
+    with pytest.raises(EnvError, match="describe must be a function, such as"):
+        corridor(describe="Square {}.")
+    with pytest.raises(EnvError, match="success must be Success"):
+        corridor(success=lambda total, _: total > 0)
 
 
 # ------------------------------------------------------------------------------------- slow and broken envs
