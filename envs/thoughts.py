@@ -6,12 +6,12 @@ _MARKS = re.compile(
     r"""
     (?P<opens>
         <(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)(?:\s[^<>]{0,200})?(?<!/)>
-      | \[think\] | ◁think▷ | <\|(?:begin_of_thought|start_thinking)\|>
+      | \[think\] | ◁think▷ | <\|(?:begin_of_thought|start_thinking|inner_prefix)\|>
       | <\|?channel\|?>\s{0,9}(?:analysis|thought)\b
     )
   | (?P<closes>
         </(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)\s{0,9}>
-      | \[/think\] | ◁/think▷ | <\|(?:end_of_thought|end_thinking)\|> | <channel\|>
+      | \[/think\] | ◁/think▷ | <\|(?:end_of_thought|end_thinking|inner_suffix)\|> | <channel\|>
       | <\|channel\|>\s{0,9}final\b(?:\s{0,9}<\|message\|>)?
     )
     """,

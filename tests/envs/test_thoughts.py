@@ -30,6 +30,7 @@ from envs.thoughts import outside_thoughts, thought_and_said
         ("◁think▷41◁/think▷42", "42"),
         ("<|begin_of_thought|>41<|end_of_thought|>42", "42"),
         ("<|START_THINKING|>41<|END_THINKING|>42", "42"),
+        ("<|inner_prefix|>41<|inner_suffix|>42", "42"),
         ("<|channel>thought\n41<channel|>42", "42"),
         ("<|channel|>analysis<|message|>41<|end|><|start|>assistant<|channel|>final<|message|>42", "42"),
         # the template wrote the beginning
