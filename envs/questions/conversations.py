@@ -1,8 +1,9 @@
 """Saved conversations: what was said to an assistant, as programs of many kinds write it down.
 
-Read are OpenAI-style ``messages``, ShareGPT's ``conversations`` and bare lists of messages, in JSON Lines,
-in a JSON list, in Parquet, and in folders of these or of ``datasets.save_to_disk``. Who wrote them is not
-trusted: lines, files and texts are bounded, and a file of any size is read piece by piece.
+Read are OpenAI-style ``messages``, ShareGPT's ``conversations`` and bare lists of messages, in JSON Lines
+(also where a file is called .json), in a JSON list, in Parquet, and in folders of these or of
+``datasets.save_to_disk``. Who wrote them is not trusted: lines, files and texts are bounded, and a file of
+any size is read piece by piece.
 """
 
 import json
@@ -145,7 +146,14 @@ def _list(file: Path) -> Rows:
         raise ValueError(
             f"a JSON list of {size >> 20} MiB: more than {MAX_LIST_BYTES >> 20} MiB have to be JSON Lines"
         )
-    rows = _parsed(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    text = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    try:
+        rows = _parsed(text)
+    except ValueError:
+        if not text.startswith(b"{"):
+            raise
+        yield from _lines(file)  # as ``datasets`` writes .json
+        return
     if not isinstance(rows, list):
         raise ValueError("it is not a list of conversations")
     if rows and all(isinstance(row, dict) and {"role", "from"} & row.keys() for row in rows):

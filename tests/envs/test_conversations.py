@@ -109,12 +109,14 @@ def test_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(rows[0]).encode() + b"\r\n\r\n")
     table = datasets.Dataset.from_list(rows)
     table.to_parquet(tmp_path / "table.parquet")
+    table.to_json(tmp_path / "lines.json")
     table.save_to_disk(tmp_path / "saved")
     datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tmp_path / "both")
     expected = read(write(tmp_path / "chats.jsonl", *rows))
     assert [found.turns[-1][1] for found in expected] == ["0", "1", "2"]
     assert read(tmp_path / "list.json") == expected
     assert read(tmp_path / "table.parquet") == expected
+    assert read(tmp_path / "lines.json") == expected
     assert read(tmp_path / "saved") == expected
     assert read(tmp_path / "both") == 2 * expected
     assert read(tmp_path / "bom.jsonl") == expected[:1]
