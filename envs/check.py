@@ -1,11 +1,13 @@
 """Whether an environment is fit for text agents, in the spirit of Gymnasium's own checker."""
 
+import string
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from envs.any_text import MAX_CHARS
 from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
 from envs.registry import misspelt
 from envs.text_env import TextEnv, make_text_env
@@ -112,7 +114,10 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
                 wrong = list(_of_step(env, observation, reward, (terminated, truncated), info))
                 yield from wrong
             if not isinstance(sentence, str) or not env.observation_space.contains(sentence):
-                yield f"describe() gives {sentence!r:.80}: a text without control characters is needed"
+                yield (
+                    f"describe() gives {sentence!r:.80}: a text of at most {MAX_CHARS} characters, none of "
+                    "them for control, is needed"
+                )
                 return
             seen.add(sentence)
             if not wrong:
@@ -154,7 +159,10 @@ def _outside(space: gym.Space[Any], observation: Any) -> str:
     if not isinstance(space, gym.spaces.Text) or not isinstance(observation, str):
         return ""
     strange = "".join(sorted(set(observation) - set(space.characters)))
-    return strange and f"; its charset lacks {strange!r:.80}: give Text(..., charset=string.printable)"
+    take = "give Text(..., charset=string.printable)"
+    if not set(strange) <= set(string.printable):
+        take = "take AnyText() of envs.any_text"
+    return strange and f"; its charset lacks {strange!r:.80}: {take}"
 
 
 def _of_observation(env: TextEnv, observation: Any) -> Iterator[str]:

@@ -124,6 +124,8 @@ def test_words_of_a_misspelt_id() -> None:
 def test_a_charset_that_is_too_small() -> None:
     said = _outside(gym.spaces.Text(100), "You are at 3.")
     assert said == "; its charset lacks ' .': give Text(..., charset=string.printable)"
+    said = _outside(gym.spaces.Text(100, charset=string.printable), "你 at 3")
+    assert said == "; its charset lacks '你': take AnyText() of envs.any_text"
     assert _outside(gym.spaces.Text(3), "longer") == ""
 
 
