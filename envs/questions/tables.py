@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from string import ascii_uppercase
@@ -149,7 +150,8 @@ def dataset_table(name: str, config: str | None, split: str) -> Table:
 def _table(source: str, frame: "pd.DataFrame") -> Table:
     if frame.empty:
         raise EnvError(f"{source} is empty")
-    return Table(source=source, frame=frame)
+    short = frame.select_dtypes(["float16", "float32"])  # with the digits that they have
+    return Table(source=source, frame=frame.assign(**short.astype(str).astype(float)))
 
 
 def _read_csv(path: str) -> "pd.DataFrame":
@@ -231,9 +233,11 @@ def cell_text(value: Any, *, is_answer: bool = False, folds: int = MAX_FOLDS) ->
         elif len(value) != 1:
             raise ValueError(f"is a list of {len(value)}: it must be one text")
         return "\n\n".join(cell_text(item, is_answer=is_answer, folds=folds - 1) for item in value)
-    text = str(value) if isinstance(value, str) else ""
-    if not text.strip():
+    if is_missing(value) or not str(value).strip():
         raise ValueError("is empty")
+    if not isinstance(value, str):
+        raise ValueError(f"is a {type(value).__name__}: write it as text or as a number")
+    text = str(value)
     if text.startswith(("[{'", "{'")) and "':" in text:
         raise ValueError("is a list or an object as Python writes it: write it as JSON")
     return text
@@ -264,6 +268,9 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if value is pd.NA or value is pd.NaT:
         return None
+    if isinstance(value, Decimal):
+        text = format(value, "f")
+        return text.rstrip("0").rstrip(".") if "." in text else text
     if isinstance(value, str) and value.startswith(("[{", '{"', '["')):
         with suppress(ValueError, RecursionError):
             return json.loads(value)
@@ -292,9 +299,11 @@ def _options(cells: Sequence[Any]) -> list[tuple[str, str]]:
     """
     letters: Sequence[str] = ascii_uppercase
     if len(cells) == 1:
-        [cell] = cells
+        cell = _plain(cells[0])
         if isinstance(cell, dict) and "text" in cell:  # as in ARC, with the letters beside
             letters, cell = cell_list(cell.get("label")) or letters, cell["text"]
+        elif isinstance(cell, dict) and set(cell).issubset(letters):  # as in MedQA, each under its own
+            letters, cell = sorted(cell), [cell[letter] for letter in sorted(cell)]
         cells = cell_list(cell) or [cell]
     if len(cells) > len(letters):
         raise ValueError(f"has {len(cells)} options; there can be {len(letters)} at most")

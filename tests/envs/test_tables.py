@@ -1,6 +1,8 @@
 """Questions and answers in the forms that data sets have, read, or refused with the row's number."""
 
+import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,9 @@ def test_what_verl_reads(ending: str, tmp_path: Path) -> None:
         (2, "2"),
         (2.0, "2"),
         (2.5, "2.5"),
+        (Decimal("2.00"), "2"),
+        (Decimal("120"), "120"),
+        (Decimal("0.1234567890123456789012345678901234567890"), "0.123456789012345678901234567890123456789"),
         (True, "True"),
         (2**60 + 1, "1152921504606846977"),
         (np.int64(2**60 + 1), "1152921504606846977"),
@@ -82,6 +87,8 @@ def test_answers(cell: Any, text: str) -> None:
         (float("nan"), "is empty"),
         (pd.NA, "is empty"),
         ([""], "is empty"),
+        (datetime.date(2026, 1, 2), "is a date: write it as text"),
+        (b"2", "is a bytes: write it as text"),
         ([], "is a list of 0"),
         (["1", "2"], "is a list of 2"),
         ('["1", "2"]', "is a list of 2"),
@@ -260,6 +267,21 @@ def test_options_in_a_list(ending: str, tmp_path: Path) -> None:
     ]
     path = write(tmp_path / f"arc.{ending}", rows)
     assert choices(path, options=["choices"]) == {"1 + 1?\nA. 1\nB. 2": "B", "0 + 1?\nC. 1\nD. 2": "C"}
+    rows = [
+        {"question": "1 + 1?", "choices": {"B": "2", "A": "1"}, "answer": "B"},
+        {"question": "0 + 1?", "choices": {"A": "1", "B": "2", "D": "4"}, "answer": "A"},
+    ]
+    path = write(tmp_path / f"medqa.{ending}", rows)
+    assert choices(path, options=["choices"]) == {
+        "1 + 1?\nA. 1\nB. 2": "B",
+        "0 + 1?\nA. 1\nB. 2\nD. 4": "A",
+    }
+
+
+def test_short_numbers_keep_their_digits(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"question": ["1 / 3?", "1 + 1?"], "answer": np.array([1 / 3, 2], np.float32)})
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert {p.gold for p in problems(str(tmp_path / "a.parquet"))} == {"0.33333334", "2"}
 
 
 def test_a_row_without_one_option_is_kept(tmp_path: Path) -> None:
