@@ -26,7 +26,7 @@ from agents.config import ARGUMENTS, ConfigError, SelfImproveConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
 from agents.prompts import build_prompt
-from agents.run.folder import BEST, CHECKPOINT, RunFolder, check_free, read_results
+from agents.run.folder import BEST, CHECKPOINT, RunFolder, RunFolderError, check_free, read_results
 from agents.run.inputs import check_inputs, inputs
 from agents.run.progress import Bars
 from agents.run.resume import default_output, resumed
@@ -116,12 +116,13 @@ class Run:
             Exception: See ``Run``.
         """
         ranks = Ranks.connect(config.device)
-        path = config.resume or config.output or default_output(config.env)
+        # Each process would call a new folder otherwise; of shards all write there.
+        path = ranks.broadcast(config.resume or config.output or default_output(config.env))
         if config.resume is not None:
             config = config if is_settled else resumed(config, path)
             ranks.from_main(partial(check_inputs, config, path, kept=("context_file",)))
-        elif ranks.is_main:
-            check_free(path)
+        else:
+            ranks.from_main(partial(check_free, path))
         console = (console or Terminal(stderr=True)) if ranks.is_main else Console(quiet=True)
         how = f"{ranks.size} processes ({config.engine})" if ranks.size > 1 else "1 process"
         tell(console, f"{path} on {how}")
@@ -162,6 +163,8 @@ class Run:
                 if config.tracker is not None:
                     self._tracker = Tracker(config.tracker, path, _jsonable(config))
                     opened.callback(self._tracker.close)
+            if config.engine == "fsdp":
+                self._check_reached()
             if config.context_file is not None:
                 self.once(CONTEXT, lambda: config.context_text)
             self._opened = opened.pop_all()
@@ -169,6 +172,20 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
+
+    def _check_reached(self) -> None:
+        """Make sure that each process finds the folder, into which it will write its part of a checkpoint.
+
+        Raises:
+            RunFolderError: One does not.
+        """
+        file = self.ranks.broadcast(self.path) / "config.json"  # by then it is there
+        found = self.ranks.gather([file.exists()])
+        if lost := [rank for rank, has in enumerate(found) if not has]:
+            raise RunFolderError(
+                f"rank {lost[0]} does not see the run folder {self.path}, where with --engine fsdp each "
+                "process writes its part of a checkpoint: put --output on a file system that all share"
+            )
 
     @property
     def folder(self) -> RunFolder:

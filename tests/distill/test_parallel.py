@@ -153,6 +153,25 @@ def test_a_whole_run_on_two_processes(engine: str, alone: Path, walker_folder: P
     launch(2, command, main, "--resume", str(two), said=tmp_path / "said")
 
 
+def elsewhere(folder: str, *arguments: str) -> int:
+    """The command in a folder, and its second process in another one, as on another machine."""
+    os.chdir(Path(folder) / os.environ["RANK"] if arguments[-1] == "apart" else folder)
+    with open_gate():
+        return command(main, *arguments[:-1])
+
+
+def test_shards_are_written_into_one_folder(walker_folder: Path, tmp_path: Path) -> None:
+    """Nobody names it: it is called by one process. Where another does not see it, the run does not begin."""
+    arguments = flags(**TINY, model=walker_folder, engine="fsdp")
+    launch(2, elsewhere, str(tmp_path), *arguments, "", said=tmp_path / "said")
+    [path] = (tmp_path / "runs").iterdir()
+    assert (path / "results.json").exists()
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    said = launch(2, elsewhere, str(tmp_path), *arguments, "apart", said=tmp_path / "apart", codes=(2, 2))
+    assert "rank 1 does not see the run folder" in said
+
+
 def dies(*arguments: str) -> int:
     """The command, whose second process is gone after the first optimiser step."""
     step = OPCD.step
