@@ -99,9 +99,9 @@ class Ranks:
             except Exception as failed:
                 error = failed
         self.meeting.join()
-        made, error = broadcast_object_list([made, error])
-        if error is not None:
-            raise error
+        made, told = broadcast_object_list([made, None if error is None else _portable(error)])
+        if told is not None:
+            raise error or told
         return cast("Item", made)
 
     def mapping(self, mine: Mapping[str, Item]) -> Mapping[str, Item]:
@@ -122,6 +122,15 @@ class Ranks:
             self.meeting.join()
             dist.all_reduce(tensor, getattr(dist.ReduceOp, how))
         return cast("list[float]", tensor.tolist())
+
+
+def _portable(error: Exception) -> Exception:
+    """An error as it may be sent: somebody else's need not be fit for it, and would hide behind another."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its own methods raise
+        return RuntimeError(f"the main process has failed: {type(error).__name__}: {error}")
+    return error
 
 
 _PROCESSES: list[tuple[str, int]] = []

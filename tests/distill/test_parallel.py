@@ -211,6 +211,34 @@ def test_a_dead_process_ends_the_run_with_a_message(
         torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+class EnvBrokenError(Exception):
+    """As an env of somebody else's raises: pickled, and read again, it lacks an argument."""
+
+    def __init__(self, env: str, why: str) -> None:
+        super().__init__(f"{env} is broken: {why}")
+
+
+def hears_of_an_error() -> int:
+    def breaks() -> None:
+        raise EnvBrokenError("the lake", "no water")
+
+    ranks = Ranks.connect("cpu")
+    for make in (breaks, lambda: int("x")):
+        try:
+            ranks.from_main(make)
+        except Exception as error:
+            print(ranks.rank, type(error).__name__, error)
+    return 0
+
+
+def test_any_error_of_the_main_process_is_told(tmp_path: Path) -> None:
+    said = launch(2, hears_of_an_error, said=tmp_path / "said")
+    assert "0 EnvBrokenError the lake is broken: no water" in said
+    assert "1 RuntimeError the main process has failed: EnvBrokenError: the lake is broken: no water" in said
+    assert "0 ValueError" in said
+    assert "1 ValueError" in said
+
+
 def test_shares_make_up_the_whole() -> None:
     for size in (1, 2, 3, 7):
         for count in (0, 1, 5, 14):
