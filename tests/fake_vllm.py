@@ -43,6 +43,8 @@ class FakeVLLM:
         self.lives: int | None = None
         """How many completions it gives until it hangs up on everybody."""
         self.loads_weights = True
+        self.is_busy = False
+        """With what somebody else has asked it."""
         self.answers: list[Any] = []
         """What it says to completions in place of what is true."""
         self.completions = 0
@@ -68,7 +70,7 @@ class FakeVLLM:
                 self.policy.lm.model.load_state_dict(weights)
             return {"results": [None]}
         if path == "/reset_prefix_cache":
-            return {"success": True}
+            return {"success": not self.is_busy}
         self.requests += 1
         if self.answers:
             return self.answers.pop(0)

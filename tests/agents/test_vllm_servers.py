@@ -146,6 +146,30 @@ def test_weights_that_do_not_arrive_are_found_out(
     assert policy.engine.holds is None
 
 
+def test_a_server_that_was_begun_anew_is_found_out(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    """It has the weights that it had at first, and nothing has told so: nobody asked it meanwhile."""
+    policy = over(fakes, student, tmp_path)
+    policy.prepare()
+    policy.prepare()
+    assert [fake.loads for fake in fakes] == [1, 1, 1]
+    fakes[1].policy.lm.model.load_state_dict(tiny_llama().state_dict())
+    with pytest.raises(VLLMError, match=f"{fakes[1].url} does not compute what the model computes"):
+        policy.prepare()
+
+
+def test_who_works_for_somebody_else_is_given_no_weights(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    policy = over(fakes, student, tmp_path)
+    for fake in fakes:
+        fake.is_busy = True
+    with pytest.raises(VLLMError, match="at work for somebody else"):
+        policy.prepare()
+    assert [fake.loads for fake in fakes] == [0, 0, 0]
+
+
 def test_another_model_is_found_out(fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path) -> None:
     with pytest.raises(VLLMError, match="other weights or another model"):
         over(fakes, student, tmp_path).adopt()

@@ -267,9 +267,14 @@ class VLLMPolicy(EnginePolicy):
         return logprob_gap(self.lm.fresh(), scored)
 
     def prepare(self) -> None:
-        """See ``HFPolicy``: every engine is handed the weights, if one needs them, and proves it."""
+        """See ``HFPolicy``: every engine is handed the weights, if one needs them, and proves it.
+
+        It proves it also where it had them: a server may have been begun anew since, or been given others'.
+        """
         if self._ranks.maximum(self.engine.holds != self._own):
             self._hand_over(self._ranks)
+        else:
+            self.prove()
 
     def _sync(self) -> None:
         """Make sure that the engine has this model's weights as they are now, whatever others do."""

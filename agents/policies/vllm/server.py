@@ -142,8 +142,9 @@ class Server:
         """Take over the weights in ``folder``.
 
         Raises:
-            VLLMError: The server offers no way to.
+            VLLMError: The server offers no way to, or still works, and then has those that it had.
         """
+        self.reset()
         self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         self.reset()
 
