@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import BaseModel, field_validator
 from transformers import PreTrainedModel
 
 from agents.cli import USER_ERRORS
@@ -74,6 +75,22 @@ def test_too_little_memory(fake_vllm: Any, model: PreTrainedModel) -> None:
 
     fake_vllm.LLM = fail
     with pytest.raises(VLLMError, match=r"No available memory for the cache blocks\.\. If memory is short"):
+        start(model)
+
+
+def test_a_configuration_that_vllm_refuses(fake_vllm: Any, model: PreTrainedModel) -> None:
+    """As it refuses most: a pydantic model's check fails, and the first line names the model alone."""
+
+    class VllmConfig(BaseModel):
+        is_chunked: bool
+
+        @field_validator("is_chunked")
+        @classmethod
+        def is_required(cls, is_chunked: bool) -> bool:
+            raise ValueError("chunked prefill is required\nSee there.")
+
+    fake_vllm.LLM = lambda **_: VllmConfig(is_chunked=False)
+    with pytest.raises(VLLMError, match=r"LlamaForCausalLM.*chunked prefill is required"):
         start(model)
 
 

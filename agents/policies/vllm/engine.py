@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from agents.policies.policy import Sampling
@@ -121,8 +122,10 @@ class LocalEngine:
                         **options,
                     )
             except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
+                # The first line of a refused configuration does not say what is wrong with it.
+                why = ValueError(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else error
                 raise VLLMError(
-                    f"vLLM cannot start with {type(model).__name__}: {first_line(error)}. If memory is "
+                    f"vLLM cannot start with {type(model).__name__}: {first_line(why)}. If memory is "
                     "short: lower --max-new-tokens, and VLLM_CPU_KVCACHE_SPACE (GiB) on a CPU; where the "
                     "cache does not hold one sequence, raise the latter"
                 ) from error
