@@ -1,7 +1,6 @@
 """A model's folder, written from weights that come one after the other: at no time are they all in memory."""
 
 import json
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from distill.lm.sealed import seal_folder
+from distill.lm.stored import by_layer
 
 FILE_BYTES = 4 << 30
 """Of weights in one file, but for what one layer may add."""
@@ -40,7 +40,7 @@ def save_weights(
     tied = {name for name, other in model.all_tied_weights_keys.items() if own.get(name) is own.get(other)}
     files: list[Path] = []
     held: dict[str, torch.Tensor] = {}
-    layer, dtype = "", model.dtype
+    dtype = model.dtype
 
     def write() -> None:
         # The library knows what a model's weights are called in files, and which of them are put otherwise.
@@ -48,13 +48,11 @@ def save_weights(
         files.append((folder / WEIGHTS).rename(folder / f"part-{len(files)}.safetensors"))
         held.clear()
 
-    for name, tensor in weights:
-        if name in tied:
-            continue
-        before, layer = layer, "".join(re.split(r"(\.\d+\.)", name, maxsplit=1)[:2])
-        if layer != before and sum(held_.nbytes for held_ in held.values()) > file_bytes:
-            write()  # between layers: what is put otherwise is of one
-        held[name], dtype = tensor.detach().cpu(), tensor.dtype
+    for layer in by_layer((name, tensor.detach().cpu()) for name, tensor in weights if name not in tied):
+        if sum(tensor.nbytes for tensor in held.values()) > file_bytes:
+            write()
+        held |= layer
+        dtype = next(reversed(layer.values())).dtype
     write()
     _name(files)
     seal_folder(folder)

@@ -9,8 +9,10 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -157,6 +159,15 @@ def test_a_server_that_was_begun_anew_is_found_out(
     fakes[1].policy.lm.model.load_state_dict(tiny_llama().state_dict())
     with pytest.raises(VLLMError, match=f"{fakes[1].url} does not compute what the model computes"):
         policy.prepare()
+
+
+def test_servers_take_new_weights_at_the_same_time(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    """Else many of them would keep a run waiting for one after the other, at every step."""
+    policy, all_there = over(fakes, student, tmp_path), Barrier(3, timeout=60)
+    with patch.object(Server, "reload", lambda self, folder: all_there.wait()):
+        policy.engine.load(student.state_dict().items())
 
 
 def test_who_works_for_somebody_else_is_given_no_weights(

@@ -8,6 +8,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,16 +97,19 @@ class Servers:
             folder.mkdir(parents=True)
             for number, tensors in enumerate(_files(weights)):
                 save_file(tensors, folder / f"model-{number:05}.safetensors")
-            for server in self._alive():
-                try:
-                    server.reload(folder)
-                except ServerDownError as error:
-                    self._drop(server, str(error))
+            alive = self._alive()
+            in_parallel(partial(self._reload, folder), alive, len(alive))  # each takes as long as one
             self._alive()
         except (OSError, SafetensorError) as error:
             raise VLLMError(f"the servers' weights cannot be written to {folder}: {error}") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _reload(self, folder: Path, server: Server) -> None:
+        try:
+            server.reload(folder)
+        except ServerDownError as error:
+            self._drop(server, str(error))
 
     def draw(
         self, prompts: Sequence[Prefix], seeds: Sequence[int], sampling: Sampling, stop_ids: Sequence[int]
