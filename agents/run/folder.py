@@ -159,6 +159,8 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
             entries = read_metrics(path)
         except DamagedMetricsError as error:
             raise RunFolderError(f"{error}: remove that line") from error
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read: {error.strerror}") from error
         # Without what a kill in the middle of a write left: that is logged again.
         self.write_text("metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
         return {entry["key"]: entry for entry in entries}

@@ -171,6 +171,15 @@ def test_garbage_in_the_metrics(line: bytes, run: Path) -> None:
     assert path.read_bytes() == good
 
 
+def test_metrics_that_cannot_be_read(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl cannot be read: Is a directory"):
+        RunFolder.open(run)
+    with pytest.raises(UnfinishedRunError):
+        write_report(run)
+
+
 def test_a_store_that_lost_its_tail(run: Path) -> None:
     with sqlite3.connect(run / "experience.db") as store:
         last = "SELECT trace_id FROM traces ORDER BY rowid DESC LIMIT 3"
