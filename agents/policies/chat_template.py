@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from agents.policies.policy import Message
 from distill.lm.load import ModelError
+from distill.lm.reason import reason
 
 TODAY = datetime(2024, 7, 26)
 """What templates that write the date are told: a prompt must not differ by the day."""
@@ -65,7 +66,11 @@ class ChatTemplate:
         """The beginning of a thought with which the text before a free reply ends, if it does."""
 
     def text(self, messages: Sequence[Message], reply_prefix: str) -> str:
-        """The chat as text, up to where the model goes on: behind the reply's beginning, if there is one."""
+        """The chat as text, up to where the model goes on: behind the reply's beginning, if there is one.
+
+        Raises:
+            ModelError: The template does not take the chat.
+        """
         settings = self._settings
         if reply_prefix and self._is_told_not_to_think:
             settings = {"enable_thinking": False} | settings
@@ -76,19 +81,29 @@ class ChatTemplate:
         """``text``, cut at the replies whose tokens are known: each piece ends where one was drawn.
 
         It is one piece where the template shows such a reply otherwise than it was said, but for white
-        space: such as without its thoughts.
+        space: such as without its thoughts. One that it does not take, such as an empty one, stands there
+        as it was drawn.
+
+        Raises:
+            ModelError: The template does not take the chat.
         """
-        whole = self.text(messages, reply_prefix)
         begun = reply_prefix or self.opened_thought  # which no reply's tokens have
         drawn = [m.content.removeprefix(begun) for m in messages if m.token_ids is not None]
         if not drawn:
-            return [whole]
+            return [self.text(messages, reply_prefix)]
         mark = MARKS["assistant"]
         marked = [m if m.token_ids is None else replace(m, content=begun + mark) for m in messages]
         pieces = self.text(marked, reply_prefix).split(mark)
-        if len(pieces) == len(drawn) + 1:
+        is_whole = len(pieces) == len(drawn) + 1
+        try:
+            whole = self.text(messages, reply_prefix)
+        except ModelError:
+            if is_whole:
+                return pieces
+            raise
+        if is_whole:
             filled = "".join(part for pair in zip(pieces, [*drawn, ""], strict=True) for part in pair)
-            if filled.split() == whole.split():
+            if "".join(filled.split()) == "".join(whole.split()):
                 return pieces
         if not self._has_warned:
             self._has_warned = True
@@ -139,7 +154,7 @@ class ChatTemplate:
             return self._rendered(
                 [(role, MARKS[role]) for role in roles], settings or self._settings, begins_reply=begins_reply
             )
-        except Exception:  # Jinja's, and whatever a template's code raises
+        except ModelError:
             return ""
 
     def _rendered(
@@ -154,13 +169,18 @@ class ChatTemplate:
             {"role": role, "content": [{"type": "text", "text": said}] if self._has_parts else said}
             for role, said in turns
         ]
-        text = self._tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=begins_reply,
-            tokenize=False,
-            chat_template=self._template,
-            **settings,
-        )
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=begins_reply,
+                tokenize=False,
+                chat_template=self._template,
+                **settings,
+            )
+        except Exception as error:  # Jinja's, and whatever a template's code raises
+            raise ModelError(
+                f"the model's chat template does not take a chat ({reason(error)}): give it another one"
+            ) from error
         assert isinstance(text, str)
         return text
 

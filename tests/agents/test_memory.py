@@ -27,6 +27,7 @@ from agents.rollout import rollout
 from agents.self_improve import self_improve
 from distill.examples import DistillExample, scored
 from distill.lm.beginnings import Beginnings
+from distill.lm.load import ModelError
 from distill.lm.padded_lm import PaddedPass
 from distill.lm.prefix_lm import PrefixLM, TreePass
 from distill.opcd import OPCD
@@ -44,7 +45,7 @@ from experience.store import ExperienceStore
 from experience.trace import StopReason, Trace
 from tests.agents.test_chat_template import FOLDER, TEMPLATES, template
 from tests.agents.test_self_improve import TINY, open_gate
-from tests.conftest import byte_tokenizer, tiny_llama
+from tests.conftest import CHAT_TEMPLATE, byte_tokenizer, tiny_llama
 from tests.scripted import ScriptedPolicy
 
 FULL, NONE = Memory(ALL_TURNS), Memory()
@@ -190,6 +191,36 @@ def test_templates_keep_what_was_said(name: str) -> None:
     assert len(pieces) == 2
     assert " right".join(pieces) == found.text(chat("I move right"), "I move")
     assert (pieces[0] == found.text(chat("")[:1], "I move")) == (name not in OTHERWISE)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_keep_the_tokens_of_replies_that_end_in_white_space(name: str) -> None:
+    """They may show them without it: Gemma ends its replies with a new line, and its template strips it."""
+    found = template((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"))
+    assert len(found.pieces(chat("I move right \n"), "I move")) == 2
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [("not m.content", ""), ("'<|channel|>' in m.content", "Hm<|channel|>final<|message|>right")],
+)
+def test_a_reply_that_the_template_refuses_stands_there_as_it_was_drawn(
+    refusal: str, said: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """As Ministral's does an empty one, and gpt-oss' one with channels."""
+    tokenizer.chat_template = (
+        f"{{% for m in messages %}}{{% if {refusal} %}}{{{{ raise_exception('not so') }}}}{{% endif %}}"
+        "{% endfor %}" + CHAT_TEMPLATE
+    )
+    policy = HFPolicy(model, tokenizer)
+    drawn = (*tokenizer.encode(said), tokenizer.eos_token_id)
+    user = Message(role="user", content="Where to?")
+    reply = Message(role="assistant", content=said, token_ids=drawn)
+    text = tokenizer.decode(list(policy.encode(Prompt(messages=(user, reply, user)))))
+    assert text == f"<s>user\nWhere to?</s><s>assistant\n{said}</s><s>user\nWhere to?</s><s>assistant\n"
+    others = Message(role="assistant", content=said)
+    with pytest.raises(ModelError, match=r"does not take a chat \(not so\): give it another"):
+        policy.encode(Prompt(messages=(user, others, user)))
 
 
 def test_a_template_that_drops_thoughts_is_followed_and_says_so_once() -> None:
