@@ -44,7 +44,7 @@ NODES = (
 )
 """What a template may be made of: nothing that calls, multiplies, defines, or loads."""
 MAX_TRANSCRIPT_CHARS = 6_000
-"""Of a transcript the middle turns go first."""
+"""Of a transcript the middle turns go first, then the middle of what is longest."""
 QUOTED = 90
 """An item quotes the problem when this percentage of it, or of the problem, is found in the other."""
 
@@ -182,20 +182,42 @@ def _check_template(template: nodes.Template) -> None:
 
 
 def transcript(turns: pd.DataFrame, final_observation: str) -> str:
-    """One trace as text, the rules left out; never longer than ``MAX_TRANSCRIPT_CHARS`` by much."""
-    lines = [
-        f"{plain(str(turn.observation))}\nReply: {plain(str(turn.reply))}"
-        + ("" if isinstance(turn.action, str) else " (not readable)")
-        for turn in turns.itertuples()
-    ]
-    last = [plain(final_observation)] if final_observation else []
+    """One trace as text, the rules left out.
+
+    Its turns take ``MAX_TRANSCRIPT_CHARS`` at most, and some; so does its end.
+    """
+    rows = turns.itertuples()
+    parts = [(plain(str(turn.observation)), plain(str(turn.reply)), turn.action) for turn in rows]
+    lengths = [len(_told(*part)) for part in parts]
     left_out = 0
-    while len(lines) > 2 and sum(map(len, lines)) > MAX_TRANSCRIPT_CHARS:
-        del lines[len(lines) // 2]
+    while len(parts) > 2 and sum(lengths) > MAX_TRANSCRIPT_CHARS:
+        del parts[len(parts) // 2], lengths[len(lengths) // 2]
         left_out += 1
+    most = _share([len(text) for seen, said, _ in parts for text in (seen, said)])
+    lines = [_told(_cut(seen, most), _cut(said, most), action) for seen, said, action in parts]
     if left_out:
         lines.insert(len(lines) // 2, f"... {left_out} turns left out ...")
-    return "\n".join(line[:MAX_TRANSCRIPT_CHARS] for line in lines + last)
+    return "\n".join(filter(None, [*lines, _cut(plain(final_observation), MAX_TRANSCRIPT_CHARS)]))
+
+
+def _told(seen: str, said: str, action: Any) -> str:
+    """One turn."""
+    return f"{seen}\nReply: {said}{'' if isinstance(action, str) else ' (not readable)'}"
+
+
+def _share(lengths: Sequence[int]) -> int:
+    """How much of each text is shown, so that together they fit and only the longest are cut."""
+    left = MAX_TRANSCRIPT_CHARS
+    for number, length in enumerate(sorted(lengths)):
+        if length > (share := left // (len(lengths) - number)):
+            return share
+        left -= length
+    return MAX_TRANSCRIPT_CHARS
+
+
+def _cut(text: str, most: int) -> str:
+    """Its beginning and its end: there stands what is asked, and what is answered."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 2) :]}"
 
 
 def plain(text: str) -> str:
