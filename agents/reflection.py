@@ -338,6 +338,7 @@ class Reflection:
                 config.insight_model or "",
                 max_tokens=INSIGHT_TOKENS,
                 temperature=INSIGHT_TEMPERATURE,
+                said=said,
             )
         policy = (
             run.agent.student if config.insight_model is None else run.agent.load_policy(config.insight_model)

@@ -4,7 +4,7 @@ The key comes from the environment (``OPENAI_API_KEY``) and is kept by the clien
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,7 @@ class Endpoint:
         temperature: float,
         timeout: float = TIMEOUT,
         retries: int = RETRIES,
+        said: Callable[[str], str] = str,
     ) -> None:
         """Make a client; nothing is asked yet.
 
@@ -58,6 +59,7 @@ class Endpoint:
             temperature: At which the server samples.
             timeout: Seconds for one request.
             retries: Of a request that failed for a reason that may pass.
+            said: Takes a reply without its thoughts: with nothing else in it, it is an empty one.
 
         Raises:
             ExperienceError: The client's package is missing, or the URL is none.
@@ -73,6 +75,7 @@ class Endpoint:
         self._url = url
         self._settings: Settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": 0}
         self._max_tokens = max_tokens
+        self._said = said
         self._why_empty = ""
         self._client = openai.OpenAI(
             base_url=url,
@@ -85,10 +88,11 @@ class Endpoint:
         self._errors = openai
 
     def __call__(self, tasks: Sequence[WritingTask], seeds: Sequence[int]) -> list[str]:
-        """One reply per task; see ``Writer``.
+        """One reply per task; see ``Writer``. It is empty where the server refuses a task, as filters do.
 
         Raises:
-            ExperienceError: A request failed for good. What was played stays in the store.
+            ExperienceError: A request failed for good, or all replies are empty. What was played stays in the
+                store.
         """
         asked = list(zip(tasks, seeds, strict=True))
         replies = in_parallel(lambda one: self._ask(*one), asked, PARALLEL)
@@ -116,7 +120,8 @@ class Endpoint:
         try:
             answer: Any = in_time(create, self._seconds)
             choice = answer.choices[0]
-            if isinstance(text := choice.message.content, str) and text:
+            text = choice.message.content
+            if isinstance(text, str) and self._said(text[:MAX_REPLY_CHARS]):
                 return text, None
             if choice.finish_reason == "length":
                 self._why_empty = (
@@ -129,7 +134,7 @@ class Endpoint:
             return "", _other(settings, "max_tokens temperature")
         except (self._errors.BadRequestError, self._errors.UnprocessableEntityError) as error:
             if (other := _other(settings, str(error))) is None:
-                raise ExperienceError(self._say(f"{type(error).__name__}: {error}")) from None
+                self._why_empty = f"{type(error).__name__}: {error}"
             return "", other
         except self._errors.APIStatusError as error:
             raise ExperienceError(self._say(f"{type(error).__name__}: {error}{leads_to(error)}")) from None

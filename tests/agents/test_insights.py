@@ -537,6 +537,12 @@ def test_a_transcript_is_bounded() -> None:
     assert "turns left out" in text
     assert "observation 99 " in text
     assert text.endswith("the end")
+    asked, told = f"What? {'x' * 40_000} So?", "9" * 30_000 + "=2"
+    huge = pd.concat([turns(observation=asked), turns().assign(reply=told)])
+    text = transcript(huge, f"That {'y' * 9_000} is right.")
+    assert len(text) < 2 * MAX_TRANSCRIPT_CHARS + 200
+    for part in ("What? x", "x So?\nReply: It is 2.", "What is 1 + 1?\nReply: 9", "9=2\n", "y is right."):
+        assert part in text
     [raw] = raw_insights(turns(), pd.Series({"t/1": "the end"}))
     assert raw.source == "raw"
     assert "Reply: It is 2." in raw.text
@@ -710,10 +716,22 @@ def test_an_endpoint_that_thinks_too_long_says_so(server: Any) -> None:
     with pytest.raises(ExperienceError, match=r"used up all of 9 tokens .* take one that does not think"):
         ask(server, [(200, answer)])
     assert len(server.requests) == 3
+    cut = chat("<think>Hm, let me see")
+    cut["choices"][0]["finish_reason"] = "length"
+    with pytest.raises(ExperienceError, match=r"used up all of 9 tokens .* take one that does not think"):
+        ask(server, [(200, cut)], said=said)
     with pytest.raises(ExperienceError, match=r"BadRequestError.*no such model"):
         ask(server, [refusal(400, "no such model")])
     with pytest.raises(ExperienceError, match=r"BadRequestError.*too large"):
         ask(server, [refusal(400, "max_tokens is too large")])
+
+
+def test_a_task_that_is_refused_takes_no_other_along(server: Any) -> None:
+    """Filters of content do so, and would again when the run is resumed."""
+    server.answers = [refusal(400, "content_filter"), (200, chat("yes"))]
+    endpoint = Endpoint(f"{server.url}/v1", "m", max_tokens=9, temperature=0.5, retries=0)
+    tasks = [WritingTask(system="s", user="u")] * 3
+    assert sorted(endpoint(tasks, [1, 2, 3])) == ["", "yes", "yes"]
 
 
 @pytest.mark.parametrize(
