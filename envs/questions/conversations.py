@@ -274,7 +274,8 @@ def _in_turns(messages: list[Said], answer: str | None) -> Conversation:
         raise UnfitError("no user turn")
     last = max(number for number, (role, _) in enumerate(turns) if role == "user")
     turns[:last] = [
-        (role, outside_thoughts(text) or "" if role == "assistant" else text) for role, text in turns[:last]
+        (role, (outside_thoughts(text) or "").strip() if role == "assistant" else text)
+        for role, text in turns[:last]
     ]
     if not all(text.strip() for _, text in turns[: last + 1]):
         raise UnfitError("an empty message")

@@ -124,7 +124,7 @@ def test_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_a_thought_in_a_logged_reply_is_not_in_a_prompt(tmp_path: Path) -> None:
-    thinking = {"role": "assistant", "content": "<think>Rude?</think>Hello."}
+    thinking = {"role": "assistant", "content": "<think>Rude?</think>\n\nHello."}
     path = write(tmp_path / "chats.jsonl", {"messages": [CHAT[0], thinking, CHAT[0], thinking]})
     [found] = read(path)
     assert found.turns[:3] == (HI, ("assistant", "Hello."), HI)
