@@ -61,8 +61,8 @@ class ChatTemplate:
         shown = self._tried(["system", "user"])
         self._has_system = MARKS["system"] in shown and MARKS["user"] in shown
         self._find_beginnings()
-        opened = OPENED.search(self._tried(["user"]) + self._before_free)
-        self.opened_thought = opened.string[opened.start() :] if opened else ""
+        opened = OPENED.search(_behind_user(self._tried(["user"])))
+        self._opened_thought = opened.string[opened.start() :] if opened else ""
         """The beginning of a thought with which the text before a free reply ends, if it does."""
 
     def text(self, messages: Sequence[Message], reply_prefix: str) -> str:
@@ -75,7 +75,15 @@ class ChatTemplate:
         if reply_prefix and self._is_told_not_to_think:
             settings = {"enable_thinking": False} | settings
         text = self._rendered([(m.role, m.content) for m in messages], settings, begins_reply=True)
-        return text + (self._before_begun if reply_prefix else self._before_free) + reply_prefix
+        before = self._before_begun if reply_prefix else self._before_free
+        if not text.endswith(self._opened_thought):  # as where a message says /no_think
+            before = ""
+        return text + before + reply_prefix
+
+    def opened_thought(self, messages: Sequence[Message]) -> str:
+        """The beginning of a thought with which the text before a free reply ends, if it does."""
+        opened = self._opened_thought
+        return opened if opened and self.pieces(messages, "")[-1].endswith(opened) else ""
 
     def pieces(self, messages: Sequence[Message], reply_prefix: str) -> list[str]:
         """``text``, cut at the replies whose tokens are known: each piece ends where one was drawn.
@@ -87,12 +95,16 @@ class ChatTemplate:
         Raises:
             ModelError: The template does not take the chat.
         """
-        begun = reply_prefix or self.opened_thought  # which no reply's tokens have
-        drawn = [m.content.removeprefix(begun) for m in messages if m.token_ids is not None]
+        begun = reply_prefix or self._opened_thought  # which no reply's tokens have
+        mark = MARKS["assistant"]
+        drawn, marked = list[str](), list[Message]()
+        for message in messages:
+            if message.token_ids is not None:
+                drawn.append(message.content.removeprefix(begun))
+                message = replace(message, content=message.content.removesuffix(drawn[-1]) + mark)
+            marked.append(message)
         if not drawn:
             return [self.text(messages, reply_prefix)]
-        mark = MARKS["assistant"]
-        marked = [m if m.token_ids is None else replace(m, content=begun + mark) for m in messages]
         pieces = self.text(marked, reply_prefix).split(mark)
         is_whole = len(pieces) == len(drawn) + 1
         try:
@@ -126,22 +138,22 @@ class ChatTemplate:
 
     def _find_beginnings(self) -> None:
         """What is still to be written before a reply that is begun, and before one that is free."""
-        self._is_told_not_to_think = False
+        self._opened_thought, self._is_told_not_to_think = "", False
         opening = self._tried(["user"])
         before, found, _ = self._tried(["user", "assistant"], begins_reply=False).partition(
             MARKS["assistant"]
         )
         if found and before.startswith(opening):
             rest = before.removeprefix(opening)
-            if not OPENED.search(before):
+            if not OPENED.search(_behind_user(before)):
                 self._before_begun = rest
-                if "<think" not in opening + rest:
+                if "<think" not in _behind_user(before):
                     self._before_free = rest  # such as the channel of an answer
                 return
-        if (thought := OPENED.search(opening)) is None:
+        if (thought := OPENED.search(_behind_user(opening))) is None:
             return
         untold = self._tried(["user"], {"enable_thinking": False} | self._settings)
-        if MARKS["user"] in untold and not OPENED.search(untold):
+        if MARKS["user"] in untold and not OPENED.search(_behind_user(untold)):
             self._is_told_not_to_think = True
         else:
             self._before_begun = f"\n</{thought[1]}>\n\n"
@@ -183,6 +195,11 @@ class ChatTemplate:
             ) from error
         assert isinstance(text, str)
         return text
+
+
+def _behind_user(text: str) -> str:
+    """What a template writes behind the user's message: before it may stand words about thoughts."""
+    return text.rpartition(MARKS["user"])[2]
 
 
 def known_settings(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:

@@ -205,12 +205,12 @@ class HFPolicy:
         """One completion per prompt; see ``Policy``."""
         self._converses |= any(m.token_ids is not None for prompt in prompts for m in prompt.messages)
         completions = self.complete([self.encode(prompt) for prompt in prompts], sampling, seeds)
-        if opened := self._template.opened_thought:
-            return [
-                completion if prompt.reply_prefix else replace(completion, text=opened + completion.text)
-                for prompt, completion in zip(prompts, completions, strict=True)
-            ]
-        return completions
+        return [
+            completion
+            if prompt.reply_prefix or not (opened := self._template.opened_thought(prompt.messages))
+            else replace(completion, text=opened + completion.text)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
 
     def expect(self, prompts: Sequence[Prompt]) -> None:
         """Compute prompts together that are going to be asked: one by one each costs a pass of its own."""

@@ -1,6 +1,7 @@
 """What chat templates do with a chat: those that TRL ships, and made-up ones."""
 
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,6 +48,30 @@ def test_a_free_reply_may_think() -> None:
     assert text.endswith("<think>\n")
 
 
+SWITCHED = (
+    "Write between <think> and its end."
+    "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n"
+    "<think>{% if '/no_think' in messages[0].content %}</think>{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("said", ["/think", "/no_think"])
+def test_a_message_may_say_whether_to_think(said: str) -> None:
+    """As it does to Nemotron Nano 2; and words about thoughts are none that has begun."""
+    found, thinks = template(SWITCHED), said == "/think"
+    user, drawn = Message(role="user", content=said), Message(role="assistant", content="Hm.", token_ids=(5,))
+    opened = "<think>" if thinks else ""
+    closed = "\n</think>\n\n" if thinks else "</think>"
+    assert found.text([user], "I move").endswith(f"assistant\n<think>{closed}I move")
+    assert found.opened_thought([user]) == opened
+    reply = replace(drawn, content=f"{opened}Hm.")
+    before, after = found.pieces([user, reply, user], "")
+    assert before.endswith(f"</s><s>assistant\n{opened}")
+    assert found.opened_thought([user, reply, user]) == opened
+    assert after.startswith("</s>")
+
+
 PLAIN = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}"
 
 
@@ -78,7 +103,7 @@ def test_a_template_leaves_out_what_was_thought_earlier(name: str) -> None:
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     policy = HFPolicy(model, tokenizer)
     said = "<think>\nHm, a hole.\n</think>\n\nAction: right"
-    drawn = said.removeprefix(ChatTemplate(tokenizer).opened_thought)
+    drawn = said.removeprefix(ChatTemplate(tokenizer).opened_thought(CHAT))
     ids = tuple(tokenizer(drawn, add_special_tokens=False)["input_ids"])
     question = Message(role="user", content="Where to, </think>?")
     reply = Message(role="assistant", content=said, token_ids=ids)
