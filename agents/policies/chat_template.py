@@ -51,7 +51,7 @@ class ChatTemplate:
         self._has_parts = False
         """Whether a message's content is a list of parts."""
         self._has_system = True
-        self._before_begun = self._before_free = ""
+        self._before_begun = self._before_free = self._blank = ""
         if MARKS["user"] not in self._tried(["user"]):
             self._has_parts = True
             if MARKS["user"] not in self._tried(["user"]):
@@ -105,7 +105,8 @@ class ChatTemplate:
             marked.append(message)
         if not drawn:
             return [self.text(messages, reply_prefix)]
-        pieces = self.text(marked, reply_prefix).split(mark)
+        *before, last = self.text(marked, reply_prefix).split(mark)
+        pieces = [*(piece if reply_prefix else piece.removesuffix(self._blank) for piece in before), last]
         is_whole = len(pieces) == len(drawn) + 1
         try:
             whole = self.text(messages, reply_prefix)
@@ -147,7 +148,9 @@ class ChatTemplate:
             rest = before.removeprefix(opening)
             if not OPENED.search(_behind_user(before)):
                 self._before_begun = rest
-                if "<think" not in _behind_user(before):
+                if not rest.strip():  # a free reply begins with it: "[/INST]", and then " right"
+                    self._blank = rest
+                elif "<think" not in _behind_user(before):
                     self._before_free = rest  # such as the channel of an answer
                 return
         if (thought := OPENED.search(_behind_user(opening))) is None:

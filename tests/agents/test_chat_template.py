@@ -72,6 +72,21 @@ def test_a_message_may_say_whether_to_think(said: str) -> None:
     assert after.startswith("</s>")
 
 
+@pytest.mark.parametrize("blank", [" ", "\n"])
+def test_a_free_reply_begins_with_its_own_white_space(blank: str) -> None:
+    """As Mistral's and GLM's do: behind "[/INST] " they would have to write half a token."""
+    found = template(
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST]' + m.content + '[/INST]' }}"
+        f"{{% else %}}{{{{ {blank!r} + m.content.strip() + '</s>' }}}}{{% endif %}}{{% endfor %}}"
+    )
+    user = Message(role="user", content="Where to?")
+    assert found.text([user], "I move") == f"[INST]Where to?[/INST]{blank}I move"
+    first = found.text([user], "")
+    assert first == "[INST]Where to?[/INST]"
+    said = Message(role="assistant", content=f"{blank}right", token_ids=(5, 6))
+    assert found.pieces([user, said, user], "") == [first, f"</s>{first}"]
+
+
 PLAIN = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}"
 
 
