@@ -6,7 +6,7 @@ from functools import cache, partial
 from typing import Any
 
 from agents.config import ConfigError, SelfImproveConfig
-from agents.policy_writer import INSIGHT_TEMPERATURE, INSIGHT_TOKENS, PolicyWriter, said
+from agents.policy_writer import INSIGHT_TEMPERATURE, PolicyWriter, said
 from agents.rollout import turn_seed
 from agents.run.run import CONTEXT, Run
 from envs.words import POSITIVE_RETURN
@@ -27,6 +27,8 @@ TRACES_READ = 256
 a small model writes one lesson in a hundred is good."""
 TRACES_SENT = 64
 """How many an endpoint is asked about: it costs, and writes better."""
+TOKENS_SENT = 4096
+"""Its longest reply: its model stops by itself, and may think first."""
 MAX_CANDIDATES = 256
 """How many written insights a gate tries at most: halving spends little on the last of them."""
 CONTEXT_TOKENS = 1024
@@ -336,7 +338,7 @@ class Reflection:
             return Endpoint(
                 config.insight_url,
                 config.insight_model or "",
-                max_tokens=INSIGHT_TOKENS,
+                max_tokens=TOKENS_SENT,
                 temperature=INSIGHT_TEMPERATURE,
                 said=said,
             )

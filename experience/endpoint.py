@@ -22,7 +22,7 @@ from experience.writer import MAX_REPLY_CHARS, WritingTask
 
 PARALLEL = 8
 """Requests at a time."""
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 """Seconds for one request."""
 MAX_PAUSE = 10.0
 """Seconds that the client waits before it tries again, and some."""
@@ -126,7 +126,7 @@ class Endpoint:
             if choice.finish_reason == "length":
                 self._why_empty = (
                     f"the model used up all of {self._max_tokens} tokens before it wrote any: take one that "
-                    "does not think"
+                    "thinks less"
                 )
             else:
                 refusal = getattr(choice.message, "refusal", None)

@@ -713,12 +713,12 @@ def test_what_an_endpoint_wants_is_found_out_once(server: Any) -> None:
 def test_an_endpoint_that_thinks_too_long_says_so(server: Any) -> None:
     answer = chat(None)
     answer["choices"][0]["finish_reason"] = "length"
-    with pytest.raises(ExperienceError, match=r"used up all of 9 tokens .* take one that does not think"):
+    with pytest.raises(ExperienceError, match=r"used up all of 9 tokens .* take one that thinks less"):
         ask(server, [(200, answer)])
     assert len(server.requests) == 3
     cut = chat("<think>Hm, let me see")
     cut["choices"][0]["finish_reason"] = "length"
-    with pytest.raises(ExperienceError, match=r"used up all of 9 tokens .* take one that does not think"):
+    with pytest.raises(ExperienceError, match=r"used up all of 9 tokens .* take one that thinks less"):
         ask(server, [(200, cut)], said=said)
     with pytest.raises(ExperienceError, match=r"BadRequestError.*no such model"):
         ask(server, [refusal(400, "no such model")])
