@@ -27,8 +27,8 @@ TRACES_READ = 256
 a small model writes one lesson in a hundred is good."""
 TRACES_SENT = 64
 """How many an endpoint is asked about: it costs, and writes better."""
-TOKENS_SENT = 4096
-"""Its longest reply: its model stops by itself, and may think first."""
+TOKENS_SENT = 2048
+"""Its longest reply: its model stops by itself, and may think first. Some servers have windows of 4096."""
 MAX_CANDIDATES = 256
 """How many written insights a gate tries at most: halving spends little on the last of them."""
 CONTEXT_TOKENS = 1024

@@ -121,6 +121,8 @@ class Endpoint:
             answer: Any = in_time(create, self._seconds)
             choice = answer.choices[0]
             text = choice.message.content
+            if isinstance(text, list):  # in parts, of which thoughts are others
+                text = "".join(part["text"] for part in text if part["type"] == "text")
             if isinstance(text, str) and self._said(text[:MAX_REPLY_CHARS]):
                 return text, None
             if choice.finish_reason == "length":

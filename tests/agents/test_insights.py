@@ -665,6 +665,8 @@ def test_an_endpoint_is_asked(server: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert ask(server, [(200, chat("- EXPERIENCE ITEM: hello there"))]) == "- EXPERIENCE ITEM: hello there"
     [(key, body)] = server.requests
     assert key == "Bearer sk-secret"
+    parts = [{"type": "thinking", "thinking": []}, *({"type": "text", "text": text} for text in "ab")]
+    assert ask(server, [(200, chat(parts))]) == "ab"
     assert body["messages"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     assert (body["model"], body["max_tokens"], body["temperature"], body["seed"]) == ("m", 9, 0.5, 3)
 
