@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.policy_writer import said
@@ -770,7 +770,6 @@ def test_an_endpoint_that_is_slow_or_down(server: Any) -> None:
     assert "pw" not in str(error.value)
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.lists(st.sampled_from(["add", "not", "never", "tens", "ones", "left", "right", "up"]), max_size=5)

@@ -130,7 +130,7 @@ def test_gradcheck(direction: Direction, mode: Mode, softcap: float | None) -> N
     assert torch.autograd.gradcheck(lambda *tensors: apply(*tensors, loss), leaves)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 9), st.sampled_from(MODES))
 def test_any_input_gives_the_plain_value(seed: int, k: int, chunk: int, mode: Mode) -> None:
     hidden, head, teacher_hidden, teacher_head = inputs(seed=seed)

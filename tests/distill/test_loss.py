@@ -3,7 +3,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trl.experimental.sdft.loss_utils import compute_topk_self_distillation_loss
 
@@ -85,7 +85,6 @@ def test_zero_when_equal(mode: Mode) -> None:
     torch.testing.assert_close(kl, torch.zeros(7, dtype=torch.float64))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 30), st.floats(0.1, 8.0))
 def test_bounds(seed: int, k: int, scale: float) -> None:
     student, teacher = logits(seed, scale=scale), logits(seed + 1, scale=scale)

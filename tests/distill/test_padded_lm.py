@@ -39,7 +39,7 @@ def hybrid() -> PreTrainedModel:
 LLAMA, HYBRID = tiny_llama(dtype=torch.float64), hybrid()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(Sequences, min_size=1, max_size=4),
     st.sampled_from([8, 2048]),

@@ -103,7 +103,7 @@ def test_shared_length() -> None:
     assert shared_length((), (1,)) == 0
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(Sequences, min_size=1, max_size=4),
     st.sampled_from([8, 2048]),

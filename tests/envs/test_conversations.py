@@ -234,7 +234,7 @@ def test_what_does_not_fit_is_not_held(tmp_path: Path, monkeypatch: pytest.Monke
         read_log(tmp_path / "list.json")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     row=st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(max_size=20),

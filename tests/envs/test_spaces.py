@@ -333,7 +333,7 @@ REPLIES = st.text(max_size=80) | st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(REPLIES, min_size=50, max_size=50))
 def test_any_reply_is_an_action_of_the_space_or_none(replies: list[str]) -> None:
     """10,000 replies for each env."""

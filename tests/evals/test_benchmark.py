@@ -277,7 +277,7 @@ def anywhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("any") / "any.yaml"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text() | PARTS.map(lambda parts: yaml.safe_dump(parts, sort_keys=False)))
 def test_any_file_is_a_suite_or_one_clear_error(anywhere: Path, text: str) -> None:
     anywhere.write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -490,7 +490,7 @@ def everything(store: ExperienceStore) -> list[Any]:
     ),
     name=texts.filter(bool),
 )
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_round_trip_changes_nothing(
     format: Literal["jsonl", "parquet"], lives: Any, lessons: Any, result: Any, name: str, tmp_path: Path
 ) -> None:
