@@ -7,6 +7,8 @@ Also what the functions and letters of mathematics are called, wherever they sta
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from itertools import accumulate
 
 from envs.any_text import clean
 
@@ -98,6 +100,11 @@ def _in_one(lines: str) -> str:
     """Lines of formulas in one: a chain of equations goes on, others are a list."""
     joined = re.sub(r"\\\\\s*(?==)", " ", lines.replace("&", "")).strip().removesuffix("\\\\")
     return joined.replace("\\\\", ", ").strip()
+
+
+def depths(text: str, opening: str = "([{", closing: str = ")]}") -> Iterator[int]:
+    """How many brackets are open behind each character."""
+    return accumulate((character in opening) - (character in closing) for character in text)
 
 
 def unstyled(text: str) -> str:

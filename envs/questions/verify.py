@@ -24,7 +24,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.questions.answers import final_answer, gold_answer, uncut_answers, whole_answers
+from envs.questions.answers import final_answer, gold_answer, statement_of, uncut_answers, whole_answers
 from envs.questions.equality import Undecided, compare, is_text, same_words
 from envs.questions.numbers import MAX_CHARS, MAX_DIGITS
 from envs.questions.options import labelled
@@ -244,11 +244,13 @@ def _shared_verifier(pid: int, scorer: tuple[str, str] | None) -> Verifier:
 def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, Undecided]:
     """The verdict, if it can be given here; otherwise what is to be compared."""
     gold = _gold_answer(gold)
-    if (same := next((said for said in uncut_answers(reply) if same_words(said, gold)), None)) is not None:
-        return Verdict(is_correct=True, answer=same, reason="the same")
-    letter, words = labelled(gold)
-    is_choice = letter is not None and not words
-    answer = final_answer(reply, is_text=is_text(gold.replace(",", " ")), is_choice=is_choice)
+    answer = None
+    if (statement := statement_of(reply)) is not None:
+        if same := next((said for said in uncut_answers(statement) if same_words(said, gold)), None):
+            return Verdict(is_correct=True, answer=same, reason="the same")
+        letter, words = labelled(gold)
+        is_choice = letter is not None and not words
+        answer = final_answer(statement, is_text=is_text(gold.replace(",", " ")), is_choice=is_choice)
     if answer is None:
         return Verdict(is_correct=False, answer=None, reason="the reply has no answer")
     if (reason := refusal(answer)) is not None:

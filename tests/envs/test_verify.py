@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.questions import verify
-from envs.questions.answers import final_answer, gold_answer, uncut_answers, whole_answers
+from envs.questions.answers import final_answer, gold_answer, statement_of, uncut_answers, whole_answers
 from envs.questions.equality import compare
 from envs.questions.numbers import MAX_CHARS, plain_number
 from envs.questions.typed import as_latex
@@ -583,8 +583,12 @@ def test_reasons(reply: str, answer: str | None, reason: str, verifier: Verifier
 
 
 def test_only_the_end_of_a_reply_is_read() -> None:
-    assert final_answer("The answer is 1." + " " * 5000 + "It may be 2") == "2"
-    assert final_answer("\\boxed{1}\nand so on") == "1"
+    for reply, answer in (
+        ("The answer is 1." + " " * 5000 + "It may be 2", "2"),
+        ("\\boxed{1}\nand so on", "1"),
+    ):
+        assert (statement := statement_of(reply)) is not None
+        assert final_answer(statement) == answer
     assert whole_answers("<answer>a b\nc d</answer>")[0] == "a b\nc d"
     assert whole_answers("a b\nc d")[0] == "a b\nc d"
     assert whole_answers("The answer is _ Q\nQ _.")[0] == "_ Q\nQ _"
@@ -599,8 +603,10 @@ def test_golds() -> None:
 
 @given(st.text(max_size=200) | st.text("0123456789.,/%^e- $\\{}", max_size=60))
 def test_any_text_is_read(text: str) -> None:
-    answer = final_answer(text)
-    assert answer is None or answer
+    answer = None
+    if (statement := statement_of(text)) is not None:
+        answer = final_answer(statement)
+        assert answer is None or answer
     refusal(answer or "")
     plain_number(text)
 
@@ -617,10 +623,12 @@ FRAGMENTS = (
     st.sampled_from(["56", "B", "yes", "(1,2)"]),
 )
 def test_any_piece_of_mathematics_is_read(text: str, gold: str) -> None:
+    statement = statement_of(text)
+    assert statement is not None
     for is_text in (False, True):
-        if (answer := final_answer(text, is_text=is_text)) is not None:
+        if (answer := final_answer(statement, is_text=is_text)) is not None:
             compare(answer, gold)
-    for answer in uncut_answers(text):
+    for answer in uncut_answers(statement):
         as_latex(answer)
 
 
