@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from itertools import islice
 
 from envs.any_text import clean
-from envs.questions.clauses import CLAUSES, ENDS, NEGATION, formula_in, has_prose, last_said, said_once, tidy
+from envs.questions.clauses import CLAUSES, ENDS, NEGATION, has_prose, tidy
+from envs.questions.conclusions import conclusion_of
 from envs.questions.corrections import without_corrections
+from envs.questions.formulas import formula_in
 from envs.questions.marks import boxed, marked, said, stated
 from envs.questions.notation import written
 from envs.questions.numbers import plain_number
 from envs.questions.options import chosen, line_that_chooses
+from envs.questions.restated import said_once
 from envs.thoughts import outside_thoughts
 from envs.words import MAX_REPLY_CHARS
 
@@ -69,7 +72,7 @@ def final_answer(statement: Statement, *, is_text: bool = False, is_choice: bool
     r"""The one answer that is given; ``None`` if there is none.
 
     It is the last ``\boxed{}``; else what stands after the last ``answer is``, ``answer:``, ``####`` or
-    ``<answer>``; else the last formula or number, or a last line that begins with one. What is thought or
+    ``<answer>``; else the last formula or number that the reply comes to. What is thought or
     denied is no answer, and neither is what is said about one or in explanation of it.
 
     Args:
@@ -88,7 +91,7 @@ def final_answer(statement: Statement, *, is_text: bool = False, is_choice: bool
     *_, last = (None, *_IS_THE_ANSWER.finditer(text))
     if last and not NEGATION.search(last["said"]):
         return formula_in(tidy(last["said"])) or None
-    return last_said(text, is_text)
+    return conclusion_of(text, is_text)
 
 
 def uncut_answers(statement: Statement) -> list[str]:

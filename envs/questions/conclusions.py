@@ -1,0 +1,130 @@
+"""What a text comes to that does not say where its answer stands."""
+
+import re
+from collections.abc import Sequence
+from itertools import islice
+
+from envs.questions.clauses import (
+    CLAUSES,
+    GUARD,
+    NEGATION,
+    SENTENCE_END,
+    YES_OR_NO,
+    has_prose,
+    prose,
+    tidy,
+    with_sign,
+    without_contrast,
+)
+from envs.questions.formulas import FORMULA, formula_in, last_formula
+from envs.questions.notation import depths
+from envs.questions.numbers import MAX_CHARS, UNITS, plain_number, unit_of
+
+MAX_VERBS = 8
+"""How many of a clause are looked at, the first ones."""
+_REMARK = re.compile(
+    r"(?:^|(?<=[.!?\n✓]))[\s*_]*+(?:(?:let me know|do you|would you|(?:I )?hope|feel free|note that|"
+    r"I'm (?:about )?[0-9]+ ?% )\b[^.!?\n]*[.!?]*|(?:how|what|which|who|where|when)\b[^.!?\n]*\?)",
+    re.IGNORECASE,
+)
+"""A sentence that says no answer: a question, or a word to the reader."""
+_REASON = re.compile(r"(?:^|\s)(?:because|since|as in)\b[^.,;\n]*", re.IGNORECASE)
+_WHY = re.compile(
+    r"\W*(?:explanation|reason(?:ing)?|justification|(?:this is )?because|since|here's (?:why|how)|steps?|"
+    r"solution)\b",
+    re.IGNORECASE,
+)
+_VALUE = re.compile(
+    r"(?P<bullet>[-*•]\s+|[0-9]{1,2}[.)]\s+)?(?P<value>(?:\\[(\[]|\$*)\s*"
+    r"(?:(?P<name>[A-Za-z])\s*=[^=A-Za-z+*]*(?:\\[A-Za-z][^=]*)?|(?(bullet)-?[0-9][0-9.,/]*\$*)))"
+)
+"""A line of a list, with a value, of a variable or not."""
+_AND_OR = re.compile(r"(?:and|or)\W*", re.IGNORECASE)
+_CIRCUMSTANCES = r"attained|achieved|(?:which )?occur(?:s|ring)|with equality"
+_ASIDE = re.compile(rf"\s(?:ways?|when|where|while|{_CIRCUMSTANCES})\b")
+_CONDITION = re.compile(
+    rf"\W*(?:where(?!\s+(?:the|its)\b)|when|reached|{_CIRCUMSTANCES}|(?:down|up) from|compared (?:to|with))\b"
+)
+"""Behind a result, before under what conditions it is one."""
+_VERB = re.compile(
+    r"(?<!to )\b(?:is|are|was|were|equals?|makes?|gives?|costs?|leaves?|yields?|be|so|has|have|had|"
+    r"get|gets)\b",
+    re.IGNORECASE,
+)
+
+
+def conclusion_of(text: str, is_text: bool) -> str | None:
+    """Its last line, or the last result that it tells; ``is_text`` is as in ``final_answer``."""
+    lines = _REMARK.sub("", text).strip().splitlines()
+    if not lines:
+        return None
+    text = "\n".join(lines)
+    first, last = tidy(lines[0]), tidy(lines[-1])
+    if len(lines) > 1 and _is_explained(first, lines[1:], is_text):
+        return first
+    if (listed := _listed(lines)) is not None:
+        return listed
+    if last and not has_prose(last):
+        return last
+    if is_text:
+        sentences = [sentence for sentence in map(tidy, SENTENCE_END.split(lines[-1])) if sentence]
+        is_said_first = sentences and sentences[0].casefold() in YES_OR_NO
+        return next(iter(sentences if is_said_first else reversed(sentences)), None)
+    if plain_number(last):
+        return last
+    clauses = map(without_contrast, CLAUSES.split(_REASON.sub("", text)))
+    told = [clause for clause in clauses if not NEGATION.search(clause)]
+    found = next(filter(None, map(_result, reversed(told))), None)
+    return found or (tidy(text) if len(text) <= MAX_CHARS // 8 else None) or None
+
+
+def _is_explained(first: str, others: Sequence[str], is_text: bool) -> bool:
+    """Whether an answer stands in the first line, and the others say why, and nothing else."""
+    if is_text:
+        says_another = any(tidy(word).casefold() in YES_OR_NO for word in others[-1].split())
+        return first.casefold() in YES_OR_NO and not says_another
+    rest = "\n".join(others).strip()
+    says_more = _VERB.search(rest) or "=" in rest or plain_number(tidy(others[-1]))
+    return plain_number(first) is not None and (_WHY.match(rest) is not None or not says_more)
+
+
+def _listed(lines: Sequence[str]) -> str | None:
+    """The values that are listed at the end, a line each; ``None`` if it is no such list.
+
+    They are those of one variable, or of one each; without bullets they have to be announced, or lines with
+    "or" between them: else they may be steps on the way to the last one.
+    """
+    found: list[re.Match[str]] = []
+    above, has_or = "", False
+    for line in map(str.strip, reversed(lines)):
+        if (item := _VALUE.fullmatch(line)) and item["value"]:
+            found.insert(0, item)
+        elif found and _AND_OR.fullmatch(line):
+            has_or = True
+        else:
+            above = line.rstrip("*")
+            break
+    values = [tidy(item["value"]) for item in found]
+    names = {item["name"] for item in found}
+    bullets = sum(item["bullet"] is not None for item in found)
+    is_told = has_or or above.endswith(":")
+    if len(found) < 2 or bullets not in (0, len(found)) or not (is_told or (bullets and None not in names)):
+        return None
+    different = {plain_number(value.partition("=")[2].strip()) or value for value in values}
+    is_of_one = len(names) == 1 and len(different) == len(found)
+    return ", ".join(values) if is_of_one or (is_told and len(names) == len(found)) else None
+
+
+def _result(clause: str) -> str | None:
+    """What a clause comes to: what stands behind its first verb that has a formula or number behind it."""
+    if not FORMULA.search(clause) or _CONDITION.match(clause):
+        return None
+    starts = [verb.end() for verb in islice(_VERB.finditer(clause), MAX_VERBS)]
+    for start in (*starts, 0):
+        part = _ASIDE.split(clause[start:].strip(" \n\t*_`.,:;"), maxsplit=1)[0]
+        found = tidy(formula_in(with_sign(part)))
+        *_, depth = (0, *depths(found))
+        are_units = plain_number(found) or all(unit_of(word) in UNITS.values() for word in prose(found))
+        if depth == 0 and are_units and FORMULA.search(found):
+            return found
+    return None if GUARD.search(clause) else tidy(last_formula(clause) or "")
