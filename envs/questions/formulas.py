@@ -75,9 +75,10 @@ def last_formula(text: str) -> str | None:
     text = _REMARK.sub("", text)
     numbers = (number for number in NUMBER.finditer(text) if re.search("[0-9]", number[0]))
     last = max((*_MATH.finditer(text), *numbers), key=re.Match.end, default=None)
-    if last is None or last.re is not _MATH:
-        return last and last[0]
-    return next(filter(None, last.groups()))
+    if last is None:
+        return None
+    inner = [group for group in last.groups() if group] if last.re is _MATH else [last[0]]
+    return inner[0]
 
 
 def _among_words(said: str) -> str:

@@ -107,6 +107,17 @@ def depths(text: str, opening: str = "([{", closing: str = ")]}") -> Iterator[in
     return accumulate((character in opening) - (character in closing) for character in text)
 
 
+def bracket_end(text: str) -> int | None:
+    """Where the bracket that ``text`` begins with is closed; an interval may be closed by another one."""
+    end = next((n for n, depth in enumerate(depths(text)) if depth == 0), None)
+    return end if end is not None and text[0] + text[end] in ("()", "(]", "[)", "[]", "{}") else None
+
+
+def is_bracketed(text: str) -> bool:
+    """Whether one pair of brackets is around all of it."""
+    return text[:1] in ("(", "[", "{") and bracket_end(text) == len(text) - 1
+
+
 def unstyled(text: str) -> str:
     """Without what only changes how it looks."""
     return re.sub(r"\\[,;:! ]|~", " ", TEXT.sub(r" \1 ", SIZES.sub("", text))).strip(" .*\"'")

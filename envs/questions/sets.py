@@ -24,6 +24,7 @@ _SETS = {
 """Sets that have names."""
 SIGN = r"(?:<=?|>=?|\\[lg](?:eq?|t)(?![A-Za-z]))"
 """Of an inequality."""
+BOUND = re.compile(SIGN)
 _BOTH = re.compile(
     rf"(?P<x>[a-z])\s*(?P<first>{SIGN})\s*(?P<a>[^<>=,]+?)\s*(?:\\text\s*\{{\s*and\s*\}}|\band\b|\\land(?![A-Za-z]))"
     rf"\s*(?P=x)\s*(?P<second>{SIGN})\s*(?P<b>[^<>=,]+)"
@@ -54,3 +55,8 @@ def as_set(text: str) -> str:
             above = "<" if above in (">", r"\gt") else r"\le"
             return f"{low} {above} {both['x']} {below} {high}"
     return text
+
+
+def is_range(text: str) -> bool:
+    """Whether it is all that lies between two bounds."""
+    return len(BOUND.findall(text)) == 2 or re.search(r"\\in\s*[(\[]", text) is not None

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from envs.questions.notation import FUNCTIONS, LETTERS
+from envs.questions.notation import FUNCTIONS, LETTERS, bracket_end
 from envs.questions.numbers import NO_UNITS, NUMBER_WORDS, UNITS
 
 MAX_APPLIED = 32
@@ -80,7 +80,6 @@ _TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
     (AND, ", "),
     (re.compile(r"(?<!\\)%"), r"\\%"),
 )
-_BRACKETS = {"(": ")", "[": "])", "{": "}"}
 
 
 def as_latex(answer: str) -> str:
@@ -108,13 +107,3 @@ def _braced_arguments(answer: str) -> str:
             found += f"{{{argument[1] or argument[2] or ''}}}"
             end = argument.end()
     return found + answer[end:]
-
-
-def bracket_end(text: str) -> int | None:
-    """Where the bracket that ``text`` begins with is closed; an interval may be closed by another one."""
-    depth = 0
-    for index, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0:
-            return index if character in "])" or character == _BRACKETS[text[0]] else None
-    return None

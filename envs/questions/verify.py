@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from envs.questions.answers import final_answer, gold_answer, statement_of, uncut_answers, whole_answers
-from envs.questions.equality import Undecided, compare, is_text, same_words
+from envs.questions.equality import Undecided, compare
+from envs.questions.notation import depths
 from envs.questions.numbers import MAX_CHARS, MAX_DIGITS
 from envs.questions.options import labelled
+from envs.questions.wording import is_text, same_words
 from envs.words import EnvError
 
 CPU_SECONDS = 1.0
@@ -268,11 +270,7 @@ def refusal(answer: str) -> str | None:
     """Why the answer is not worth a parser's time; ``None`` if it is."""
     if len(answer) > MAX_CHARS:
         return f"the answer has {len(answer)} characters, more than {MAX_CHARS}"
-    depth = deepest = 0
-    for character in answer:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
+    if (deepest := max(depths(answer), default=0)) > MAX_DEPTH:
         return f"the answer has brackets {deepest} deep, more than {MAX_DEPTH}"
     if re.search(f"[0-9]{{{MAX_DIGITS + 1}}}", answer):
         return f"the answer has a number of more than {MAX_DIGITS} digits"

@@ -1,0 +1,57 @@
+"""Answers that are words."""
+
+import re
+
+from envs.questions.clauses import MATH_WORDS, YES_OR_NO
+from envs.questions.notation import TEXT, unstyled
+from envs.questions.numbers import PRODUCT
+from envs.questions.options import DENIALS, without_label
+
+_SPACES = re.compile(r"\\(?:left|right|quad|[,;:! ])|(?<![0-9])\s+|\s+(?![0-9])")
+_ONE = re.compile(r"([_^])\{(\w)\}")
+_ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
+_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}(?![A-Za-z])")
+_OPENING = re.compile(
+    r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in|definitely|certainly|clearly)\b,?\s*)+", re.IGNORECASE
+)
+_BECAUSE = re.compile(r",?\s+(?:because|since|as)\b")
+_SAYS = re.compile(r"\b(?:is|are|was|were|be|equals|has|have|called|falls? on)\s+")
+
+
+def same_text(answer: str, gold: str) -> bool:
+    """Whether two answers are the same but for spaces and, where they are words, case."""
+    first, second = (_ONE.sub(r"\1\2", TEXT.sub(r"\1", _SPACES.sub("", text))) for text in (answer, gold))
+    if first == second:
+        return True
+    first, second = (_ARTICLE.sub("", unstyled(text), count=1).strip(" ().\"'") for text in (answer, gold))
+    return is_text(second) and _folded(first) == _folded(second)
+
+
+def same_words(answer: str, gold: str) -> bool:
+    """As ``same_text``, where the words may have commas between them."""
+    return same_text(answer, gold) or (_folded(answer) == _folded(gold) and is_text(gold.replace(",", " ")))
+
+
+def is_text(answer: str) -> bool:
+    """Whether it is words, and so to be compared as such; a product of letters, such as xy, is none."""
+    plain = unstyled(answer)
+    if re.search(r"[\\=<>^+*/{}|$]|[0-9]\s*[A-Za-z]|,", plain):
+        return False
+    words = (word for word in _WORD.findall(plain) if word not in MATH_WORDS and not PRODUCT.fullmatch(word))
+    return any(words) or re.search("[\u3040-\uffdc]", plain) is not None
+
+
+def says(answer: str, gold: str) -> bool:
+    """Whether a sentence or an option ends in the words that are asked for, and does not deny them."""
+    plain = _OPENING.sub("", unstyled(answer))
+    said = [plain, re.sub(r"\s*\([^()]*\)$", "", plain), without_label(plain)]
+    said += [first for first in [re.split(r"[,.;:]|\s-\s", plain)[0]] if first.casefold() in YES_OR_NO]
+    claim = _BECAUSE.split(plain)[0]
+    if DENIALS.findall(claim) == DENIALS.findall(gold):
+        said += [claim, *(claim[verb.end() :] for verb in _SAYS.finditer(claim))]
+        said += [claim[-len(unstyled(gold)) :]] if DENIALS.search(gold) else []
+    return any(same_text(text, gold) for text in said)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
