@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from envs.any_text import clean
-from envs.questions.clauses import CLAUSES, ENDS, NEGATION, has_prose, tidy
+from envs.questions.clauses import BECAUSE, CLAUSES, ENDS, NEGATION, has_prose, tidy
 from envs.questions.conclusions import conclusion_of
 from envs.questions.corrections import without_corrections
 from envs.questions.formulas import formula_in
@@ -30,7 +30,7 @@ _IS_THE_ANSWER = re.compile(
     r"(?:the|my|our)\s+(?:\w+\s)?answer\b(?!\s+(?:to|of)\s+(?:another|a different))",
     re.IGNORECASE | re.MULTILINE,
 )
-_DOUBTED = re.compile(NEGATION.pattern + r"|\b(?:since|because|as)\b", re.IGNORECASE)
+_DOUBTED = re.compile(rf"{NEGATION.pattern}|{BECAUSE}", re.IGNORECASE)
 _FIRST = re.compile(
     r"\W{0,9}(?P<said>[A-Z][^.!?\n]{1,40}?)(?:\*\*)?[.!\n]\W{0,9}"
     r"(?P<rest>(?:(?i:it|this|he|she|they)|(?P=said))\s(?i:is|was|are|were|has|had|have|lies|means)\b.*)",
@@ -72,7 +72,7 @@ def final_answer(statement: Statement, *, is_text: bool = False, is_choice: bool
     r"""The one answer that is given; ``None`` if there is none.
 
     It is the last ``\boxed{}``; else what stands after the last ``answer is``, ``answer:``, ``####`` or
-    ``<answer>``; else the last formula or number that the reply comes to. What is thought or
+    ``<answer>``; else the last formula or number, or a last line that begins with one. What is thought or
     denied is no answer, and neither is what is said about one or in explanation of it.
 
     Args:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from envs.questions.notation import FUNCTIONS, LETTERS, TEXT
-from envs.questions.numbers import PRODUCT
+from envs.questions.numbers import FRACTIONS, OPERATIONS, PRODUCT
 
 _TYPED = ("abs", "floor", "ceil", "cbrt", "binom", "choose", "asin", "acos", "atan")
 MATH_WORDS = frozenset({"and", "or", "sqrt", "mod", "inf", "infinity", "oo", *FUNCTIONS, *LETTERS, *_TYPED})
@@ -14,6 +14,7 @@ _GOES_ON = "|".join((*sorted(MATH_WORDS), HEDGES, "plus", "minus", "less", "time
 SENTENCE_END = re.compile(
     r"\n|(?<!approx)(?<!\bi\.e)(?<!\be\.g)(?<!\bRs)(?<!\bsq)\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)"
 )
+BECAUSE = r"\b(?:because|since|as)\b"
 _EXPLAINED = r"\s(?:because|since|which|but|as in|where|i\.e\.|that is)(?!\w)"
 _CLAUSE_END = re.compile(
     rf",\s+(?!(?:{_GOES_ON})\b)(?=[A-Za-z]{{2}})|;(?!\s*(?:(?:{_GOES_ON})\b|[A-Za-z]\w{{0,2}}\s*=|[-+$\\(]*[0-9]))|"
@@ -24,19 +25,20 @@ CLAUSES = re.compile(rf"{SENTENCE_END.pattern}|{_CLAUSE_END.pattern}")
 """Where a clause ends."""
 ENDS = re.compile(rf"{SENTENCE_END.pattern}|{_EXPLAINED}")
 """Where an answer may end that has full stops or commas of its own; of a list its beginning is no answer."""
+DENIAL = (
+    r"\b(?:not|never|neither|nor|cannot|nunca|keinesfalls|jamais|nicht|no es|não é|non è)\b|n't\b|n'est pas|"
+    r"不是|并非|不可能"
+)
 NEGATION = re.compile(
-    r"\b(?:not|never|neither|nor|cannot|except|instead of|rather than|other than|anything but|far from|"
-    r"unlike|incorrect|wrong|nunca|keinesfalls|jamais)\b|n't\b|不是|并非|不可能|"
-    r"\bnicht\b|\bno es\b|n'est pas|\bnão é\b|\bnon è\b",
+    rf"{DENIAL}|\b(?:except|instead of|rather than|other than|anything but|far from|unlike|"
+    r"incorrect|wrong)\b",
     re.IGNORECASE,
 )
 GUARD = re.compile(
     r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than\b(?=.{0,60}[0-9])|"
     r"at (?:least|most)|close to|almost|hardly|short of|supposed to|"
-    r"under|over|below|above|divisible|up to|plus|minus|times|divided|multiplied|added|"
-    r"subtracted|half|third|quarter|"
-    r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|squared|cubed|factorial|modulo|"
-    r"choose|to the power|halves|thirds|quarters|fifths|sixths|eighths|tenths|hundredths|thousandths|"
+    rf"under|over|below|above|divisible|up to|{'|'.join((*OPERATIONS, *FRACTIONS))}|to the power|"
+    r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|"
     r"(?:sum|product|difference|quotient|ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|"
     r"determinant|derivative|integral|multiple|percent|factor|divisor|logarithm) of)\b"
     r"|[0-9]\s*(?:\\?%|per ?cent|/\s*[0-9]+)\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",

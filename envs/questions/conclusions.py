@@ -16,6 +16,7 @@ from envs.questions.clauses import (
     with_sign,
     without_contrast,
 )
+from envs.questions.corrections import SECOND_THOUGHT
 from envs.questions.formulas import FORMULA, formula_in, last_formula
 from envs.questions.notation import depths
 from envs.questions.numbers import MAX_CHARS, UNITS, plain_number, unit_of
@@ -51,6 +52,10 @@ _VERB = re.compile(
     r"get|gets)\b",
     re.IGNORECASE,
 )
+_LEADS = re.compile(
+    r"\W*(?:about|approximately|roughly|around|exactly|only|just|approx\.?)?\s*[-+$€£\\]*[0-9]", re.IGNORECASE
+)
+"""Where a line begins with a number."""
 
 
 def conclusion_of(text: str, is_text: bool) -> str | None:
@@ -64,14 +69,14 @@ def conclusion_of(text: str, is_text: bool) -> str | None:
         return first
     if (listed := _listed(lines)) is not None:
         return listed
-    if last and not has_prose(last):
+    if last and (plain_number(last) or not has_prose(last)):
         return last
+    sentences = [sentence for sentence in map(tidy, SENTENCE_END.split(lines[-1])) if sentence]
     if is_text:
-        sentences = [sentence for sentence in map(tidy, SENTENCE_END.split(lines[-1])) if sentence]
         is_said_first = sentences and sentences[0].casefold() in YES_OR_NO
         return next(iter(sentences if is_said_first else reversed(sentences)), None)
-    if plain_number(last):
-        return last
+    if last and (leading := _leading(sentences[0])) is not None:
+        return leading
     clauses = map(without_contrast, CLAUSES.split(_REASON.sub("", text)))
     told = [clause for clause in clauses if not NEGATION.search(clause)]
     found = next(filter(None, map(_result, reversed(told))), None)
@@ -84,8 +89,18 @@ def _is_explained(first: str, others: Sequence[str], is_text: bool) -> bool:
         says_another = any(tidy(word).casefold() in YES_OR_NO for word in others[-1].split())
         return first.casefold() in YES_OR_NO and not says_another
     rest = "\n".join(others).strip()
+    if plain_number(first) is None or SECOND_THOUGHT.search(rest):
+        return False
     says_more = _VERB.search(rest) or "=" in rest or plain_number(tidy(others[-1]))
-    return plain_number(first) is not None and (_WHY.match(rest) is not None or not says_more)
+    return _WHY.match(rest) is not None or not says_more
+
+
+def _leading(sentence: str) -> str | None:
+    """The number that a sentence begins with, if it tells nothing else."""
+    if not _LEADS.match(sentence) or "=" in sentence or _VERB.search(sentence):
+        return None
+    found = formula_in(sentence)
+    return None if found == sentence else found
 
 
 def _listed(lines: Sequence[str]) -> str | None:

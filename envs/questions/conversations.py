@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.any_text import clean, first_line
-from envs.questions.tables import cell_text, is_missing
+from envs.questions.cells import cell_text, is_missing
 from envs.thoughts import outside_thoughts
 from envs.words import EnvError, Role
 

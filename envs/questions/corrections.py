@@ -11,6 +11,9 @@ MAX_CHECKS = 8
 """How many of the places where a reply may begin to check itself are looked at, the first ones."""
 _MILD = r"wait|hold on|on second thought|actually(?=,)"
 _OUTRIGHT = r"oops|scratch that|I (?:made an? (?:mistake|error)|was wrong|misread)"
+SECOND_THOUGHT = re.compile(
+    r"\b(?:hold on|wait|actually|oops|sorry|correction|mistake|forgot|wrong|incorrect)\b", re.IGNORECASE
+)
 _BEGINS = r"(?:^|[.!?,;\n])[\s*_]*+"
 _CORRECTED = re.compile(
     rf"{_BEGINS}(?:(?:no(?=[,.!])|{_MILD}|{_OUTRIGHT}|sorry|hmm|actually|correction|edit|rather|my mistake)\b"
@@ -41,7 +44,7 @@ _CHECK = re.compile(
 )
 """Where a reply begins to check what it has said."""
 _CONCLUDES = re.compile(
-    r"\\f?boxed|#{4}|(?i:\b(?:so|thus|therefore|hence|answer|wait|actually|wrong|mistake|incorrect|not|should|instead|option)\b)"
+    rf"\\f?boxed|#{{4}}|(?i:\b(?:so|thus|therefore|hence|answer|not|should|instead|option)\b|{SECOND_THOUGHT.pattern})"
     r"[^.]{0,80}?(?:[0-9]|\b[A-H]\b)"
 )
 """A check that comes to another answer, or says it once more."""

@@ -2,7 +2,7 @@
 
 import re
 
-from envs.questions.notation import is_bracketed
+from envs.questions.notation import GAP, is_bracketed
 from envs.questions.numbers import PlainNumber, compare_numbers, plain_number
 from envs.questions.sets import SIGN
 from envs.questions.typed import AND
@@ -11,10 +11,10 @@ NAME = re.compile(
     r"\(?\s*\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?'?(?:\([\w, ]*\))?"
     r"(?:\s*,\s*[A-Za-z](?:_\{?\w+\}?)?)*\s*\)?\s*"
 )
-_POINT = re.compile(r"\s*([A-Z]'?)(?:\s|\\,|:)*(?=\([^()]*,)")
+_POINT = re.compile(rf"\s*([A-Z]'?)(?:{GAP}|:)*(?=\([^()]*,)")
 """Before its coordinates."""
 _EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)|\\in(?![A-Za-z])|:=")
-_TWO_EQUATIONS = re.compile(r"=[^=]*[0-9}](?:\\q?quad|\\[,;: ]|\s)+\\?[A-Za-z]\w*\s*=")
+_TWO_EQUATIONS = re.compile(rf"=[^=]*[0-9}}]{GAP}+\\?[A-Za-z]\w*\s*=")
 _SEPARATOR = re.compile(rf"{AND.pattern}|(?<!\\)[,;<>]")
 RELATION = re.compile(rf"=|{SIGN}|\\(?:ne|neq|in|approx|equiv)(?![A-Za-z])")
 _BOUNDS = re.compile(r"_\s*\{[^{}]*\}")

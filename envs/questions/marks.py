@@ -5,14 +5,14 @@ from collections import deque
 from collections.abc import Iterator
 
 from envs.questions.clauses import NEGATION, first_clause, tidy
-from envs.questions.notation import depths
+from envs.questions.notation import UPRIGHT, depths
 from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
 
 MAX_MARKS = 16
 """How many marks of a text are looked at, the last ones."""
 _BOX = re.compile(rf"\\(?:boxed|f(?:rame)?box)\s*(?:\{{|(?P<bare>[^\s$][^\s$]{{0,{MAX_ANSWER_CHARS}}}))")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;.*&|/-]|\\[()\[\]\\]|\\q?quad(?![A-Za-z])|and|or|\\text\s*\{\s*(?:and|or)\s*\}"
+    rf"(?:[\s$,;.*&|/-]|\\[()\[\]\\]|\\q?quad(?![A-Za-z])|and|or|{UPRIGHT}\s*(?:and|or)\s*\}}"
     r"|(?<=\n)[0-9]{1,2}[.)]\s|\([a-h]\)|[A-Za-z](?:_\{?\w\}?)?\s*=)*"
 )
 _MARK = re.compile(

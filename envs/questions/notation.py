@@ -7,7 +7,7 @@ Also what the functions and letters of mathematics are called, wherever they sta
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 from envs.any_text import clean
@@ -35,40 +35,48 @@ LETTERS = (
 )  # fmt: skip
 """Greek ones."""
 
-TEXT = re.compile(
-    r"\\(?:text(?:bf|rm|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf)|mbox|bold(?:symbol)?|bm|underline|emph)\s*\{([^{}]*)\}"
+GAP = r"(?:\s|\\[,;:! ]|~|\\q?quad(?![A-Za-z]))"
+"""What is seen as a space."""
+UPRIGHT = (
+    r"\\(?:text(?:bf|rm|it|sf|tt|up|normal)?|math(?:rm|bf|it|sf)|mbox|bold(?:symbol)?|bm|underline|emph)\s*\{"
 )
+TEXT = re.compile(rf"{UPRIGHT}([^{{}}]*)\}}")
 """What is written upright, bold or underlined in a formula."""
 SIZES = re.compile(
-    r"\\(?:left|right|m?big[lr]?|Big[lr]?|displaystyle)(?![A-Za-z])\.?"
+    r"\\(?:left|right|middle|m?big[lr]?|Big[lr]?|displaystyle)(?![A-Za-z])\.?"
     r"|\\(?:bf|rm|it|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])\s*|\\(?:text)?color\s*\{[^{}]*\}"
 )
 """What says only how large, thick or bright it is set."""
-_CONTROL = re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<<[^<>\n]{0,200}>>")
-"""A tokenizer's own marks, and GSM8K's notes for a calculator."""
-_BOLD = re.compile(r"(?<![\w*)])\*\*(?=[^\s*])([^*\n]{1,200})(?<=\S)\*\*(?![\w*(])")
-_LINES = re.compile(
-    r"\\begin\s*\{(cases|aligned|align\*?|equation\*?|gather\*?|gathered|split)\}((?:(?!\\begin)[\s\S]){0,2000}?)"
-    r"\\end\s*\{\1\}"
-)
-"""Formulas below each other; a matrix is none."""
-_DOTS = re.compile(r",\s*(?:\.{3}|\\[lc]?dots(?![A-Za-z]))\s*,")
-_COLON = re.compile(r"\\colon(?![A-Za-z])\s*|(?:\\text\s*)?\{:\}")
-_DEGREE = re.compile(r"\^?\s*(?:\{\\degree\s*\}|\\degree(?![A-Za-z]))")
-_CHINESE_AND = re.compile(r"(?<=[0-9)}])\s*[和或及与]\s*(?=[-0-9(\\A-Za-z])")
-_CURRENCIES = (
+_WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    # A tokenizer's own marks, and GSM8K's notes for a calculator.
+    (re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<<[^<>\n]{0,200}>>"), ""),
+    (re.compile(r"(?<![\w*)])\*\*(?=[^\s*])([^*\n]{1,200})(?<=\S)\*\*(?![\w*(])"), r"\1"),
+    (re.compile(r"\+/-"), r"\\pm "),
+    (re.compile(r"(?<=[0-9)}])\s*[和或及与]\s*(?=[-0-9(\\A-Za-z])"), ", "),
+    (re.compile(r"\^?\s*(?:\{\\degree\s*\}|\\degree(?![A-Za-z]))"), r"^\\circ "),
+    (re.compile(r"\\colon(?![A-Za-z])\s*|(?:\\text\s*)?\{:\}"), ":"),
     (re.compile(r"\\(?:text)?euro?(?![A-Za-z])(?:\{\})?"), "€"),
     (re.compile(r"\\(?:pounds|textsterling)(?![A-Za-z])(?:\{\})?"), "£"),
     (re.compile(r"\\(?:textdollar|dollar)(?![A-Za-z])(?:\{\})?"), r"\\$"),
+    (re.compile(r"\\([lg])eq(?:slant|q)(?![A-Za-z])"), r"\\\1e "),
+    # Formulas below each other; a matrix is none.
+    (
+        re.compile(
+            r"\\begin\s*\{(cases|aligned|align\*?|equation\*?|gather\*?|gathered|split)\}((?:(?!\\begin)[\s\S]){0,2000}?)"
+            r"\\end\s*\{\1\}"
+        ),
+        lambda lines: _in_one(lines[2]),
+    ),
+    (re.compile(r",\s*(?:\.{3}|\\[lc]?dots(?![A-Za-z]))\s*,"), r",\\ldots,"),
+    (re.compile(rf"{UPRIGHT}\s*([,;])\s*\}}"), r"\1 "),
+    (re.compile(r"\s{2,}"), lambda spaces: "\n" if "\n" in spaces[0] else " "),
 )
-_SLANTED = re.compile(r"\\([lg])eq(?:slant|q)(?![A-Za-z])")
-_COMMA = re.compile(r"\\text\s*\{\s*([,;])\s*\}")
+"""What can be written in several ways, and the way that is read."""
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣʸᵏᵐᵗᵃᵇ]+")
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """What turns the letters that follow: with them 42 may be seen as 24, so they stay."""
 _RAISED_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
-_MANY_SPACES = re.compile(r"\s{2,}")
 
 
 def written(text: str) -> str:
@@ -86,14 +94,9 @@ def written(text: str) -> str:
     )
     text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
     text = "".join(str(unicodedata.decimal(c, c)) for c in text if unicodedata.category(c) != "So")
-    text = _CONTROL.sub("", _BOLD.sub(r"\1", text)).replace("+/-", r"\pm ")
-    text = _COLON.sub(":", _DEGREE.sub(r"^\\circ ", _CHINESE_AND.sub(", ", text)))
-    for sign, written_so in _CURRENCIES:
-        text = sign.sub(written_so, text)
-    text = _SLANTED.sub(r"\\\1e ", text)
-    text = _LINES.sub(lambda lines: _in_one(lines[2]), text)
-    text = _COMMA.sub(r"\1 ", _DOTS.sub(r",\\ldots,", text))
-    return _MANY_SPACES.sub(lambda spaces: "\n" if "\n" in spaces[0] else " ", text)
+    for pattern, so in _WRITTEN:
+        text = pattern.sub(so, text)
+    return text
 
 
 def _in_one(lines: str) -> str:

@@ -69,19 +69,26 @@ SCALES = {
     "trillion": 10**12,
     "dozen": 12,
 }
-NO_UNITS = frozenset(
+FRACTIONS = (
+    "half", "halves", "third", "thirds", "fourths", "quarter", "quarters", "fifths", "sixths", "sevenths",
+    "eighths", "ninths", "tenths", "hundredths", "thousandths",
+)  # fmt: skip
+OPERATIONS = (
+    "plus", "minus", "times", "modulo", "divided", "multiplied", "added", "subtracted", "squared", "cubed",
+    "factorial", "choose",
+)  # fmt: skip
+"""Beside a number, which they make another one."""
+NO_UNITS = frozenset({*FRACTIONS, *OPERATIONS}) | frozenset(
     re.findall(
         r"\w+",
-        "pi or and to plus minus times over by mod modulo out of sqrt sin cos tan log ln exp inf e i x "
-        "divided multiplied squared cubed factorial choose not but if half third quarter then is are was "
-        "incorrect wrong no more less fewer half halves third thirds fourths quarters fifths sixths eighths "
-        "tenths hundredths thousandths",
+        "pi or and to over by mod out of sqrt sin cos tan log ln exp inf e i x not but if then is are was "
+        "incorrect wrong no more less fewer",
     )
 )
 NUMBER_WORDS = frozenset(SCALES) | frozenset(
     re.findall(
         r"\w+",
-        "one two three four five six seven eight nine ten fifth fifths sevenths ninths percent least most",
+        "one two three four five six seven eight nine ten fifth percent least most",
     )
 )
 

@@ -2,6 +2,7 @@
 
 import re
 
+from envs.questions.clauses import DENIAL
 from envs.questions.notation import unstyled
 
 _LETTER = re.compile(r"\(?([A-Z])\)?|\(([a-z])\)")
@@ -31,11 +32,8 @@ _NOT_BUT = re.compile(
     re.IGNORECASE,
 )
 """What denies nothing of the letter behind it."""
-_WEIGHED = re.compile(r"\botherwise\b|\bconsider(?:ing)?\b", re.IGNORECASE)
+DENIALS = re.compile(rf"{DENIAL}|\b(?:doubt|otherwise|consider(?:ing)?)\b|不", re.IGNORECASE)
 """Before a letter that is not chosen."""
-DENIALS = re.compile(
-    r"\b(?:not|never|neither|nor|cannot|doubt|no es|nicht)\b|n't\b|n'est pas|不", re.IGNORECASE
-)
 _DISMISSED = re.compile(
     r"\s*(?:\(\s*[Nn]ot\s+(?![A-Z]\b)|\?|[).]?\s*(?:[-$\\0-9][^.,;\n]{0,20})?"
     r"\b(?:is|are|must be|works|holds|satisfies)\b[^,.;]{0,30}"
@@ -90,9 +88,7 @@ def chosen(said: str) -> str | None:
         if (found := _OPTION.match(plain, start)) is not None:
             letter = next(filter(None, found.groups())).upper()
             claim = _NOT_BUT.sub("", plain[: found.end()])
-            is_denied = (
-                DENIALS.search(claim) or _WEIGHED.search(claim) or _DISMISSED.match(plain, found.end())
-            )
+            is_denied = DENIALS.search(claim) or _DISMISSED.match(plain, found.end())
             behind = _EXPLAINED.split(plain[found.end() :], maxsplit=1)[0]
             others = {next(filter(None, other.groups())) for other in _MARKED.finditer(behind)} - {letter}
             return letter if not (is_denied or others or _ANOTHER.match(plain, found.end())) else None

@@ -2,14 +2,14 @@
 
 import re
 
-from envs.questions.notation import SIZES, unstyled
+from envs.questions.notation import GAP, SIZES, UPRIGHT, unstyled
 
 _BUILDER = re.compile(
-    r"\\?\{(?:\s|\\,)*(?P<x>[a-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\,)?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\\middle\||\||:)"
-    r"(?=[^{}]*(?P=x))(?P<condition>[^{}]*[^{}\\\s])(?:\s|\\,)*\\?\}"
+    rf"\\?\{{{GAP}*(?P<x>[a-z])\s*(?:\\in\s*\\mathbb\s*\{{?R\}}?\s*)?(?:\\,)?(?:\\(?:mid|vert)(?![A-Za-z])|\||:)"
+    rf"(?=[^{{}}]*(?P=x))(?P<condition>[^{{}}]*[^{{}}\\\s]){GAP}*\\?\}}"
 )
 """A set by what holds of each x in it."""
-_ALL = re.compile(r"^(?:\\text\s*\{\s*(?:for )?all\s*\}|(?:for )?all\b)\s*(?=[A-Za-z]\s*(?:\\[lgn]|[<>]))")
+_ALL = re.compile(rf"^(?:{UPRIGHT}\s*(?:for )?all\s*\}}|(?:for )?all\b)\s*(?=[A-Za-z]\s*(?:\\[lgn]|[<>]))")
 """Before a bound."""
 _SETS = {
     r"\mathbb{R}": re.compile(
@@ -26,7 +26,7 @@ SIGN = r"(?:<=?|>=?|\\[lg](?:eq?|t)(?![A-Za-z]))"
 """Of an inequality."""
 BOUND = re.compile(SIGN)
 _BOTH = re.compile(
-    rf"(?P<x>[a-z])\s*(?P<first>{SIGN})\s*(?P<a>[^<>=,]+?)\s*(?:\\text\s*\{{\s*and\s*\}}|\band\b|\\land(?![A-Za-z]))"
+    rf"(?P<x>[a-z])\s*(?P<first>{SIGN})\s*(?P<a>[^<>=,]+?)\s*(?:{UPRIGHT}\s*and\s*\}}|\band\b|\\land(?![A-Za-z]))"
     rf"\s*(?P=x)\s*(?P<second>{SIGN})\s*(?P<b>[^<>=,]+)"
 )
 """Two bounds of one."""

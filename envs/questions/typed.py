@@ -3,17 +3,14 @@
 import re
 from collections.abc import Callable
 
-from envs.questions.notation import FUNCTIONS, LETTERS, bracket_end
+from envs.questions.notation import FUNCTIONS, GAP, LETTERS, UPRIGHT, bracket_end
 from envs.questions.numbers import NO_UNITS, NUMBER_WORDS, UNITS
 
 MAX_APPLIED = 32
 """How many roots and powers of something in parentheses are looked at."""
-_GAP = r"(?:\s|\\[,;:! ]|~|\\q?quad(?![A-Za-z]))"
-"""What is seen as a space."""
 AND = re.compile(
-    rf"{_GAP}*+,?{_GAP}*+(?:\b(?:and|or)\b|\\(?:lor|vee)(?![A-Za-z])|"
-    rf"\\(?:text(?:rm|it|bf)?|mathrm|mbox)\s*\{{{_GAP}*+,?{_GAP}*+"
-    rf"(?i:and|or|y|e|o|et|ou|und|oder|[和或及与]){_GAP}*+\}}|\\&){_GAP}*+"
+    rf"{GAP}*+,?{GAP}*+(?:\b(?:and|or)\b|\\(?:lor|vee)(?![A-Za-z])|{UPRIGHT}{GAP}*+,?{GAP}*+"
+    rf"(?i:and|or|y|e|o|et|ou|und|oder|[和或及与]){GAP}*+\}}|\\&){GAP}*+"
 )
 NAMES = "|".join((*FUNCTIONS, *LETTERS))
 _TAKES = re.compile(r"\\(?:[cdt]?frac|sqrt|pmod)(?![A-Za-z])(?:\[[^\[\]]*\])?")
@@ -41,15 +38,14 @@ def _may_be_unit(text: str) -> bool:
 
 
 _Replacement = str | Callable[[re.Match[str]], str]
-_UPRIGHT = r"\\(?:text(?:rm|it|bf|normal)?|mathrm|mbox)\s*\{"
 _TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
     (
-        re.compile(rf"(?<=[0-9}}%]){_GAP}*{_UPRIGHT}((?:[A-Za-z /]|{_GAP})+)\}}{_POWER}$"),
+        re.compile(rf"(?<=[0-9}}%]){GAP}*{UPRIGHT}((?:[A-Za-z /]|{GAP})+)\}}{_POWER}$"),
         lambda unit: "" if _may_be_unit(unit[1]) else unit[0],
     ),
-    (re.compile(rf"(?<=[A-Za-z)]){_GAP}*{_UPRIGHT}{_GAP}*{_UNIT_WORDS}{_GAP}*\}}{_POWER}$"), ""),
-    (re.compile(rf"(?<=\\pi){_GAP}+{_UNIT_WORDS}{_POWER}$"), ""),
-    (re.compile(rf"(?<=[0-9}})]){_GAP}+{_LONG_UNITS}{_POWER}$"), ""),
+    (re.compile(rf"(?<=[A-Za-z)]){GAP}*{UPRIGHT}{GAP}*{_UNIT_WORDS}{GAP}*\}}{_POWER}$"), ""),
+    (re.compile(rf"(?<=\\pi){GAP}+{_UNIT_WORDS}{_POWER}$"), ""),
+    (re.compile(rf"(?<=[0-9}})]){GAP}+{_LONG_UNITS}{_POWER}$"), ""),
     (
         re.compile(r"(?:^|(?<=[^\\]\{))-?[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+(?=\s*[\\A-Za-z]|\})"),
         lambda number: re.sub("[{},]", "", number[0]),
@@ -63,10 +59,7 @@ _TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
         r"\\frac{\1}{\2}",
     ),
     (re.compile(r"\*\*"), "^"),
-    (re.compile(r"(?<=[0-9A-Za-z)])\s*\*\s*(?=[0-9A-Za-z(\\])"), r" \\cdot "),
-    (re.compile(r"\^\s*(-?[0-9]+(?:\.[0-9]+)?|-[A-Za-z](?![A-Za-z]))"), r"^{\1}"),
-    (re.compile(r"<=|≤"), r" \\le "),
-    (re.compile(r">=|≥"), r" \\ge "),
+    (re.compile(r"\^\s*(-(?:[0-9]+(?:\.[0-9]+)?|[A-Za-z](?![A-Za-z])))"), r"^{\1}"),
     (re.compile(r"(?<![\\A-Za-z])cbrt(?=\s*\()"), r"\\sqrt[3]"),
     (re.compile(r"(?<![\\A-Za-z])a(sin|cos|tan)(?=\s*\()"), r"\\arc\1 "),
     (re.compile(r"(?<![\\A-Za-z])log_?(2|10)(?=\s*\()"), r"\\log_{\1}"),

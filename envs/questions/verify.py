@@ -1,8 +1,15 @@
 """Whether a reply gives the right answer. Replies are hostile until shown otherwise.
 
-Numbers, letters, words and lists are compared exactly, by ``envs/questions/equality.py``. Everything else is
-judged by math-verify, or by a task's own scorer, in worker processes that have a deadline, a memory limit and
-few rights (``envs/questions/verify_worker.py``).
+How a verdict comes about, with a file for each step. The end of what a reply says is written in one way
+(``notation``), and what it takes back or only checks is left out (``corrections``). Its answer stands in a
+box or behind a mark (``marks``), else it is what the text comes to (``conclusions``): of that the first
+clause counts (``clauses``), of a clause its formula (``formulas``), and a number that is said twice once
+(``restated``). So the final answer is read, cut and uncut (``answers``). It is compared with the right one
+(``equality``): as a letter (``options``), a ratio or a time (``ratios``), the value of an equation
+(``equations``) which has to be worked out (``solved``), a number (``numbers``), items of a list (``lists``,
+``sets``) or words (``wording``). What this does not decide is made LaTeX (``typed``), and judged by
+math-verify in worker processes that have a deadline, a memory limit and few rights (``verify_worker``);
+there a task's own scorer runs too.
 """
 
 import atexit

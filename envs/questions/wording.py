@@ -2,7 +2,7 @@
 
 import re
 
-from envs.questions.clauses import MATH_WORDS, YES_OR_NO
+from envs.questions.clauses import BECAUSE, MATH_WORDS, YES_OR_NO
 from envs.questions.notation import TEXT, unstyled
 from envs.questions.numbers import PRODUCT
 from envs.questions.options import DENIALS, without_label
@@ -14,7 +14,7 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}(?![A-Za-z])")
 _OPENING = re.compile(
     r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in|definitely|certainly|clearly)\b,?\s*)+", re.IGNORECASE
 )
-_BECAUSE = re.compile(r",?\s+(?:because|since|as)\b")
+_BECAUSE = re.compile(rf",?\s+{BECAUSE}")
 _SAYS = re.compile(r"\b(?:is|are|was|were|be|equals|has|have|called|falls? on)\s+")
 
 

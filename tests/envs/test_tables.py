@@ -13,8 +13,8 @@ import pytest
 
 from envs import EnvError
 from envs.questions.answers import gold_answer
+from envs.questions.cells import cell_text
 from envs.questions.problems import Problem, Source, solution_problems
-from envs.questions.tables import cell_text
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 + 1?"}]
 VERL = {"prompt": CHAT[1:], "reward_model": {"ground_truth": "2", "style": "rule"}, "ability": "math"}
