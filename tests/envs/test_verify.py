@@ -599,6 +599,7 @@ def test_golds() -> None:
     assert gold_answer("6 * 7\n#### 42") == "42"
     assert gold_answer("so $x = \\boxed{\\frac{1}{2}}$.") == "\\frac{1}{2}"
     assert gold_answer(" 42. ") == "42"
+    assert gold_answer("\\text{The final answer is 42}") == "42"
 
 
 @given(st.text(max_size=200) | st.text("0123456789.,/%^e- $\\{}", max_size=60))
