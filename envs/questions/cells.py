@@ -50,10 +50,9 @@ def cell_text(value: Any, *, is_answer: bool = False, folds: int = MAX_FOLDS) ->
         raise ValueError("is empty")
     if not isinstance(value, str):
         raise ValueError(f"is a {type(value).__name__}: write it as text or as a number")
-    text = str(value)
-    if text.startswith(("[{'", "{'")) and "':" in text:
+    if value.startswith(("[{'", "{'")) and "':" in value:
         raise ValueError("is a list or an object as Python writes it: write it as JSON")
-    return text
+    return value
 
 
 def _is_messages(value: list[Any]) -> bool:
