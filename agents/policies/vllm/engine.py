@@ -181,7 +181,9 @@ class LocalEngine:
 
     def logprobs(self, sequences: Sequence[Prefix]) -> list[list[float]]:
         """See ``Engine``."""
-        outputs = self._generate(sequences, [{"max_tokens": 1, "prompt_logprobs": 0}] * len(sequences))
+        # One token has to be drawn: without a seed each process would draw its own.
+        settings = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        outputs = self._generate(sequences, [settings] * len(sequences))
         return [
             [
                 scores[token].logprob
