@@ -101,7 +101,7 @@ def test_optimal_counts_success_before_return() -> None:
 
 def test_no_optimal_arm_without_a_table_or_with_other_rewards() -> None:
     assert Baselines("CartPole-v1", {}).optimal() is None
-    assert Baselines("FrozenLake-v1", {"reward_schedule": (1, 0, -0.1)}).optimal() is None
+    assert Baselines("FrozenLake-v1", {"reward_schedule": (1, 0, -0.001)}).optimal() is None
 
 
 def test_blind_finds_the_path_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
