@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from itertools import islice
 
 from envs.any_text import clean
-from envs.questions.clauses import BECAUSE, CLAUSES, ENDS, NEGATION, has_prose, tidy
-from envs.questions.conclusions import conclusion_of
-from envs.questions.corrections import without_corrections
-from envs.questions.formulas import formula_in
-from envs.questions.marks import boxed, marked, said, stated
-from envs.questions.notation import written
-from envs.questions.numbers import plain_number
-from envs.questions.options import chosen, line_that_chooses
-from envs.questions.restated import said_once
+from envs.questions.judge.clauses import BECAUSE, CLAUSES, ENDS, NEGATION, has_prose, tidy
+from envs.questions.judge.conclusions import conclusion_of
+from envs.questions.judge.corrections import without_corrections
+from envs.questions.judge.formulas import formula_in
+from envs.questions.judge.marks import boxed, marked, said, stated
+from envs.questions.judge.notation import written
+from envs.questions.judge.numbers import plain_number
+from envs.questions.judge.options import chosen, line_that_chooses
+from envs.questions.judge.restated import said_once
 from envs.thoughts import outside_thoughts
 from envs.words import MAX_REPLY_CHARS
 

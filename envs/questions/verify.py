@@ -1,15 +1,15 @@
 """Whether a reply gives the right answer. Replies are hostile until shown otherwise.
 
-How a verdict comes about, with a file for each step. The end of what a reply says is written in one way
-(``notation``), and what it takes back or only checks is left out (``corrections``). Its answer stands in a
-box or behind a mark (``marks``), else it is what the text comes to (``conclusions``): of that the first
-clause counts (``clauses``), of a clause its formula (``formulas``), and a number that is said twice once
-(``restated``). So the final answer is read, cut and uncut (``answers``). It is compared with the right one
-(``equality``): as a letter (``options``), a ratio or a time (``ratios``), the value of an equation
-(``equations``) which has to be worked out (``solved``), a number (``numbers``), items of a list (``lists``,
-``sets``) or words (``wording``). What this does not decide is made LaTeX (``typed``), and judged by
-math-verify in worker processes that have a deadline, a memory limit and few rights (``verify_worker``);
-there a task's own scorer runs too.
+How a verdict comes about, with a file for each step, most of them in ``judge/``. The end of what a reply says
+is written in one way (``notation``), and what it takes back or only checks is left out (``corrections``). Its
+answer stands in a box or behind a mark (``marks``), else it is what the text comes to (``conclusions``): of
+that the first clause counts (``clauses``), of a clause its formula (``formulas``), and a number that is said
+twice once (``restated``). So the final answer is read, cut and uncut (``answers``, beside this). It is
+compared with the right one (``equality``): as a letter (``options``), a ratio or a time (``ratios``), the
+value of an equation (``equations``) which has to be worked out (``solved``), a number (``numbers``), items of
+a list (``lists``, ``sets``) or words (``wording``). What this does not decide is made LaTeX (``typed``), and
+judged by math-verify in worker processes that have a deadline, a memory limit and few rights
+(``verify_worker``, beside this); there a task's own scorer runs too.
 """
 
 import atexit
@@ -32,11 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from envs.questions.answers import final_answer, gold_answer, statement_of, uncut_answers, whole_answers
-from envs.questions.equality import Undecided, compare
-from envs.questions.notation import depths
-from envs.questions.numbers import MAX_CHARS, MAX_DIGITS
-from envs.questions.options import labelled
-from envs.questions.wording import is_text, same_words
+from envs.questions.judge.equality import Undecided, compare
+from envs.questions.judge.notation import depths
+from envs.questions.judge.numbers import MAX_CHARS, MAX_DIGITS
+from envs.questions.judge.options import labelled
+from envs.questions.judge.wording import is_text, same_words
 from envs.words import EnvError
 
 CPU_SECONDS = 1.0

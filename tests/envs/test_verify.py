@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from envs.questions import verify
 from envs.questions.answers import final_answer, gold_answer, statement_of, uncut_answers, whole_answers
-from envs.questions.equality import compare
-from envs.questions.numbers import MAX_CHARS, plain_number
-from envs.questions.typed import as_latex
+from envs.questions.judge.equality import compare
+from envs.questions.judge.numbers import MAX_CHARS, plain_number
+from envs.questions.judge.typed import as_latex
 from envs.questions.verify import Verdict, Verifier, refusal
 from envs.words import EnvError
 

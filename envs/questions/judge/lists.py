@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass, replace
 
-from envs.questions.equations import named
-from envs.questions.notation import TEXT, depths, is_bracketed
-from envs.questions.typed import AND
+from envs.questions.judge.equations import named
+from envs.questions.judge.notation import TEXT, depths, is_bracketed
+from envs.questions.judge.typed import AND
 
 MAX_ITEMS = 32
 """Of a list that is compared item by item."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
-from envs.questions.clauses import (
+from envs.questions.judge.clauses import (
     CLAUSES,
     GUARD,
     NEGATION,
@@ -16,10 +16,10 @@ from envs.questions.clauses import (
     with_sign,
     without_contrast,
 )
-from envs.questions.corrections import SECOND_THOUGHT
-from envs.questions.formulas import FORMULA, formula_in, last_formula
-from envs.questions.notation import depths
-from envs.questions.numbers import MAX_CHARS, UNITS, plain_number, unit_of
+from envs.questions.judge.corrections import SECOND_THOUGHT
+from envs.questions.judge.formulas import FORMULA, formula_in, last_formula
+from envs.questions.judge.notation import depths
+from envs.questions.judge.numbers import MAX_CHARS, UNITS, plain_number, unit_of
 
 MAX_VERBS = 8
 """How many of a clause are looked at, the first ones."""

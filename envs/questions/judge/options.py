@@ -2,8 +2,8 @@
 
 import re
 
-from envs.questions.clauses import DENIAL
-from envs.questions.notation import unstyled
+from envs.questions.judge.clauses import DENIAL
+from envs.questions.judge.notation import unstyled
 
 _LETTER = re.compile(r"\(?([A-Z])\)?|\(([a-z])\)")
 _LABEL = re.compile(r"\(?([A-Z])[).:]\s+(?=\S)|\(([A-Z])\)\s*(?=\S)")

@@ -3,9 +3,9 @@
 import re
 from fractions import Fraction
 
-from envs.questions.clauses import HEDGES, has_prose, tidy
-from envs.questions.notation import TEXT
-from envs.questions.numbers import PlainNumber, compare_numbers, is_converted, plain_number
+from envs.questions.judge.clauses import HEDGES, has_prose, tidy
+from envs.questions.judge.notation import TEXT
+from envs.questions.judge.numbers import PlainNumber, compare_numbers, is_converted, plain_number
 
 MAX_ARITHMETIC = 64
 """Characters of sums and products that are worked out: numbers may have exponents."""

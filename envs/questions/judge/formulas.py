@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
-from envs.questions.clauses import GUARD, MATH_WORDS, NEGATION, has_prose, tidy
-from envs.questions.numbers import MAX_CHARS, NUMBER, SCALES, UNITS, plain_number, unit_of
-from envs.questions.restated import is_other, is_restated
+from envs.questions.judge.clauses import GUARD, MATH_WORDS, NEGATION, has_prose, tidy
+from envs.questions.judge.numbers import MAX_CHARS, NUMBER, SCALES, UNITS, plain_number, unit_of
+from envs.questions.judge.restated import is_other, is_restated
 
 MAX_FORMULAS = 32
 """Of a clause."""

@@ -2,10 +2,10 @@
 
 import re
 
-from envs.questions.clauses import BECAUSE, MATH_WORDS, YES_OR_NO
-from envs.questions.notation import TEXT, unstyled
-from envs.questions.numbers import PRODUCT
-from envs.questions.options import DENIALS, without_label
+from envs.questions.judge.clauses import BECAUSE, MATH_WORDS, YES_OR_NO
+from envs.questions.judge.notation import TEXT, unstyled
+from envs.questions.judge.numbers import PRODUCT
+from envs.questions.judge.options import DENIALS, without_label
 
 _SPACES = re.compile(r"\\(?:left|right|quad|[,;:! ])|(?<![0-9])\s+|\s+(?![0-9])")
 _ONE = re.compile(r"([_^])\{(\w)\}")

@@ -3,7 +3,7 @@
 import re
 from itertools import islice
 
-from envs.questions.marks import says_answer
+from envs.questions.judge.marks import says_answer
 
 MAX_CORRECTION = 200
 """Characters at the end of a reply in which it may correct itself."""

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable
 
-from envs.questions.notation import FUNCTIONS, GAP, LETTERS, UPRIGHT, bracket_end
-from envs.questions.numbers import NO_UNITS, NUMBER_WORDS, UNITS
+from envs.questions.judge.notation import FUNCTIONS, GAP, LETTERS, UPRIGHT, bracket_end
+from envs.questions.judge.numbers import NO_UNITS, NUMBER_WORDS, UNITS
 
 MAX_APPLIED = 32
 """How many roots and powers of something in parentheses are looked at."""

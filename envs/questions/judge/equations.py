@@ -2,10 +2,10 @@
 
 import re
 
-from envs.questions.notation import GAP, is_bracketed
-from envs.questions.numbers import PlainNumber, compare_numbers, plain_number
-from envs.questions.sets import SIGN
-from envs.questions.typed import AND
+from envs.questions.judge.notation import GAP, is_bracketed
+from envs.questions.judge.numbers import PlainNumber, compare_numbers, plain_number
+from envs.questions.judge.sets import SIGN
+from envs.questions.judge.typed import AND
 
 NAME = re.compile(
     r"\(?\s*\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?'?(?:\([\w, ]*\))?"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from envs.questions.notation import TEXT
+from envs.questions.judge.notation import TEXT
 
 MAX_CHARS = 512
 MAX_DIGITS = 400

@@ -2,7 +2,7 @@
 
 import re
 
-from envs.questions.notation import GAP, SIZES, UPRIGHT, unstyled
+from envs.questions.judge.notation import GAP, SIZES, UPRIGHT, unstyled
 
 _BUILDER = re.compile(
     rf"\\?\{{{GAP}*(?P<x>[a-z])\s*(?:\\in\s*\\mathbb\s*\{{?R\}}?\s*)?(?:\\,)?(?:\\(?:mid|vert)(?![A-Za-z])|\||:)"

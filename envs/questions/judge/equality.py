@@ -3,15 +3,15 @@
 import re
 from dataclasses import dataclass
 
-from envs.questions.equations import are_two, disagree, is_list, sides, values
-from envs.questions.lists import Items, items_of, ordered
-from envs.questions.numbers import compare_numbers, plain_number
-from envs.questions.options import chosen, labelled, labelled_value
-from envs.questions.ratios import are_same_ratio
-from envs.questions.sets import BOUND, as_set, is_range
-from envs.questions.solved import is_unfinished
-from envs.questions.typed import as_latex
-from envs.questions.wording import is_text, same_text, says
+from envs.questions.judge.equations import are_two, disagree, is_list, sides, values
+from envs.questions.judge.lists import Items, items_of, ordered
+from envs.questions.judge.numbers import compare_numbers, plain_number
+from envs.questions.judge.options import chosen, labelled, labelled_value
+from envs.questions.judge.ratios import are_same_ratio
+from envs.questions.judge.sets import BOUND, as_set, is_range
+from envs.questions.judge.solved import is_unfinished
+from envs.questions.judge.typed import as_latex
+from envs.questions.judge.wording import is_text, same_text, says
 
 
 @dataclass(frozen=True, slots=True)

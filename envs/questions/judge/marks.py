@@ -4,9 +4,9 @@ import re
 from collections import deque
 from collections.abc import Iterator
 
-from envs.questions.clauses import NEGATION, first_clause, tidy
-from envs.questions.notation import UPRIGHT, depths
-from envs.questions.numbers import MAX_CHARS as MAX_ANSWER_CHARS
+from envs.questions.judge.clauses import NEGATION, first_clause, tidy
+from envs.questions.judge.notation import UPRIGHT, depths
+from envs.questions.judge.numbers import MAX_CHARS as MAX_ANSWER_CHARS
 
 MAX_MARKS = 16
 """How many marks of a text are looked at, the last ones."""

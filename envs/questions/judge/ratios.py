@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from envs.questions.notation import unstyled
+from envs.questions.judge.notation import unstyled
 
 _RATIO = re.compile(
     r"(?P<ratio>[0-9]{1,9}(?:\.[0-9]{1,9})?(?:\s*:\s*[0-9]{1,9}(?:\.[0-9]{1,9})?){1,9})"

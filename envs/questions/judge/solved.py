@@ -2,10 +2,10 @@
 
 import re
 
-from envs.questions.equations import NAME, RELATION, named
-from envs.questions.notation import unstyled
-from envs.questions.numbers import TEN
-from envs.questions.sets import BOUND
+from envs.questions.judge.equations import NAME, RELATION, named
+from envs.questions.judge.notation import unstyled
+from envs.questions.judge.numbers import TEN
+from envs.questions.judge.sets import BOUND
 
 _VARIABLE = re.compile(
     r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z](?![A-Za-z])|\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega|rho|tau|sigma|delta)\b"

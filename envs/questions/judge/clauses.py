@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from envs.questions.notation import FUNCTIONS, LETTERS, TEXT
-from envs.questions.numbers import FRACTIONS, OPERATIONS, PRODUCT
+from envs.questions.judge.notation import FUNCTIONS, LETTERS, TEXT
+from envs.questions.judge.numbers import FRACTIONS, OPERATIONS, PRODUCT
 
 _TYPED = ("abs", "floor", "ceil", "cbrt", "binom", "choose", "asin", "acos", "atan")
 MATH_WORDS = frozenset({"and", "or", "sqrt", "mod", "inf", "infinity", "oo", *FUNCTIONS, *LETTERS, *_TYPED})
