@@ -18,12 +18,38 @@ _MARKS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
+_ENDS = {"begin_of": "end_of", "start_": "end_", "START_": "END_", "prefix": "suffix"}
+"""Of special tokens: what the beginning of a thought has in its name, and its end in place of it."""
 _CHANNEL = re.compile(r"<\|?(?:channel|message)\|?>")
 
 
 def is_mark(token: str) -> bool:
     """Whether a token is a tag by which thoughts are known, or a part of one."""
     return bool(_MARKS.fullmatch(token) or _CHANNEL.fullmatch(token))
+
+
+def begins_thought(text: str) -> bool:
+    """Whether a thought begins in ``text``, be it an empty one."""
+    return any(mark["opens"] for mark in _MARKS.finditer(text))
+
+
+def opened(text: str) -> re.Match[str] | None:
+    """The mark of the thought that has not ended in ``text``."""
+    mark = None
+    for found in _MARKS.finditer(text):
+        mark = None if found["closes"] else mark or found
+    return mark
+
+
+def end_of(mark: str) -> str:
+    """What ends a thought that begins with ``mark``."""
+    name, *_ = mark.split()
+    for begins, ends in _ENDS.items():
+        if begins in name:
+            return name.replace(begins, ends)
+    if name.startswith("<|channel>"):
+        return "<channel|>"
+    return f"{name[0]}/{name[1:].removesuffix('>')}>" if name[0] == "<" else f"{name[0]}/{name[1:]}"
 
 
 def outside_thoughts(text: str) -> str | None:

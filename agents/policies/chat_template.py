@@ -18,12 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from agents.policies.policy import Message
 from distill.lm.load import ModelError
 from distill.lm.reason import reason
+from envs.thoughts import begins_thought, end_of, opened
 
 TODAY = datetime(2024, 7, 26)
 """What templates that write the date are told: a prompt must not differ by the day."""
 MARKS = {"system": "SystemMark", "user": "UserMark", "assistant": "ReplyMark"}
-OPENED = re.compile(r"<(think|thinking|thought|reasoning)>(?!.*</\1>)", re.DOTALL)
-"""A thought that has not ended."""
 _GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 """What transformers adds to Jinja: it marks replies, and shows nothing."""
 OURS = frozenset(["messages", "add_generation_prompt", "raise_exception", "strftime_now"])
@@ -61,8 +60,8 @@ class ChatTemplate:
         shown = self._tried(["system", "user"])
         self._has_system = MARKS["system"] in shown and MARKS["user"] in shown
         self._find_beginnings()
-        opened = OPENED.search(_behind_user(self._tried(["user"])))
-        self._opened_thought = opened.string[opened.start() :] if opened else ""
+        thought = opened(_behind_user(self._tried(["user"])))
+        self._opened_thought = thought.string[thought.start() :] if thought else ""
         """The beginning of a thought with which the text before a free reply ends, if it does."""
 
     def text(self, messages: Sequence[Message], reply_prefix: str) -> str:
@@ -82,8 +81,8 @@ class ChatTemplate:
 
     def opened_thought(self, messages: Sequence[Message]) -> str:
         """The beginning of a thought with which the text before a free reply ends, if it does."""
-        opened = self._opened_thought
-        return opened if opened and self.pieces(messages, "")[-1].endswith(opened) else ""
+        thought = self._opened_thought
+        return thought if thought and self.pieces(messages, "")[-1].endswith(thought) else ""
 
     def pieces(self, messages: Sequence[Message], reply_prefix: str) -> list[str]:
         """``text``, cut at the replies whose tokens are known: each piece ends where one was drawn.
@@ -146,20 +145,20 @@ class ChatTemplate:
         )
         if found and before.startswith(opening):
             rest = before.removeprefix(opening)
-            if not OPENED.search(_behind_user(before)):
+            if not opened(_behind_user(before)):
                 self._before_begun = rest
                 if not rest.strip():  # a free reply begins with it: "[/INST]", and then " right"
                     self._blank = rest
-                elif "<think" not in _behind_user(before):
+                elif not begins_thought(_behind_user(before)):
                     self._before_free = rest  # such as the channel of an answer
                 return
-        if (thought := OPENED.search(_behind_user(opening))) is None:
+        if (thought := opened(_behind_user(opening))) is None:
             return
         untold = self._tried(["user"], {"enable_thinking": False} | self._settings)
-        if MARKS["user"] in untold and not OPENED.search(_behind_user(untold)):
+        if MARKS["user"] in untold and not opened(_behind_user(untold)):
             self._is_told_not_to_think = True
         else:
-            self._before_begun = f"\n</{thought[1]}>\n\n"
+            self._before_begun = f"\n{end_of(thought[0])}\n\n"
 
     def _tried(
         self, roles: Sequence[str], settings: Mapping[str, Any] | None = None, *, begins_reply: bool = True

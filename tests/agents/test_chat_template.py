@@ -72,6 +72,37 @@ def test_a_message_may_say_whether_to_think(said: str) -> None:
     assert after.startswith("</s>")
 
 
+@pytest.mark.parametrize(
+    ("begins", "ends"),
+    [
+        ("<think>", "</think>"),
+        ("<seed:think>", "</seed:think>"),
+        ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<|inner_prefix|>", "<|inner_suffix|>"),
+        ("<|channel>thought\n", "<channel|>"),
+    ],
+)
+def test_every_mark_of_a_thought_may_be_opened_by_a_template(begins: str, ends: str) -> None:
+    """A reply that is begun stands behind the thought, with what the template writes there if it does."""
+    user = Message(role="user", content="Where to?")
+    for shown in ("", f"{begins}{ends}<s>answer "):
+        found = template(
+            "{% for m in messages %}<s>{{ m.role }}\n"
+            f"{{{{ {shown!r} if m.role == 'assistant' }}}}{{{{ m.content }}}}</s>{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}<s>assistant\n{{{{ {begins!r} }}}}{{% endif %}}"
+        )
+        assert found.text([user], "").endswith(f"<s>assistant\n{begins}")
+        assert found.opened_thought([user]) == begins
+        behind = found.text([user], "I move").rpartition("<s>assistant\n")[2]
+        assert behind.startswith(begins)
+        assert "".join(behind.split()) == "".join(
+            f"{begins}{shown.removeprefix(begins) or ends}Imove".split()
+        )
+
+
 @pytest.mark.parametrize("blank", [" ", "\n"])
 def test_a_free_reply_begins_with_its_own_white_space(blank: str) -> None:
     """As Mistral's and GLM's do: behind "[/INST] " they would have to write half a token."""
