@@ -6,10 +6,10 @@ answer stands in a box or behind a mark (``marks``), else it is what the text co
 that the first clause counts (``clauses``), of a clause its formula (``formulas``), and a number that is said
 twice once (``restated``). So the final answer is read, cut and uncut (``answers``, beside this). It is
 compared with the right one (``equality``): as a letter (``options``), a ratio or a time (``ratios``), the
-value of an equation (``equations``) which has to be worked out (``solved``), a number (``numbers``), items of
-a list (``lists``, ``sets``) or words (``wording``). What this does not decide is made LaTeX (``typed``), and
-judged by math-verify in worker processes that have a deadline, a memory limit and few rights
-(``verify_worker``, beside this); there a task's own scorer runs too.
+value of an equation (``equations``) which has to be worked out (``solved``), a number with its unit
+(``numbers``, ``units``), items of a list (``lists``, ``sets``) or words (``wording``). What this does not
+decide is made LaTeX (``typed``), and judged by math-verify in worker processes that have a deadline, a memory
+limit and few rights (``verify_worker``, beside this); there a task's own scorer runs too.
 """
 
 import atexit

@@ -19,7 +19,8 @@ from envs.questions.judge.clauses import (
 from envs.questions.judge.corrections import SECOND_THOUGHT
 from envs.questions.judge.formulas import FORMULA, formula_in, last_formula
 from envs.questions.judge.notation import depths
-from envs.questions.judge.numbers import MAX_CHARS, UNITS, plain_number, unit_of
+from envs.questions.judge.numbers import MAX_CHARS, plain_number
+from envs.questions.judge.units import UNITS, unit_of
 
 MAX_VERBS = 8
 """How many of a clause are looked at, the first ones."""

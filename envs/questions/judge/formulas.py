@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from itertools import islice
 
 from envs.questions.judge.clauses import GUARD, MATH_WORDS, NEGATION, has_prose, tidy
-from envs.questions.judge.numbers import MAX_CHARS, NUMBER, SCALES, UNITS, plain_number, unit_of
+from envs.questions.judge.numbers import MAX_CHARS, NUMBER, SCALES, plain_number
 from envs.questions.judge.restated import is_other, is_restated
+from envs.questions.judge.units import UNITS, unit_of
 
 MAX_FORMULAS = 32
 """Of a clause."""

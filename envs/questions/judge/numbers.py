@@ -4,8 +4,10 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 
 from envs.questions.judge.notation import TEXT
+from envs.questions.judge.units import UNITS, are_known, converted, unit_of
 
 MAX_CHARS = 512
 MAX_DIGITS = 400
@@ -38,29 +40,6 @@ _REMARK = re.compile(r"(?<=[0-9A-Za-z%}])\s+\(([A-Za-z][A-Za-z .]*)\)$")
 """Behind a number: (apples)."""
 _SCALE = re.compile(r"(\^\s*\{?\\circ\}?)\s*[CF]$")
 """Of degrees."""
-UNITS = {
-    name: names.split()[0]
-    for names in (
-        "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre",
-        "in inch inche", "ft foot feet", "yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram",
-        "lb pound", "oz ounce", "ms millisecond", "s sec second", "min minute", "h hr hour", "day", "week",
-        "month", "year", "ml milliliter millilitre", "l liter litre", "degree ^\\circ deg", "rad radian",
-        "am a.m", "pm p.m", "cent", "$ dollar usd buck", "€ euro eur", "¥ yen", "mi/h mph", "km/h kph",
-    )
-    for name in names.split()
-}  # fmt: skip
-"""Name of a unit, without the s of many -> its one name."""
-_MEASURES = (
-    {"mm": 0.1, "cm": 1, "m": 100, "km": 10**5, "in": 2.54, "ft": 30.48, "yd": 91.44, "mi": 160934.4},
-    {"mg": 0.001, "g": 1, "kg": 1000, "lb": 453.6, "oz": 28.35},
-    {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800},
-    {"ml": 1, "l": 1000},
-    {"cent": 1, "$": 100},
-    {"degree": 1, "rad": 57.29578},
-)
-"""What units are of the same, in one of them."""
-_KNOWN = frozenset(part for unit in UNITS.values() for part in unit.split("/"))
-_POWERS = {"square ": "^2", "sq ": "^2", "cubic ": "^3", "cu ": "^3"}
 SCALES = {
     "hundred": 100,
     "thousand": 10**3,
@@ -69,6 +48,9 @@ SCALES = {
     "trillion": 10**12,
     "dozen": 12,
 }
+_PARTS = re.compile(r"(?<=[A-Za-z.])\s*+,?\s*+(?:\band\b\s*+)?(?=[0-9])")
+"""Between the parts of a measure: 5 hours and 30 minutes."""
+MAX_PARTS = 4
 FRACTIONS = (
     "half", "halves", "third", "thirds", "fourths", "quarter", "quarters", "fifths", "sixths", "sevenths",
     "eighths", "ninths", "tenths", "hundredths", "thousandths",
@@ -103,14 +85,20 @@ class PlainNumber:
     is_decimal: bool = False
     """Whether at least 6 decimals are given, so that it may stand for one with endless decimals."""
     unit: str = ""
+    has_parts: bool = False
+    """Whether it was given in several units, of which ``unit`` is the largest."""
 
 
 @lru_cache(maxsize=4096)
 def plain_number(text: str) -> PlainNumber | None:
-    """The number that ``text`` is, with or without a unit; ``None`` for anything else."""
+    """The number that ``text`` is, with or without a unit or in several; ``None`` for anything else."""
+    return None if len(text) > MAX_CHARS else _plain(text) or _in_parts(text)
+
+
+def _plain(text: str) -> PlainNumber | None:
     text = _SCALE.sub(r"\1", _REMARK.sub(r" \1", TEXT.sub(r" \1 ", text).strip()).strip())
     found = NUMBER.match(text)
-    if found is None or len(text) > MAX_CHARS or re.search(f"[0-9]{{{MAX_DIGITS + 1}}}", text):
+    if found is None or re.search(f"[0-9]{{{MAX_DIGITS + 1}}}", text):
         return None
     part = found.groupdict()
     top, bottom = part["num"] or part["n"], part["den"] or part["d"]
@@ -154,6 +142,23 @@ def plain_number(text: str) -> PlainNumber | None:
     )
 
 
+def _in_parts(text: str) -> PlainNumber | None:
+    """The number that whole numbers of ever smaller units make, as in 5 feet 11 inches."""
+    parts = [_plain(part) for part in _PARTS.split(text, maxsplit=MAX_PARTS)]
+    if len(parts) < 2 or (first := parts[0]) is None:
+        return None
+    total = first.value
+    for above, part in pairwise(parts):
+        if above is None or part is None or min(above.value, part.value) < 0 or above.value.denominator > 1:
+            return None
+        share = converted(part.value, part.unit, above.unit)
+        value = converted(part.value, part.unit, first.unit)
+        if share is None or value is None or share >= 1:
+            return None
+        total += value
+    return PlainNumber(total, unit=first.unit, has_parts=True)
+
+
 def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:
     """Why the two differ; ``None`` if they are equal.
 
@@ -161,8 +166,11 @@ def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:
     places may stand for a fraction with endless ones. A unit may be left out, or what it is per, but not be
     another one.
     """
+    if answer.has_parts or gold.has_parts:
+        value = converted(answer.value, answer.unit or gold.unit, gold.unit or answer.unit)
+        return None if value == gold.value else "not equal"
     parts, gold_parts = answer.unit.split("/"), gold.unit.split("/")
-    if _are_known(parts + gold_parts) and any(a != g for a, g in zip(parts, gold_parts, strict=False)):
+    if are_known(parts + gold_parts) and any(a != g for a, g in zip(parts, gold_parts, strict=False)):
         return f"the unit is {answer.unit}, not {gold.unit}"
     readings = [(answer.value, gold.value)]
     if answer.is_percent and not gold.is_percent:
@@ -180,38 +188,8 @@ def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:
 
 def is_converted(number: PlainNumber, other: PlainNumber) -> bool:
     """Whether two numbers in different units come to the same, to a hundredth."""
-    for sizes in _MEASURES:
-        if number.unit != other.unit and {number.unit, other.unit} <= sizes.keys():
-            first, second = (one.value * Fraction(sizes[one.unit]) for one in (number, other))
-            return abs(first - second) <= abs(second) / 100
-    return False
-
-
-def unit_of(text: str) -> str:
-    """A unit's one name, such as $, cm^2 or km/h, if it is a known one; otherwise the words in lower case."""
-    unit = re.sub(r"[\s{}]+", " ", text).strip(" .").replace("^ ", "^")
-    if unit and unit not in UNITS and "\\" not in unit:
-        parts = [_part_of_unit(part.strip()) for part in re.split(r"/|\bper\b", unit)]
-        return "/".join(parts) if _are_known(parts) else unit.lower()
-    return _part_of_unit(unit)
-
-
-def _part_of_unit(unit: str) -> str:
-    """What is raised to a power, or is not."""
-    for word, power in _POWERS.items():
-        if unit.lower().replace(". ", " ").startswith(word):
-            return _part_of_unit(unit[len(word) :].strip(" .")) + power
-    base, raised, power = (part.strip() for part in unit.partition("^"))
-    if base and raised:
-        return _part_of_unit(base) + raised + power
-    for name in (unit, unit.lower(), unit.lower().removesuffix("s")):
-        if name in UNITS:
-            return UNITS[name]
-    return unit.lower()
-
-
-def _are_known(parts: list[str]) -> bool:
-    return all(re.sub(r"\^[23]$", "", part) in _KNOWN for part in parts)
+    value = None if number.unit == other.unit else converted(number.value, number.unit, other.unit)
+    return value is not None and abs(value - other.value) <= abs(other.value) / 100
 
 
 def _is_endless(value: Fraction) -> bool:

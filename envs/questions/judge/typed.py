@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable
 
 from envs.questions.judge.notation import FUNCTIONS, GAP, LETTERS, UPRIGHT, bracket_end
-from envs.questions.judge.numbers import NO_UNITS, NUMBER_WORDS, UNITS
+from envs.questions.judge.numbers import NO_UNITS, NUMBER_WORDS
+from envs.questions.judge.units import UNITS
 
 MAX_APPLIED = 32
 """How many roots and powers of something in parentheses are looked at."""
