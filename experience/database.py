@@ -16,7 +16,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from experience import ExperienceError
 from experience.masking import masked
-from experience.tables import metadata
+from experience.tables import metadata, runs
+from experience.text import storable
 
 VERSION = "0004"
 """Of the schema. Nothing was released before this one; the next has to bring its tables up to date."""
@@ -193,6 +194,23 @@ class Database(AbstractContextManager["Database", None]):
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
+
+
+def find_run(connection: sa.Connection, name: str | None, where: str) -> sa.Row[Any]:
+    """The row of the run called ``name``, or of the only one; the database is called ``where``.
+
+    Raises:
+        ExperienceError: There is no such run, or several and no name.
+    """
+    name = None if name is None else storable(name)
+    query = sa.select(runs).order_by(runs.c.run)
+    known = {row.run_id: row for row in connection.execute(query)}
+    names = ", ".join(list(known)[:20]) or "none"
+    if name is None and len(known) > 1:
+        raise ExperienceError(f"{where} holds {len(known)} runs, say which: {names}")
+    if not known or name not in (None, *known):
+        raise ExperienceError(f"{where} has no run{f' {name}' if name else ''}; it has: {names}")
+    return known[name] if name else next(iter(known.values()))
 
 
 def insert_new(

@@ -11,10 +11,9 @@ from pydantic import BaseModel, Field
 from tyro.conf import Positional
 
 from experience import ExperienceError, tables
-from experience.database import VERSION, Database, insert_new
+from experience.database import VERSION, Database, find_run, insert_new
 from experience.plain_yaml import PlainLoader, read_bounded
 from experience.rows import features, insert_rows, write_rows
-from experience.store import find_run
 from experience.terminal import shown
 from experience.whole import appearing
 

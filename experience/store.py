@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from experience import ExperienceError, tables
 from experience.addresses import is_elsewhere
-from experience.database import Database, insert_new
+from experience.database import Database, find_run, insert_new
 from experience.insight import Insight, InsightState
 from experience.text import storable
 from experience.trace import StopReason, Trace, Turn
@@ -396,23 +396,6 @@ def _of_folder(folder: Path, given: str | None) -> tuple[str, str | None]:
             f"--store {location}, or where there is none, that in place of the folder and --run {run_id}"
         )
     return location or str(folder / "experience.db"), run_id
-
-
-def find_run(connection: sa.Connection, name: str | None, where: str) -> sa.Row[Any]:
-    """The row of the run called ``name``, or of the only one; the database is called ``where``.
-
-    Raises:
-        ExperienceError: There is no such run, or several and no name.
-    """
-    name = None if name is None else storable(name)
-    query = sa.select(tables.runs).order_by(tables.runs.c.run)
-    known = {row.run_id: row for row in connection.execute(query)}
-    names = ", ".join(list(known)[:20]) or "none"
-    if name is None and len(known) > 1:
-        raise ExperienceError(f"{where} holds {len(known)} runs, say which: {names}")
-    if not known or name not in (None, *known):
-        raise ExperienceError(f"{where} has no run{f' {name}' if name else ''}; it has: {names}")
-    return known[name] if name else next(iter(known.values()))
 
 
 def _trace_row(trace: Trace) -> dict[str, Any]:
