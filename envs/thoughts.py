@@ -33,6 +33,11 @@ def begins_thought(text: str) -> bool:
     return any(mark["opens"] for mark in _MARKS.finditer(text))
 
 
+def ends_thought(text: str) -> bool:
+    """Whether a thought ends in ``text``, be it one that has begun before."""
+    return any(mark["closes"] for mark in _MARKS.finditer(text))
+
+
 def opened(text: str) -> re.Match[str] | None:
     """The mark of the thought that has not ended in ``text``."""
     mark = None

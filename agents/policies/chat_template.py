@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from agents.policies.policy import Message
 from distill.lm.load import ModelError
 from distill.lm.reason import reason
-from envs.thoughts import begins_thought, end_of, opened
+from envs.thoughts import begins_thought, end_of, ends_thought, opened
 
 TODAY = datetime(2024, 7, 26)
 """What templates that write the date are told: a prompt must not differ by the day."""
@@ -50,7 +50,7 @@ class ChatTemplate:
         self._has_parts = False
         """Whether a message's content is a list of parts."""
         self._has_system = True
-        self._before_begun = self._before_free = self._blank = ""
+        self._before_begun = self._before_free = self._by_itself = ""
         if MARKS["user"] not in self._tried(["user"]):
             self._has_parts = True
             if MARKS["user"] not in self._tried(["user"]):
@@ -105,7 +105,7 @@ class ChatTemplate:
         if not drawn:
             return [self.text(messages, reply_prefix)]
         *before, last = self.text(marked, reply_prefix).split(mark)
-        pieces = [*(piece if reply_prefix else piece.removesuffix(self._blank) for piece in before), last]
+        pieces = [*(piece if reply_prefix else piece.removesuffix(self._by_itself) for piece in before), last]
         is_whole = len(pieces) == len(drawn) + 1
         try:
             whole = self.text(messages, reply_prefix)
@@ -128,13 +128,14 @@ class ChatTemplate:
 
     def end_tokens(self) -> frozenset[int]:
         """The tokens with which the template ends a reply, of those that are none of its text."""
-        text = self._tried(["user", "assistant", "user"], begins_reply=False)
-        _, found, rest = text.partition(MARKS["assistant"])
         known = self._tokenizer.get_added_vocab() | dict(
             zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True)
         )
-        first = [token for token in known if found and rest.lstrip().startswith(token)]
-        return frozenset([known[max(first, key=len)]]) if first else frozenset()
+        for roles in (["user", "assistant"], ["user", "assistant", "user"]):  # some do not end the last one
+            _, found, rest = self._tried(roles, begins_reply=False).partition(MARKS["assistant"])
+            if first := [token for token in known if found and rest.lstrip().startswith(token)]:
+                return frozenset([known[max(first, key=len)]])
+        return frozenset()
 
     def _find_beginnings(self) -> None:
         """What is still to be written before a reply that is begun, and before one that is free."""
@@ -147,10 +148,11 @@ class ChatTemplate:
             rest = before.removeprefix(opening)
             if not opened(_behind_user(before)):
                 self._before_begun = rest
-                if not rest.strip():  # a free reply begins with it: "[/INST]", and then " right"
-                    self._blank = rest
+                # A free reply begins with it: "[/INST]", and then " right"; or with another channel.
+                if not rest.strip() or (ends_thought(rest) and not begins_thought(before)):
+                    self._by_itself = rest
                 elif not begins_thought(_behind_user(before)):
-                    self._before_free = rest  # such as the channel of an answer
+                    self._before_free = rest  # such as the mark of an answer
                 return
         if (thought := opened(_behind_user(opening))) is None:
             return

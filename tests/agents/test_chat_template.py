@@ -11,6 +11,7 @@ from agents.policies.chat_template import ChatTemplate
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt
 from distill.lm.load import ModelError
+from envs.thoughts import outside_thoughts
 from tests.conftest import byte_tokenizer, tiny_llama
 
 FOLDER = Path(find_spec("trl").submodule_search_locations[0]) / "chat_templates"  # type: ignore[union-attr,index]
@@ -46,6 +47,28 @@ def test_templates_are_there() -> None:
 def test_a_free_reply_may_think() -> None:
     text = template((FOLDER / "qwen3_6.jinja").read_text(encoding="utf-8")).text(CHAT, "")
     assert text.endswith("<think>\n")
+
+
+@pytest.mark.parametrize("name", ["gptoss", "gptoss_training"])
+def test_a_free_reply_chooses_its_channel(name: str) -> None:
+    """Of thoughts, of the answer, or one after the other; and it ends with the answer."""
+    found = template((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"))
+    first = found.text(CHAT, "")
+    assert first.endswith("<|end|><|start|>assistant")
+    assert found.text(CHAT, "I move").endswith("<|end|><|start|>assistant<|channel|>final<|message|>I move")
+    said = (
+        "<|channel|>analysis<|message|>Left is a hole.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>Action: right"
+    )
+    assert (outside_thoughts(said) or "").strip() == "Action: right"
+    assert outside_thoughts(said[:40]) is None
+    reply = Message(role="assistant", content=said, token_ids=(5, 6))
+    assert found.pieces([*CHAT, reply, CHAT[1]], "") == [
+        first,
+        "<|end|><|start|>user<|message|>Where to?<|end|><|start|>assistant",
+    ]
+    (end,) = found.end_tokens()
+    assert found._tokenizer.convert_ids_to_tokens(end) == "<|return|>"
 
 
 SWITCHED = (
