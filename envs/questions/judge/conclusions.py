@@ -50,9 +50,31 @@ _CONDITION = re.compile(
 """Behind a result, before under what conditions it is one."""
 _VERB = re.compile(
     r"(?<!to )\b(?:is|are|was|were|equals?|makes?|gives?|costs?|leaves?|yields?|be|so|has|have|had|"
-    r"get|gets)\b",
+    r"get|gets)\b|\bto (?:get|obtain)\b|:(?=\s[^:=\n]{1,100}=)",
     re.IGNORECASE,
 )
+_UNSAID = re.compile(
+    r"(?:[:=]|\s[-+/]|\b(?:is|are|was|were|equals|the|an|we|he|she|they|by|and|or|but|of|to|if|because|since|"
+    r"with|add|subtract|multiply|divide|find|compute|calculate)|(?:^|[.!:,\n]|\band)\W{0,9}(?:first|now|next|then))"
+    r"[\s*_$\\]{0,9},?$"
+    r"|(?:^|\n)\W{0,9}(?:step\s+[0-9]{1,2}\b[^0-9\n]{0,200}|"
+    r"(?:the\s)?(?:final\s)?(?:answer|result|conclusion)\W{0,9})$",
+    re.IGNORECASE,
+)
+"""An end behind which something was to be said: it is cut off, or is the heading of nothing."""
+_WHEN = r"(?:(?:first|second|next|now|then|finally|so|to\s[^,.\n]{1,60}),?\s+)"
+_TO_DO = re.compile(
+    rf"\W{{0,9}}{_WHEN}{{0,3}}+(?:(?:we|let's|let us|let me|I'll|we'll)\s+{_WHEN}?"
+    rf"(?:(?:need to|have to|can|will|must|should)\s+{_WHEN}?)?)?"
+    r"(?:(?:add|subtract|multiply|divide)\b|(?:find|compute|calculate|determine|solve|consider|figure|"
+    r"work out|substitute|simplify|look at|convert|set up|apply|plug|evaluate|think|start)\b"
+    r"(?!\W{0,3}[0-9][0-9.,]*+(?!\s?%)))"
+    r"(?![^\n]{0,300}(?:=|:\W{0,4}[0-9]|"
+    r"\b(?:is|are|be|gets?|gives?|obtain|have|leaves|makes|yields|equals|to|at)\W{1,4}[0-9]))"
+    r"|\W{0,9}(?:suppose|assume|recall|given|we (?:know|are given))\b[^,\n]{0,300}(?:,[^0-9\n]{0,300})?$",
+    re.IGNORECASE,
+)
+"""What is still to be done, where it does not say with what result, or what is known from the start."""
 _LEADS = re.compile(
     r"\W*(?:about|approximately|roughly|around|exactly|only|just|approx\.?)?\s*[-+$€£\\]*[0-9]", re.IGNORECASE
 )
@@ -60,7 +82,12 @@ _LEADS = re.compile(
 
 
 def conclusion_of(text: str, is_text: bool) -> str | None:
-    """Its last line, or the last result that it tells; ``is_text`` is as in ``final_answer``."""
+    """Its last line, or the last result that it tells; ``None`` if it ends before its result.
+
+    Args:
+        text: What is said in the end.
+        is_text: As in ``final_answer``.
+    """
     lines = _REMARK.sub("", text).strip().splitlines()
     if not lines:
         return None
@@ -73,6 +100,8 @@ def conclusion_of(text: str, is_text: bool) -> str | None:
     if last and (plain_number(last) or not has_prose(last)):
         return last
     sentences = [sentence for sentence in map(tidy, SENTENCE_END.split(lines[-1])) if sentence]
+    if _UNSAID.search(text) or (sentences and _TO_DO.match(sentences[-1])):
+        return None
     if is_text:
         is_said_first = sentences and sentences[0].casefold() in YES_OR_NO
         return next(iter(sentences if is_said_first else reversed(sentences)), None)
