@@ -44,6 +44,10 @@ _ROUNDED = re.compile(
     r"(?:about|approximately|roughly|around|approx\.)\s+(?=\W{0,2}[0-9])"
 )
 """Between a formula and what it comes to when it is rounded."""
+_ABOUT = re.compile(
+    r"([0-9]/[0-9]{1,9}),?\s+(?:which|that) is\s+(?=(?:about|approximately|roughly|around)\s)"
+)
+"""Between a fraction and what it comes to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ def statement_of(reply: str) -> Statement | None:
     if spoken is None:
         return None
     text = written(spoken[-MAX_REPLY_CHARS:])[-MAX_REPLY_CHARS:]
-    text = without_corrections(_ROUNDED.sub(r"\1 \\approx ", _FENCE.sub("", text)))
+    text = _ABOUT.sub(r"\1 or ", _ROUNDED.sub(r"\1 \\approx ", _FENCE.sub("", text)))
+    text = without_corrections(text)
     return Statement(text, tidy(boxed(text) or ""), [*stated(text)])
 
 

@@ -12,7 +12,7 @@ HEDGES = "or|maybe|perhaps|possibly|probably|otherwise|else|alternatively"
 _GOES_ON = "|".join((*sorted(MATH_WORDS), HEDGES, "plus", "minus", "less", "times"))
 """Behind a comma, before more of the same answer."""
 SENTENCE_END = re.compile(
-    r"\n|(?<!approx)(?<!\bi\.e)(?<!\be\.g)(?<!\bRs)(?<!\bsq)\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)"
+    r"\n|(?<!approx)(?<!\bi\.e)(?<!\be\.g)(?<!\bsq)\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)"
 )
 BECAUSE = r"\b(?:because|since|as)\b"
 _EXPLAINED = r"\s(?:because|since|which|but|as in|where|i\.e\.|that is)(?!\w)"
@@ -27,7 +27,7 @@ ENDS = re.compile(rf"{SENTENCE_END.pattern}|{_EXPLAINED}")
 """Where an answer may end that has full stops or commas of its own; of a list its beginning is no answer."""
 DENIAL = (
     r"\b(?:not|never|neither|nor|cannot|nunca|keinesfalls|jamais|nicht|no es|não é|non è)\b|n't\b|n'est pas|"
-    r"不是|并非|不可能"
+    r"不是|并非|不可能|では(?:ない|ありません)"
 )
 NEGATION = re.compile(
     rf"{DENIAL}|\b(?:except|instead of|rather than|other than|anything but|far from|unlike|"
@@ -37,10 +37,13 @@ NEGATION = re.compile(
 GUARD = re.compile(
     r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than\b(?=.{0,60}[0-9])|"
     r"at (?:least|most)|close to|almost|hardly|short of|supposed to|"
-    rf"under|over|below|above|divisible|up to|{'|'.join((*OPERATIONS, *FRACTIONS))}|to the power|"
+    r"(?:under|over|below|above)(?=\s+(?:about\s+)?\W{0,3}[0-9])|below zero|divisible|up to|"
+    rf"{'|'.join((*OPERATIONS, *FRACTIONS))}|to the power|"
     r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|"
     r"(?:sum|product|difference|quotient|ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|"
-    r"determinant|derivative|integral|multiple|percent|factor|divisor|logarithm) of)\b"
+    r"determinant|derivative|integral|multiple|factor|divisor|logarithm|"
+    r"complement|supplement|opposite|reciprocal|inverse) of)\b"
+    r"|(?:不到|不足|超过|大于|小于|多于|少于|\b(?:mehr|weniger) als|\b(?:más|menos|plus|moins) de)\s*[0-9]"
     r"|[0-9]\s*(?:\\?%|per ?cent|/\s*[0-9]+)\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",
     re.IGNORECASE,
 )

@@ -20,6 +20,7 @@ from envs.questions.judge.corrections import SECOND_THOUGHT
 from envs.questions.judge.formulas import FORMULA, formula_in, last_formula
 from envs.questions.judge.notation import depths
 from envs.questions.judge.numbers import MAX_CHARS, plain_number
+from envs.questions.judge.restated import said_once
 from envs.questions.judge.units import UNITS, unit_of
 
 MAX_VERBS = 8
@@ -98,7 +99,7 @@ def conclusion_of(text: str, is_text: bool) -> str | None:
     if (listed := _listed(lines)) is not None:
         return listed
     if last and (plain_number(last) or not has_prose(last)):
-        return last
+        return said_once(last)
     sentences = [sentence for sentence in map(tidy, SENTENCE_END.split(lines[-1])) if sentence]
     if _UNSAID.search(text) or (sentences and _TO_DO.match(sentences[-1])):
         return None

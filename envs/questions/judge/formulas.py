@@ -57,7 +57,7 @@ def formula_in(said: str) -> str:
     first, *others = re.split(r",?\s+or\s+", said)
     if others:
         number = tidy(formula_in(first))
-        if all(is_restated(number, tidy(other)) for other in others):
+        if all(is_restated(number, other) for other in others):
             return number  # 42 minutes, or 0.7 hours
         if all(re.match(r"\W*[0-9]", part) for part in (first, *others)):
             return said

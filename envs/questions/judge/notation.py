@@ -59,6 +59,9 @@ _WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     (re.compile(r"\\(?:pounds|textsterling)(?![A-Za-z])(?:\{\})?"), "£"),
     (re.compile(r"\\(?:textdollar|dollar)(?![A-Za-z])(?:\{\})?"), r"\\$"),
     (re.compile(r"\\([lg])eq(?:slant|q)(?![A-Za-z])"), r"\\\1e "),
+    (re.compile(r"\bRs\.?(?=[\s}]{0,3}[0-9])"), "₹"),
+    (re.compile(r"(?<=[0-9])/-(?![0-9])"), ""),
+    (re.compile(r"\b(?:US|CA?|AU?|NZ|HK|S|R)(?=\\?\$ ?[0-9])"), ""),
     # Formulas below each other; a matrix is none.
     (
         re.compile(

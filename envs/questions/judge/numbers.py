@@ -20,7 +20,7 @@ TEN = (
 )
 """A power of ten behind a number."""
 NUMBER = re.compile(
-    r"(?P<sign>[-+]?)\s*(?:(?:\\?(?P<currency>[$€£¥₹₩₽])|(?:Rs\.?|USD|EUR|GBP|INR)(?=\s*[0-9]))\s*)?(?P<minus>-?)(?:"
+    r"(?P<sign>[-+]?)\s*(?:(?:\\?(?P<currency>[$€£¥₹₩₽])|(?:USD|EUR|GBP|INR)(?=\s*[0-9]))\s*)?(?P<minus>-?)(?:"
     rf"(?P<decimal>{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
     r"(?:(?<=[.0-9])\\(?:overline|bar|dot)\s*\{\s*(?P<repeating>[0-9]{1,40})\s*\})?"
     rf"(?:{TEN})?"
