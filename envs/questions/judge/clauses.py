@@ -66,8 +66,9 @@ _NO_PROSE = re.compile(TEXT.pattern + r"|\\(?:begin|end|operatorname|mathbb|math
 _WORD = re.compile(
     r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?i:is|so|it|we|of|at|by|he|us|me|to|an|my|ok|oh|hm|no)(?![A-Za-z]))|[\u3040-\u9fff\uac00-\ud7af]+"
 )
-YES_OR_NO = frozenset({"yes", "no", "true", "false"})
+_OPPOSITES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 """What may stand before its own explanation."""
+_YES_OR_NO = re.compile(r"\W{0,9}(yes|no|true|false)(?![\w'-]| \w)", re.IGNORECASE)
 
 
 def first_clause(said: str) -> str | None:
@@ -85,6 +86,18 @@ def first_clause(said: str) -> str | None:
     if NEGATION.match(first):
         return next((clause for clause in others if not NEGATION.search(clause)), first)
     return with_sign(first) or None
+
+
+def yes_or_no(said: str) -> str | None:
+    """The "yes" or "no" with which it begins, "" if it then says the opposite, ``None`` if there is none.
+
+    "Yes. No other number divides it." does not say the opposite.
+    """
+    if (first := _YES_OR_NO.match(said)) is None:
+        return None
+    word = first[1].lower()
+    opposite = re.compile(rf"(?<![\w'-]){_OPPOSITES[word]}(?![\w'-]| \w)", re.IGNORECASE)
+    return "" if opposite.search(said, first.end()) else word
 
 
 def with_sign(said: str) -> str:

@@ -9,12 +9,12 @@ from envs.questions.judge.clauses import (
     GUARD,
     NEGATION,
     SENTENCE_END,
-    YES_OR_NO,
     has_prose,
     prose,
     tidy,
     with_sign,
     without_contrast,
+    yes_or_no,
 )
 from envs.questions.judge.corrections import SECOND_THOUGHT
 from envs.questions.judge.formulas import FORMULA, formula_in, last_formula
@@ -94,7 +94,9 @@ def conclusion_of(text: str, is_text: bool) -> str | None:
         return None
     text = "\n".join(lines)
     first, last = tidy(lines[0]), tidy(lines[-1])
-    if len(lines) > 1 and _is_explained(first, lines[1:], is_text):
+    if is_text and (word := yes_or_no(text)):
+        return word
+    if not is_text and len(lines) > 1 and _is_explained(first, lines[1:]):
         return first
     if (listed := _listed(lines)) is not None:
         return listed
@@ -104,8 +106,7 @@ def conclusion_of(text: str, is_text: bool) -> str | None:
     if _UNSAID.search(text) or (sentences and _TO_DO.match(sentences[-1])):
         return None
     if is_text:
-        is_said_first = sentences and sentences[0].casefold() in YES_OR_NO
-        return next(iter(sentences if is_said_first else reversed(sentences)), None)
+        return sentences[-1] if sentences else None
     if last and (leading := _leading(sentences[0])) is not None:
         return leading
     clauses = map(without_contrast, CLAUSES.split(_REASON.sub("", text)))
@@ -114,11 +115,8 @@ def conclusion_of(text: str, is_text: bool) -> str | None:
     return found or (tidy(text) if len(text) <= MAX_CHARS // 8 else None) or None
 
 
-def _is_explained(first: str, others: Sequence[str], is_text: bool) -> bool:
-    """Whether an answer stands in the first line, and the others say why, and nothing else."""
-    if is_text:
-        says_another = any(tidy(word).casefold() in YES_OR_NO for word in others[-1].split())
-        return first.casefold() in YES_OR_NO and not says_another
+def _is_explained(first: str, others: Sequence[str]) -> bool:
+    """Whether a number stands in the first line, and the others say why, and nothing else."""
     rest = "\n".join(others).strip()
     if plain_number(first) is None or SECOND_THOUGHT.search(rest):
         return False

@@ -2,7 +2,7 @@
 
 import re
 
-from envs.questions.judge.clauses import BECAUSE, MATH_WORDS, YES_OR_NO
+from envs.questions.judge.clauses import BECAUSE, MATH_WORDS, yes_or_no
 from envs.questions.judge.notation import TEXT, unstyled
 from envs.questions.judge.numbers import PRODUCT
 from envs.questions.judge.options import DENIALS, without_label
@@ -44,8 +44,9 @@ def is_text(answer: str) -> bool:
 def says(answer: str, gold: str) -> bool:
     """Whether a sentence or an option ends in the words that are asked for, and does not deny them."""
     plain = _OPENING.sub("", unstyled(answer))
+    if (word := yes_or_no(plain)) is not None and yes_or_no(right := unstyled(gold)) is not None:
+        return word == right.casefold()
     said = [plain, re.sub(r"\s*\([^()]*\)$", "", plain), without_label(plain)]
-    said += [first for first in [re.split(r"[,.;:]|\s-\s", plain)[0]] if first.casefold() in YES_OR_NO]
     claim = _BECAUSE.split(plain)[0]
     if DENIALS.findall(claim) == DENIALS.findall(gold):
         said += [claim, *(claim[verb.end() :] for verb in _SAYS.finditer(claim))]
