@@ -18,7 +18,7 @@ from envs.questions.judge.formulas import formula_in
 from envs.questions.judge.marks import boxed, marked, said, stated
 from envs.questions.judge.notation import written
 from envs.questions.judge.numbers import plain_number
-from envs.questions.judge.options import chosen, line_that_chooses
+from envs.questions.judge.options import DENIALS, chosen, line_that_chooses
 from envs.questions.judge.restated import said_once
 from envs.thoughts import outside_thoughts
 from envs.words import MAX_REPLY_CHARS
@@ -30,7 +30,7 @@ _IS_THE_ANSWER = re.compile(
     r"(?:the|my|our)\s+(?:\w+\s)?answer\b(?!\s+(?:to|of)\s+(?:another|a different))",
     re.IGNORECASE | re.MULTILINE,
 )
-_DOUBTED = re.compile(rf"{NEGATION.pattern}|{BECAUSE}", re.IGNORECASE)
+_DOUBTED = re.compile(rf"{NEGATION.pattern}|{DENIALS.pattern}|{BECAUSE}", re.IGNORECASE)
 _FIRST = re.compile(
     r"\W{0,9}(?P<said>[A-Z][^.!?\n]{1,40}?)(?:\*\*)?[.!\n]\W{0,9}"
     r"(?P<rest>(?:(?i:it|this|he|she|they)|(?P=said))\s(?i:is|was|are|were|has|had|have|lies|means)\b.*)",
@@ -118,7 +118,7 @@ def uncut_answers(statement: Statement) -> list[str]:
         if CLAUSES.search(claim := _IS.split(line)[-1]) and not _DOUBTED.search(line):
             found.append(claim)
         first = _FIRST.match(text)
-        if first and not _DOUBTED.search(first["rest"]):
+        if first and not NEGATION.search(first["rest"]):
             found.append(first["said"])
     found.append(line.rstrip("*_. ").rstrip("!"))  # 42! may be said loudly
     return [*dict.fromkeys(filter(None, map(tidy, (text, *found))))]
