@@ -60,7 +60,7 @@ _MINUS = re.compile(
     rf"^(?:minus|negative)\s+(?=\W?[0-9]|infinity|\\infty|(?:{'|'.join(NUMBER_WORDS)})\b)", re.IGNORECASE
 )
 _BEFORE = re.compile(
-    r"^\s*(?:\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~|[aA]pprox\.|=+>)\s*(?=\S)"
+    r"^\s*(?:[iI]n(?=\s+(?:1[0-9]|20)[0-9]{2}\W{0,4}$)|\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~|[aA]pprox\.|=+>)\s*(?=\S)"
 )
 """Before an answer, without being a part of it."""
 _DELIMITERS = re.compile(r"(?<!\\)\$+|\\[()\[\]]|\\displaystyle")
@@ -121,6 +121,8 @@ def tidy(answer: str) -> str:
         answer = calm
     if len(answer) > 1 and answer[0] == answer[-1] and answer[0] in "\"'_":
         answer = answer.strip(answer[0])
+    if re.search(r"^[^(\[,]*[0-9][)\]]$", answer):  # (Answer: 42)
+        answer = answer[:-1]
     return answer.strip("*` ").rstrip(".")
 
 

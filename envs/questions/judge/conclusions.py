@@ -31,6 +31,8 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 """A sentence that says no answer: a question, or a word to the reader."""
+_MARKDOWN = re.compile(r"^#{1,6} (?=\W{0,3}[0-9])", re.MULTILINE)
+"""Before a number that is set as a heading."""
 _REASON = re.compile(r"(?:^|\s)(?:because|since|as in)\b[^.,;\n]*", re.IGNORECASE)
 _WHY = re.compile(
     r"\W*(?:explanation|reason(?:ing)?|justification|(?:this is )?because|since|here's (?:why|how)|steps?|"
@@ -57,12 +59,19 @@ _VERB = re.compile(
 _UNSAID = re.compile(
     r"(?:[:=]|\s[-+/]|\b(?:is|are|was|were|equals|the|an|we|he|she|they|by|and|or|but|of|to|if|because|since|"
     r"with|add|subtract|multiply|divide|find|compute|calculate)|(?:^|[.!:,\n]|\band)\W{0,9}(?:first|now|next|then))"
-    r"[\s*_$\\]{0,9},?$"
-    r"|(?:^|\n)\W{0,9}(?:step\s+[0-9]{1,2}\b[^0-9\n]{0,200}|"
-    r"(?:the\s)?(?:final\s)?(?:answer|result|conclusion)\W{0,9})$",
+    r"[\s*_$\\]{0,9},?$",
     re.IGNORECASE,
 )
-"""An end behind which something was to be said: it is cut off, or is the heading of nothing."""
+"""An end behind which something was to be said."""
+_HEADING = re.compile(
+    r"(?:^|\n)\W{0,9}(?:step\s+[0-9]{1,2}\b[^0-9\n]{0,200}|"
+    r"(?:(?:the\s)?(?:final\s)?(?:answer|result|conclusion)|"
+    r"(?:problem|question|part|case|example)\s+[0-9]{1,2})\W{0,9})$",
+    re.IGNORECASE,
+)
+"""An end that is the heading of what was to be said."""
+_LABEL = re.compile(r"\W{0,4}([0-9]{1,2})[.)](?=\s|$)")
+"""Of a line in a list."""
 _WHEN = r"(?:(?:first|second|next|now|then|finally|so|to\s[^,.\n]{1,60}),?\s+)"
 _TO_DO = re.compile(
     rf"\W{{0,9}}{_WHEN}{{0,3}}+(?:(?:we|let's|let us|let me|I'll|we'll)\s+{_WHEN}?"
@@ -89,21 +98,25 @@ def conclusion_of(text: str, is_text: bool) -> str | None:
         text: What is said in the end.
         is_text: As in ``final_answer``.
     """
-    lines = _REMARK.sub("", text).strip().splitlines()
+    lines = _MARKDOWN.sub("", _REMARK.sub("", text)).strip().splitlines()
     if not lines:
         return None
     text = "\n".join(lines)
-    first, last = tidy(lines[0]), tidy(lines[-1])
+    if _UNSAID.search(text) or (not is_text and _HEADING.search(text)):
+        return None
+    first = tidy(lines[0])
     if is_text and (word := yes_or_no(text)):
         return word
     if not is_text and len(lines) > 1 and _is_explained(first, lines[1:]):
         return first
     if (listed := _listed(lines)) is not None:
         return listed
+    lines[-1] = _unlabelled(lines)
+    text, last = "\n".join(lines), with_sign(tidy(lines[-1]))
     if last and (plain_number(last) or not has_prose(last)):
         return said_once(last)
     sentences = [sentence for sentence in map(tidy, SENTENCE_END.split(lines[-1])) if sentence]
-    if _UNSAID.search(text) or (sentences and _TO_DO.match(sentences[-1])):
+    if sentences and _TO_DO.match(sentences[-1]):
         return None
     if is_text:
         return sentences[-1] if sentences else None
@@ -122,6 +135,13 @@ def _is_explained(first: str, others: Sequence[str]) -> bool:
         return False
     says_more = _VERB.search(rest) or "=" in rest or plain_number(tidy(others[-1]))
     return _WHY.match(rest) is not None or not says_more
+
+
+def _unlabelled(lines: Sequence[str]) -> str:
+    """The last line, without the number that it has where the lines before are numbered, too."""
+    label = _LABEL.match(lines[-1])
+    before = {int(other[1]) for line in lines[:-1] if (other := _LABEL.match(line))}
+    return lines[-1][label.end() :] if label and int(label[1]) - 1 in before else lines[-1]
 
 
 def _leading(sentence: str) -> str | None:

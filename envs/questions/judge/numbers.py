@@ -131,7 +131,7 @@ def _plain(text: str) -> PlainNumber | None:
     except ZeroDivisionError:
         return None
     rest = _UNIT.fullmatch(text, found.end())
-    if rest is None:
+    if rest is None or (rest["unit"] and (part["decimal"] or "").endswith(".")):  # 3. Add them
         return None
     unit, spaced = unit_of(rest["unit"] or ""), bool(rest["space"])
     currency = UNITS.get(part["currency"] or "", "")
