@@ -33,6 +33,8 @@ _REMARK = re.compile(
 """A sentence that says no answer: a question, or a word to the reader."""
 _MARKDOWN = re.compile(r"^#{1,6} (?=\W{0,3}[0-9])", re.MULTILINE)
 """Before a number that is set as a heading."""
+_ASKED = re.compile(r"\b(?:how (?:many|much)|what (?:is|are|was|were))\b[^.!?\n]{0,200}\?\W{0,9}$", re.I)
+"""The question, where a reply ends with it."""
 _REASON = re.compile(r"(?:^|\s)(?:because|since|as in)\b[^.,;\n]*", re.IGNORECASE)
 _WHY = re.compile(
     r"\W*(?:explanation|reason(?:ing)?|justification|(?:this is )?because|since|here's (?:why|how)|steps?|"
@@ -48,7 +50,8 @@ _AND_OR = re.compile(r"(?:and|or)\W*", re.IGNORECASE)
 _CIRCUMSTANCES = r"attained|achieved|(?:which )?occur(?:s|ring)|with equality"
 _ASIDE = re.compile(rf"\s(?:ways?|when|where|while|{_CIRCUMSTANCES})\b")
 _CONDITION = re.compile(
-    rf"\W*(?:where(?!\s+(?:the|its)\b)|when|reached|{_CIRCUMSTANCES}|(?:down|up) from|compared (?:to|with))\b"
+    r"\W*(?:who(?:m|se)?|"
+    rf"where(?!\s+(?:the|its)\b)|when|reached|{_CIRCUMSTANCES}|(?:down|up) from|compared (?:to|with))\b"
 )
 """Behind a result, before under what conditions it is one."""
 _VERB = re.compile(
@@ -98,6 +101,8 @@ def conclusion_of(text: str, is_text: bool) -> str | None:
         text: What is said in the end.
         is_text: As in ``final_answer``.
     """
+    if _ASKED.search(text):
+        return None
     lines = _MARKDOWN.sub("", _REMARK.sub("", text)).strip().splitlines()
     if not lines:
         return None

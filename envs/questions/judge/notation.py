@@ -51,6 +51,7 @@ _WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     # A tokenizer's own marks, and GSM8K's notes for a calculator.
     (re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<<[^<>\n]{0,200}>>"), ""),
     (re.compile(r"(?<![\w*)])\*\*(?=[^\s*])([^*\n]{1,200})(?<=\S)\*\*(?![\w*(])"), r"\1"),
+    (re.compile(r"^> (?=\*\*)", re.MULTILINE), ""),
     (re.compile(r"<(/?)(?:final[_ ]answer|ans)>", re.IGNORECASE), r"<\1answer>"),
     (re.compile(r"<(b|i|u|p|em|strong|ins|mark)>([^<>]{0,400})</\1>"), r"\2"),
     (re.compile(r"</?(?:p|div|span|center|h[1-6]|result|output|response|solution)>|<br\s?/?>"), "\n"),
