@@ -27,7 +27,7 @@ MAX_ENDS = 8
 """How many of the places behind a mark where an answer may end are looked at, the first ones."""
 _IS_THE_ANSWER = re.compile(
     r"(?:^|[.,:;]\s)\s*(?:(?:so|thus|hence|therefore|then|and)\b,?\s*)?(?P<said>[^.,:;\n]{1,60}?)\s+(?:is|are)\s+"
-    r"(?:the|my|our)\s+(?:\w+\s)?answer\b(?!\s+(?:to|of)\s+(?:another|a different))",
+    r"(?:the|my|our)\s+(?:(?!wrong|incorrect)\w+\s)?answer\b(?!\s+(?:to|of)\s+(?:another|a different))",
     re.IGNORECASE | re.MULTILINE,
 )
 _DOUBTED = re.compile(rf"{NEGATION.pattern}|{DENIALS.pattern}|{BECAUSE}", re.IGNORECASE)

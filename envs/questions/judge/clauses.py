@@ -98,7 +98,7 @@ def yes_or_no(said: str) -> str | None:
     if (first := _YES_OR_NO.match(said)) is None:
         return None
     word = first[1].lower()
-    opposite = re.compile(rf"(?<![\w'-]){_OPPOSITES[word]}(?![\w'-]| \w)", re.IGNORECASE)
+    opposite = re.compile(rf"(?<![\w'-]){_OPPOSITES[word]}(?![\w'-]|[\"*]{{0,3}} \w)", re.IGNORECASE)
     return "" if opposite.search(said, first.end()) else word
 
 
@@ -121,7 +121,7 @@ def tidy(answer: str) -> str:
         answer = calm
     if len(answer) > 1 and answer[0] == answer[-1] and answer[0] in "\"'_":
         answer = answer.strip(answer[0])
-    if re.search(r"^[^(\[,]*[0-9][)\]]$", answer):  # (Answer: 42)
+    if re.search(r"[0-9][)\]]$", answer[-2:]) and not set("([,") & set(answer):  # (Answer: 42)
         answer = answer[:-1]
     return answer.strip("*` ").rstrip(".")
 

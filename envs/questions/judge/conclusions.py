@@ -31,7 +31,7 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 """A sentence that says no answer: a question, or a word to the reader."""
-_MARKDOWN = re.compile(r"^#{1,6} (?=\W{0,3}[0-9])", re.MULTILINE)
+_MARKDOWN = re.compile(r"^#{1,6} (?=[^A-Za-z\n]{1,40}$)", re.MULTILINE)
 """Before a number that is set as a heading."""
 _ASKED = re.compile(r"\b(?:how (?:many|much)|what (?:is|are|was|were))\b[^.!?\n]{0,200}\?\W{0,9}$", re.I)
 """The question, where a reply ends with it."""
@@ -61,7 +61,7 @@ _VERB = re.compile(
 )
 _UNSAID = re.compile(
     r"(?:[:=]|\s[-+/]|\b(?:is|are|was|were|equals|the|an|we|he|she|they|by|and|or|but|of|to|if|because|since|"
-    r"with|add|subtract|multiply|divide|find|compute|calculate)|(?:^|[.!:,\n]|\band)\W{0,9}(?:first|now|next|then))"
+    r"with|add|subtract|multiply|divide|find|compute|calculate)|(?:^|[.!:\n]|\band)\W{0,9}(?:first|now|next|then))"
     r"[\s*_$\\]{0,9},?$",
     re.IGNORECASE,
 )
@@ -83,8 +83,8 @@ _TO_DO = re.compile(
     r"work out|substitute|simplify|look at|convert|set up|apply|plug|evaluate|think|start)\b"
     r"(?!\W{0,3}[0-9][0-9.,]*+(?!\s?%)))"
     r"(?![^\n]{0,300}(?:=|:\W{0,4}[0-9]|"
-    r"\b(?:is|are|be|gets?|gives?|obtain|have|leaves|makes|yields|equals|to|at)\W{1,4}[0-9]))"
-    r"|\W{0,9}(?:suppose|assume|recall|given|we (?:know|are given))\b[^,\n]{0,300}(?:,[^0-9\n]{0,300})?$",
+    r"(?:\b(?:is|are|be|gets?|gives?|obtain|have|leaves|makes|yields|equals|to|at)|'s)\W{1,4}[0-9]))"
+    r"|\W{0,9}(?:suppose|assume|recall|given|we (?:know|are given))\b[^,;\n]{0,300}(?:[,;][^0-9\n]{0,300})?$",
     re.IGNORECASE,
 )
 """What is still to be done, where it does not say with what result, or what is known from the start."""

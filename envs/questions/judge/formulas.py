@@ -37,7 +37,7 @@ _CASES = re.compile(
 """What makes of a number one of several, as in 42 for even n and 41 for odd n."""
 _BREAKDOWN = re.compile(r":\s+|,\s+namely\s+|\s\((?=[^()]*[0-9],[^()]*\)$)")
 """Between a count or a sum and what is counted or added."""
-_IN_TOTAL = re.compile(r"[0-9].*\b(?:in total|in all|altogether)\b")
+_IN_TOTAL = re.compile(r"[0-9][^0-9]{0,40}\b(?:in total|in all|altogether)\b")
 """A sum, of which the parts may stand before."""
 _BETWEEN = re.compile(r"[\s,;]*(?:(?:and|or)\b)?\s*|\s*\\approx\s*")
 """Between formulas that are one answer."""
@@ -62,7 +62,7 @@ def formula_in(said: str) -> str:
     first, *others = re.split(r",?\s+or\s+", said)
     if others:
         number = tidy(formula_in(first))
-        if all(is_restated(number, other) for other in others):
+        if _IN_TOTAL.search(first) or all(is_restated(number, other) for other in others):
             return number  # 42 minutes, or 0.7 hours
         is_number = plain_number(number) or re.match(r"\W*[0-9]", first)
         if is_number and all(re.match(r"\W*[0-9]", other) for other in others):
