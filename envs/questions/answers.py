@@ -173,5 +173,4 @@ def _is_talk(answer: str) -> bool:
         re.search(r"[0-9\\=<>]|\b[A-Z]\b|anything", answer) is None
         and re.match(r"\s*\S\S", answer) is not None
         and has_prose(answer)
-        and plain_number(answer) is None
     )

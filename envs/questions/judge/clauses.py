@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from envs.questions.judge.notation import FUNCTIONS, LETTERS, TEXT
-from envs.questions.judge.numbers import FRACTIONS, NUMBER_WORDS, OPERATIONS, PRODUCT
+from envs.questions.judge.numbers import FRACTIONS, OPERATIONS, PRODUCT
 
 _TYPED = ("abs", "floor", "ceil", "cbrt", "binom", "choose", "asin", "acos", "atan")
 MATH_WORDS = frozenset({"and", "or", "sqrt", "mod", "inf", "infinity", "oo", *FUNCTIONS, *LETTERS, *_TYPED})
@@ -56,9 +56,7 @@ _WHICH_IS = re.compile(
 _NO = re.compile(r"\W*(?:no|nope|wait|hmm)\b", re.IGNORECASE)
 _CONTRAST = re.compile(r"(?<=\S)\s+(?:(?:instead of|rather than|as opposed to)\s.*|and not\s\S+$)")
 _EXCEPTED = re.compile(r"\b(?:numbers|reals|integers|solutions?)\b.*\b(?:but|except|where|not|cannot)\b")
-_MINUS = re.compile(
-    rf"^(?:minus|negative)\s+(?=\W?[0-9]|infinity|\\infty|(?:{'|'.join(NUMBER_WORDS)})\b)", re.IGNORECASE
-)
+_MINUS = re.compile(r"^(?:minus|negative)\s+(?=\W?[0-9]|infinity|\\infty)", re.IGNORECASE)
 _BEFORE = re.compile(
     r"^\s*(?:[iI]n(?=\s+(?:1[0-9]|20)[0-9]{2}\W{0,4}$)|\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~|[aA]pprox\.|=+>)\s*(?=\S)"
 )

@@ -53,7 +53,7 @@ _PARTS = re.compile(r"(?<=[A-Za-z.])\s*+,?\s*+(?:\band\b\s*+)?(?=[0-9])")
 MAX_PARTS = 4
 FRACTIONS = (
     "half", "halves", "third", "thirds", "fourths", "quarter", "quarters", "fifths", "sixths", "sevenths",
-    "eighths", "ninths", "tenths", "twelfths", "hundredths", "thousandths",
+    "eighths", "ninths", "tenths", "hundredths", "thousandths",
 )  # fmt: skip
 OPERATIONS = (
     "plus", "minus", "times", "modulo", "divided", "multiplied", "added", "subtracted", "squared", "cubed",
@@ -67,21 +67,12 @@ NO_UNITS = frozenset({*FRACTIONS, *OPERATIONS}) | frozenset(
         "incorrect wrong no more less fewer",
     )
 )
-_ONES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TEENS = (
-    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
-    "nineteen",
-)  # fmt: skip
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_SAID = {
-    **{word: n for n, word in enumerate(("zero", *_ONES, *_TEENS))},
-    **{word: 10 * n for n, word in enumerate(_TENS, 2)},
-}
-"""What numbers are called."""
-_IN_WORDS = re.compile(
-    rf"^(-?)({'|'.join(_SAID)})(?:(?<=ty)[- ]({'|'.join(_ONES)}))?(?![\w-])", re.IGNORECASE
+NUMBER_WORDS = frozenset(SCALES) | frozenset(
+    re.findall(
+        r"\w+",
+        "one two three four five six seven eight nine ten fifth percent least most",
+    )
 )
-NUMBER_WORDS = frozenset({*SCALES, *_SAID, "fifth", "percent", "least", "most"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +96,6 @@ def plain_number(text: str) -> PlainNumber | None:
 
 
 def _plain(text: str) -> PlainNumber | None:
-    text, in_words = _IN_WORDS.subn(_in_digits, text.strip())
     text = _SCALE.sub(r"\1", _REMARK.sub(r" \1", TEXT.sub(r" \1 ", text).strip()).strip())
     found = NUMBER.match(text)
     if found is None or re.search(f"[0-9]{{{MAX_DIGITS + 1}}}", text):
@@ -137,8 +127,7 @@ def _plain(text: str) -> PlainNumber | None:
     currency = UNITS.get(part["currency"] or "", "")
     if rest["unit"]:
         words = unit.split()
-        no_units = NO_UNITS | _SAID.keys() if in_words else NO_UNITS
-        if unit not in UNITS.values() and (not spaced or len(words) > 4 or not no_units.isdisjoint(words)):
+        if unit not in UNITS.values() and (not spaced or len(words) > 4 or NO_UNITS & set(words)):
             return None
         if words[0] in SCALES:
             value, unit = value * SCALES[words[0]], unit_of(" ".join(words[1:]))
@@ -151,11 +140,6 @@ def _plain(text: str) -> PlainNumber | None:
         is_decimal=len(decimals) >= 6 and not part["over"],
         unit=unit or currency,
     )
-
-
-def _in_digits(said: re.Match[str]) -> str:
-    """12 of twelve, 25 of twenty-five."""
-    return f"{said[1]}{sum(_SAID[word.lower()] for word in said.groups()[1:] if word)}"
 
 
 def _in_parts(text: str) -> PlainNumber | None:
