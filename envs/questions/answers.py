@@ -18,7 +18,7 @@ from envs.questions.judge.formulas import formula_in
 from envs.questions.judge.marks import boxed, marked, said, stated
 from envs.questions.judge.notation import written
 from envs.questions.judge.numbers import plain_number
-from envs.questions.judge.options import chosen, line_that_chooses
+from envs.questions.judge.options import DENIALS, chosen, line_that_chooses
 from envs.questions.judge.restated import said_once
 from envs.thoughts import outside_thoughts
 from envs.words import MAX_REPLY_CHARS
@@ -27,10 +27,10 @@ MAX_ENDS = 8
 """How many of the places behind a mark where an answer may end are looked at, the first ones."""
 _IS_THE_ANSWER = re.compile(
     r"(?:^|[.,:;]\s)\s*(?:(?:so|thus|hence|therefore|then|and)\b,?\s*)?(?P<said>[^.,:;\n]{1,60}?)\s+(?:is|are)\s+"
-    r"(?:the|my|our)\s+(?:\w+\s)?answer\b(?!\s+(?:to|of)\s+(?:another|a different))",
+    r"(?:the|my|our)\s+(?:(?!wrong|incorrect)\w+\s)?answer\b(?!\s+(?:to|of)\s+(?:another|a different))",
     re.IGNORECASE | re.MULTILINE,
 )
-_DOUBTED = re.compile(rf"{NEGATION.pattern}|{BECAUSE}", re.IGNORECASE)
+_DOUBTED = re.compile(rf"{NEGATION.pattern}|{DENIALS.pattern}|{BECAUSE}", re.IGNORECASE)
 _FIRST = re.compile(
     r"\W{0,9}(?P<said>[A-Z][^.!?\n]{1,40}?)(?:\*\*)?[.!\n]\W{0,9}"
     r"(?P<rest>(?:(?i:it|this|he|she|they)|(?P=said))\s(?i:is|was|are|were|has|had|have|lies|means)\b.*)",
@@ -44,6 +44,10 @@ _ROUNDED = re.compile(
     r"(?:about|approximately|roughly|around|approx\.)\s+(?=\W{0,2}[0-9])"
 )
 """Between a formula and what it comes to when it is rounded."""
+_ABOUT = re.compile(
+    r"([0-9]/[0-9]{1,9}),?\s+(?:which|that) is\s+(?=(?:about|approximately|roughly|around)\s)"
+)
+"""Between a fraction and what it comes to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ def statement_of(reply: str) -> Statement | None:
     if spoken is None:
         return None
     text = written(spoken[-MAX_REPLY_CHARS:])[-MAX_REPLY_CHARS:]
-    text = without_corrections(_ROUNDED.sub(r"\1 \\approx ", _FENCE.sub("", text)))
+    text = _ABOUT.sub(r"\1 or ", _ROUNDED.sub(r"\1 \\approx ", _FENCE.sub("", text)))
+    text = without_corrections(text)
     return Statement(text, tidy(boxed(text) or ""), [*stated(text)])
 
 
@@ -113,7 +118,7 @@ def uncut_answers(statement: Statement) -> list[str]:
         if CLAUSES.search(claim := _IS.split(line)[-1]) and not _DOUBTED.search(line):
             found.append(claim)
         first = _FIRST.match(text)
-        if first and not _DOUBTED.search(first["rest"]):
+        if first and not NEGATION.search(first["rest"]):
             found.append(first["said"])
     found.append(line.rstrip("*_. ").rstrip("!"))  # 42! may be said loudly
     return [*dict.fromkeys(filter(None, map(tidy, (text, *found))))]

@@ -12,7 +12,7 @@ HEDGES = "or|maybe|perhaps|possibly|probably|otherwise|else|alternatively"
 _GOES_ON = "|".join((*sorted(MATH_WORDS), HEDGES, "plus", "minus", "less", "times"))
 """Behind a comma, before more of the same answer."""
 SENTENCE_END = re.compile(
-    r"\n|(?<!approx)(?<!\bi\.e)(?<!\be\.g)(?<!\bRs)(?<!\bsq)\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)"
+    r"\n|(?<!approx)(?<!\bi\.e)(?<!\be\.g)(?<!\bsq)\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|\*\*(?=\s)"
 )
 BECAUSE = r"\b(?:because|since|as)\b"
 _EXPLAINED = r"\s(?:because|since|which|but|as in|where|i\.e\.|that is)(?!\w)"
@@ -27,7 +27,7 @@ ENDS = re.compile(rf"{SENTENCE_END.pattern}|{_EXPLAINED}")
 """Where an answer may end that has full stops or commas of its own; of a list its beginning is no answer."""
 DENIAL = (
     r"\b(?:not|never|neither|nor|cannot|nunca|keinesfalls|jamais|nicht|no es|não é|non è)\b|n't\b|n'est pas|"
-    r"不是|并非|不可能"
+    r"不是|并非|不可能|では(?:ない|ありません)"
 )
 NEGATION = re.compile(
     rf"{DENIAL}|\b(?:except|instead of|rather than|other than|anything but|far from|unlike|"
@@ -37,10 +37,13 @@ NEGATION = re.compile(
 GUARD = re.compile(
     r"\b(?:between|(?:less|more|greater|fewer|smaller|larger|higher|lower|bigger) than\b(?=.{0,60}[0-9])|"
     r"at (?:least|most)|close to|almost|hardly|short of|supposed to|"
-    rf"under|over|below|above|divisible|up to|{'|'.join((*OPERATIONS, *FRACTIONS))}|to the power|"
+    r"(?:under|over|below|above)(?=\s+(?:about\s+)?\W{0,3}[0-9])|below zero|divisible|up to|"
+    rf"{'|'.join((*OPERATIONS, *FRACTIONS))}|to the power|"
     r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|"
     r"(?:sum|product|difference|quotient|ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|"
-    r"determinant|derivative|integral|multiple|percent|factor|divisor|logarithm) of)\b"
+    r"determinant|derivative|integral|multiple|factor|divisor|logarithm|"
+    r"complement|supplement|opposite|reciprocal|inverse) of)\b"
+    r"|(?:不到|不足|超过|大于|小于|多于|少于|\b(?:mehr|weniger) als|\b(?:más|menos|plus|moins) de)\s*[0-9]"
     r"|[0-9]\s*(?:\\?%|per ?cent|/\s*[0-9]+)\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",
     re.IGNORECASE,
 )
@@ -55,7 +58,7 @@ _CONTRAST = re.compile(r"(?<=\S)\s+(?:(?:instead of|rather than|as opposed to)\s
 _EXCEPTED = re.compile(r"\b(?:numbers|reals|integers|solutions?)\b.*\b(?:but|except|where|not|cannot)\b")
 _MINUS = re.compile(r"^(?:minus|negative)\s+(?=\W?[0-9]|infinity|\\infty)", re.IGNORECASE)
 _BEFORE = re.compile(
-    r"^\s*(?:\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~|[aA]pprox\.|=+>)\s*(?=\S)"
+    r"^\s*(?:[iI]n(?=\s+(?:1[0-9]|20)[0-9]{2}\W{0,4}$)|\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~|[aA]pprox\.|=+>)\s*(?=\S)"
 )
 """Before an answer, without being a part of it."""
 _DELIMITERS = re.compile(r"(?<!\\)\$+|\\[()\[\]]|\\displaystyle")
@@ -63,8 +66,9 @@ _NO_PROSE = re.compile(TEXT.pattern + r"|\\(?:begin|end|operatorname|mathbb|math
 _WORD = re.compile(
     r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?i:is|so|it|we|of|at|by|he|us|me|to|an|my|ok|oh|hm|no)(?![A-Za-z]))|[\u3040-\u9fff\uac00-\ud7af]+"
 )
-YES_OR_NO = frozenset({"yes", "no", "true", "false"})
+_OPPOSITES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 """What may stand before its own explanation."""
+_YES_OR_NO = re.compile(r"\W{0,9}(yes|no|true|false)(?![\w'-]| \w)", re.IGNORECASE)
 
 
 def first_clause(said: str) -> str | None:
@@ -82,6 +86,18 @@ def first_clause(said: str) -> str | None:
     if NEGATION.match(first):
         return next((clause for clause in others if not NEGATION.search(clause)), first)
     return with_sign(first) or None
+
+
+def yes_or_no(said: str) -> str | None:
+    """The "yes" or "no" with which it begins, "" if it then says the opposite, ``None`` if there is none.
+
+    "Yes. No other number divides it." does not say the opposite.
+    """
+    if (first := _YES_OR_NO.match(said)) is None:
+        return None
+    word = first[1].lower()
+    opposite = re.compile(rf"(?<![\w'-]){_OPPOSITES[word]}(?![\w'-]|[\"*]{{0,3}} \w)", re.IGNORECASE)
+    return "" if opposite.search(said, first.end()) else word
 
 
 def with_sign(said: str) -> str:
@@ -103,6 +119,8 @@ def tidy(answer: str) -> str:
         answer = calm
     if len(answer) > 1 and answer[0] == answer[-1] and answer[0] in "\"'_":
         answer = answer.strip(answer[0])
+    if re.search(r"[0-9][)\]]$", answer[-2:]) and not set("([,") & set(answer):  # (Answer: 42)
+        answer = answer[:-1]
     return answer.strip("*` ").rstrip(".")
 
 

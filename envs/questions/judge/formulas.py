@@ -37,6 +37,8 @@ _CASES = re.compile(
 """What makes of a number one of several, as in 42 for even n and 41 for odd n."""
 _BREAKDOWN = re.compile(r":\s+|,\s+namely\s+|\s\((?=[^()]*[0-9],[^()]*\)$)")
 """Between a count or a sum and what is counted or added."""
+_IN_TOTAL = re.compile(r"[0-9][^0-9]{0,40}\b(?:in total|in all|altogether)\b")
+"""A sum, of which the parts may stand before."""
 _BETWEEN = re.compile(r"[\s,;]*(?:(?:and|or)\b)?\s*|\s*\\approx\s*")
 """Between formulas that are one answer."""
 _EQUALS = re.compile(r"(?<!or)\s(?:equals?|is equal to|is|makes|gives|=)\s")
@@ -54,12 +56,16 @@ def formula_in(said: str) -> str:
         return said
     if total := _broken_down(said):
         return total
+    _, *parts = re.split(r",\s+", said)
+    if total := next((part for part in parts if _IN_TOTAL.search(part)), None):
+        return formula_in(total)
     first, *others = re.split(r",?\s+or\s+", said)
     if others:
         number = tidy(formula_in(first))
-        if all(is_restated(number, tidy(other)) for other in others):
+        if _IN_TOTAL.search(first) or all(is_restated(number, other) for other in others):
             return number  # 42 minutes, or 0.7 hours
-        if all(re.match(r"\W*[0-9]", part) for part in (first, *others)):
+        is_number = plain_number(number) or re.match(r"\W*[0-9]", first)
+        if is_number and all(re.match(r"\W*[0-9]", other) for other in others):
             return said
     if not has_prose(said):
         return said
@@ -73,7 +79,7 @@ def formula_in(said: str) -> str:
 
 def last_formula(text: str) -> str | None:
     """The last formula between dollars and the like, or number, whichever ends last."""
-    text = _REMARK.sub("", text)
+    text = _REMARK.sub(_kept, text)
     numbers = (number for number in NUMBER.finditer(text) if re.search("[0-9]", number[0]))
     last = max((*_MATH.finditer(text), *numbers), key=re.Match.end, default=None)
     if last is None:

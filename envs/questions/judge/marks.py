@@ -10,6 +10,8 @@ from envs.questions.judge.numbers import MAX_CHARS as MAX_ANSWER_CHARS
 
 MAX_MARKS = 16
 """How many marks of a text are looked at, the last ones."""
+MAX_CONDITION = 200
+"""Characters before a mark in which it may be said under what condition it holds."""
 _BOX = re.compile(rf"\\(?:boxed|f(?:rame)?box)\s*(?:\{{|(?P<bare>[^\s$][^\s$]{{0,{MAX_ANSWER_CHARS}}}))")
 _BETWEEN_BOXES = re.compile(
     rf"(?:[\s$,;.*&|/-]|\\[()\[\]\\]|\\q?quad(?![A-Za-z])|and|or|{UPRIGHT}\s*(?:and|or)\s*\}}"
@@ -19,7 +21,8 @@ _MARK = re.compile(
     r"(?P<tag>(?<!#)#{4,}(?!\W{0,9}(?:[0-9]{1,2}[.):]\s+)?(?!(?:yes|no|true|false)\b)[A-Za-z]{2}[^\n]*\n\s*\S)|<answer>)"
     r"|(?<![</A-Za-z])(?:answers?|ans)\b(?:\s+(?:to|for)\s+(?:question|problem|part)\s*\W?[0-9a-z]{1,2}\b\)?|\s*\([0-9a-z]\))?"
     r"(?:[^.:=\n]{0,60}?"
-    r"\b(?:is|are|was|equals?|(?:would|should|must|will|can only|has to) be)(?P<negated>n't)?\b:?"
+    r"\b(?:is|are|was|equals?|(?:would|should|must|will|can only|has to) be|"
+    r"would have been)(?P<negated>n't)?\b:?"
     r"|[*_\s\"]{0,9}[:=]|\.:?(?=\s*-?\.?[0-9]))"
     r"|^\W{0,9}(?:the )?(?:final )?answer\W{0,9}$"
     r"|(?P<foreign>respuesta|réponse|antwort|risposta|resposta|ответ)(?:[^.:=\n]{0,30}?\b(?:es|est|ist|lautet|é|è)\b|\s*[:=—-])"
@@ -29,12 +32,15 @@ _MARK = re.compile(
 """Behind a tag nothing but the answer stands."""
 _TALK_OF_ANSWER = re.compile(
     r"\b(?:(?:this|that|your|whether|if|hope|at first (?:glance|sight),?|"
-    r"(?:some|many|others|people|students|you|one)\s+(?:\w+\s+){0,2}(?:think|say|believe|assume|guess))\s+(?:\w+\s+){0,2}|"
+    r"(?:some|many|others|people|students|you|one)\s+(?:\w+\s+){0,2}(?:think|say|believe|assume|guess)|"
+    r"(?<!\bI )(?<!\bwe )(?:says|said|claims|claimed|thinks|thought))\s+(?:\w+\s+){0,2}|"
     r"(?:verify|check|checking|confirm|student's)\s+(?:(?:the|our|my|this)\s+)?|"
     r"(?:assume|suppose|imagine|false)\s+(?:that\s+)?(?:the\s+)?|(?:wrong|incorrect|mistaken|tempting)\s+)$",
     re.IGNORECASE,
 )
 """Before a mark: what follows is no answer, but said about one."""
+_IF = re.compile(r"\b(?:if|had|were|without)\b[^.\n]*$", re.IGNORECASE)
+"""Before a mark that says what would be the answer to another question."""
 _JUDGEMENT = re.compile(
     r"(?:(?:very|quite|most|all|now|also|indeed|definitely|so) )?"
     r"(?:helpful|useful|right|correct|wrong|incorrect|clear|good|fine|ok(?:ay)?|accurate|valid|verified|confirmed|complete|reasonable|obvious|easy|simple|consistent|here|"
@@ -78,6 +84,8 @@ def marked(text: str) -> Iterator[tuple[re.Match[str], str]]:
     """Each mark of an answer and what follows it, the last one first."""
     for mark in reversed(deque(_MARK.finditer(text), maxlen=MAX_MARKS)):
         if mark["negated"] or _TALK_OF_ANSWER.search(text[max(0, mark.start() - 40) : mark.start()]):
+            continue
+        if "would" in mark[0] and _IF.search(text[max(0, mark.start() - MAX_CONDITION) : mark.start()]):
             continue
         rest = _BULLET.sub("", text[mark.end() :].partition("</answer>")[0]).strip(" \n\t:=").lstrip("}")
         if text[mark.start() - 1 : mark.start()] == '"' and (value := _JSON.match(rest)):

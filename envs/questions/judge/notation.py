@@ -51,6 +51,10 @@ _WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     # A tokenizer's own marks, and GSM8K's notes for a calculator.
     (re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<<[^<>\n]{0,200}>>"), ""),
     (re.compile(r"(?<![\w*)])\*\*(?=[^\s*])([^*\n]{1,200})(?<=\S)\*\*(?![\w*(])"), r"\1"),
+    (re.compile(r"^> (?=\*\*)", re.MULTILINE), ""),
+    (re.compile(r"<(/?)(?:final[_ ]answer|ans)>", re.IGNORECASE), r"<\1answer>"),
+    (re.compile(r"<(b|i|u|p|em|strong|ins|mark)>([^<>]{0,400})</\1>"), r"\2"),
+    (re.compile(r"</?(?:p|div|span|center|h[1-6]|result|output|response|solution)>|<br\s?/?>"), "\n"),
     (re.compile(r"\+/-"), r"\\pm "),
     (re.compile(r"(?<=[0-9)}])\s*[和或及与]\s*(?=[-0-9(\\A-Za-z])"), ", "),
     (re.compile(r"\^?\s*(?:\{\\degree\s*\}|\\degree(?![A-Za-z]))"), r"^\\circ "),
@@ -59,6 +63,9 @@ _WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     (re.compile(r"\\(?:pounds|textsterling)(?![A-Za-z])(?:\{\})?"), "£"),
     (re.compile(r"\\(?:textdollar|dollar)(?![A-Za-z])(?:\{\})?"), r"\\$"),
     (re.compile(r"\\([lg])eq(?:slant|q)(?![A-Za-z])"), r"\\\1e "),
+    (re.compile(r"\bRs\.?(?=[\s}]{0,3}[0-9])"), "₹"),
+    (re.compile(r"(?<=[0-9])/-(?![0-9])"), ""),
+    (re.compile(r"\b(?:US|CA?|AU?|NZ|HK|S|R)(?=\\?\$ ?[0-9])"), ""),
     # Formulas below each other; a matrix is none.
     (
         re.compile(

@@ -20,7 +20,7 @@ TEN = (
 )
 """A power of ten behind a number."""
 NUMBER = re.compile(
-    r"(?P<sign>[-+]?)\s*(?:(?:\\?(?P<currency>[$€£¥₹₩₽])|(?:Rs\.?|USD|EUR|GBP|INR)(?=\s*[0-9]))\s*)?(?P<minus>-?)(?:"
+    r"(?P<sign>[-+]?)\s*(?:(?:\\?(?P<currency>[$€£¥₹₩₽])|(?:USD|EUR|GBP|INR)(?=\s*[0-9]))\s*)?(?P<minus>-?)(?:"
     rf"(?P<decimal>{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)"
     r"(?:(?<=[.0-9])\\(?:overline|bar|dot)\s*\{\s*(?P<repeating>[0-9]{1,40})\s*\})?"
     rf"(?:{TEN})?"
@@ -121,7 +121,7 @@ def _plain(text: str) -> PlainNumber | None:
     except ZeroDivisionError:
         return None
     rest = _UNIT.fullmatch(text, found.end())
-    if rest is None:
+    if rest is None or (rest["unit"] and (part["decimal"] or "").endswith(".")):  # 3. Add them
         return None
     unit, spaced = unit_of(rest["unit"] or ""), bool(rest["space"])
     currency = UNITS.get(part["currency"] or "", "")

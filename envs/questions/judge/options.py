@@ -32,7 +32,11 @@ _NOT_BUT = re.compile(
     re.IGNORECASE,
 )
 """What denies nothing of the letter behind it."""
-DENIALS = re.compile(rf"{DENIAL}|\b(?:doubt|otherwise|consider(?:ing)?)\b|不", re.IGNORECASE)
+DENIALS = re.compile(
+    rf"{DENIAL}|\b(?:doubt|otherwise|consider(?:ing)?|(?:some|many|most|others|people|everyone) "
+    r"(?:says?|thinks?|believes?|assumes?))\b|不",
+    re.IGNORECASE,
+)
 """Before a letter that is not chosen."""
 _DISMISSED = re.compile(
     r"\s*(?:\(\s*[Nn]ot\s+(?![A-Z]\b)|\?|[).]?\s*(?:[-$\\0-9][^.,;\n]{0,20})?"

@@ -20,19 +20,21 @@ def is_restated(first: str, other: str) -> bool:
     number = plain_number(first)
     *_, result = other.split("=")
     rounded = _ABOUT.sub("", result)
-    again = plain_number(rounded.strip()) or _worked_out(result)
+    again = plain_number(tidy(rounded)) or _worked_out(result)
     if number is None or again is None:
         return False
     is_rate = "" != number.unit != again.unit and re.search(r"\bper\b", other)
     if compare_numbers(again, number) is None or is_rate or is_converted(again, number):
         return True
-    return rounded != result and abs(again.value - number.value) <= abs(number.value) / 100
+    value = again.value / 100 if again.is_percent and not number.is_percent else again.value
+    return rounded != result and abs(value - number.value) <= abs(number.value) / 100
 
 
 def said_once(answer: str) -> str:
     """The number of 1/4 (0.25), of 1/3 or 33.3%, and of about 8; any other answer as it is."""
-    first, *others = map(tidy, _AGAIN.split(_ABOUT.sub("", TEXT.sub(r" \1 ", answer))))
-    is_number = plain_number(first) and all(is_restated(first, other) for other in others if other)
+    said, *others = _AGAIN.split(_ABOUT.sub("", TEXT.sub(r" \1 ", answer)))
+    first = tidy(said)
+    is_number = plain_number(first) and all(is_restated(first, other) for other in others if other.strip())
     return first if is_number else answer
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from envs.questions.judge.clauses import BECAUSE, MATH_WORDS, YES_OR_NO
+from envs.questions.judge.clauses import BECAUSE, MATH_WORDS, NEGATION, yes_or_no
 from envs.questions.judge.notation import TEXT, unstyled
 from envs.questions.judge.numbers import PRODUCT
 from envs.questions.judge.options import DENIALS, without_label
@@ -14,8 +14,13 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}(?![A-Za-z])")
 _OPENING = re.compile(
     r"^(?:(?:hence|thus|so|therefore|it's|it is|on|in|definitely|certainly|clearly)\b,?\s*)+", re.IGNORECASE
 )
-_BECAUSE = re.compile(rf",?\s+{BECAUSE}")
-_SAYS = re.compile(r"\b(?:is|are|was|were|be|equals|has|have|called|falls? on)\s+")
+_EXPLAINED = re.compile(rf",?\s+{BECAUSE}|,\s+(?:which|who|whose|where|an?|the)\b")
+_SAYS = re.compile(
+    r"\b(?:(?:is|are|was|were|be)(?:\s+\w+\s+(?:by|in|at|on))?|it's|that's|lives in|equals|has|have|called|"
+    r"falls? on)\s+"
+)
+_OF = re.compile(r"([^,;:]{1,60}?)\s+(?:is|was|are|were)\s+the\s[^,;:]*")
+"""Who or what has what is asked for, as Paris of "Paris is the capital"."""
 
 
 def same_text(answer: str, gold: str) -> bool:
@@ -44,11 +49,13 @@ def is_text(answer: str) -> bool:
 def says(answer: str, gold: str) -> bool:
     """Whether a sentence or an option ends in the words that are asked for, and does not deny them."""
     plain = _OPENING.sub("", unstyled(answer))
+    if (word := yes_or_no(plain)) is not None and yes_or_no(right := unstyled(gold)) is not None:
+        return word == right.casefold()
     said = [plain, re.sub(r"\s*\([^()]*\)$", "", plain), without_label(plain)]
-    said += [first for first in [re.split(r"[,.;:]|\s-\s", plain)[0]] if first.casefold() in YES_OR_NO]
-    claim = _BECAUSE.split(plain)[0]
+    claim = _EXPLAINED.split(plain)[0]
     if DENIALS.findall(claim) == DENIALS.findall(gold):
         said += [claim, *(claim[verb.end() :] for verb in _SAYS.finditer(claim))]
+        said += [of[1]] if (of := _OF.fullmatch(claim)) and not NEGATION.search(claim) else []
         said += [claim[-len(unstyled(gold)) :]] if DENIALS.search(gold) else []
     return any(same_text(text, gold) for text in said)
 
