@@ -61,7 +61,8 @@ _VERB = re.compile(
 )
 _UNSAID = re.compile(
     r"(?:[:=]|\s[-+/]|\b(?:is|are|was|were|equals|the|an|we|he|she|they|by|and|or|but|of|to|if|because|since|"
-    r"with|add|subtract|multiply|divide|find|compute|calculate)|(?:^|[.!:\n]|\band)\W{0,9}(?:first|now|next|then))"
+    r"with|(?:need to|have to|must|will|should|can|let's|let us) "
+    r"(?:add|subtract|multiply|divide|find|compute|calculate))|(?:^|[.!:\n]|\band)\W{0,9}(?:first|now|next|then))"
     r"[\s*_$\\]{0,9},?$",
     re.IGNORECASE,
 )
