@@ -60,9 +60,6 @@ class ChatTemplate:
         shown = self._tried(["system", "user"])
         self._has_system = MARKS["system"] in shown and MARKS["user"] in shown
         self._find_beginnings()
-        thought = opened(_behind_user(self._tried(["user"])))
-        self._opened_thought = thought.string[thought.start() :] if thought else ""
-        """The beginning of a thought with which the text before a free reply ends, if it does."""
 
     def text(self, messages: Sequence[Message], reply_prefix: str) -> str:
         """The chat as text, up to where the model goes on: behind the reply's beginning, if there is one.
@@ -139,22 +136,25 @@ class ChatTemplate:
 
     def _find_beginnings(self) -> None:
         """What is still to be written before a reply that is begun, and before one that is free."""
-        self._opened_thought, self._is_told_not_to_think = "", False
+        self._is_told_not_to_think = False
         opening = self._tried(["user"])
+        thought = opened(_behind_user(opening))
+        self._opened_thought = thought.string[thought.start() :] if thought else ""
+        """The beginning of a thought with which the text before a free reply ends, if it does."""
         before, found, _ = self._tried(["user", "assistant"], begins_reply=False).partition(
             MARKS["assistant"]
         )
         if found and before.startswith(opening):
-            rest = before.removeprefix(opening)
-            if not opened(_behind_user(before)):
+            rest, shown = before.removeprefix(opening), _behind_user(before)
+            if not opened(shown):
                 self._before_begun = rest
                 # A free reply begins with it: "[/INST]", and then " right"; or with another channel.
-                if not rest.strip() or (ends_thought(rest) and not begins_thought(before)):
+                if not rest.strip() or (ends_thought(rest) and not begins_thought(shown)):
                     self._by_itself = rest
-                elif not begins_thought(_behind_user(before)):
+                elif not begins_thought(shown):
                     self._before_free = rest  # such as the mark of an answer
                 return
-        if (thought := opened(_behind_user(opening))) is None:
+        if thought is None:
             return
         untold = self._tried(["user"], {"enable_thinking": False} | self._settings)
         if MARKS["user"] in untold and not opened(_behind_user(untold)):

@@ -67,8 +67,8 @@ _WORD = re.compile(
     r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|(?i:is|so|it|we|of|at|by|he|us|me|to|an|my|ok|oh|hm|no)(?![A-Za-z]))|[\u3040-\u9fff\uac00-\ud7af]+"
 )
 _OPPOSITES = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+_YES_OR_NO = re.compile(rf"\W{{0,9}}({'|'.join(_OPPOSITES)})(?![\w'-]| \w)", re.IGNORECASE)
 """What may stand before its own explanation."""
-_YES_OR_NO = re.compile(r"\W{0,9}(yes|no|true|false)(?![\w'-]| \w)", re.IGNORECASE)
 
 
 def first_clause(said: str) -> str | None:

@@ -59,10 +59,12 @@ _VERB = re.compile(
     r"get|gets)\b|\bto (?:get|obtain)\b|:(?=\s[^:=\n]{1,100}=)",
     re.IGNORECASE,
 )
+_HAS_TO = "need to|have to|can|will|must|should"
+_ADD, _FIND = "add|subtract|multiply|divide", "find|compute|calculate"
 _UNSAID = re.compile(
     r"(?:[:=]|\s[-+/]|\b(?:is|are|was|were|equals|the|an|we|he|she|they|by|and|or|but|of|to|if|because|since|"
-    r"with|(?:need to|have to|must|will|should|can|let's|let us) "
-    r"(?:add|subtract|multiply|divide|find|compute|calculate))|(?:^|[.!:\n]|\band)\W{0,9}(?:first|now|next|then))"
+    rf"with|(?:{_HAS_TO}|let's|let us) (?:{_ADD}|{_FIND}))|"
+    r"(?:^|[.!:\n]|\band)\W{0,9}(?:first|now|next|then))"
     r"[\s*_$\\]{0,9},?$",
     re.IGNORECASE,
 )
@@ -79,8 +81,8 @@ _LABEL = re.compile(r"\W{0,4}([0-9]{1,2})[.)](?=\s|$)")
 _WHEN = r"(?:(?:first|second|next|now|then|finally|so|to\s[^,.\n]{1,60}),?\s+)"
 _TO_DO = re.compile(
     rf"\W{{0,9}}{_WHEN}{{0,3}}+(?:(?:we|let's|let us|let me|I'll|we'll)\s+{_WHEN}?"
-    rf"(?:(?:need to|have to|can|will|must|should)\s+{_WHEN}?)?)?"
-    r"(?:(?:add|subtract|multiply|divide)\b|(?:find|compute|calculate|determine|solve|consider|figure|"
+    rf"(?:(?:{_HAS_TO})\s+{_WHEN}?)?)?"
+    rf"(?:(?:{_ADD})\b|(?:{_FIND}|determine|solve|consider|figure|"
     r"work out|substitute|simplify|look at|convert|set up|apply|plug|evaluate|think|start)\b"
     r"(?!\W{0,3}[0-9][0-9.,]*+(?!\s?%)))"
     r"(?![^\n]{0,300}(?:=|:\W{0,4}[0-9]|"
