@@ -51,7 +51,16 @@ def percent(rate: float) -> str:
 
 def points(difference: float) -> str:
     """A difference of rates in percentage points, with its sign."""
-    return f"{100 * difference:+z.1f}".replace("-", "\N{MINUS SIGN}")
+    return _signed(100 * difference, ".1f")
+
+
+def nats(difference: float) -> str:
+    """A difference of log-probabilities, with its sign."""
+    return _signed(difference, ".3f")
+
+
+def _signed(number: float, form: str) -> str:
+    return f"{number:+z{form}}".replace("-", "\N{MINUS SIGN}")
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:

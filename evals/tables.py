@@ -24,7 +24,7 @@ from rich.console import Console
 from evals.benchmark import BASELINES, by_task
 from evals.command import EvalError, run_command
 from evals.forgetting import TEXT
-from evals.page import p_text, percent, points, write_whole
+from evals.page import nats, p_text, percent, points, write_whole
 from evals.report import print_summary
 from evals.result import ARM_LABELS, difference_over_seeds, rate_over_seeds, rate_text
 from evals.stats import mean_interval
@@ -188,7 +188,7 @@ def forgetting(benchmark: Mapping[str, Any]) -> str:
     ).set_index("seed")
     lines: list[list[str]] = []
     for (env, measure), of_task in measured.groupby(["env", "measure"], sort=False):
-        show = "{:+.3f}".format if measure == TEXT else points
+        show = nats if measure == TEXT else points
         own = of_task["after"][of_task["method"] == "opcd"]
         for method, runs in of_task.groupby("method", sort=False):
             changes, before = runs["after"] - runs["before"], runs["before"].mean()
