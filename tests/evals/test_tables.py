@@ -83,7 +83,7 @@ def test_what_else_a_training_changed(page: Path) -> None:
     (page.parent / "figures" / "main.json").write_text(json.dumps({"cells": cells}))
     text = filled(page, "forgetting")
     kept = "| lake | text (nats) | off-policy | 3.600 | +0.060 [-0.067, +0.187] | +0.050, +0.070 |"
-    assert f"{kept} -0.010 [-0.264, +0.244] |" in text
+    assert f"{kept} -0.010 [-0.264, +0.244] |".replace("-0", "\N{MINUS SIGN}0") in text
     assert "| lake | sums | OPCD | 25.0% | +25.0 [+25.0, +25.0] | +25.0, +25.0 |  |" in text
     assert "none" not in text
     assert "Seeds 0, 1;" in text
