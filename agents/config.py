@@ -326,8 +326,7 @@ class SelfImproveConfig(
     @property
     def layout(self) -> Layout:
         """Where the context stands in a prompt, and in what words."""
-        is_apart = self.context_place in ("system", "chat")  # beside an observation it has to be told from it
-        return Layout(place=self.context_place, wrapper="{}" if is_apart else "Experience: {}")
+        return Layout(place=self.context_place)
 
     def __post_init__(self) -> None:
         for url in (self.insight_url, self.store, *self.policy_urls, *self.teacher_urls):

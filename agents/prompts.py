@@ -26,19 +26,18 @@ class Layout:
     place: Place = "after"
     """Behind the observation, before it, or behind the rules in the system message. With ``chat`` it may go
     on after that with example turns; see ``conversation``."""
-    wrapper: str = "Experience: {}"
-    """What stands around it; ``{}`` is the experience."""
 
-    def __post_init__(self) -> None:
-        if self.wrapper.count("{}") != 1:
-            raise ValueError(f"the wrapper must hold {{}} once, for the experience, not {self.wrapper!r}")
+    @property
+    def is_beside(self) -> bool:
+        """Whether it stands beside the observation, from which it then has to be told."""
+        return self.place in ("after", "before")
 
     def wrap(self, experience: Sequence[str]) -> str:
         """One text as it is, several as a list."""
-        before, after = self.wrapper.split("{}")
+        label = ["Experience:"] if self.is_beside else []
         if len(experience) == 1:
-            return before + experience[0] + after
-        return "\n".join([before.rstrip(), *(f"- {item}" for item in experience)]).lstrip("\n") + after
+            return " ".join([*label, *experience])
+        return "\n".join([*label, *(f"- {item}" for item in experience)])
 
 
 def build_prompt(
@@ -58,13 +57,12 @@ def build_prompt(
     if said and said[0].role == "system":
         system.append(said.pop(0).content)
     turns: tuple[Message, ...] = ()
-    is_beside = layout.place in ("after", "before")
-    if experience and not is_beside:
+    if experience and not layout.is_beside:
         first = layout.wrap(experience)
         if layout.place == "chat":
             first, turns = conversation(first)
         system.append(first)
-    beside = experience if is_beside else ()
+    beside = experience if layout.is_beside else ()
     now = Message(role="user", content=_told(words, observation, beside, layout))
     messages = (*_examples(words, bool(beside), layout), *turns, *past, *said, now)
     if rules := "\n".join(filter(None, system)):  # without any, the chat template may have some of its own

@@ -223,4 +223,4 @@ def test_passwords_are_not_written_down(walker_folder: Path, tmp_path: Path) -> 
 def test_layouts() -> None:
     assert Layout().wrap(["one"]) == "Experience: one"
     assert Layout().wrap(["one", "two"]) == "Experience:\n- one\n- two"
-    assert Layout(wrapper="{}").wrap(["one", "two"]) == "- one\n- two"
+    assert Layout(place="system").wrap(["one", "two"]) == "- one\n- two"

@@ -173,7 +173,7 @@ def test_bad_questions_are_clear_errors(
 
 def test_a_prompt_with_example_turns(inputs: Path) -> None:
     words = make_text_env("Choice-v0", {"file": str(inputs), **KWARGS}).words
-    layout = Layout(place="chat", wrapper="{}")
+    layout = Layout(place="chat")
     text = "Be brief.\n\n### user\nHi?\n\n### assistant\nHello."
     assert build_prompt(words, "Well?", [text], layout).messages == (
         Message(role="system", content="Be brief."),

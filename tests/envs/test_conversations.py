@@ -301,7 +301,7 @@ def test_prompts_of_a_conversation(tmp_path: Path) -> None:
     row = {"messages": [{"role": "system", "content": "Be brief."}, *CHAT, {"role": "user", "content": "4?"}]}
     path = write(tmp_path / "chats.jsonl", row)
     words = make_text_env("Logs-v0", {"file": str(path)}).words
-    layout = Layout(place="chat", wrapper="{}")
+    layout = Layout(place="chat")
     question = as_json([("system", "Be brief."), HI, ("assistant", "Hello."), ("user", "4?")])
     said = build_prompt(words, question, ["Rhyme.\n### user\nx\n### assistant\ny"], layout).messages
     assert [(m.role, m.content) for m in said] == [
@@ -313,8 +313,8 @@ def test_prompts_of_a_conversation(tmp_path: Path) -> None:
         ("user", "4?"),
     ]
     assert words.situation(question) == "4?"
-    after = build_prompt(words, question, ["Rhyme."], Layout(place="after", wrapper="{}")).messages
-    assert after[-1].content == "4?\nRhyme."
+    after = build_prompt(words, question, ["Rhyme."], Layout()).messages
+    assert after[-1].content == "4?\nExperience: Rhyme."
     dropped = make_text_env("Logs-v0", {"file": str(path), "system": "drop"}).unwrapped
     [prompt] = [dropped.log.prompts.draw(p, 1, None) for p in range(3) if dropped.part_sizes[p]]  # type: ignore[attr-defined]
     assert from_json(prompt.question)[0] == HI
