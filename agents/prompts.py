@@ -53,7 +53,8 @@ def build_prompt(
     the bare prompt. ``past`` are the turns that the agent remembers; see ``exchange``.
     """
     layout = layout or Layout()
-    said, system = _earlier(words, observation), [words.rules]
+    *said, asked = _said(words, observation)
+    system = [words.rules]
     if said and said[0].role == "system":
         system.append(said.pop(0).content)
     turns: tuple[Message, ...] = ()
@@ -63,7 +64,7 @@ def build_prompt(
             first, turns = conversation(first)
         system.append(first)
     beside = experience if layout.is_beside else ()
-    now = Message(role="user", content=_told(words, observation, beside, layout))
+    now = Message(role="user", content=_told(asked.content, beside, layout))
     messages = (*_examples(words, bool(beside), layout), *turns, *past, *said, now)
     if rules := "\n".join(filter(None, system)):  # without any, the chat template may have some of its own
         messages = (Message(role="system", content=rules), *messages)
@@ -73,7 +74,7 @@ def build_prompt(
 def exchange(words: EnvWords, turn: Turn) -> tuple[Message, Message]:
     """A turn as it is remembered: what was asked, without any experience, and the very reply."""
     return (
-        Message(role="user", content=_asked(words, turn.observation)),
+        Message(role="user", content=_said(words, turn.observation)[-1].content),
         Message(role="assistant", content=turn.reply, token_ids=tuple(turn.token_ids)),
     )
 
@@ -84,30 +85,24 @@ def _examples(words: EnvWords, with_advice: bool, layout: Layout) -> Iterator[Me
         advice: Sequence[str] = ()
         if with_advice and words.advise is not None:
             advice = (words.advise(words.situation(example.observation), example.action),)
-        yield Message(role="user", content=_told(words, example.observation, advice, layout))
+        asked = _said(words, example.observation)[-1].content
+        yield Message(role="user", content=_told(asked, advice, layout))
         yield Message(role="assistant", content=example.reply)
 
 
-def _told(words: EnvWords, observation: str, experience: Sequence[str], layout: Layout) -> str:
+def _told(asked: str, experience: Sequence[str], layout: Layout) -> str:
     """A user's turn: what is seen and asked, and the experience beside it, if there is any."""
-    asked = _asked(words, observation)
     if not experience:
         return asked
     told = [asked, layout.wrap(experience)]
     return "\n".join(reversed(told) if layout.place == "before" else told)
 
 
-def _earlier(words: EnvWords, observation: str) -> list[Message]:
-    """What was said before, where the observation is a conversation."""
+def _said(words: EnvWords, observation: str) -> list[Message]:
+    """What is seen and asked; where the observation is a conversation, all of it, and that at last."""
     if words.chat is None:
-        return []
-    return [Message(role=role, content=text) for role, text in words.chat(observation)[:-1]]
-
-
-def _asked(words: EnvWords, observation: str) -> str:
-    if words.chat is not None:
-        return words.chat(observation)[-1][1]
-    return f"{observation} {words.question}".strip()
+        return [Message(role="user", content=f"{observation} {words.question}".strip())]
+    return [Message(role=role, content=text) for role, text in words.chat(observation)]
 
 
 def conversation(text: str) -> tuple[str, tuple[Message, ...]]:
