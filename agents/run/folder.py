@@ -108,18 +108,18 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
         Raises:
             RunFolderError: It is not a run's folder.
         """
-        read_config(path)
+        read_begun(path)
         return cls(path)
 
     @property
     def run_id(self) -> str | None:
         """The run's name in a store that it shares; ``None`` in folders from before there were such."""
-        return _begun(self.path).run_id
+        return read_begun(self.path).run_id
 
     @property
     def expected_seconds(self) -> float | None:
         """What the whole run is expected to take, if anybody has measured."""
-        expected = _begun(self.path).expected_seconds
+        expected = read_begun(self.path).expected_seconds
         return None if expected is None else sum(expected.model_dump().values())
 
     def close(self) -> None:
@@ -257,24 +257,6 @@ def _check_links(path: Path) -> None:
             )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The configuration in a run's folder.
-
-    Raises:
-        RunFolderError: It is not a run's folder.
-    """
-    return _begun(path).config
-
-
-def read_inputs(path: Path) -> dict[str, str]:
-    """Fingerprints of the files that a run was begun with, by the setting; none of older runs.
-
-    Raises:
-        RunFolderError: It is not a run's folder.
-    """
-    return _begun(path).inputs
-
-
 def read_results(path: Path) -> dict[str, Any] | None:
     """What ``results.json`` holds in a run's folder; ``None`` until the run has come to its end.
 
@@ -291,11 +273,11 @@ def read_results(path: Path) -> dict[str, Any] | None:
     return results
 
 
-def _begun(path: Path) -> Begun:
-    """What ``config.json`` says.
+def read_begun(path: Path) -> Begun:
+    """What ``config.json`` says in a run's folder.
 
     Raises:
-        RunFolderError: See ``read_config``.
+        RunFolderError: It is not a run's folder.
     """
     try:
         return check(Begun, json.loads((path / "config.json").read_text(encoding="utf-8")))

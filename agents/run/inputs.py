@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from agents.config import ConfigError, SelfImproveConfig
-from agents.run.folder import read_inputs
+from agents.run.folder import read_begun
 
 WHOLE = 2**26
 """Of longer files, which are weights mostly, pieces are read: training leaves none of them as it was."""
@@ -46,7 +46,7 @@ def check_inputs(config: SelfImproveConfig, path: Path, kept: Collection[str] = 
     Raises:
         ConfigError: A file has changed.
     """
-    was, now, paths = read_inputs(path), inputs(config), dict(_paths(config))
+    was, now, paths = read_begun(path).inputs, inputs(config), dict(_paths(config))
     for name in now.keys() - {"env", *kept}:
         if was.get(name, now[name]) != now[name]:
             raise ConfigError(

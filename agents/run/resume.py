@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.config import ARGUMENTS, MACHINE, PLANNED, SERVED, ConfigError, SelfImproveConfig, flag
 from agents.policies.engines import engine_of
-from agents.run.folder import RunFolderError, read_config
+from agents.run.folder import RunFolderError, read_begun
 from agents.run.inputs import check_inputs
 from agents.run.reach import REACHING, check_reach, check_secrets
 from distill.parallel import is_main_process
@@ -32,7 +32,7 @@ def saved_config(path: Path) -> SelfImproveConfig:
     # Whether code that comes with a model may run is for the one to say who opens the folder now.
     own = {"output": None, "resume": path, "trust_remote_code": False}
     try:
-        return SelfImproveConfig(**{**read_config(path), **own})
+        return SelfImproveConfig(**{**read_begun(path).config, **own})
     except TypeError as error:
         raise RunFolderError(f"{path} was made by another version of opcd-gym: {error}") from error
 
