@@ -20,8 +20,7 @@ import io
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -76,23 +75,12 @@ def run_suite(
     Raises:
         EvalError: One was begun as something else, or another process is at work in ``output``.
     """
-    with _alone(output):
-        return _run_suite(cells, output, console, run, check)
-
-
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Hold the folder: of two tables, each would say of the other's runs that they failed."""
     output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / LOCK)
-    try:
-        lock.acquire(timeout=0)
+    try:  # of two tables, each would say of the other's runs that they failed
+        with FileLock(output / LOCK, timeout=0):
+            return _run_suite(cells, output, console, run, check)
     except Timeout as error:
         raise EvalError(f"another benchmark is running in {output}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _run_suite(
