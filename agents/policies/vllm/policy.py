@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
-from distill.lm.language_model import LanguageModel
 from distill.lm.shards import Shards, weights_of
 from distill.lm.span import Prefix
 from distill.lm.stored import as_stored
@@ -263,8 +262,14 @@ class VLLMPolicy(EnginePolicy):
         return max(known, told, key=lambda gap: gap.mean)
 
     def gap(self, scored: Iterable[Scored]) -> Gap:
-        """How far the engine's log-probabilities are from the model's own."""
-        return logprob_gap(self.lm.fresh(), scored)
+        """How far an engine's log-probabilities are from the model's own, over the completions' tokens."""
+        lm, distances = self.lm.fresh(), list[float]()
+        for prompt, completion, given in scored:
+            own_T = lm.logprobs((*prompt, *completion), len(prompt))
+            distances += (own_T - torch.tensor(given)).abs().tolist()
+        if not distances:
+            return Gap(mean=0.0, max=0.0)
+        return Gap(mean=sum(distances) / len(distances), max=max(distances))
 
     def prepare(self) -> None:
         """See ``HFPolicy``: every engine is handed the weights, if one needs them, and proves it.
@@ -296,14 +301,3 @@ class VLLMPolicy(EnginePolicy):
     def _load(self, ranks: Ranks) -> None:
         self.engine.holds = None  # whatever interrupts this: half a load is taken for nobody's weights
         self.engine.load(as_stored(self.lm.model, self._weights()), ranks)
-
-
-def logprob_gap(lm: LanguageModel, scored: Iterable[Scored]) -> Gap:
-    """How far given log-probabilities are from those of ``lm``, over all tokens of the completions."""
-    distances: list[float] = []
-    for prompt, completion, given in scored:
-        own_T = lm.logprobs((*prompt, *completion), len(prompt))
-        distances += (own_T - torch.tensor(given)).abs().tolist()
-    if not distances:
-        return Gap(mean=0.0, max=0.0)
-    return Gap(mean=sum(distances) / len(distances), max=max(distances))
