@@ -3,7 +3,8 @@
     python -m agents.asked check    settings of several runs -> of each null, or {"setting", "problem"}
     python -m agents.asked run      {"settings": a run's, with output, "finished": folders of runs from which
                                     it may take what it has in common with them} -> null
-    python -m agents.asked exam     {"model", "device", "trust_remote_code", "exam"} -> its answers
+    python -m agents.asked exam     {"model", "device", "trust_remote_code", "chat_template_kwargs", "exam"}
+                                    -> its answers
 
 Settings are those of ``python -m agents.self_improve`` by name, the env's recommendations beneath them.
 """
