@@ -26,7 +26,9 @@ class _Episode:
     """An episode on its way."""
 
     phase: str
-    context: Context
+    context_id: str
+    is_exploring: bool
+    """See ``Context``."""
     show: Callable[[str, int, str | None], tuple[Insight, ...]]
     """See ``Context.show``."""
     memory: Memory
@@ -45,7 +47,7 @@ class _Episode:
     @property
     def times(self) -> int:
         """How often it has acted here, where that makes a difference: what is shown is looked up by it."""
-        return self.acted[self.seen] if self.context.is_exploring else 0
+        return self.acted[self.seen] if self.is_exploring else 0
 
     @property
     def left_out(self) -> int:
@@ -234,7 +236,7 @@ def _trace(
         seed=episode.seed,
         env_id=env_id,
         policy_id=policy_id,
-        context_id=episode.context.id,
+        context_id=episode.context_id,
         turns=tuple(episode.turns),
         final_observation=episode.observation,
         stop_reason=stop,
@@ -261,7 +263,8 @@ def _ending(outcome: Outcome | None) -> StopReason:
 def _episodes(phases: Mapping[str, Context], seeds: SeedRange, memory: Memory) -> Iterator[_Episode]:
     for phase, context in phases.items():
         show = lru_cache(maxsize=4096)(context.show)
-        yield from map(partial(_Episode, phase, context, show, memory), seeds)
+        begin = partial(_Episode, phase, context.id, context.is_exploring, show, memory)
+        yield from map(begin, seeds)
 
 
 def expected_prompts(
