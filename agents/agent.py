@@ -98,17 +98,11 @@ class Agent:
             self.scorer = ServedTeacher(
                 config.teacher_urls, loaded.tokenizer, config.teacher_temperature, config.top_k, ranks
             )
-        self.teacher = self._policy(others.pop()[0]) if follows else self._make_teacher(loaded.tokenizer)
+        self.teacher = as_policy(others.pop()[0], config) if follows else self._make_teacher(loaded.tokenizer)
         """What is imitated, as a policy; ``Training`` lets it follow the student where it has to."""
         self.writer = self.teacher
         if self.scorer is not None:
-            self.writer = EnginePolicy(
-                loaded.model,
-                loaded.tokenizer,
-                engine=self.scorer.servers,
-                compute=loaded.support.way,
-                template_settings=config.chat_template_kwargs,
-            )
+            self.writer = as_policy(loaded, config, partial(EnginePolicy, engine=self.scorer.servers))
         """Who answers off-policy: what is imitated, wherever it is."""
         self.max_tokens = reply_tokens(config, self.base, words)
         """Of a reply."""
@@ -136,7 +130,7 @@ class Agent:
 
     def load_policy(self, name: str) -> HFPolicy:
         """Another model, to be used as it is."""
-        return self._policy(self._kept(self._load(name)))
+        return as_policy(self._kept(self._load(name)), self.config)
 
     def imitated(self) -> Teacher | ScoringTeacher:
         """The teacher as what scores completions, with a memo of its own where it stays as it is."""
@@ -236,23 +230,11 @@ class Agent:
 
     def _drawing(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
         """The agent's own model as a policy; with ``lora`` its adapters are off."""
-        if self.engine is None:
-            return self._policy(loaded, lora)
-        return VLLMPolicy(
-            loaded.model,
-            loaded.tokenizer,
-            engine=self.engine,
-            ranks=self._ranks,
-            weights=None if self.lora is None else partial(self.lora.weights, merged=lora is None),
-            compute_dtype=autocast(loaded.model, self.config.products_dtype),
-            within=nullcontext if lora is None else lora.off,
-            compute=loaded.support.way,
-            template_settings=self.config.chat_template_kwargs,
-        )
-
-    def _policy(self, loaded: LoadedModel, lora: LoRA | None = None) -> HFPolicy:
-        """The model as a policy; with ``lora`` its adapters are off."""
-        return as_policy(loaded, self.config, within=nullcontext if lora is None else lora.off)
+        kind: Callable[..., HFPolicy] = HFPolicy
+        if self.engine is not None:
+            weights = None if self.lora is None else partial(self.lora.weights, merged=lora is None)
+            kind = partial(VLLMPolicy, engine=self.engine, ranks=self._ranks, weights=weights)
+        return as_policy(loaded, self.config, kind, within=nullcontext if lora is None else lora.off)
 
     def _make_teacher(self, tokenizer: PreTrainedTokenizerBase) -> HFPolicy:
         config = self.config
@@ -265,7 +247,7 @@ class Agent:
             else [load()]
         )
         check_same_tokens(tokenizer, other.tokenizer)
-        return self._policy(self._kept(other))
+        return as_policy(self._kept(other), config)
 
     def _kept(self, loaded: LoadedModel) -> LoadedModel:
         """A model that stays as it is, in less memory."""
@@ -303,11 +285,12 @@ def precision_on(device: torch.device, config: SelfImproveConfig, words: EnvWord
 def as_policy(
     loaded: LoadedModel,
     config: SelfImproveConfig,
+    kind: Callable[..., HFPolicy] = HFPolicy,
     *,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> HFPolicy:
     """A model as a policy, which computes as the settings say, ``within`` as in ``LanguageModel``."""
-    return HFPolicy(
+    return kind(
         loaded.model,
         loaded.tokenizer,
         compute_dtype=autocast(loaded.model, config.products_dtype),
