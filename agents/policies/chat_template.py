@@ -93,6 +93,8 @@ class ChatTemplate:
         """
         begun = reply_prefix or self._opened_thought  # which no reply's tokens have
         mark = MARKS["assistant"]
+        while any(mark in message.content for message in messages):
+            mark += "Mark"
         drawn, marked = list[str](), list[Message]()
         for message in messages:
             if message.token_ids is not None:

@@ -144,6 +144,15 @@ def test_a_free_reply_begins_with_its_own_white_space(blank: str) -> None:
 PLAIN = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}"
 
 
+@pytest.mark.parametrize("word", ["", " ReplyMark", " ReplyMarkMark and ReplyMark"])
+def test_a_chat_may_hold_the_words_by_which_a_template_is_asked(word: str) -> None:
+    user = Message(role="user", content=f"Where to?{word}")
+    said = Message(role="assistant", content=f"right{word}", token_ids=(5, 6))
+    pieces = template(PLAIN).pieces([user, said, user], "")
+    assert len(pieces) == 2
+    assert f"right{word}".join(pieces).count(f"Where to?{word}") == 2
+
+
 def test_the_date_is_always_the_same() -> None:
     dated = "{{ strftime_now('%d %b %Y') }}, {{ strftime_now(\"%Y\") }}" + PLAIN
     assert template(dated).text(CHAT, "").startswith("26 Jul 2024, 2024<s>")
