@@ -359,6 +359,21 @@ def test_prompts_of_a_conversation(tmp_path: Path) -> None:
             ]
             for check in ("exact", "contains")
         ),
+        *(
+            (reply, gold, "contains", True)
+            for reply, gold in [
+                *(
+                    ("答案是北京。", "北京"),
+                    ("東京、大阪", "大阪"),
+                    ("«Париж».", "париж"),
+                    ("हिन्दी।", "हिन्दी"),
+                ),
+                *(("Paris\uff01", "Paris"), ("cafe\u0301", "café"), ("Jean\u2011Luc", "Jean-Luc")),
+            ]
+        ),
+        ("北京。", "北京", "exact", True),
+        ("京北", "北京", "contains", False),
+        ("Jean\u2011Luc", "Jean", "contains", False),
         ("It is 5.", "-5", "contains", False),
         ("- 5", "5", "exact", False),
     ],
