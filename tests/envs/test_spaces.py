@@ -410,6 +410,25 @@ def test_an_env_without_a_step_limit_gets_one() -> None:
     assert spec.max_episode_steps == 7
 
 
+class Once(gym.Env[Any, Any]):
+    """There can be only one of it, and it closes badly."""
+
+    observation_space = action_space = Discrete(2)
+    made = 0
+
+    def __init__(self) -> None:
+        Once.made += 1
+
+    def close(self) -> None:
+        raise RuntimeError("no window")
+
+
+def test_an_env_without_a_step_limit_is_made_once() -> None:
+    gym.register("tests/Once-v0", entry_point=f"{__name__}:Once")
+    make_text_env("tests/Once-v0", {})
+    assert Once.made == 1
+
+
 def test_the_papers_lake_has_nineteen_boards_and_the_best_blind_path_wins_six() -> None:
     check_env(gym.make("OPCD/RandomFrozenLake-v0").unwrapped, skip_render_check=True)
     assert len(set(boards())) == len(boards()) == 19
