@@ -42,7 +42,9 @@ def _text(value: Any) -> str:
         return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_text, value))})"
-    if isinstance(value, np.ndarray) and value.ndim:
+    if isinstance(value, np.ndarray) and not value.ndim:
+        return _text(value[()])
+    if isinstance(value, np.ndarray):
         shape = f"{'x'.join(map(str, value.shape))} array " if value.size > MAX_NUMBERS else ""
         return shape + np.array2string(
             value, precision=DECIMALS, suppress_small=True, threshold=MAX_NUMBERS, max_line_width=MAX_CHARS
@@ -79,10 +81,8 @@ class Components:
     def describe(self, observation: Any) -> str:
         """A sentence such as "Position -0.52, velocity 0.003."."""
         numbers = np.asarray(observation, dtype=np.float64)
-        if numbers.shape != (len(self.names),) or not np.isfinite(numbers).all():
-            raise ValueError(
-                f"an observation of {len(self.names)} finite numbers is needed, not {observation}"
-            )
+        if numbers.shape != (len(self.names),) or np.isnan(numbers).any():
+            raise ValueError(f"an observation of {len(self.names)} numbers is needed, not {observation}")
         return self._sentence(numbers)
 
     def situation(self, sentence: str) -> str:
