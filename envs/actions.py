@@ -157,7 +157,7 @@ def action_text(value: Any) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, tuple):
+        if isinstance(value, tuple | list):
             return [plain(item) for item in value]
         if isinstance(value, np.ndarray):
             return [plain(item) for item in value] if value.ndim else plain(value[()])
@@ -184,7 +184,7 @@ def _size(space: Space[Any]) -> float:
     if isinstance(space, MultiDiscrete):
         return math.prod(map(float, space.nvec.flat))
     if isinstance(space, MultiBinary):
-        return 2.0 ** math.prod(space.shape)
+        return math.prod([2.0] * math.prod(space.shape))
     if isinstance(space, Dict):
         return math.prod(map(_size, space.spaces.values()))
     if isinstance(space, Tuple):

@@ -13,8 +13,11 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
-    """``text`` with a space for every control character (but tab and newline) and lone surrogate."""
-    return _UNPRINTABLE.sub(" ", text)
+    """``text`` with a space for every control character (but tab and newline) and lone surrogate.
+
+    Windows' newlines become newlines.
+    """
+    return _UNPRINTABLE.sub(" ", text.replace("\r\n", "\n"))
 
 
 def first_line(error: BaseException, max_length: int = 300) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import Space
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict, Tuple
 
 from envs.any_text import MAX_CHARS, clean
 
@@ -22,14 +22,30 @@ WIDE = 3.0
 """Where a component has no bounds, the buckets lie between minus and plus this."""
 
 
-def is_image(space: Space[Any]) -> bool:
-    """Whether its values are pictures, or views coded as such: bytes in rows, with channels or many."""
+def is_image(space: Space[Any] | None) -> bool:
+    """Whether its values are pictures, or views coded as such: bytes in rows, with channels or many.
+
+    So are those of a ``Dict`` or ``Tuple`` of nothing else.
+    """
+    if isinstance(space, Dict | Tuple) and space.spaces:
+        return all(map(is_image, space.spaces.values() if isinstance(space, Dict) else space.spaces))
     return (
         isinstance(space, Box)
         and space.dtype == np.uint8
         and bool((space.high == 255).all())
         and (len(space.shape) > 2 or (len(space.shape) == 2 and math.prod(space.shape) > MAX_NUMBERS))
     )
+
+
+def without_images(space: Space[Any] | None, value: Any) -> Any:
+    """A value of ``space`` without its images, however deep they are."""
+    if isinstance(space, Dict):
+        kinds = {key: space.spaces.get(key) for key in value}
+        return {key: without_images(kinds[key], value[key]) for key in value if not is_image(kinds[key])}
+    if isinstance(space, Tuple):
+        parts = zip(space.spaces, value, strict=True)
+        return tuple(without_images(kind, item) for kind, item in parts if not is_image(kind))
+    return value
 
 
 def value_text(value: Any) -> str:
@@ -42,7 +58,9 @@ def _text(value: Any) -> str:
         return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_text, value))})"
-    if isinstance(value, np.ndarray) and value.ndim:
+    if isinstance(value, np.ndarray) and not value.ndim:
+        return _text(value[()])
+    if isinstance(value, np.ndarray):
         shape = f"{'x'.join(map(str, value.shape))} array " if value.size > MAX_NUMBERS else ""
         return shape + np.array2string(
             value, precision=DECIMALS, suppress_small=True, threshold=MAX_NUMBERS, max_line_width=MAX_CHARS
@@ -79,10 +97,8 @@ class Components:
     def describe(self, observation: Any) -> str:
         """A sentence such as "Position -0.52, velocity 0.003."."""
         numbers = np.asarray(observation, dtype=np.float64)
-        if numbers.shape != (len(self.names),) or not np.isfinite(numbers).all():
-            raise ValueError(
-                f"an observation of {len(self.names)} finite numbers is needed, not {observation}"
-            )
+        if numbers.shape != (len(self.names),) or np.isnan(numbers).any():
+            raise ValueError(f"an observation of {len(self.names)} numbers is needed, not {observation}")
         return self._sentence(numbers)
 
     def situation(self, sentence: str) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import gymnasium as gym
-from gymnasium.spaces import Box, Dict, Discrete, Text
+from gymnasium.spaces import Box, Discrete, Text
 
 from envs.actions import Grammar, all_actions, explain, is_supported, json_grammar, text_grammar
-from envs.observations import MAX_COMPONENTS, Components, is_image, value_text
+from envs.observations import MAX_COMPONENTS, Components, is_image, value_text, without_images
 from envs.words import POSITIVE_RETURN, EnvError, EnvWords, Success
 
 
@@ -73,17 +73,11 @@ def threshold(env: gym.Env[Any, Any]) -> Success:
 def _observations(env: gym.Env[Any, Any], name: str) -> tuple[Any, Any]:
     """How an observation is described, and what like ones have in common; images beside text are left out."""
     space = env.observation_space
-    parts = dict(space.spaces) if isinstance(space, Dict) else {"": space}
-    images = [part for part, inner in parts.items() if is_image(inner)]
-    if len(images) == len(parts) > 0:
+    if is_image(space):
         raise EnvError(
             f"{name} is observed in images ({space}), which are not text: say what they show with "
             "envs.register_text(describe=...) (docs/environments.md)"
         )
-    if images:
-        return (
-            lambda value: f"{value_text({p: item for p, item in value.items() if p not in images})}."
-        ), str
     if isinstance(space, Box) and len(space.shape) == 1 and 0 < space.shape[0] <= MAX_COMPONENTS:
         names = [f"x{number}" for number in range(1, space.shape[0] + 1)]
         components = Components(space, names)
@@ -92,4 +86,4 @@ def _observations(env: gym.Env[Any, Any], name: str) -> tuple[Any, Any]:
         return (lambda value: f"State {int(cast('int', value))}."), str
     if isinstance(space, Text):
         return value_text, str
-    return (lambda value: f"{value_text(value)}."), str
+    return (lambda value: f"{value_text(without_images(space, value))}."), str

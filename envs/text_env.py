@@ -8,6 +8,7 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 from gymnasium.spaces import Text
+from gymnasium.wrappers import TimeLimit
 
 from envs.adapters import ADAPTERS
 from envs.adapters.limit import STEP_LIMIT
@@ -132,8 +133,7 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
         env = gym.make(env_id, disable_env_checker=True, **env_kwargs)
         if env.spec is None or env.spec.max_episode_steps is not None or "max_episode_steps" in env_kwargs:
             return env
-        env.close()
-        return gym.make(env_id, disable_env_checker=True, max_episode_steps=STEP_LIMIT, **env_kwargs)
+        return TimeLimit(env, STEP_LIMIT)
 
     try:
         env = guarded(make)

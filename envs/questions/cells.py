@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from envs.any_text import clean
+
 ANSWER_KEYS = ("ground_truth", "answer", "content", "text", "value")
 """Where answers stand in cells that are objects."""
 MAX_FOLDS = 8
@@ -46,13 +48,13 @@ def cell_text(value: Any, *, is_answer: bool = False, folds: int = MAX_FOLDS) ->
         elif len(value) != 1:
             raise ValueError(f"is a list of {len(value)}: it must be one text")
         return "\n\n".join(cell_text(item, is_answer=is_answer, folds=folds - 1) for item in value)
-    if is_missing(value) or not str(value).strip():
+    if is_missing(value):
         raise ValueError("is empty")
     if not isinstance(value, str):
         raise ValueError(f"is a {type(value).__name__}: write it as text or as a number")
     if value.startswith(("[{'", "{'")) and "':" in value:
         raise ValueError("is a list or an object as Python writes it: write it as JSON")
-    return value
+    return clean(value)
 
 
 def _is_messages(value: list[Any]) -> bool:
@@ -69,7 +71,9 @@ def cell_list(value: Any) -> list[Any] | None:
 def is_missing(value: Any) -> bool:
     """Whether nothing stands in a cell."""
     value = plain(value)
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def plain(value: Any) -> Any:

@@ -61,7 +61,7 @@ class ChoiceEnv(QuestionEnv):
     def __init__(
         self,
         *,
-        options: Sequence[str] = (),
+        options: str | Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         match: Match = "tag",
         **source: Any,
@@ -88,7 +88,7 @@ class ChoiceEnv(QuestionEnv):
             rows.table(),
             rows.question,
             rows.answer,
-            tuple(options),
+            (options,) if isinstance(options, str) else tuple(options),
             None if labels is None else tuple(labels.items()),
         )
         if match == "letter" and any(len(label) != 1 or not label.isalpha() for label in self.labels):

@@ -154,6 +154,8 @@ def _list(file: Path) -> Rows:
             raise
         yield from _lines(file)  # as ``datasets`` writes .json
         return
+    if isinstance(rows, dict):
+        rows = [rows]
     if not isinstance(rows, list):
         raise ValueError("it is not a list of conversations")
     if rows and all(isinstance(row, dict) and {"role", "from"} & row.keys() for row in rows):

@@ -70,7 +70,7 @@ def read_log(
         EnvError: It cannot be read, or nothing in it is a prompt.
     """
     try:
-        files = [path, *path.rglob("*")] if path.is_dir() else [path]
+        files = [path, *filter(Path.exists, path.rglob("*"))] if path.is_dir() else [path]
         stamps = [os.stat(file) for file in files]
     except OSError as error:
         raise EnvError(f"the conversations {path} cannot be read: {error.strerror}") from error

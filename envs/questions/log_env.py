@@ -2,6 +2,7 @@
 
 import re
 import string
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -22,12 +23,25 @@ Checker = Callable[[str, str], bool | None]
 """(reply, right answer or the empty text) -> whether it is right; ``None`` if that cannot be said."""
 
 _CHECKERS: dict[str, Checker] = {}
-_ALIKE = str.maketrans({"\u2212": "-", "\u2019": "'", **dict.fromkeys("$€£¥%")})
-_APART = re.compile(r"^[-*]\s+(?![\d.])|\s+|[;|\u2013\u2014]|[:=,](?!\d)|(?<!\d)[:=,]", re.MULTILINE)
-"""Bullets, spaces, and what stands between words, but for the marks in 1,000 and 10:30."""
+_ALIKE = str.maketrans(
+    {
+        **{mark: " " for mark in map(chr, range(0x80, 0x10000)) if unicodedata.category(mark)[0] == "P"},
+        **dict.fromkeys("\u2010\u2011\u2212", "-"),
+        "\u2019": "'",
+        **dict.fromkeys("$€£¥%"),
+    }
+)
+"""Quotation marks, full stops and dashes of any script are spaces."""
+_UNSPACED = "\u3041-\u30ff\u3400-\u9fff"
+_APART = re.compile(
+    r"^[-*]\s+(?![\d.])|\s+|[;|]|[:=,](?!\d)|(?<!\d)[:=,]" + f"|(?<=[{_UNSPACED}])|(?=[{_UNSPACED}])",
+    re.MULTILINE,
+)
+"""Bullets, spaces, and what stands between words, but for the marks in 1,000 and 10:30. Chinese and Japanese
+have no spaces: there each sign is a word."""
 _LONE = frozenset("-+*/<>")
 _BEGINS = re.compile(r"[-+]?(?:\.\d|\w)")
-_BEHIND = "".join(set(string.punctuation) - set("+#")) + "\u2018\u201c\u201d\u2026"
+_BEHIND = "".join(set(string.punctuation) - set("+#"))
 
 
 def register_checker(name: str, checker: Checker) -> None:
@@ -126,7 +140,7 @@ def judge(reply: str, gold: str, check: str) -> bool | None:
 
 def _words(text: str) -> list[str]:
     """The words of a text, without case and what stands around them; signs, and marks in a word, stay."""
-    parts = _APART.split(text.casefold().translate(_ALIKE))
+    parts = _APART.split(unicodedata.normalize("NFC", text.casefold()).translate(_ALIKE))
     begun = ((part, _BEGINS.search(part)) for part in parts)
     words = (part[begin.start() :].rstrip(_BEHIND) if begin else part for part, begin in begun)
     return [word for word in words if word in _LONE or _BEGINS.match(word)]

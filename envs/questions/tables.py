@@ -169,10 +169,13 @@ def _read_csv(path: str) -> "pd.DataFrame":
 
 
 def _read_parquet(path: str) -> "pd.DataFrame":
-    """With whole numbers as they are: beside a missing one pandas would make floats of them."""
+    """With whole numbers as they are: beside a missing one pandas would make floats of them.
+
+    What was an index when pandas wrote the file is a column like the others.
+    """
     from pyarrow import parquet
 
-    frame: pd.DataFrame = parquet.read_table(path).to_pandas(integer_object_nulls=True)
+    frame: pd.DataFrame = parquet.read_table(path).to_pandas(integer_object_nulls=True, ignore_metadata=True)
     return frame
 
 

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
-from gymnasium.spaces import Box, Dict, Discrete, Space
+from gymnasium.spaces import Box, Dict, Discrete, Space, Tuple
 
 from agents import self_improve
 from envs import EnvError, TextEnv, check_text_env, make_text_env, register_text
@@ -265,7 +265,7 @@ PICTURE = Box(0, 255, (84, 84, 3), np.uint8)
 
 @pytest.mark.parametrize(
     "space",
-    [PICTURE, Box(0, 255, (84, 84), np.uint8), Box(0, 255, (4, 7, 7), np.uint8), Dict(a=PICTURE)],
+    [PICTURE, Box(0, 255, (84, 84), np.uint8), Box(0, 255, (4, 7, 7), np.uint8), Dict(a=Tuple((PICTURE,)))],
     ids=str,
 )
 def test_images_are_refused(space: Space[Any]) -> None:
@@ -279,6 +279,9 @@ def test_images_are_refused(space: Space[Any]) -> None:
 def test_images_beside_other_things_are_left_out() -> None:
     env = make_text_env("tests/Camera-v0", {"space": Dict(eye=PICTURE, ear=Discrete(3))})
     assert env.reset(seed=0)[0] in {f"ear: {number}." for number in range(3)}
+    deep = Tuple((PICTURE, Dict(head=Dict(eye=PICTURE, ear=Discrete(1)), hand=Discrete(1))))
+    env = make_text_env("tests/Camera-v0", {"space": deep})
+    assert env.reset(seed=0)[0] == "(head: ear: 0, hand: 0)."
 
 
 @pytest.fixture

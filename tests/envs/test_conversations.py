@@ -105,6 +105,7 @@ def test_files_and_folders(tmp_path: Path) -> None:
     rows = [{"messages": [*CHAT, {"role": "user", "content": str(i)}]} for i in range(3)]
     (tmp_path / "list.json").write_text(json.dumps(rows))
     (tmp_path / "one.json").write_text(json.dumps(CHAT))
+    (tmp_path / "row.json").write_text(json.dumps(rows[0]))
     write(tmp_path / "bom.jsonl")
     (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(rows[0]).encode() + b"\r\n\r\n")
     table = datasets.Dataset.from_list(rows)
@@ -120,7 +121,14 @@ def test_files_and_folders(tmp_path: Path) -> None:
     assert read(tmp_path / "saved") == expected
     assert read(tmp_path / "both") == 2 * expected
     assert read(tmp_path / "bom.jsonl") == expected[:1]
+    assert read(tmp_path / "row.json") == expected[:1]
     assert len(read(tmp_path / "one.json")) == 1
+
+
+def test_a_link_to_nowhere_is_no_file_of_a_log(tmp_path: Path) -> None:
+    write(tmp_path / "chats.jsonl", CHAT)
+    (tmp_path / ".#chats.jsonl.lock").symlink_to(tmp_path / "nowhere")
+    assert read_log(tmp_path).conversations == 1
 
 
 def test_a_thought_in_a_logged_reply_is_not_in_a_prompt(tmp_path: Path) -> None:
@@ -202,7 +210,8 @@ def test_broken_lines_are_named(content: bytes, says: str, tmp_path: Path) -> No
     ("name", "content", "says"),
     [
         ("chats.csv", b"x", r"must be a folder, or end in \.jsonl, \.json, \.parquet"),
-        ("chats.json", b'{"messages": []}', "it is not a list of conversations"),
+        ("chats.json", b"17", "it is not a list of conversations"),
+        ("chats.json", b'{"data": []}', "conversation 1: it has none of messages, .*; it has data"),
         ("chats.json", b"[", "it is not JSON"),
         ("chats.parquet", b"PAR1 not", "chats.parquet: .*mend or remove it"),
         ("saved/data.arrow", b"nothing", "data.arrow"),
@@ -359,6 +368,21 @@ def test_prompts_of_a_conversation(tmp_path: Path) -> None:
             ]
             for check in ("exact", "contains")
         ),
+        *(
+            (reply, gold, "contains", True)
+            for reply, gold in [
+                *(
+                    ("答案是北京。", "北京"),
+                    ("東京、大阪", "大阪"),
+                    ("«Париж».", "париж"),
+                    ("हिन्दी।", "हिन्दी"),
+                ),
+                *(("Paris\uff01", "Paris"), ("cafe\u0301", "café"), ("Jean\u2011Luc", "Jean-Luc")),
+            ]
+        ),
+        ("北京。", "北京", "exact", True),
+        ("京北", "北京", "contains", False),
+        ("Jean\u2011Luc", "Jean", "contains", False),
         ("It is 5.", "-5", "contains", False),
         ("- 5", "5", "exact", False),
     ],

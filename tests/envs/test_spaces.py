@@ -134,6 +134,10 @@ def test_every_action_is_counted_where_there_are_few(space: Space[Any]) -> None:
         assert len(actions) == 2 ** np.prod(space.shape)
 
 
+def test_more_actions_than_a_float_can_count() -> None:
+    assert all_actions(MultiBinary(1024)) == ()
+
+
 @pytest.mark.parametrize(
     ("space", "reply"),
     [
@@ -267,6 +271,7 @@ def test_numbers_are_rounded_and_large_arrays_abbreviated() -> None:
         value_text({"a": np.float32(0.1234), "b": (1, np.array([1.0, 0.25]))})
         == "a: 0.12, b: (1, [1.   0.25])"
     )
+    assert value_text({"a": np.array(1 / 3)}) == "a: 0.33"
     assert value_text(np.zeros((84, 84))).startswith("84x84 array [[0. 0. 0. ... 0. 0. 0.]")
     assert value_text("a\x00\ud800") == "a  "
 
@@ -277,10 +282,12 @@ def test_components_are_named_and_bucketed() -> None:
     )
     sentence = components.describe(np.array([-0.5, 100.0]))
     assert sentence == "X -0.5, v 100."
+    assert components.describe(np.array([-0.5, np.inf])) == "X -0.5, v inf."
+    assert components.situation("X -0.5, v inf.") == components.situation(sentence)
     assert components.situation(sentence) == components.situation("X -0.45, v 7.")
     assert components.situation(sentence) != components.situation("X 0.4, v 7.")
     assert components.situation(components.situation(sentence)) == components.situation(sentence)
-    with pytest.raises(ValueError, match="2 finite numbers"):
+    with pytest.raises(ValueError, match="2 numbers"):
         components.describe(np.array([np.nan, 0.0]))
 
 
@@ -410,6 +417,25 @@ def test_an_env_without_a_step_limit_gets_one() -> None:
     assert spec.max_episode_steps == 7
 
 
+class Once(gym.Env[Any, Any]):
+    """There can be only one of it, and it closes badly."""
+
+    observation_space = action_space = Discrete(2)
+    made = 0
+
+    def __init__(self) -> None:
+        Once.made += 1
+
+    def close(self) -> None:
+        raise RuntimeError("no window")
+
+
+def test_an_env_without_a_step_limit_is_made_once() -> None:
+    gym.register("tests/Once-v0", entry_point=f"{__name__}:Once")
+    make_text_env("tests/Once-v0", {})
+    assert Once.made == 1
+
+
 def test_the_papers_lake_has_nineteen_boards_and_the_best_blind_path_wins_six() -> None:
     check_env(gym.make("OPCD/RandomFrozenLake-v0").unwrapped, skip_render_check=True)
     assert len(set(boards())) == len(boards()) == 19
@@ -531,6 +557,9 @@ def test_a_parser_of_ones_own_without_words() -> None:
     assert action.text == "1"
     with pytest.raises(ValueError, match="parse\\(\\) gave 7, which is not in"):
         grammar("x")
+    several = _grammar(echo(action_space=MultiDiscrete([2, 3])), "x", None, lambda _: [np.int64(1), 2])
+    assert several is not None
+    assert (several("x") or pytest.fail("none")).text == "[1, 2]"
 
 
 @pytest.mark.parametrize("decimals", [0, 1])

@@ -15,6 +15,7 @@ from envs import EnvError
 from envs.questions.answers import gold_answer
 from envs.questions.cells import cell_text
 from envs.questions.problems import Problem, Source, solution_problems
+from envs.questions.tables import file_table
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 + 1?"}]
 VERL = {"prompt": CHAT[1:], "reward_model": {"ground_truth": "2", "style": "rule"}, "ability": "math"}
@@ -70,6 +71,7 @@ def test_what_verl_reads(ending: str, tmp_path: Path) -> None:
         ([{"type": "text", "text": "2"}], "2"),
         ([{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}], "2"),
         ("{1, 2}", "{1, 2}"),
+        ("caf\ud83d\r\n2", "caf \n2"),
         ("[0, 1]", "[0, 1]"),
         ('{"a', '{"a'),
     ],
@@ -266,7 +268,7 @@ def test_options_in_a_list(ending: str, tmp_path: Path) -> None:
         {"question": "0 + 1?", "choices": {"text": ["1", "2"], "label": ["C", "D"]}, "answer": "C"},
     ]
     path = write(tmp_path / f"arc.{ending}", rows)
-    assert choices(path, options=["choices"]) == {"1 + 1?\nA. 1\nB. 2": "B", "0 + 1?\nC. 1\nD. 2": "C"}
+    assert choices(path, options="choices") == {"1 + 1?\nA. 1\nB. 2": "B", "0 + 1?\nC. 1\nD. 2": "C"}
     rows = [
         {"question": "1 + 1?", "choices": {"B": "2", "A": "1"}, "answer": "B"},
         {"question": "0 + 1?", "choices": {"A": "1", "B": "2", "D": "4"}, "answer": "A"},
@@ -311,3 +313,10 @@ def test_labels_in_thoughts_are_none(tmp_path: Path) -> None:
     ):
         env.reset(seed=0)
         assert env.step(reply)[4]["answer"] == answer
+
+
+def test_an_index_of_pandas_is_a_column(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"question": ["1 + 1?"], "answer": ["2"]}).set_index("question")
+    frame.to_parquet(tmp_path / "rows.parquet")
+    assert file_table(str(tmp_path / "rows.parquet")).questions("question", "answer") == [("1 + 1?", "2")]
