@@ -34,7 +34,7 @@ _ALIKE = str.maketrans(
 """Quotation marks, full stops and dashes of any script are spaces."""
 _UNSPACED = "\u3041-\u30ff\u3400-\u9fff"
 _APART = re.compile(
-    r"^[-*]\s+(?![\d.])|\s+|[;|]|[:=,](?!\d)|(?<!\d)[:=,]" + f"|(?<=[{_UNSPACED}])|(?=[{_UNSPACED}])",
+    rf"^[-*]\s+(?![\d.])|\s+|[;|]|[:=,](?!\d)|(?<!\d)[:=,]|(?<=[{_UNSPACED}])|(?=[{_UNSPACED}])",
     re.MULTILINE,
 )
 """Bullets, spaces, and what stands between words, but for the marks in 1,000 and 10:30. Chinese and Japanese
