@@ -15,7 +15,7 @@ MAX_NUMBERS = 256
 MAX_COMPONENTS = 16
 """In vectors of up to this many numbers each is named."""
 DECIMALS = 2
-"""Of numbers without finite bounds."""
+"""Of a number; more where its bounds are narrow, never fewer: wide ones may be placeholders."""
 BUCKETS = 7
 """Of each component of an observation, between its bounds; odd, so that one lies around the middle."""
 WIDE = 3.0
@@ -90,8 +90,7 @@ class Components:
         widths = np.maximum(self._high - self._low, 1e-9)
         whole = np.issubdtype(space.dtype, np.integer)
         self._decimals = [
-            0 if whole else max(0, 2 - math.floor(math.log10(width))) if is_bounded else DECIMALS
-            for width, is_bounded in zip(widths, bounded, strict=True)
+            0 if whole else max(DECIMALS, 2 - math.floor(math.log10(width))) for width in widths
         ]
 
     def describe(self, observation: Any) -> str:

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal, Protocol, cast
@@ -152,6 +152,8 @@ class ProcessPlace:
         self._make = make
         self._limit = limit
         self._until: float | None = None
+        self._hung: float | None = None
+        """After how many seconds its process was ended."""
         self._start()
 
     def begin(self, seed: int) -> None:
@@ -168,14 +170,15 @@ class ProcessPlace:
             left = None if self._until is None else max(0.0, self._until - time.monotonic())
             if self._pipe.poll(left):
                 return cast("Outcome", self._pipe.recv())
-            self._end()
-            return Outcome(fault=f"hung for {self._limit.clock:g} s: its process was ended", timed_out=True)
+            self._hung = self._limit.clock
         except (EOFError, OSError):
             self._process.join(1.0)
-            self._end()
-            code = self._process.exitcode or 0
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            return Outcome(fault=f"its process ended, {how}")
+        self._end()
+        if self._hung is not None:
+            return Outcome(fault=f"hung for {self._hung:g} s: its process was ended", timed_out=True)
+        code = self._process.exitcode or 0
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return Outcome(fault=f"its process ended, {how}")
 
     def close(self) -> None:
         """See ``Place``."""
@@ -192,7 +195,7 @@ class ProcessPlace:
         )
         self._process.start()
         theirs.close()
-        self._is_ready = False
+        self._is_ready, self._hung = False, None
 
     def _ask(self, what: str, argument: Any) -> None:
         if not self._process.is_alive():
@@ -201,6 +204,7 @@ class ProcessPlace:
         try:
             if not self._is_ready:
                 if not self._pipe.poll(START_SECONDS):  # imports and the constructor have a time of their own
+                    self._hung = START_SECONDS
                     self._end()
                 self._is_ready = self._pipe.recv()
             self._pipe.send((what, argument))
@@ -273,7 +277,13 @@ def vector_env(
         share = (os.cpu_count() or 1) / size if vectorization == "async" else 1.0
         limit = TimeLimit.of(timeout, share)
     place = LocalPlace if vectorization == "sync" else ProcessPlace
-    return Places([place(make, limit) for _ in range(size)])
+    places: list[Place] = []
+    with ExitStack() as made:  # where one cannot be, those before it are closed
+        for _ in range(size):
+            places.append(place(make, limit))
+            made.callback(places[-1].close)
+        made.pop_all()
+    return Places(places)
 
 
 def _mapping(info: Any) -> Mapping[str, Any]:

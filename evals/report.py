@@ -6,7 +6,6 @@ Everything is read from the runs' folders, so a page can be made again at any ti
     python -m evals.report RUN RUN [RUN ...]    writes comparison.html, the runs side by side
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -44,7 +43,7 @@ from experience import ExperienceError
 from experience.insight import InsightState
 from experience.phase import Phase
 from experience.store import ExperienceStore, open_run
-from experience.terminal import Terminal, shown, tell
+from experience.terminal import Terminal, refuse, tell
 
 SHOWN_TRACES = 5
 """Traces named as evidence of an insight; the database has them all."""
@@ -345,7 +344,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         tyro.cli(report, prog="python -m evals.report", args=args)
     except (ExperienceError, UnfinishedRunError, OSError) as error:
-        sys.exit(shown(f"error: {error}"))
+        refuse(error)
 
 
 if __name__ == "__main__":

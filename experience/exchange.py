@@ -1,6 +1,5 @@
 """A run as a folder of files, which ``datasets.load_dataset(FOLDER, "turns")`` opens as well."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +13,7 @@ from experience import ExperienceError, tables
 from experience.database import VERSION, Database, find_run, insert_new
 from experience.plain_yaml import PlainLoader, read_bounded
 from experience.rows import features, insert_rows, write_rows
-from experience.terminal import shown
+from experience.terminal import refuse, shown
 from experience.whole import appearing
 
 TABLES = [table for table in tables.metadata.sorted_tables if table is not tables.runs]
@@ -110,4 +109,4 @@ def main(args: list[str] | None = None) -> None:
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experience.store", args=args)
     except ExperienceError as error:
-        sys.exit(shown(f"error: {error}"))
+        refuse(error)

@@ -7,7 +7,6 @@
 What models and envs wrote is untrusted: it is shown without anything that would steer the terminal.
 """
 
-import sys
 from typing import Any, Literal
 
 import pandas as pd
@@ -19,7 +18,7 @@ from rich.text import Text
 from experience import ExperienceError
 from experience.insight import InsightState
 from experience.store import ExperienceStore, open_run
-from experience.terminal import Terminal, shown
+from experience.terminal import Terminal, refuse
 from experience.text import printable
 
 SHOWN_SCORES = 10
@@ -152,7 +151,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         tyro.cli(show, prog="python -m experience.show", args=args)
     except ExperienceError as error:
-        sys.exit(shown(f"error: {error}"))
+        refuse(error)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 from traceback import format_exception
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -38,6 +38,12 @@ class Terminal(Console):
 def tell(console: Console, text: str, style: str | None = None) -> None:
     """Print a text as it is, whatever the console would make of its marks, in as many lines as it has."""
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def refuse(error: Exception) -> NoReturn:
+    """End a command for what its user can mend: a line on standard error, and exit code 2."""
+    tell(Terminal(stderr=True), f"error: {error}", "bold red")
+    sys.exit(2)
 
 
 def shown(text: str) -> str:

@@ -52,6 +52,8 @@ _LISTED = re.compile(r"\s*\[\s*\{")
 """How messages in a text begin."""
 _LISTED_PROMPT = re.compile(_LISTED.pattern + r"""\s*["'](?:role|from|content|value)["']\s*:""")
 """A prompt may begin with other JSON."""
+_NOTHING = ("[]", "{}", "null")
+"""As JSON."""
 _KEYS = ("messages", "conversations", "conversation", "prompt")
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
@@ -214,7 +216,7 @@ def _conversation(row: Any, answer: str) -> Conversation:
         raise row
     gold, system, row = None, None, _parsed(row) if isinstance(row, bytes) else row
     if isinstance(row, dict):
-        if any(row.get(key) for key in ("tools", "functions")):
+        if any(row.get(key) and row[key] not in _NOTHING for key in ("tools", "functions")):
             raise UnfitError("tools")
         if not is_missing(given := row.get(answer)):
             try:

@@ -17,6 +17,9 @@ from envs.words import EnvError
 
 System = Literal["keep", "drop"]
 
+ANSWER = "answer"
+"""Where right answers stand unless another place is named; there a log may have none."""
+
 MAX_PROMPTS = 100_000
 MAX_LOG_CHARS = 1 << 28
 """How many prompts, and characters of them, are taken from a log at most; what comes after is left out."""
@@ -56,9 +59,7 @@ class Log:
     """Whether there was more than is taken."""
 
 
-def read_log(
-    path: Path, answer: str = "answer", system: System = "keep", *, needs_answers: bool = True
-) -> Log:
+def read_log(path: Path, answer: str = ANSWER, system: System = "keep", *, needs_answers: bool = True) -> Log:
     """The prompts of a log: one for each turn of the user; see ``read_conversations`` and ``LogEnv``.
 
     Of those that are held out only the last turn of each conversation counts, so that they are as many as
@@ -67,7 +68,7 @@ def read_log(
     played, and with one answer in a hundred hardly any of them could be judged.
 
     Raises:
-        EnvError: It cannot be read, or nothing in it is a prompt.
+        EnvError: It cannot be read, nothing in it is a prompt, or nothing stands where an answer was said to.
     """
     try:
         files = [path, *filter(Path.exists, path.rglob("*"))] if path.is_dir() else [path]
@@ -103,6 +104,8 @@ def _read_log(
     if not prompts:
         reasons = ", ".join(f"{n} with {reason}" for reason, n in skipped.items())
         raise EnvError(f"{path} has no conversation to learn from{f': {reasons}' if reasons else ''}")
+    if answer != ANSWER and not any(prompt.gold for prompt in prompts):
+        raise EnvError(f"{path} has no right answer under {answer!r}: name their column with answer=")
     distinct = {prompt.hash: prompt for prompt in reversed(_held_out_once(prompts))}.values()
     answered = Counter(prompt.part for prompt in distinct if prompt.gold)
     is_judged = needs_answers and all(answered[part] >= MIN_QUESTIONS for part in range(1, PARTS))

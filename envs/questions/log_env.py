@@ -12,7 +12,7 @@ import gymnasium as gym
 from envs.any_text import AnyText
 from envs.parts import PartedEnv
 from envs.questions.answers import gold_answer
-from envs.questions.log import LoggedPrompt, System, from_json, read_log
+from envs.questions.log import ANSWER, LoggedPrompt, System, from_json, read_log
 from envs.questions.question_env import question_words
 from envs.questions.verify import shared_verifier
 from envs.registry import recommend, words_of
@@ -66,7 +66,7 @@ class LogEnv(PartedEnv[str, str]):
     """
 
     def __init__(
-        self, *, file: str, answer: str = "answer", check: str = "contains", system: System = "keep"
+        self, *, file: str, answer: str = ANSWER, check: str = "contains", system: System = "keep"
     ) -> None:
         """Read a log.
 

@@ -63,6 +63,8 @@ def chats(n: int, **more: Any) -> list[dict[str, Any]]:
             ]
         },
         {"messages": [{"role": "assistant", "content": "Welcome."}, *CHAT]},  # a greeting
+        {"messages": CHAT, "tools": []},
+        {"messages": CHAT, "tools": "[]", "functions": "null"},
     ],
 )
 def test_forms_of_a_conversation(row: Any, tmp_path: Path) -> None:
@@ -230,6 +232,14 @@ def test_files_that_are_none(name: str, content: bytes, says: str, tmp_path: Pat
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(EnvError, match="cannot be read: No such file"):
         read_log(tmp_path / "nowhere.jsonl")
+
+
+def test_an_answer_that_nobody_gave(tmp_path: Path) -> None:
+    path = write(tmp_path / "chats.jsonl", *chats(3, gold="x"))
+    assert sum(read_log(path, "gold").answered) == 3
+    assert sum(read_log(path).answered) == 0
+    with pytest.raises(EnvError, match=r"has no right answer under 'golden': name their column with answer="):
+        read_log(path, "golden")
 
 
 def test_what_does_not_fit_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,10 +103,41 @@ def test_a_process_that_hangs_or_dies_is_begun_again() -> None:
     place.close()
 
 
+def test_a_process_whose_env_is_never_made_is_said_to_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.place.START_SECONDS", 0.1)
+    place = ProcessPlace(partial(time.sleep, 600))  # type: ignore[arg-type]
+    for _ in range(2):
+        place.begin(1)
+        outcome = place.outcome()
+        assert (outcome.fault, outcome.timed_out) == ("hung for 0.1 s: its process was ended", True)
+    place.close()
+
+
+def test_where_one_place_cannot_be_those_before_it_are_closed() -> None:
+    made: list[Closes] = []
+
+    def make() -> gym.Env[Any, Any]:
+        if len(made) == 2:
+            raise EnvError("no more")
+        made.append(Closes())
+        return made[-1]
+
+    with pytest.raises(EnvError, match="no more"):
+        vector_env(make, 3)
+    assert [env.is_closed for env in made] == [True, True]
+
+
 @pytest.mark.parametrize(("does", "how"), [("dies", "exit code 0"), ("killed", "signal 9")])
 def test_a_process_that_ends_is_a_fault_of_its_episode(does: str, how: str) -> None:
     traces = play(odd(does), vectorization="async", num_envs=1, n=3)
     assert [trace.error for trace in traces] == [None, f"its process ended, {how}", None]
+
+
+class Closes(gym.Env[Any, Any]):
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 class Judged(gym.Wrapper[Any, Any, Any, Any]):

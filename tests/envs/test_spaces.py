@@ -291,6 +291,11 @@ def test_components_are_named_and_bucketed() -> None:
         components.describe(np.array([np.nan, 0.0]))
 
 
+def test_wide_bounds_hide_no_small_numbers() -> None:
+    components = Components(Box(-1000.0, 1000.0, (2,)), ["x", "v"])
+    assert components.describe(np.array([0.25, -0.04])) == "X 0.25, v -0.04."
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4))
 def test_a_situation_is_its_own_situation(numbers: list[float]) -> None:
     situation, describe = CART_POLE.situation, CART_POLE.describe
