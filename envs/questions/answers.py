@@ -120,7 +120,6 @@ def uncut_answers(statement: Statement) -> list[str]:
         first = _FIRST.match(text)
         if first and not NEGATION.search(first["rest"]):
             found.append(first["said"])
-    found.append(line.rstrip("*_. ").rstrip("!"))  # 42! may be said loudly
     return [*dict.fromkeys(filter(None, map(tidy, (text, *found))))]
 
 

@@ -10,6 +10,7 @@ value of an equation (``equations``) which has to be worked out (``solved``), a 
 (``numbers``, ``units``), items of a list (``lists``, ``sets``) or words (``wording``). What this does not
 decide is made LaTeX (``typed``), and judged by math-verify in worker processes that have a deadline, a memory
 limit and few rights (``verify_worker``, beside this); there a task's own scorer runs too.
+A reply that may mean several things (``readings``) is right if one of them is.
 """
 
 import atexit
@@ -36,6 +37,7 @@ from envs.questions.judge.equality import Undecided, compare
 from envs.questions.judge.notation import depths
 from envs.questions.judge.numbers import MAX_CHARS, MAX_DIGITS
 from envs.questions.judge.options import labelled
+from envs.questions.judge.readings import readings
 from envs.questions.judge.wording import is_text, same_words
 from envs.words import EnvError
 
@@ -251,8 +253,20 @@ def _shared_verifier(pid: int, scorer: tuple[str, str] | None) -> Verifier:
 
 
 def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, Undecided]:
-    """The verdict, if it can be given here; otherwise what is to be compared."""
+    """The verdict, if it can be given here; otherwise what is to be compared, of the last reading."""
     gold = _gold_answer(gold)
+    found: Verdict | tuple[str, Undecided] | None = None
+    for reading in readings(reply):
+        decided = _decided(reading, gold)
+        if found is None or not isinstance(decided, Verdict) or decided.is_correct:
+            found = decided
+        if isinstance(decided, Verdict) and decided.is_correct:
+            break
+    assert found is not None
+    return found
+
+
+def _decided(reply: str, gold: str) -> Verdict | tuple[str, Undecided]:
     answer = None
     if (statement := statement_of(reply)) is not None:
         if same := next((said for said in uncut_answers(statement) if same_words(said, gold)), None):

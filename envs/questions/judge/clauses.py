@@ -58,7 +58,7 @@ _CONTRAST = re.compile(r"(?<=\S)\s+(?:(?:instead of|rather than|as opposed to)\s
 _EXCEPTED = re.compile(r"\b(?:numbers|reals|integers|solutions?)\b.*\b(?:but|except|where|not|cannot)\b")
 _MINUS = re.compile(r"^(?:minus|negative)\s+(?=\W?[0-9]|infinity|\\infty)", re.IGNORECASE)
 _BEFORE = re.compile(
-    r"^\s*(?:[iI]n(?=\s+(?:1[0-9]|20)[0-9]{2}\W{0,4}$)|\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~|[aA]pprox\.|=+>)\s*(?=\S)"
+    r"^\s*(?:[iI]n(?=\s+(?:1[0-9]|20)[0-9]{2}\W{0,4}$)|\\text\s*\{[^{}]*(?:\bis|\bare|:|=)\s*\}|\\approx|\\sim|~|[aA]pprox\.|[-=]+>)\s*(?=\S)"
 )
 """Before an answer, without being a part of it."""
 _DELIMITERS = re.compile(r"(?<!\\)\$+|\\[()\[\]]|\\displaystyle")

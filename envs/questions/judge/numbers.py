@@ -85,8 +85,8 @@ class PlainNumber:
     is_decimal: bool = False
     """Whether at least 6 decimals are given, so that it may stand for one with endless decimals."""
     unit: str = ""
-    has_parts: bool = False
-    """Whether it was given in several units, of which ``unit`` is the largest."""
+    parts: tuple[str, ...] = ()
+    """The units, from the largest on, where it was given in several."""
 
 
 @lru_cache(maxsize=4096)
@@ -127,7 +127,7 @@ def _plain(text: str) -> PlainNumber | None:
     currency = UNITS.get(part["currency"] or "", "")
     if rest["unit"]:
         words = unit.split()
-        if unit not in UNITS.values() and (not spaced or len(words) > 4 or NO_UNITS & set(words)):
+        if not are_known(unit.split("/")) and (not spaced or len(words) > 4 or NO_UNITS & set(words)):
             return None
         if words[0] in SCALES:
             value, unit = value * SCALES[words[0]], unit_of(" ".join(words[1:]))
@@ -156,19 +156,24 @@ def _in_parts(text: str) -> PlainNumber | None:
         if share is None or value is None or share >= 1:
             return None
         total += value
-    return PlainNumber(total, unit=first.unit, has_parts=True)
+    return PlainNumber(total, unit=first.unit, parts=tuple(part.unit for part in parts if part))
 
 
 def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:
     """Why the two differ; ``None`` if they are equal.
 
-    A percentage may be given as a fraction of 1, and its sign may be left out. A decimal with at least 6
+    What has several units may be given as a number of any of them. A percentage may be given as a fraction of
+    1, and its sign may be left out. A decimal with at least 6
     places may stand for a fraction with endless ones. A unit may be left out, or what it is per, but not be
     another one.
     """
-    if answer.has_parts or gold.has_parts:
-        value = converted(answer.value, answer.unit or gold.unit, gold.unit or answer.unit)
-        return None if value == gold.value else "not equal"
+    if answer.parts or gold.parts:
+        units = [gold.unit] if answer.unit and gold.unit else answer.parts or gold.parts
+        is_same = any(
+            converted(answer.value, answer.unit or to, to) == converted(gold.value, gold.unit or to, to)
+            for to in units
+        )
+        return None if is_same else "not equal"
     parts, gold_parts = answer.unit.split("/"), gold.unit.split("/")
     if are_known(parts + gold_parts) and any(a != g for a, g in zip(parts, gold_parts, strict=False)):
         return f"the unit is {answer.unit}, not {gold.unit}"
