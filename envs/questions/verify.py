@@ -102,10 +102,12 @@ class Verifier(AbstractContextManager["Verifier", None]):
             EnvError: No worker starts.
         """
         decided = [_without_worker(reply, gold) for reply, gold in pairs]
-        hard = [item for item in decided if isinstance(item, tuple)]
-        jobs = [{"answer": rest.answer, "gold": rest.gold} for _, rest in hard]
-        results = iter(self._run(jobs))
-        return [_verdict(item[0], next(results)) if isinstance(item, tuple) else item for item in decided]
+        hard = [rest for item in decided if isinstance(item, list) for _, rest in item]
+        results = iter(self._run([{"answer": rest.answer, "gold": rest.gold} for rest in hard]))
+        return [
+            item if isinstance(item, Verdict) else _best([_verdict(said, next(results)) for said, _ in item])
+            for item in decided
+        ]
 
     def score(self, reply: str, entry: dict[str, Any]) -> Verdict:
         """Whether the task's own scorer is content with the reply's answer."""
@@ -252,18 +254,23 @@ def _shared_verifier(pid: int, scorer: tuple[str, str] | None) -> Verifier:
     return verifier
 
 
-def _without_worker(reply: str, gold: str) -> Verdict | tuple[str, Undecided]:
-    """The verdict, if it can be given here; otherwise what is to be compared, of the last reading."""
-    gold = _gold_answer(gold)
-    found: Verdict | tuple[str, Undecided] | None = None
+def _without_worker(reply: str, gold: str) -> Verdict | list[tuple[str, Undecided]]:
+    """The verdict, if it can be given here; otherwise what is to be compared, of each reading."""
+    gold, wrong, hard = _gold_answer(gold), [], []
     for reading in readings(reply):
-        decided = _decided(reading, gold)
-        if found is None or not isinstance(decided, Verdict) or decided.is_correct:
-            found = decided
-        if isinstance(decided, Verdict) and decided.is_correct:
-            break
-    assert found is not None
-    return found
+        found = _decided(reading, gold)
+        if not isinstance(found, Verdict):
+            hard.append(found)
+        elif found.is_correct:
+            return found
+        else:
+            wrong.append(found)
+    return hard or wrong[0]
+
+
+def _best(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of several readings: one is right, or not judged, or all are wrong."""
+    return max(verdicts, key=lambda verdict: (verdict.is_correct, not verdict.is_judged))
 
 
 def _decided(reply: str, gold: str) -> Verdict | tuple[str, Undecided]:

@@ -53,6 +53,8 @@ _WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     (re.compile(r"(?:(?<=\$)|(?<=\*\*))!+(?=\s|$)|(?<=\\[)\]])!+"), "."),  # no factorial
     (re.compile(r"(?<=[0-9]) and (?:a|one)[ -]half\b"), ".5"),
     (re.compile(r"(?<![\w*)])\*\*(?=[^\s*])([^*\n]{1,200})(?<=\S)\*\*(?![\w*(])"), r"\1"),
+    (re.compile(r"~~[^~\n]{1,200}~~"), ""),  # struck through
+    (re.compile(r"^\| [^\n]* \| ([^|\n]{1,200}) \|$", re.MULTILINE), r"\1"),  # of a table's row the last cell
     (re.compile(r"^> (?=\*\*)", re.MULTILINE), ""),
     (re.compile(r"<(/?)(?:final[_ ]answer|ans)>", re.IGNORECASE), r"<\1answer>"),
     (re.compile(r"<(b|i|u|p|em|strong|ins|mark)>([^<>]{0,400})</\1>"), r"\2"),
@@ -83,6 +85,23 @@ _WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
             r"\\end\s*\{\1\}"
         ),
         lambda lines: _in_one(lines[2]),
+    ),
+    # Vectors.
+    (
+        re.compile(
+            r"\\begin\s*\{([pb]?matrix)\}((?:(?!\\begin)[^&]){0,400}?\\\\(?:(?!\\begin)[^&]){0,400}?)\\end\s*\{\1\}"
+        ),
+        lambda column: f"({', '.join(filter(None, map(str.strip, column[2].split(chr(92) * 2))))})",
+    ),
+    (
+        re.compile(
+            r"\\(?:left\s*)?\\?langle(?![A-Za-z])([^<>\n]{1,200}?)\\(?:right\s*)?\\?rangle(?![A-Za-z])"
+        ),
+        r"(\1)",
+    ),
+    (
+        re.compile(r"(?<![\w)}\]])<(\s*-?[0-9./]{1,20}(?:\s*,\s*-?[0-9./]{1,20}){1,20}\s*)>"),
+        r"(\1)",
     ),
     (re.compile(r",\s*(?:\.{3}|\\[lc]?dots(?![A-Za-z]))\s*,"), r",\\ldots,"),
     (re.compile(rf"{UPRIGHT}\s*([,;])\s*\}}"), r"\1 "),

@@ -14,6 +14,11 @@ _ONES = (
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 )  # fmt: skip
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_MODULO = re.compile(
+    r"(?<=[0-9])[ $]*(?:\((?:mod|\\b?mod)\s*[0-9]{1,9}\)|\\p?mod\s*(?:\{\s*[0-9]{1,9}\s*\}|[0-9]{1,9}))"
+)
+"""Behind a remainder."""
+_ORDINAL = re.compile(r"(?<=[0-9])(?:st|nd|rd|th)\b")
 _SMALL = {
     **{name: number for number, name in enumerate(_ONES)},
     "none": 0,
@@ -35,6 +40,8 @@ def readings(reply: str) -> Iterator[str]:
     """The reply, and the reply as it may be meant as well."""
     yield reply
     others = (
+        _MODULO.sub("", reply),
+        _ORDINAL.sub("", reply),
         _OUT_OF.sub(r"\1/\2", reply),
         _SCALED.sub(lambda scaled: f" {_SCALES[scaled[1].lower()]}", reply),
         _LOUD.sub(".", reply),

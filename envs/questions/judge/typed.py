@@ -59,6 +59,7 @@ _TYPED: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
         re.compile(r"(?<![0-9A-Za-z.^_)}/])([0-9]+)/([0-9]+)(?=\s*(?:[A-Za-z]|\\(?:pi|sqrt)))"),
         r"\\frac{\1}{\2}",
     ),
+    (re.compile(r"\(\s*\\?mod\s+([0-9A-Za-z]{1,20})\s*\)"), r"\\pmod{\1}"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"\^\s*(-(?:[0-9]+(?:\.[0-9]+)?|[A-Za-z](?![A-Za-z])))"), r"^{\1}"),
     (re.compile(r"(?<![\\A-Za-z])cbrt(?=\s*\()"), r"\\sqrt[3]"),
