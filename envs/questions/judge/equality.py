@@ -38,6 +38,9 @@ _NUMBERED = re.compile(r"^\s*\\(?:text|math)(?:bf)?\s*\{\s*\(([0-9]+)\)\s*\}\s*$
 """A number set as the wiki of a contest sets it."""
 _BASED = re.compile(r"\s*\(?(-?[0-9A-F]+)\)?_\{?([0-9]+)\}?\s*")
 """A number with its base."""
+_COLUMN = re.compile(r"\s*\(?\\begin\s*\{([pb]?matrix)\}([^&]*)\\end\s*\{\1\}\)?\s*")
+"""A vector that is set as a matrix of one column."""
+_ROW_END = "\\\\"
 _ABOUT = re.compile(r"\\approx(?![A-Za-z])")
 _MAYBE_PRODUCT = re.compile(r"(?!(?:yes|no)$)[a-z]{2,3}")
 
@@ -70,6 +73,7 @@ def _compare_equations(answer: str, gold: str) -> Decision | Undecided:
     if any(disagree(number, numbers[-1]) for number in numbers):
         return Decision(False, "says that different numbers are equal")
     left, right = values(answer, gold)
+    left, right = _like(left, right), _like(right, left)
     number, gold_number = plain_number(left), plain_number(right)
     if number is None and gold_number is not None and is_unfinished(left, right):
         # In 8 = 5 + 3 it is solved, in a list of guesses it is not.
@@ -100,6 +104,14 @@ def _compare_equations(answer: str, gold: str) -> Decision | Undecided:
         return _UNFINISHED
     typed = as_latex(left), as_latex(right)
     return _SAME if same_text(*typed) else Undecided(*typed)
+
+
+def _like(vector: str, other: str) -> str:
+    """A column as the tuple of its rows, where the other is a tuple."""
+    column, items = _COLUMN.fullmatch(vector), items_of(other)
+    if column is None or items is None or items.brackets[:1] not in ("(", "["):
+        return vector
+    return f"({', '.join(filter(None, map(str.strip, column[2].split(_ROW_END))))})"
 
 
 def _are_values(text: str) -> bool:

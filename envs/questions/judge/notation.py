@@ -89,12 +89,6 @@ _WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     # Vectors.
     (
         re.compile(
-            r"\\begin\s*\{([pb]?matrix)\}((?:(?!\\begin)[^&]){0,400}?\\\\(?:(?!\\begin)[^&]){0,400}?)\\end\s*\{\1\}"
-        ),
-        lambda column: f"({', '.join(filter(None, map(str.strip, column[2].split(chr(92) * 2))))})",
-    ),
-    (
-        re.compile(
             r"\\(?:left\s*)?\\?langle(?![A-Za-z])([^<>\n]{1,200}?)\\(?:right\s*)?\\?rangle(?![A-Za-z])"
         ),
         r"(\1)",
