@@ -110,7 +110,9 @@ class Narrated(TextEnv):
 
     def _tell_turn(self, observation: str) -> None:
         self._observation = observation
-        self._tell(observation, number=len(self._past) + 1)
+        chat = self.words.chat
+        said = chat and "\n".join(f"{role}: {text}" for role, text in chat(observation))
+        self._tell(said or observation, number=len(self._past) + 1)
         seen = self._memory.seen(self.words, self._memory.of(self._past), observation)
         for insight in self._context.show(observation, situation=seen):
             self._tell(f"experience: {insight.text}", "cyan")

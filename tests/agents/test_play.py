@@ -1,5 +1,6 @@
 """An episode on the terminal."""
 
+import json
 import re
 import shutil
 from io import StringIO
@@ -52,6 +53,13 @@ def test_the_agent_reads_what_is_told() -> None:
     del seen[:]
     told(reply)
     assert not any("Keep dry." in prompt.messages[-1].content for prompt in seen)
+
+
+def test_a_logged_conversation_is_told_as_one(tmp_path: Path) -> None:
+    chats = [{"messages": [{"role": "user", "content": f"Hi {n}?"}]} for n in range(9)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    config = SelfImproveConfig(env="Logs-v0", env_kwargs={"file": str(tmp_path / "chats.jsonl")})
+    assert re.fullmatch(r"1 user: Hi \d\?", told(lambda *_: "Hello.", config=config)[0])
 
 
 @pytest.mark.parametrize(
