@@ -257,7 +257,7 @@ def _shared_verifier(pid: int, scorer: tuple[str, str] | None) -> Verifier:
 def _without_worker(reply: str, gold: str) -> Verdict | list[tuple[str, Undecided]]:
     """The verdict, if it can be given here; otherwise what is to be compared, of each reading."""
     gold, wrong, hard = _gold_answer(gold), [], []
-    for reading in readings(reply):
+    for reading in readings(reply, gold):
         found = _decided(reading, gold)
         if not isinstance(found, Verdict):
             hard.append(found)

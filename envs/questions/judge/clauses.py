@@ -40,8 +40,9 @@ GUARD = re.compile(
     r"(?:under|over|below|above)(?=\s+(?:about\s+)?\W{0,3}[0-9])|below zero|divisible|up to|"
     rf"{'|'.join((*OPERATIONS, *FRACTIONS))}|to the power|"
     r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|"
-    r"(?:(?<!\ba )(?:sum|product|difference|quotient|ratio|remainder|mean)|(?<!\ban )average|"
-    r"square|cube|root|power|gcd|lcm|determinant|derivative|integral|multiple|factor|divisor|logarithm|"
+    r"(?!(?<=\ba )(?:sum|remainder) of \W?[0-9][0-9.,]*\W*$)"
+    r"(?:sum|product|difference|quotient|ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|"
+    r"determinant|derivative|integral|multiple|factor|divisor|logarithm|"
     r"complement|supplement|opposite|reciprocal|inverse) of)\b"
     r"|(?:不到|不足|超过|大于|小于|多于|少于|\b(?:mehr|weniger) als|\b(?:más|menos|plus|moins) de)\s*[0-9]"
     r"|[0-9]\s*(?:\\?%|per ?cent|/\s*[0-9]+)\s+of\s+\$?[0-9]|[0-9]\s*(?:to|-)\s*\$?[0-9]",

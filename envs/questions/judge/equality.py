@@ -38,7 +38,7 @@ _NUMBERED = re.compile(r"^\s*\\(?:text|math)(?:bf)?\s*\{\s*\(([0-9]+)\)\s*\}\s*$
 """A number set as the wiki of a contest sets it."""
 _BASED = re.compile(r"\s*\(?(-?[0-9A-F]+)\)?_\{?([0-9]+)\}?\s*")
 """A number with its base."""
-_COLUMN = re.compile(r"\s*\(?\\begin\s*\{([pb]?matrix)\}([^&]*)\\end\s*\{\1\}\)?\s*")
+_COLUMN = re.compile(r"\s*\(?\\begin\s*\{([pb]?matrix)\}([^&,]*)\\end\s*\{\1\}\)?\s*")
 """A vector that is set as a matrix of one column."""
 _ROW_END = "\\\\"
 _ABOUT = re.compile(r"\\approx(?![A-Za-z])")
@@ -111,7 +111,8 @@ def _like(vector: str, other: str) -> str:
     column, items = _COLUMN.fullmatch(vector), items_of(other)
     if column is None or items is None or items.brackets[:1] not in ("(", "["):
         return vector
-    return f"({', '.join(filter(None, map(str.strip, column[2].split(_ROW_END))))})"
+    rows = ", ".join(filter(None, map(str.strip, column[2].split(_ROW_END))))
+    return f"{items.brackets[0]}{rows}{items.brackets[1]}"
 
 
 def _are_values(text: str) -> bool:

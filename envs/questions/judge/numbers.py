@@ -36,6 +36,8 @@ _UNIT = re.compile(
 )
 PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{2,3}|ab")
 """Letters that are no word: xy."""
+_LENGTHS = ("m", "km", "cm", "mm", "mi", "ft")
+"""Of what a speed is: 5m/s may stand without a space, but s^2 may be a variable's square."""
 _REMARK = re.compile(r"(?<=[0-9A-Za-z%}])\s+\(([A-Za-z][A-Za-z .]*)\)$")
 """Behind a number: (apples)."""
 _SCALE = re.compile(r"(\^\s*\{?\\circ\}?)\s*[CF]$")
@@ -127,7 +129,8 @@ def _plain(text: str) -> PlainNumber | None:
     currency = UNITS.get(part["currency"] or "", "")
     if rest["unit"]:
         words = unit.split()
-        if not are_known(unit.split("/")) and (not spaced or len(words) > 4 or NO_UNITS & set(words)):
+        is_known = unit in UNITS.values() or (unit.split("/")[0] in _LENGTHS and are_known(unit.split("/")))
+        if not is_known and (not spaced or len(words) > 4 or NO_UNITS & set(words)):
             return None
         if words[0] in SCALES:
             value, unit = value * SCALES[words[0]], unit_of(" ".join(words[1:]))
@@ -169,11 +172,8 @@ def compare_numbers(answer: PlainNumber, gold: PlainNumber) -> str | None:
     """
     if answer.parts or gold.parts:
         units = [gold.unit] if answer.unit and gold.unit else answer.parts or gold.parts
-        is_same = any(
-            converted(answer.value, answer.unit or to, to) == converted(gold.value, gold.unit or to, to)
-            for to in units
-        )
-        return None if is_same else "not equal"
+        pairs = ((converted(n.value, n.unit or to, to) for n in (answer, gold)) for to in units)
+        return None if any(a is not None and a == g for a, g in pairs) else "not equal"
     parts, gold_parts = answer.unit.split("/"), gold.unit.split("/")
     if are_known(parts + gold_parts) and any(a != g for a, g in zip(parts, gold_parts, strict=False)):
         return f"the unit is {answer.unit}, not {gold.unit}"

@@ -10,19 +10,19 @@ _LABEL = re.compile(r"\(?([A-Z])[).:]\s+(?=\S)|\(([A-Z])\)\s*(?=\S)")
 _CHOOSES = re.compile(
     r"\b(?:is|be|choose|choosing|select|pick|option|choice|letter|statement|answer's|answer|ans|only|so|hence|thus|therefore|"
     r"think|probably|likely|clearly|definitely|indeed|matches|to|it's|its|that's|with|say|maybe|perhaps|"
-    r"correct|solution|result|selection|response|output|verdict|leaves|leaving|"
-    r"best(?=:)|(?<!anything )but|elimination|la|es|est|ist|opción)\b"
+    r"correct|solution|result|selection|response|output|verdict|leaves|"
+    r"(?<!second )(?<!next )best(?=:)|(?<=, )leaving|leaving(?= only)|elimination|la|es|est|ist|opción)\b"
     r"(?::|\.|,| -)?\s*|"
     r"(?<!不)选(?:择|项)?:?\s*|(?<!不)(?<!不会)是\s*|は\s*|"
-    r"^not \(?[A-Z]\)?,? but\s+|^(?:among|of)\b[^,]{1,40},\s*|(?<=[a-z]{3}),\s+(?=\(?[A-Z]\)?\W*$)",
+    r"^not \(?[A-Z]\)?,? but\s+|^(?:among|of)\b[^,]{1,40},\s*|^after\b[^,]{1,40},\s+(?=\(?[A-Z]\)?\W*$)",
     re.IGNORECASE,
 )
 """Before the letter of an option."""
 _OPTION = re.compile(
     r"\W*(?:(?i:option|choice|letter|answer)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*!>]|-\s|$|\n|"
     r"\s\(?[-$\\0-9]|\s\([A-Z][a-z]|です|입니다|\s?=\s?[-$\\0-9]|"
-    r"\s(?:satisfies|works|holds|fits|makes|correctly|it is|(?:looks|seems|sounds) (?:right|correct)|"
-    r"best \w+s|as|over)\b|"
+    r"\s(?:satisfies|works|holds|fits|makes|correctly|"
+    r"(?:it is|(?:looks|seems|sounds) (?:right|correct))(?=\W*$)|best \w+s|as|over)\b|"
     r"\s(?:is|must be|would be|seems to be)\s(?:(?:therefore|clearly|indeed)\s)?(?:the\s)?"
     r"(?:correct|right|true|only|answer|best|most)\b|"
     r"\s\(?(?:because|since|rather than|instead of|not|but)\b))|"
@@ -60,13 +60,14 @@ _LISTED = re.compile(
 """A line of a list of options."""
 _BULLETED = re.compile(rf"[-•]\s+\**{_LISTED.pattern}", re.IGNORECASE)
 _JUDGED = re.compile(
-    r"\W(?:(?P<true>(?<!not )(?:true|correct|right|yes))|false|incorrect|wrong|no|not (?:true|correct))\W*$",
+    r"\W(?:(?P<true>(?<!not )(?:true|correct|right))|false|incorrect|wrong|not (?:true|correct))\W*$",
     re.IGNORECASE,
 )
 _VERDICT = re.compile(
-    r"\b([A-H])\)? is (?:(correct|right|true)|incorrect|wrong|false|not (?:correct|right|true))\b"
+    r"([A-H])\)? is (?:(correct|right|true)|incorrect|wrong|false|not (?:correct|right|true))\b"
+    r"[,;. ]*(?:and )?"
 )
-"""On several options in one line."""
+"""On one of several options in one line, which says nothing else."""
 
 
 def labelled(gold: str) -> tuple[str | None, str]:
@@ -121,7 +122,7 @@ def line_that_chooses(text: str) -> str | None:
                 right = [line for line in judged if judged[line]]
                 return f"({options[right[0]]})" if len(right) == 1 else None
             lines = [line for line in lines if line not in options]
-    verdicts = {verdict[1]: verdict[2] for verdict in _VERDICT.finditer(lines[-1])} if lines else {}
-    if len(verdicts) > 1 and (right := [letter for letter, word in verdicts.items() if word]):
+    if lines and not _VERDICT.sub("", lines[-1]).strip():
+        right = [letter for letter, is_right in _VERDICT.findall(lines[-1]) if is_right]
         return f"({right[0]})" if len(right) == 1 else None
     return next((line for line in (*lines[-1:], *lines[:1]) if chosen(line)), None)
