@@ -40,7 +40,7 @@ GUARD = re.compile(
     r"(?:under|over|below|above)(?=\s+(?:about\s+)?\W{0,3}[0-9])|below zero|divisible|up to|"
     rf"{'|'.join((*OPERATIONS, *FRACTIONS))}|to the power|"
     r"or (?:more|less|fewer|greater|higher|lower)|twice|double|triple|thrice|"
-    r"(?!(?<=\ba )(?:sum|remainder) of \W?[0-9][0-9.,]*\W*$)"
+    r"(?!(?:(?<=leaves a )|(?<=gives a )|(?<=has a )|(?<=have a ))(?:sum|remainder) of \W?[0-9][0-9.,]*\W*$)"
     r"(?:sum|product|difference|quotient|ratio|square|cube|root|power|average|mean|gcd|lcm|remainder|"
     r"determinant|derivative|integral|multiple|factor|divisor|logarithm|"
     r"complement|supplement|opposite|reciprocal|inverse) of)\b"

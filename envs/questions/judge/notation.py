@@ -47,31 +47,27 @@ SIZES = re.compile(
     r"|\\(?:bf|rm|it|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])\s*|\\(?:text)?color\s*\{[^{}]*\}"
 )
 """What says only how large, thick or bright it is set."""
-_PER = (
-    r"(?:second|sec|minute|min|hour|hr|day|night|week|month|year|person|student|child|kid|unit|item|piece|pack|box|bag|"
-    r"bottle|ticket|book|page|game|lb|pound|oz|ounce|kg|kilogram|gram|gallon|gal|liter|litre|mile|km|kilometer|meter|"
-    r"foot|yard)"
-)
-"""What prices and speeds are per."""
 _WRITTEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     # A tokenizer's own marks, and GSM8K's notes for a calculator.
     (re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<<[^<>\n]{0,200}>>"), ""),
-    (re.compile(r"(?:(?<=\$)|(?<=\*\*)|(?<=\\[)\]]))!+(?=\s*+(?:$|[A-Z]))"), "."),  # no factorial
-    (re.compile(r"(?<![\w.,/])([0-9]{1,6}) and a half\b(?! (?:of|is|was|were|to|remain))"), r"\1.5"),
     (re.compile(r"(?<![\w*)])\*\*(?=[^\s*])([^*\n]{1,200})(?<=\S)\*\*(?![\w*(])"), r"\1"),
     (re.compile(r"~~[^~\n]{1,200}~~"), ""),  # struck through
-    # Of a table's last row the last cell.
-    (re.compile(r"^\| [^\n=<>]{1,400} \| ([^|\n=<>]{1,200}) \|\s*\Z", re.MULTILINE), r"\1"),
+    # Of the row of a total that a table ends with, the last cell.
+    (
+        re.compile(
+            r"^\| \**(?:total|sum|answer|result|final|revenue|profit)\b[^\n=<>]{0,400} \| "
+            r"([^|\n=<>]{1,200}) \|\s*\Z",
+            re.MULTILINE | re.IGNORECASE,
+        ),
+        r"\1",
+    ),
     (re.compile(r"^> (?=\*\*)", re.MULTILINE), ""),
     (re.compile(r"<(/?)(?:final[_ ]answer|ans)>", re.IGNORECASE), r"<\1answer>"),
     (re.compile(r"<(b|i|u|p|em|strong|ins|mark)>([^<>]{0,400})</\1>"), r"\2"),
     (re.compile(r"</?(?:p|div|span|center|h[1-6]|result|output|response|solution)>|<br\s?/?>"), "\n"),
     (re.compile(r"\+/-"), r"\\pm "),
-    (re.compile(r"\$? ?\\(?:blacksquare|square|Box|qed)(?![A-Za-z]) ?\$?\s*$"), ""),
-    (
-        re.compile(rf"(?<=[0-9]) ?/ ?({UPRIGHT}\s*)?(?={_PER}\b(?! *\()(?![^\n]{{0,200}}[=*+]))"),
-        lambda per: f" {per[1] or ''}per ",
-    ),
+    # The end of a proof.
+    (re.compile(r"(?:\$? ?\\(?:blacksquare|qed)|(?<=\. )\$?\\(?:square|Box))(?![A-Za-z]) ?\$?\s*$"), ""),
     (re.compile(r"(?<=[0-9)}])\s*[和或及与]\s*(?=[-0-9(\\A-Za-z])"), ", "),
     (re.compile(r"\^?\s*(?:\{\\degree\s*\}|\\degree(?![A-Za-z]))"), r"^\\circ "),
     (re.compile(r"\\colon(?![A-Za-z])\s*|(?:\\text\s*)?\{:\}"), ":"),

@@ -17,7 +17,9 @@ _NAME = (
 )
 _PARTS = ("half", "third", "quarter", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _DENOMINATORS = dict(zip(_PARTS, (2, 3, 4, 4, 5, 6, 7, 8, 9, 10), strict=True)) | {"halve": 2}
-_FRACTION = rf"(?P<top>{_UP_TO_99}|\ba)[\s-](?P<part>{'|'.join(_DENOMINATORS)})s?\b"
+_FRACTION = (
+    rf"(?P<top>{_UP_TO_99}|\ba(?=\s(?:half|third|quarter)\W*$))[\s-](?P<part>{'|'.join(_DENOMINATORS)})s?\b"
+)
 _VERB = (
     r"(?:\b(?:is|are|was|were|be|has|have|had|equals?|makes?|earns?|gives?|leaves?|gets?|costs?|takes?|answer:)"
     r"|'s)"
@@ -35,15 +37,22 @@ _SAID = re.compile(
 )
 """A sentence that says a number in words, behind a verb or alone, and at most of what."""
 _DIGITS_OR_NAMES = re.compile(rf"[0-9]|{_NAME}", re.IGNORECASE)
+_ANSWER = re.compile(
+    r"\s*(?:(?:so|thus|therefore|hence|actually|no|wait),?\s)?(?:the (?:\w+ )?answer|it)(?:'s| is)\s[*_\s]*",
+    re.IGNORECASE,
+)
+"""Before an answer that counts more than numbers which were said before."""
 MAX_SENTENCE = 400
 """Characters, from the end of a reply, in which numbers in words are looked for."""
 
 
 def in_digits(reply: str) -> str:
-    """With the number that its last sentence says in words in digits, if it says no other."""
+    """With the number that its last sentence says in words in digits, if the reply says no other."""
     *_, last = re.split(r"(?<=[.!?\n])(?=\s*\w)", reply[-MAX_SENTENCE:])
     said = _SAID.fullmatch(last)
     if said is None or _DIGITS_OR_NAMES.search(said["head"]):
+        return reply
+    if re.search("[0-9]", reply.removesuffix(last)) and not _ANSWER.fullmatch(said["head"]):
         return reply
     if said["named"]:
         number = re.sub(_NAME, lambda named: str(_number(named[0])), said["named"], flags=re.IGNORECASE)

@@ -11,10 +11,11 @@ _CHOOSES = re.compile(
     r"\b(?:is|be|choose|choosing|select|pick|option|choice|letter|statement|answer's|answer|ans|only|so|hence|thus|therefore|"
     r"think|probably|likely|clearly|definitely|indeed|matches|to|it's|its|that's|with|say|maybe|perhaps|"
     r"correct|solution|result|selection|response|output|verdict|leaves|"
-    r"(?<!second )(?<!next )best(?=:)|(?<=, )leaving|leaving(?= only)|elimination|la|es|est|ist|opción)\b"
+    r"(?<=, )leaving|leaving(?= only)|elimination|la|es|est|ist|opción)\b"
     r"(?::|\.|,| -)?\s*|"
     r"(?<!不)选(?:择|项)?:?\s*|(?<!不)(?<!不会)是\s*|は\s*|"
-    r"^not \(?[A-Z]\)?,? but\s+|^(?:among|of)\b[^,]{1,40},\s*|^after\b[^,]{1,40},\s+(?=\(?[A-Z]\)?\W*$)",
+    r"^not \(?[A-Z]\)?,? but\s+|^(?:among|of)\b[^,]{1,40},\s*|"
+    r"^after\s(?![A-H]\b)[^,]{1,40},\s+(?=\(?[A-Z]\)?\W*$)",
     re.IGNORECASE,
 )
 """Before the letter of an option."""
@@ -22,7 +23,8 @@ _OPTION = re.compile(
     r"\W*(?:(?i:option|choice|letter|answer)\s+)?(?:\(([A-Za-z])\)|([A-Z])(?=\s*(?:[).:,\]*!>]|-\s|$|\n|"
     r"\s\(?[-$\\0-9]|\s\([A-Z][a-z]|です|입니다|\s?=\s?[-$\\0-9]|"
     r"\s(?:satisfies|works|holds|fits|makes|correctly|"
-    r"(?:it is|(?:looks|seems|sounds) (?:right|correct))(?=\W*$)|best \w+s|as|over)\b|"
+    r"it is(?=\W*$)|(?:looks|seems|sounds) (?:right|correct)(?! at first|\W{1,3}(?:but|yet|however)\b)|"
+    r"best \w+s|as|over)\b|"
     r"\s(?:is|must be|would be|seems to be)\s(?:(?:therefore|clearly|indeed)\s)?(?:the\s)?"
     r"(?:correct|right|true|only|answer|best|most)\b|"
     r"\s\(?(?:because|since|rather than|instead of|not|but)\b))|"
@@ -111,7 +113,7 @@ def line_that_chooses(text: str) -> str | None:
 
     The options as they were given choose none; where each is judged, it is the one that is said to be true.
     """
-    if lone := re.fullmatch(r"\W*([a-h])\W*", text):
+    if lone := re.fullmatch(r"[^\w?]*([a-h])[^\w?]*", text):
         return f"({lone[1]})"
     lines = [line for line in text.strip().splitlines() if line.strip()]
     for listed in (_BULLETED, _LISTED):
@@ -122,7 +124,7 @@ def line_that_chooses(text: str) -> str | None:
                 right = [line for line in judged if judged[line]]
                 return f"({options[right[0]]})" if len(right) == 1 else None
             lines = [line for line in lines if line not in options]
-    if lines and not _VERDICT.sub("", lines[-1]).strip():
-        right = [letter for letter, is_right in _VERDICT.findall(lines[-1]) if is_right]
+    verdicts = _VERDICT.findall(lines[-1]) if lines and not _VERDICT.sub("", lines[-1]).strip() else ()
+    if right := [letter for letter, is_right in verdicts if is_right]:
         return f"({right[0]})" if len(right) == 1 else None
     return next((line for line in (*lines[-1:], *lines[:1]) if chosen(line)), None)
