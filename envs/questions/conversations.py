@@ -22,6 +22,9 @@ from envs.words import EnvError, Role
 Said = tuple[Role, str]
 """Who, and what."""
 
+ANSWER = "answer"
+"""Where right answers stand unless another place is named; there a log may have none."""
+
 MAX_LINE_BYTES = 4 << 20
 """A longer line is no conversation to train on: it is passed over, and never held."""
 MAX_LIST_BYTES = 256 << 20
@@ -78,7 +81,7 @@ Read = tuple[str, Conversation | str]
 """Where it stands, such as ``line 3``, and a conversation, or why it is passed over."""
 
 
-def read_conversations(path: Path, answer: str = "answer") -> Iterator[Read]:
+def read_conversations(path: Path, answer: str = ANSWER) -> Iterator[Read]:
     """The conversations in a file or folder, in order.
 
     Args:

@@ -11,14 +11,11 @@ from typing import Literal
 
 from envs.any_text import MAX_CHARS
 from envs.parts import PARTS
-from envs.questions.conversations import Conversation, Said, read_conversations
+from envs.questions.conversations import ANSWER, Conversation, Said, read_conversations
 from envs.questions.problems import MIN_QUESTIONS, Problem, RowProblems
 from envs.words import EnvError
 
 System = Literal["keep", "drop"]
-
-ANSWER = "answer"
-"""Where right answers stand unless another place is named; there a log may have none."""
 
 MAX_PROMPTS = 100_000
 MAX_LOG_CHARS = 1 << 28

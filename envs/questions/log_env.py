@@ -12,7 +12,8 @@ import gymnasium as gym
 from envs.any_text import AnyText
 from envs.parts import PartedEnv
 from envs.questions.answers import gold_answer
-from envs.questions.log import ANSWER, LoggedPrompt, System, from_json, read_log
+from envs.questions.conversations import ANSWER
+from envs.questions.log import LoggedPrompt, System, from_json, read_log
 from envs.questions.question_env import question_words
 from envs.questions.verify import shared_verifier
 from envs.registry import recommend, words_of

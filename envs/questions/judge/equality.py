@@ -108,8 +108,9 @@ def _compare_equations(answer: str, gold: str) -> Decision | Undecided:
 
 def _like(vector: str, other: str) -> str:
     """A column as the tuple of its rows, where the other is a tuple."""
-    column, items = _COLUMN.fullmatch(vector), items_of(other)
-    if column is None or items is None or items.brackets not in ("()", "[]"):
+    if (column := _COLUMN.fullmatch(vector)) is None:
+        return vector
+    if (items := items_of(other)) is None or items.brackets not in ("()", "[]"):
         return vector
     rows = ", ".join(filter(None, map(str.strip, column[2].split(_ROW_END))))
     return f"{items.brackets[0]}{rows}{items.brackets[1]}"

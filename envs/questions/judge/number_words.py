@@ -8,15 +8,17 @@ _ONES = (
 )  # fmt: skip
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _VALUES = {name: n for n, name in enumerate(_ONES)} | {name: 10 * n for n, name in enumerate(_TENS, 2)}
-_VALUES |= {"none": 0, "a": 1}
+_VALUES["a"] = 1
 _LARGE = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6}
 _ANY_LARGE = rf"(?:{'|'.join(_LARGE)})\b"
 _UP_TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:[\s-](?:{'|'.join(_ONES[1:10])})\b)?|(?:{'|'.join(_ONES)})\b)"
 _NAME = (
     rf"\b(?:{_UP_TO_99}|a(?=\s{_ANY_LARGE}))(?:[\s-]{_ANY_LARGE}(?:\s(?:and\s)?{_UP_TO_99})?){{0,6}}(?![\w-])"
 )
-_PARTS = ("half", "third", "quarter", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_DENOMINATORS = dict(zip(_PARTS, (2, 3, 4, 4, 5, 6, 7, 8, 9, 10), strict=True)) | {"halve": 2}
+_DENOMINATORS = {
+    "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
+    "eighth": 8, "ninth": 9, "tenth": 10,
+}  # fmt: skip
 _FRACTION = (
     rf"(?P<top>{_UP_TO_99}|\ba(?=\s(?:half|third|quarter)\W*$))[\s-](?P<part>{'|'.join(_DENOMINATORS)})s?\b"
 )
