@@ -5,20 +5,22 @@ import re
 _MARKS = re.compile(
     r"""
     (?P<opens>
-        <(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)(?:\s[^<>]{0,200})?(?<!/)>
-      | \[think\] | ◁think▷ | <\|(?:begin_of_thought|start_thinking|inner_prefix)\|>
+        <(?:[a-z]{1,20}[:_])?(?:think(?:ing)?|thoughts?|reasoning)(?:\s[^<>]{0,200})?(?<!/)>
+      | \[think\] | ◁think▷ | <\|(?:begin_of_thought|start_thinking|thinking|inner_prefix)\|>
+      | to=self<\|message\|>
       | <\|?channel\|?>\s{0,9}(?:analysis|thought)\b
     )
   | (?P<closes>
-        </(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)\s{0,9}>
-      | \[/think\] | ◁/think▷ | <\|(?:end_of_thought|end_thinking|inner_suffix)\|> | <channel\|>
+        </(?:[a-z]{1,20}[:_])?(?:think(?:ing)?|thoughts?|reasoning)\s{0,9}>
+      | \[/think\] | ◁/think▷ | <\|(?:end_of_thought|end_thinking|/thinking|inner_suffix)\|> | <channel\|>
+      | (?:<\|eom\|><\|start\|>assistant\s|assistant\s|)to=user<\|message\|>
       | <\|channel\|>\s{0,9}final\b(?:\s{0,9}<\|message\|>)?
     )
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 
-_ENDS = {"begin_of": "end_of", "start_": "end_", "START_": "END_", "prefix": "suffix"}
+_ENDS = {"begin_of": "end_of", "start_": "end_", "START_": "END_", "prefix": "suffix", "<|": "<|/"}
 """Of special tokens: what the beginning of a thought has in its name, and its end in place of it."""
 _CHANNEL = re.compile(r"<\|?(?:channel|message)\|?>")
 
@@ -26,6 +28,12 @@ _CHANNEL = re.compile(r"<\|?(?:channel|message)\|?>")
 def is_mark(token: str) -> bool:
     """Whether a token is a tag by which thoughts are known, or a part of one."""
     return bool(_MARKS.fullmatch(token) or _CHANNEL.fullmatch(token))
+
+
+def begins_with_thought(text: str) -> bool:
+    """Whether a thought is the first thing in ``text``."""
+    first = _MARKS.match(text.lstrip())
+    return first is not None and first["closes"] is None
 
 
 def begins_thought(text: str) -> bool:
@@ -49,11 +57,11 @@ def opened(text: str) -> re.Match[str] | None:
 def end_of(mark: str) -> str:
     """What ends a thought that begins with ``mark``."""
     name, *_ = mark.split()
+    if name.startswith("<|channel>"):
+        return "<channel|>"
     for begins, ends in _ENDS.items():
         if begins in name:
             return name.replace(begins, ends)
-    if name.startswith("<|channel>"):
-        return "<channel|>"
     return f"{name[0]}/{name[1:].removesuffix('>')}>" if name[0] == "<" else f"{name[0]}/{name[1:]}"
 
 

@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from agents.policies.policy import Message
 from distill.lm.load import ModelError
 from distill.lm.reason import reason
-from envs.thoughts import begins_thought, end_of, ends_thought, opened
+from envs.thoughts import begins_thought, begins_with_thought, end_of, ends_thought, opened, thought_and_said
 
 TODAY = datetime(2024, 7, 26)
 """What templates that write the date are told: a prompt must not differ by the day."""
 MARKS = {"system": "SystemMark", "user": "UserMark", "assistant": "ReplyMark"}
+THOUGHT = "ThoughtMark"
 _GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 """What transformers adds to Jinja: it marks replies, and shows nothing."""
 OURS = frozenset(["messages", "add_generation_prompt", "raise_exception", "strftime_now"])
@@ -50,6 +51,8 @@ class ChatTemplate:
         self._has_parts = False
         """Whether a message's content is a list of parts."""
         self._has_system = True
+        self._hands_over = frozenset[bool]()
+        """Which thoughts, those that are cut off or those that are not, are given beside the content."""
         self._before_begun = self._before_free = self._by_itself = ""
         if MARKS["user"] not in self._tried(["user"]):
             self._has_parts = True
@@ -60,6 +63,7 @@ class ChatTemplate:
         shown = self._tried(["system", "user"])
         self._has_system = MARKS["system"] in shown and MARKS["user"] in shown
         self._find_beginnings()
+        self._find_thoughts()
 
     def text(self, messages: Sequence[Message], reply_prefix: str) -> str:
         """The chat as text, up to where the model goes on: behind the reply's beginning, if there is one.
@@ -96,16 +100,30 @@ class ChatTemplate:
         while any(mark in message.content for message in messages):
             mark += "Mark"
         drawn, marked = list[str](), list[Message]()
+        by_itself, between = list[str](), list[bool]()
         for message in messages:
             if message.token_ids is not None:
                 drawn.append(message.content.removeprefix(begun))
-                message = replace(message, content=message.content.removesuffix(drawn[-1]) + mark)
+                shown = message.content.removesuffix(drawn[-1]) + mark
+                by_itself.append("" if reply_prefix else self._by_itself)
+                between.append(False)
+                if begins_with_thought(message.content):
+                    _, said = thought_and_said(message.content)
+                    if (said is None) in self._shows_thoughts:
+                        shown = f"{self._before_thought}{mark}"
+                        by_itself[-1] = "" if self._opened_thought else self._before_thought
+                        if said is not None:
+                            between[-1] = bool(said.strip())
+                            shown += self._behind_thought + mark * between[-1]
+                message = replace(message, content=shown)
             marked.append(message)
         if not drawn:
             return [self.text(messages, reply_prefix)]
-        *before, last = self.text(marked, reply_prefix).split(mark)
-        pieces = [*(piece if reply_prefix else piece.removesuffix(self._by_itself) for piece in before), last]
-        is_whole = len(pieces) == len(drawn) + 1
+        pieces = self.text(marked, reply_prefix).split(mark)
+        if is_whole := len(pieces) == len(drawn) + sum(between) + 1:
+            for place, (beginning, is_apart) in enumerate(zip(by_itself, between, strict=True)):
+                pieces[place] = pieces[place].removesuffix(beginning)
+                del pieces[place + 1 : place + 1 + is_apart]  # from the thought to what was said: it is drawn
         try:
             whole = self.text(messages, reply_prefix)
         except ModelError:
@@ -164,14 +182,49 @@ class ChatTemplate:
         else:
             self._before_begun = f"\n{end_of(thought[0])}\n\n"
 
+    def _find_thoughts(self) -> None:
+        """Which thoughts stand where they were thought only if they are no part of the content."""
+        self._before_thought = self._behind_thought = ""
+        """What the template writes around the thought of a reply."""
+        self._shows_thoughts = frozenset[bool]()
+        """Which thoughts of earlier replies, likewise, it shows where they were thought."""
+        asked, said = self._tried(["user"]).removesuffix(self._opened_thought), MARKS["assistant"]
+        self._hands_over = frozenset([False, True])
+        shown = self._tried(
+            ["user", "assistant"], begins_reply=False, reply=f"<think>{THOUGHT}</think>{said}"
+        )
+        self._hands_over = frozenset()
+        before, found, after = shown.partition(THOUGHT)
+        if not found or not before.startswith(asked) or not opened(begins := before.removeprefix(asked)):
+            return
+        self._before_thought, (self._behind_thought, *_) = begins, after.partition(said)
+        for is_cut, end in ((False, self._behind_thought + said), (True, "")):
+            roles, reply = ["user", "assistant", "user"], begins + THOUGHT + end
+            content = self._tried(roles, reply=reply)
+            if THOUGHT in content and not _has_beginning(content, asked + begins + THOUGHT):
+                self._hands_over |= {is_cut}
+            if _has_beginning(self._tried(roles, reply=reply), asked + reply):
+                self._shows_thoughts |= {is_cut}
+
+    def _handed_over(self, said: str) -> tuple[str, str] | None:
+        """The thought and the rest of a reply, if the template has to be given them apart."""
+        if not begins_with_thought(said):
+            return None
+        thought, spoken = thought_and_said(said)
+        return (thought.strip(), (spoken or "").strip()) if (spoken is None) in self._hands_over else None
+
     def _tried(
-        self, roles: Sequence[str], settings: Mapping[str, Any] | None = None, *, begins_reply: bool = True
+        self,
+        roles: Sequence[str],
+        settings: Mapping[str, Any] | None = None,
+        *,
+        begins_reply: bool = True,
+        reply: str = MARKS["assistant"],
     ) -> str:
         """A chat of marks; empty if the template does not take it."""
+        chat = [(role, reply if role == "assistant" else MARKS[role]) for role in roles]
         try:
-            return self._rendered(
-                [(role, MARKS[role]) for role in roles], settings or self._settings, begins_reply=begins_reply
-            )
+            return self._rendered(chat, settings or self._settings, begins_reply=begins_reply)
         except ModelError:
             return ""
 
@@ -183,10 +236,7 @@ class ChatTemplate:
             (_, rules), *turns = turns
             first = turns.pop(0)[1] if turns and turns[0][0] == "user" else ""
             turns.insert(0, ("user", f"{rules}\n\n{first}".strip()))
-        messages: list[Any] = [
-            {"role": role, "content": [{"type": "text", "text": said}] if self._has_parts else said}
-            for role, said in turns
-        ]
+        messages = [self._message(role, said) for role, said in turns]
         try:
             text = self._tokenizer.apply_chat_template(
                 messages,
@@ -201,6 +251,20 @@ class ChatTemplate:
             ) from error
         assert isinstance(text, str)
         return text
+
+    def _message(self, role: str, said: str) -> dict[str, Any]:
+        thought = {}
+        if role == "assistant" and (parts := self._handed_over(said)) is not None:
+            thought, said = {"reasoning_content": parts[0]}, parts[1]
+        return {
+            "role": role,
+            "content": [{"type": "text", "text": said}] if self._has_parts else said,
+        } | thought
+
+
+def _has_beginning(text: str, beginning: str) -> bool:
+    """Whether ``text`` begins so, but for white space."""
+    return "".join(text.split()).startswith("".join(beginning.split()))
 
 
 def _behind_user(text: str) -> str:

@@ -1,6 +1,7 @@
 """What chat templates do with a chat: those that TRL ships, and made-up ones."""
 
 import re
+import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +48,48 @@ def test_templates_are_there() -> None:
 def test_a_free_reply_may_think() -> None:
     text = template((FOLDER / "qwen3_6.jinja").read_text(encoding="utf-8")).text(CHAT, "")
     assert text.endswith("<think>\n")
+
+
+def test_a_free_reply_may_think_to_itself() -> None:
+    found = template((FOLDER / "muse_glimmer.jinja").read_text(encoding="utf-8"))
+    assert found.text(CHAT, "").endswith("<|start|>assistant")
+    assert found.text(CHAT, "I move").endswith("<|start|>assistant to=user<|message|>I move")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_reply_thought_what_it_thought(name: str, is_cut: bool) -> None:
+    """Its thought follows on what it was asked, or is left out: no other stands before it."""
+    found = template((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"))
+    begins, ends = found._before_thought or "<think>\n", found._behind_thought or "\n</think>\n\n"
+    said = begins + ("Left is a" if is_cut else f"Left is a hole.{ends}Right.")
+    reply = Message(role="assistant", content=said, token_ids=(5, 6))
+    with warnings.catch_warnings(action="ignore"):
+        pieces = found.pieces([*CHAT, reply, CHAT[1]], "")
+    if len(pieces) == 2:
+        assert found.text(CHAT, "").startswith(pieces[0])
+        assert "<think>" not in pieces[1].partition("Where to?")[0]
+    else:
+        assert not re.search(r"</think>\s*<think>", pieces[0])
+
+
+@pytest.mark.parametrize("name", ["qwen3_8", "qwen3_5_think_training", "qwen3_training", "muse_glimmer"])
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_an_earlier_thought_stays_where_the_template_shows_it(name: str, is_cut: bool) -> None:
+    """Some have to be given it beside the content; the last one has channels."""
+    found = template((FOLDER / f"{name}.jinja").read_text(encoding="utf-8"))
+    begins, ends = found._before_thought, found._behind_thought
+    said = begins + ("Left is a" if is_cut else f"Left is a hole.{ends}Right.")
+    first, second = (
+        Message(role="assistant", content=text, token_ids=(5, 6))
+        for text in (said, said.replace("Right", "Left"))
+    )
+    with warnings.catch_warnings(action="error"):
+        pieces = found.pieces([*CHAT, first, CHAT[1], second, CHAT[1]], "")
+    assert len(pieces) == 3
+    assert pieces[0] == found.text(CHAT, "")
+    assert pieces[1] == pieces[2]
+    assert found.text([*CHAT, replace(first, token_ids=None), CHAT[1]], "").count("Left is a") == 1
 
 
 @pytest.mark.parametrize("name", ["gptoss", "gptoss_training"])
@@ -105,6 +148,8 @@ def test_a_message_may_say_whether_to_think(said: str) -> None:
         ("<|START_THINKING|>", "<|END_THINKING|>"),
         ("<|begin_of_thought|>", "<|end_of_thought|>"),
         ("<|inner_prefix|>", "<|inner_suffix|>"),
+        ("<longcat_think>", "</longcat_think>"),
+        ("<|thinking|>", "<|/thinking|>"),
         ("<|channel>thought\n", "<channel|>"),
     ],
 )

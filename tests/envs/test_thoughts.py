@@ -31,6 +31,12 @@ from envs.thoughts import outside_thoughts, thought_and_said
         ("<|begin_of_thought|>41<|end_of_thought|>42", "42"),
         ("<|START_THINKING|>41<|END_THINKING|>42", "42"),
         ("<|inner_prefix|>41<|inner_suffix|>42", "42"),
+        ("<longcat_think>41</longcat_think>42", "42"),
+        ("<|thinking|>41<|/thinking|>42", "42"),
+        ("to=self<|message|>41<|eom|><|start|>assistant to=user<|message|>42", "42"),
+        ("to=self<|message|>41assistant to=user<|message|>42", "42"),
+        (" to=self<|message|>41", None),
+        (" to=user<|message|>42", "42"),
         ("<|channel>thought\n41<channel|>42", "42"),
         ("<|channel|>analysis<|message|>41<|end|><|start|>assistant<|channel|>final<|message|>42", "42"),
         # the template wrote the beginning
@@ -86,6 +92,16 @@ def test_what_is_said_holds_no_thought(pieces: list[str]) -> None:
 
 def test_hostile_texts_take_no_time() -> None:
     began = time.process_time()
-    for piece in ("<think>", "</think>", "<think ", "<|channel|>" + " " * 20, "<think>x</think>", "<"):
-        outside_thoughts(piece * (1_000_000 // len(piece)))
+    for piece in (
+        "<think>",
+        "</think>",
+        "<think ",
+        "to=",
+        "assistant ",
+        "<think_",
+        "<|channel|>" + " " * 20,
+        "<think>x</think>",
+        "<",
+    ):
+        outside_thoughts(piece * (300_000 // len(piece)))
     assert time.process_time() - began < 5
