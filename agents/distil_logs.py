@@ -10,6 +10,7 @@ command again goes on where it was stopped.
 """
 
 import dataclasses
+import importlib
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,11 +38,12 @@ from agents.sharing import check_target, command_line, settings_of, share
 from agents.system_prompt import check_sizes, refuse_settings
 from agents.training import Training
 from distill.parallel import is_main_process
+from envs.deadline import EnvFault, guarded
 from envs.questions.log import Log, System
 from envs.questions.log_env import LogEnv
 from envs.questions.problems import MIN_QUESTIONS
 from envs.text_env import make_text_env
-from evals.result import ARM_LABELS, interval_text, rate_text
+from evals.result import ARM_LABELS, interval_text, rate_text, saved_text
 from evals.stats import mean_interval
 from experience.context import Context
 from experience.insight import insights_of
@@ -112,6 +114,11 @@ class LogsConfig:
                 f"validation_episodes and test_episodes must be at least {MIN_QUESTIONS} each, for intervals"
             )
         module, _, check = self.checker.rpartition(":")
+        if module:
+            try:
+                guarded(partial(importlib.import_module, module))
+            except EnvFault as fault:
+                raise ConfigError(f"--checker {self.checker}: {fault}") from fault
         is_own_place = run.context_place != SelfImproveConfig.for_env(ENV).context_place
         return dataclasses.replace(
             run,
@@ -301,7 +308,7 @@ def print_table(results: Mapping[str, Any], path: Path, console: Console | None 
     console = console or Terminal()
     console.print(rich)
     saved = tokens["with_context"] - tokens["bare"]
-    outcome = f"{saved:.0f} prompt tokens saved per call"
+    outcome = saved_text(saved)
     if not results["admitted"]:
         outcome = "the context does not help, so nothing was trained"
     elif not results["best_step"]:

@@ -208,6 +208,7 @@ def plan(run: Run, reflection: Reflection) -> None:
             chosen = fitted(asked, outlook, 60 * config.minutes - outlook.costs.seconds)
         return chosen, asdict(outlook.estimate(chosen)), list(_told(asked, chosen, outlook))
 
+    tell(run.console, "measuring what episodes and a step take")
     chosen, expected, lines = run.ranks.from_main(measured)
     run.settle(chosen, expected)
     for line in lines:

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from agents.cli import run_command
 from agents.config import ConfigError, JsonObject, SelfImproveConfig, flag
+from agents.run.folder import make_folder
 from agents.run.resume import finish
 from agents.self_improve import self_improve
 from distill.parallel import is_main_process
@@ -33,7 +34,7 @@ from envs.questions.problems import MIN_QUESTIONS
 from envs.text_env import make_env
 from evals.finished_run import FinishedRun
 from evals.page import write_whole
-from evals.result import Comparison, EvalResult, change_text, rate_text
+from evals.result import Comparison, EvalResult, change_text, rate_text, saved_text
 from evals.stats import wilson_interval
 from experience.phase import Phase
 from experience.store import open_run
@@ -218,7 +219,7 @@ def _check_unchanged(output: Path, config: SystemPromptConfig) -> None:
                     "or take another --output"
                 )
         elif is_main_process():
-            output.mkdir(parents=True, exist_ok=True)
+            make_folder(output)
             with appearing(kept) as tmp:
                 tmp.write_text(content, encoding="utf-8")
 
@@ -243,9 +244,8 @@ def print_table(table: Mapping[str, Any], console: Console | None = None) -> Non
         rich.add_row(LABELS[name], rate_text(arm), form, f"{_tokens(arms, name):.0f}")
     console = console or Terminal()
     console.print(rich)
-    saved = f"{table['prompt_tokens_saved']:.0f} prompt tokens saved per call"
     outcome = (
-        saved
+        saved_text(table["prompt_tokens_saved"])
         if table["best_step"]["opcd"]
         else "nothing was trained: the prompt or the training does not help"
     )

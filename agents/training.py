@@ -101,7 +101,8 @@ class Training:
                     self._save_checkpoint()
                 speed = bar.tasks[0].speed or 0.0  # of the last half minute
                 kl = 0.0 if self._last is None else self._last.kl
-                bar.update(bar.task_ids[0], completed=self._done, note=f"KL {kl:.4f}, {speed:.2f} steps/s")
+                pace = f"{speed:.1f} steps/s" if speed > 1 else f"{1 / speed:.1f} s/step" if speed else ""
+                bar.update(bar.task_ids[0], completed=self._done, note=f"KL {kl:.4f}, {pace}".rstrip(", "))
 
     @property
     def _done(self) -> int:

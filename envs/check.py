@@ -102,6 +102,7 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
     for seed in range(EPISODES):
         first, _ = env.reset(seed=seed)
         first_of_all = first_of_all or first
+        seen.add(first)
         is_same = again.reset(seed=seed)[0] == first
         if not is_same:
             yield f"two episodes of seed {seed} begin differently: draw from self.np_random only"
@@ -119,7 +120,8 @@ def _of_episodes(env: TextEnv, again: TextEnv) -> Iterator[str]:
                     "them for control, is needed"
                 )
                 return
-            seen.add(sentence)
+            if not (terminated or truncated):  # after which nobody reads it
+                seen.add(sentence)
             if not wrong:
                 returns[-1] += number(reward)
                 declares = declares or (info or {}).get("is_success") is not None
@@ -155,9 +157,14 @@ def _of_splits(env: TextEnv) -> Iterator[str]:
 
 
 def _outside(space: gym.Space[Any], observation: Any) -> str:
-    """Which characters a ``Text`` lacks, if that is it: by default all but letters and digits."""
+    """What a ``Text`` lacks, if that is it: room, or characters, which by default are letters and digits."""
     if not isinstance(space, gym.spaces.Text) or not isinstance(observation, str):
         return ""
+    if not space.min_length <= len(observation) <= space.max_length:
+        return (
+            f"; it has {len(observation)} characters, and may have {space.min_length} to {space.max_length}: "
+            "give Text(max_length, min_length=...) what there may be"
+        )
     strange = "".join(sorted(set(observation) - set(space.characters)))
     take = "give Text(..., charset=string.printable)"
     if not set(strange) <= set(string.printable):
@@ -169,7 +176,8 @@ def _of_observation(env: TextEnv, observation: Any) -> Iterator[str]:
     space = env.env.observation_space
     if not space.contains(observation):
         kind = f"{observation.dtype} " if isinstance(observation, np.ndarray) else ""
-        yield f"an observation is not in {space}: {kind}{_short(observation)}{_outside(space, observation)}"
+        named = "its Text space" if isinstance(space, gym.spaces.Text) else space
+        yield f"an observation is not in {named}: {kind}{_short(observation)}{_outside(space, observation)}"
 
 
 def _of_step(env: TextEnv, observation: Any, reward: Any, ends: tuple[Any, Any], info: Any) -> Iterator[str]:

@@ -3,10 +3,11 @@
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Text
 from gymnasium.wrappers import TimeLimit
 
@@ -143,11 +144,13 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
             raise error from None
         if isinstance(error, gym.error.UnregisteredEnv):
             module, colon, bare = env_id.rpartition(":")
-            names = {known: known.rpartition("-v")[0] or known for known in gym.registry}
-            close = difflib.get_close_matches(bare.rpartition("-v")[0] or bare, set(names.values()), n=3)
-            # A module that is named may register them.
-            near = [f"{module}{colon}{known}" for known, name in names.items() if name in close]
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            own_ids = [known for known, spec in gym.registry.items() if module and _is_from(module, spec)]
+            near = _near(bare, gym.registry, cutoff=1.0) or _near(bare, own_ids or gym.registry)
+            hint = (
+                f"; did you mean {' or '.join(f'{module}{colon}{known}' for known in near)}?" if near else ""
+            )
+            if own_ids and not near:
+                hint = f"; {module} has {', '.join(own_ids[:8])}"
             own = "" if module else f"; one of your own is module:{bare}, whose module registers it"
             raise EnvError(f"no environment is called {env_id!r}{hint}{own}") from error
         if isinstance(error, ModuleNotFoundError):
@@ -166,6 +169,22 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
             "max_episode_steps to the env kwargs"
         )
     return env
+
+
+def _is_from(module: str, spec: EnvSpec) -> bool:
+    """Whether an env's class comes from the module's package."""
+    entry = spec.entry_point
+    where = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+    return where.partition(":")[0].partition(".")[0] == module.partition(".")[0]
+
+
+def _near(env_id: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """The ids that are called alike, whatever their versions."""
+    names = {other: other.rpartition("-v")[0] or other for other in known}
+    close = difflib.get_close_matches(
+        env_id.rpartition("-v")[0] or env_id, set(names.values()), n=3, cutoff=cutoff
+    )
+    return [other for other, name in names.items() if name in close]
 
 
 def make_text_env(

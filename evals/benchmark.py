@@ -73,9 +73,13 @@ def run_suite(
     A run that fails is reported, and the others go on. ``run`` and ``check`` are those of the agents.
 
     Raises:
-        EvalError: One was begun as something else, or another process is at work in ``output``.
+        EvalError: One was begun as something else, another process is at work in ``output``, or that cannot
+            be made.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvalError(f"{output} cannot be made: {error.strerror}: choose another --output") from error
     try:  # of two tables, each would say of the other's runs that they failed
         with FileLock(output / LOCK, timeout=0):
             return _run_suite(cells, output, console, run, check)

@@ -229,6 +229,16 @@ def change_text(comparison: Mapping[str, Any]) -> str:
     return interval_text(comparison, "difference", "{:+.1%}")
 
 
+def saved_text(tokens: float) -> str:
+    """How much shorter a prompt is without its context, for tables."""
+    if round(tokens) > 0:
+        return f"{tokens:.0f} prompt tokens saved per call"
+    return (
+        "no prompt tokens saved: the context takes no more than what the chat template writes in its place, "
+        "such as a system message of its own"
+    )
+
+
 def temperature_text(temperature: float) -> str:
     """A sampling temperature, for tables."""
     return "greedy" if temperature == 0 else f"T = {temperature:g}"

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
@@ -93,10 +94,7 @@ class RunFolder(AbstractContextManager["RunFolder", None]):
             "expected_seconds": expected,
             **provenance(),
         }
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"the run folder {path} cannot be made: {error.strerror}") from error
+        make_folder(path)
         folder = cls(path)
         folder.write_json("config.json", about)
         return folder
@@ -230,11 +228,23 @@ def clear_errors(target: Path) -> Iterator[Path]:
         raise RunFolderError(f"{target} could not be written: {error}") from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it stands in, where they are not there.
+
+    Raises:
+        RunFolderError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be made: {error.strerror}: choose another --output") from error
+
+
 def check_free(path: Path) -> None:
     """Make sure that a new run can be put at ``path``.
 
     Raises:
-        RunFolderError: There is a run, or something else.
+        RunFolderError: There is a run, or something else, or no folder can be made.
     """
     if (path / "config.json").exists():
         raise RunFolderError(
@@ -245,6 +255,12 @@ def check_free(path: Path) -> None:
         not path.is_dir() or any(p.name != ".lock" and p.suffix != ".tmp" for p in path.iterdir())
     ):
         raise RunFolderError(f"{path} exists and is not empty: choose another --output")
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:  # what may be written there cannot be told by its rights alone
+        with TemporaryDirectory(prefix=".opcd-", suffix=".tmp", dir=there):
+            pass
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be made: {error.strerror}: choose another --output") from error
 
 
 def _check_links(path: Path) -> None:

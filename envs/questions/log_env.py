@@ -84,7 +84,7 @@ class LogEnv(PartedEnv[str, str]):
         """
         if check not in (*get_args(Check), *_CHECKERS):
             known = ", ".join((*get_args(Check), *_CHECKERS))
-            raise EnvError(f"check must be one of {known}, not {check!r}")
+            raise EnvError(f"a checker is one of {known}, or module:name of one of your own, not {check!r}")
         if system not in get_args(System):
             raise EnvError(f"system must be keep or drop, not {system!r}")
         self.log = read_log(Path(file), answer, system, needs_answers=check not in _CHECKERS)

@@ -76,7 +76,8 @@ class RowProblems:
         problems = self._parts[part]
         if not problems:
             raise EnvError(
-                f"{self._name} has no problem for seeds of remainder {part} by {PARTS}: it is too small"
+                f"{self._name} is too small: it has no problem left for "
+                f"{('training', 'validation', 'the test')[part]}, each gets a third"
             )
         return problems[number % len(problems)]
 

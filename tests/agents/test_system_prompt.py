@@ -385,6 +385,6 @@ def test_a_file_too_small_for_three_splits_stops_before_anything_is_made(env: st
     path = tmp_path / "two.jsonl"
     path.write_text("".join(json.dumps({"question": f"q{n}", "answer": n}) + "\n" for n in range(2)))
     config = SelfImproveConfig.for_env(env, env_kwargs={"file": str(path)}, output=tmp_path / "run")
-    with pytest.raises(EnvError, match="has no problem for seeds of remainder"):
+    with pytest.raises(EnvError, match="has no problem left for"):
         self_improve(config, QUIET)
     assert not (tmp_path / "run").exists()

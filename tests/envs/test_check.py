@@ -126,7 +126,7 @@ def test_a_charset_that_is_too_small() -> None:
     assert said == "; its charset lacks ' .': give Text(..., charset=string.printable)"
     said = _outside(gym.spaces.Text(100, charset=string.printable), "你 at 3")
     assert said == "; its charset lacks '你': take AnyText() of envs.any_text"
-    assert _outside(gym.spaces.Text(3), "longer") == ""
+    assert _outside(gym.spaces.Text(3), "longer").startswith("; it has 6 characters, and may have 1 to 3")
 
 
 def test_an_env_that_says_itself_what_success_is_may_cost() -> None:
@@ -180,3 +180,28 @@ gym.register("tests/Quiz-v0", entry_point=f"{__name__}:Quiz", max_episode_steps=
 def test_questions_of_training_and_of_the_test_differ(kwargs: dict[str, Any], is_said: bool) -> None:
     found = check_text_env("tests/Quiz-v0", kwargs)
     assert any("deal them to seeds by the seed's remainder by 3" in each for each in found) == is_said
+
+
+class Ask(gym.Env[str, str]):
+    """One question, one reply, and nothing to read after it."""
+
+    observation_space = gym.spaces.Text(40, min_length=0, charset=string.printable)
+    action_space = gym.spaces.Text(10)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        return f"What is {(seed or 0) % 3} + 1?", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "", 0.0, True, False, {}
+
+
+def test_questions_differ_though_nothing_follows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    gym.register("tests/Ask-v0", entry_point=f"{__name__}:Ask", max_episode_steps=1)
+    try:
+        assert check_text_env("tests/Ask-v0") == []
+        monkeypatch.setattr(Ask, "observation_space", gym.spaces.Text(40, charset=string.printable))
+        [said] = check_text_env("tests/Ask-v0")
+        assert said.startswith("an observation is not in its Text space: ''; it has 0 characters, and may")
+    finally:
+        gym.registry.pop("tests/Ask-v0")

@@ -441,7 +441,7 @@ def test_episodes(tmp_path: Path) -> None:
 
 def test_a_checker_of_ones_own(tmp_path: Path) -> None:
     path = str(write(tmp_path / "chats.jsonl", *chats(9)))
-    with pytest.raises(EnvError, match="check must be one of contains, exact, math"):
+    with pytest.raises(EnvError, match="a checker is one of contains, exact, math"):
         make_text_env("Logs-v0", {"file": path, "check": "os:system"})
     register_checker("polite", lambda reply, answer: "please" in reply if reply else None)
     env = make_text_env("Logs-v0", {"file": path, "check": "polite"})
