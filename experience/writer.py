@@ -30,7 +30,8 @@ MAX_REPLY_CHARS = 16_384
 MAX_ITEMS = 8
 """Per reply."""
 MIN_CHARS, MAX_CHARS = 12, 400
-"""Of one item. A shorter one says nothing; a longer one is refused, not cut."""
+"""Of one item. A shorter one, where wide characters count twice, says nothing; a longer one is refused, not
+cut."""
 MAX_PROMPT_CHARS = 200_000
 """Of a whole prompt."""
 FILTERS = {
@@ -50,22 +51,23 @@ QUOTED = 90
 
 OUR_PROMPTS = Path(__file__).with_name("prompts.toml")
 
+_BRACKETED = (
+    r"\[/?(?:INST|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|ARGS|CALL_ID|SYSTEM_PROMPT|MODEL_SETTINGS|THINK"
+    r"|IMG(?:_BREAK|_END)?|AUDIO|PREFIX|SUFFIX|MIDDLE|(?:BEGIN|END)_[A-Z_]{1,32}|CONTROL_\d{1,4})\]"
+)
+"""The words in brackets that are markup; others, ``[LEFT]``, are an env's own."""
 _MARKUP = re.compile(
-    r"<[|\uff5c].*?[|\uff5c]>|</?s>|\[/?(?-i:[A-Z_]{4,})\]|<</?SYS>>|<(start|end)_of_turn>"
+    rf"<[|\uff5c].*?[|\uff5c]>|</?s>|(?-i:{_BRACKETED})|<</?SYS>>|<(start|end)_of_turn>"
     r"|\bEXPERIENCE ITEM\b|^\W*(system|user|assistant|human|developer|tool)\b\s*[:>\]]",
     re.IGNORECASE,
 )
 """Chat templates' markup, and a line that speaks in another role."""
-_MARKERS = re.compile(r"<[|\uff5c]|</?s>|\[/?[A-Z_]{4,}\]|<</?SYS>>|<(start|end)_of_turn>")
+_MARKERS = re.compile(rf"<[|\uff5c]|</?s>|{_BRACKETED}|<</?SYS>>|<(start|end)_of_turn>")
 """What begins chat templates' markup, in other models' too."""
-
-
 _MARKER = re.compile(
-    r"\s*(?:[-*+\u2022\u2013\u2014]|#+|\(?\d{1,3}[.):])?\s*[*_`]{0,3}\s*EXPERIENCE ITEM(?:\s*#?\d{1,3})?"
-    r"\s*[*_`]{0,3}\s*:",
-    re.IGNORECASE,
+    r"[-*+>#\u2022\u2013\u2014_`().:\d ]{0,16}EXPERIENCE ITEM[#*_`()\d ]{0,16}[:\uff1a]", re.IGNORECASE
 )
-"""``MARKER``, as models write it: in another kind of list, in bold, numbered."""
+"""``MARKER``, as models write it: in another kind of list, in bold, quoted, numbered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +230,7 @@ def plain(text: str) -> str:
 
 
 def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
-    """The items of a reply: lines that begin with the marker, in whatever way they are listed.
+    """The items of a reply: lines that begin with the marker, in whatever way they are listed, or follow one.
 
     An item is refused when it is too short or too long, or holds chat markup. Control characters and line
     separators become spaces.
@@ -238,19 +240,28 @@ def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
         forbidden: Further strings that no item may hold, such as a tokenizer's special tokens.
     """
     items: list[str] = []
+    is_begun = False
     for line in reply[:MAX_REPLY_CHARS].split("\n"):
         line = "".join(c if unicodedata.category(c)[0] not in "CZ" else " " for c in line)
-        if (marker := _MARKER.match(line)) is None:
+        line = " ".join(line.split())
+        marker = _MARKER.match(line)
+        if marker is None and not is_begun:
             continue
-        text = line[marker.end() :].strip("*_` ")
-        text = masked(" ".join(text.split()))
-        if not MIN_CHARS <= len(text) <= MAX_CHARS:
+        text = line[marker.end() if marker else 0 :].strip("*_` ")
+        is_begun = not text  # it may stand on the next line
+        text = masked(text)
+        if sum(_width(c) for c in text) < MIN_CHARS or len(text) > MAX_CHARS:
             continue
         if _MARKUP.search(text) or any(string in text for string in forbidden):
             continue
         if text not in items:
             items.append(text)
     return items[:MAX_ITEMS]
+
+
+def _width(character: str) -> int:
+    """In columns: a character of Chinese says as much as two."""
+    return 2 if unicodedata.east_asian_width(character) in "FW" else 1
 
 
 def is_instance_specific(text: str, problem: str) -> bool:
