@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from experience import ExperienceError
 from experience.context import NO_CONTEXT, Context, relevance, within_budget
 from experience.endpoint import Endpoint
 from experience.insight import Insight, InsightState
+from experience.masking import masked
 from experience.merging import merged, settled, with_outcomes
 from experience.seeds import SeedRange, Split
 from experience.writer import (
@@ -758,6 +760,26 @@ def test_an_endpoint_that_thinks_too_long_says_so(server: Any) -> None:
         ask(server, [refusal(400, "no such model")])
     with pytest.raises(ExperienceError, match=r"BadRequestError.*too large"):
         ask(server, [refusal(400, "max_tokens is too large")])
+
+
+def test_a_line_that_the_limit_cut_off_is_no_insight(server: Any) -> None:
+    cut = chat(f"{ITEM}\n{MARKER} Never add the ones unless")
+    cut["choices"][0]["finish_reason"] = "length"
+    assert ask(server, [(200, cut)]) == ITEM
+    cut["choices"][0]["message"]["content"] = f"{MARKER} Never add the ones unless"
+    with pytest.raises(ExperienceError, match="used up all of 9 tokens"):
+        ask(server, [(200, cut)])
+
+
+@pytest.mark.timeout(20)
+def test_of_an_answer_no_more_is_masked_than_kept(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    huge = "x" * (MAX_REPLY_CHARS - 20) + " sk-secret" * 3_000_000
+    with patch("experience.endpoint.masked", wraps=masked) as seen:
+        assert ask(server, [(200, chat(huge))]).endswith(" ***" * 5)
+        with pytest.raises(ExperienceError, match=r"PermissionDeniedError.* \*\*\*"):
+            ask(server, [refusal(403, huge[-1_000_000:])])
+    assert max(len(call.args[0]) for call in seen.call_args_list) <= 2 * MAX_REPLY_CHARS
 
 
 def test_a_task_that_is_refused_takes_no_other_along(server: Any) -> None:
