@@ -202,6 +202,13 @@ def contradict(first: str, second: str, actions: Collection[str] = ()) -> bool:
         ("Check the sign of the result", "check the signs of results"),
         ("Carry the one when adding.", "Carrying the one when you add."),
         ("Calculate before you answer.", "Calculating before answering."),
+        ("Numbers are added.", "The number is added"),
+        ("Don't go left at the door.", "You don\u2019t go left at the doors"),
+        ("Do not go left at the door.", "You shouldn't go left at the door."),
+        ("You can't win there.", "You cannot win there!"),
+        ("Add \u22125 to it at once.", "Add -5 to it at once."),
+        ("Press `left`, (then) down\u2026", "Press left then down"),
+        ("At \u2b06\ufe0f go on at once.", "At \u2b06 go on at once"),
     ],
 )
 def test_duplicates(first: str, second: str) -> None:
@@ -231,6 +238,26 @@ def test_duplicates(first: str, second: str) -> None:
         ("Go left. After that, go right.", "Go right. After that, go left.", False),
         ("Put it in the box.", "Put it on the box.", False),
         ("Go from it to the door.", "Go to it from the door.", False),
+        # Signs say something, and so do marks.
+        ("Press \u2192 at the start.", "Press \u2190 at the start.", False),
+        ("If x \u2265 3 move left.", "If x \u2264 3 move left.", False),
+        ("a \u00d7 b first", "a \u00f7 b first", False),
+        ("Add \u22125 to it at once", "Add 5 to it at once", False),
+        ("a = b wins here", "a != b wins here", False),
+        ("x & y decides all", "x | y decides all", False),
+        ("Take 2^3 of them", "Take 2 3 of them", False),
+        ("\u092e\u0940\u0920\u093e \u0916\u093e\u0913", "\u092e\u094b\u0920\u093e \u0916\u093e\u0913", False),
+        ("\u2b06 \u2b06 \u2b07 \u2b05", "\u2b05 \u2b07 \u2b06 \u2b06", False),
+        ("You should, we must.", "We should be, always.", False),
+        # A list's order is what it says.
+        ("Path to the goal: down, down, right.", "Path to the goal: right, down, down.", False),
+        ("The moves are: up, down, up", "The moves are: down, up, up", False),
+        # However a negation is written.
+        ("Do not go left at the start.", "Go left at the start.", True),
+        ("Don\u2019t go left at the start.", "Go left at the start.", True),
+        ("You shouldn't go left at the start.", "You should go left at the start.", True),
+        ("The ice isn't safe.", "The ice is safe.", True),
+        ("The ice won't hold you.", "The ice will hold you.", True),
     ],
 )
 def test_other_lessons_are_kept_apart(first: str, second: str, is_contrary: bool) -> None:
