@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import os
 import random
 import re
 import shutil
@@ -346,11 +347,60 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["other.db"]
 
 
+@pytest.mark.parametrize(
+    "location",
+    [
+        *("", ":memory:", Path(":memory:"), "sqlite://", "sqlite:///", "sqlite:///:memory:", "file::memory:"),
+        *("sqlite+pysqlite:///file::memory:?cache=shared&uri=true", "sqlite:///file:?uri=true"),
+        *("sqlite:///file:x?mode=memory&cache=shared&uri=true", "sqlite:///file:/x?vfs=memdb&uri=true"),
+    ],
+)
+def test_a_store_that_would_be_lost_is_refused(location: str | Path) -> None:
+    with pytest.raises(ExperienceError, match="give the path of a file"):
+        ExperienceStore(location)
+
+
 def test_a_folder_of_the_users_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.tmp").mkdir()
     with appearing(tmp_path / "mine") as folder:
         folder.mkdir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.tmp"]
+
+
+def test_two_who_write_the_same_take_nothing_from_each_other(tmp_path: Path) -> None:
+    target = tmp_path / "[a]*.json"
+    with appearing(target) as first:
+        first.write_text("half")
+        with appearing(target) as second:
+            second.write_text("second")
+        assert target.read_text() == "second"
+        first.write_text("first")
+    assert target.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_what_others_left_unfinished_does_not_pile_up(tmp_path: Path) -> None:
+    """A killed process's is removed, one's elsewhere only when it is old: nobody knows whether that lives."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    target = tmp_path / "a.json"
+    with appearing(target) as own:
+        own.touch()
+        here, there = own.name.split(".")[3], "0" * 8
+        names = [own.name.replace(here, there), own.name.replace(f".{os.getpid()}.", f".{ended.pid}.")]
+        elsewhere, left = (tmp_path / name for name in names)
+        elsewhere.touch()
+        left.mkdir()
+        (left / "part").touch()
+        with appearing(target) as again:
+            again.touch()
+        assert own.exists()
+        assert elsewhere.exists()
+        assert not left.exists()
+        os.utime(elsewhere, (0, 0))
+        with appearing(target) as again:
+            again.touch()
+        assert not elsewhere.exists()
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:
