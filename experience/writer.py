@@ -8,7 +8,7 @@ import hashlib
 import re
 import tomllib
 import unicodedata
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from rapidfuzz import fuzz
 from experience import ExperienceError
 from experience.insight import Insight
 from experience.masking import masked
+from experience.plain_yaml import read_bounded
 
 MARKER = "- EXPERIENCE ITEM:"
 MAX_REPLY_CHARS = 16_384
@@ -33,19 +34,23 @@ MIN_CHARS, MAX_CHARS = 12, 400
 """Of one item. A shorter one, where wide characters count twice, says nothing; a longer one is refused, not
 cut."""
 MAX_PROMPT_CHARS = 200_000
-"""Of a whole prompt."""
+"""Of a whole prompt, and of a file of prompts."""
 FILTERS = {
-    *("capitalize", "count", "default", "first", "int", "float", "join", "last", "length", "list", "lower"),
-    *("max", "min", "reverse", "round", "sort", "string", "title", "trim", "truncate", "unique", "upper"),
+    *("capitalize", "count", "default", "first", "int", "float", "last", "length", "lower", "max", "min"),
+    *("round", "string", "title", "trim", "truncate", "upper"),
 }
+ORDERS = {"sort", "unique", "reverse"}
+"""Filters that make a list of a list; of a text they would make one that takes more room."""
 NODES = (
     *(nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.If, nodes.For, nodes.CondExpr),
-    *(nodes.Test, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Keyword, nodes.Tuple),
-    *(nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Add, nodes.Sub, nodes.Concat, nodes.Neg, nodes.List),
+    *(nodes.Test, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Keyword),
+    *(nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Add, nodes.Sub, nodes.Concat, nodes.Neg),
 )
 """What a template may be made of: nothing that calls, multiplies, defines, or loads."""
 MAX_TRANSCRIPT_CHARS = 6_000
 """Of a transcript the middle turns go first, then the middle of what is longest."""
+MOST_KNOWN = 40
+"""Insights of ``MAX_CHARS`` that a prompt has to have room for."""
 QUOTED = 90
 """An item quotes the problem when this percentage of it, or of the problem, is found in the other."""
 
@@ -107,7 +112,8 @@ class InsightPrompts:
         """
         path = path or OUR_PROMPTS
         try:
-            text = path.read_text(encoding="utf-8")
+            if len(text := read_bounded(path)) > MAX_PROMPT_CHARS:
+                raise ValueError(f"it has more than {MAX_PROMPT_CHARS} characters")
             templates = tomllib.loads(text)
             environment = ImmutableSandboxedEnvironment(
                 undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -120,14 +126,16 @@ class InsightPrompts:
             self._user = environment.from_string(templates["user"])
         except KeyError as error:
             raise ExperienceError(f"{path} has no template {error}: see {OUR_PROMPTS}") from error
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ExperienceError(f"{path} cannot be read as prompts: {error}") from error
         except (jinja2.TemplateError, RecursionError) as error:
             raise ExperienceError(f"{path}: {error}") from error
         self.version = hashlib.sha256(text.encode()).hexdigest()[:8]
-        for known, success, is_begun in product(([], ["A lesson."] * 3), (True, False), (True, False)):
+        played = ("The sum?\nReply: 5", "x" * (2 * MAX_TRANSCRIPT_CHARS))
+        lists: Sequence[list[str]] = ([], ["A lesson."] * 3, ["x" * MAX_CHARS] * MOST_KNOWN)
+        for text, known, success, is_begun in product(played, lists, (True, False), (True, False)):
             self._fill_in(  # now, not after hours of play
-                transcript="The sum?\nReply: 5",
+                transcript=text,
                 turns=1 + 2 * success,
                 success=success,
                 total_reward=float(success),
@@ -158,29 +166,61 @@ class InsightPrompts:
 
     def _fill_in(self, **values: Any) -> WritingTask:
         try:
-            system, user = self._system.render(values).strip(), self._user.render(values).strip()
+            system, user = _filled_in(self._system, values), _filled_in(self._user, values)
         except Exception as error:  # templates raise whatever their filters and operators do
             raise ExperienceError(f"the prompts cannot be filled in: {error}") from error
         if not user or len(system) + len(user) > MAX_PROMPT_CHARS:
             raise ExperienceError(
-                f"the prompts come to {len(system)} and {len(user)} characters: the user's must have some, "
-                f"both together at most {MAX_PROMPT_CHARS}"
+                f"the prompts come to {len(system)} and {len(user)} characters or more: the user's must have "
+                f"some, both together at most {MAX_PROMPT_CHARS}, also where a transcript is long"
             )
         return WritingTask(system=system, user=user)
 
 
+def _filled_in(template: jinja2.Template, values: Mapping[str, Any]) -> str:
+    """As far as a prompt may go, and a little more."""
+    parts, length = [], 0
+    for part in template.generate(values):
+        parts.append(part)
+        length += len(part)
+        if length > MAX_PROMPT_CHARS:
+            break
+    return "".join(parts).strip()
+
+
 def _check_template(template: nodes.Template) -> None:
-    """Make sure that a template is filled in at once, whatever the texts in it are.
+    """Make sure that a template is filled in at once, whatever the texts in it are: that nothing multiplies.
 
     Raises:
         jinja2.TemplateError: It may do more than show, choose and list.
     """
     for node in template.find_all(nodes.Node):
-        name = getattr(node, "name", "") if isinstance(node, nodes.Filter) else type(node).__name__
-        if (name not in FILTERS) if isinstance(node, nodes.Filter) else not isinstance(node, NODES):
-            raise jinja2.TemplateError(f"a prompt shows, chooses and lists, and does without {name}")
-        if isinstance(node, nodes.For) and any(node.find_all(nodes.For)):
-            raise jinja2.TemplateError("a prompt has no loop within a loop")
+        if isinstance(node, nodes.Filter):
+            name, is_fine = node.name, node.name in FILTERS
+            if name in ORDERS:
+                is_fine = _lists_known(node)
+            elif name == "join":
+                by = [*node.args, *node.kwargs]
+                is_fine = _lists_known(node.node) and all(isinstance(value, nodes.Const) for value in by)
+        else:
+            name, is_fine = type(node).__name__, isinstance(node, NODES)
+        if not is_fine:
+            raise jinja2.TemplateError(
+                f"a prompt shows, chooses and lists what is known, and does without {name}"
+            )
+        if isinstance(node, nodes.For) and (
+            any(node.find_all(nodes.For)) or not _lists_known(node.iter) or _lists_known(node.target)
+        ):
+            raise jinja2.TemplateError("a prompt has loops over what is known, none within another")
+
+
+def _lists_known(node: nodes.Node | None) -> bool:
+    """Whether it is the list of what is known, or a part of it, in some order."""
+    if isinstance(node, nodes.Filter) and node.name in ORDERS:
+        return _lists_known(node.node)
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+        return _lists_known(node.node)
+    return isinstance(node, nodes.Name) and node.name == "known"
 
 
 def transcript(turns: pd.DataFrame, final_observation: str) -> str:

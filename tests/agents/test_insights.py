@@ -663,7 +663,18 @@ def test_prompts_of_the_users_own(tmp_path: Path, text: str, says: str) -> None:
         "{{ '%1000000000d' % 1 }}",
         "{{ 'x' | center(1000000000) }}",
         "{{ 'x' | replace('x', transcript) }}",
-        "{% for a in transcript %}{% for b in transcript %}{% endfor %}{% endfor %}x",
+        "{% for a in known %}{% for b in known %}{% endfor %}{% endfor %}x",
+        "{% for c in transcript|list %}{{ transcript|list|join(transcript) }}{% endfor %}",
+        "{% for c in (transcript|list) %}{{ transcript }}{% endfor %}",
+        "{% for c in transcript %}{{ c }}{% endfor %}",
+        "{% for c in known[0] %}{{ c }}{% endfor %}x",
+        "{% for known in known %}{{ known | sort }}{% endfor %}x",
+        "{{ known | join(transcript) }}x",
+        "{{ transcript | join('abc') }}",
+        "{{ transcript | sort | string | sort | string | sort | string }}",
+        "{{ [[[transcript] | string] | string] | string }}",
+        "{{ transcript }}" * 20,
+        "{% for x in known %}{{ transcript }}{% endfor %}x",
         "{{ 'x' }}" + "x" * 300_000,
         "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
         "",
@@ -683,12 +694,12 @@ def test_prompts_are_tried_before_the_play(tmp_path: Path, user: str) -> None:
 def test_what_prompts_may_do(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
-        """system = "{{ 'Won' if success and turns > 1 else 'Lost' }}"
-        user = "{% for x in known[:3] %}{{ loop.index }}{{ x | upper }}{% endfor %}{{ transcript ~ '!' }}"
+        """system = "{{ 'Won' if success and turns > 1 else 'Lost' }}{{ known | unique | join(', ') }}"
+        user = "{% for x in known[:3] | sort %}{{ loop.index }}{{ x | upper }}{% endfor %}{{ turns }}!"
         """
     )
     task = InsightPrompts(path).task(turns(), "", ["Be brief."])
-    assert task.system == "Lost"
+    assert task.system == "LostBe brief."
     assert task.user.startswith("1BE BRIEF.")
 
 
