@@ -360,6 +360,17 @@ def test_a_store_that_would_be_lost_is_refused(location: str | Path) -> None:
         ExperienceStore(location)
 
 
+@pytest.mark.parametrize(
+    ("seed", "rewards"), [(1 << 63, (1.0,)), (3, (1.0, math.nan)), (3, (math.inf, -math.inf))]
+)
+def test_a_trace_that_cannot_be_kept_is_named(seed: int, rewards: tuple[float, ...], location: str) -> None:
+    bad = make_trace(seed, *[make_turn("a", "left", reward) for reward in rewards])
+    with ExperienceStore(location) as store:
+        with pytest.raises(ExperienceError, match=f"the trace round1/play0/{seed} cannot be kept"):
+            store.add_traces([make_trace(0, make_turn("a", "left")), bad])
+        assert store.traces().empty
+
+
 def test_a_folder_of_the_users_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.tmp").mkdir()
     with appearing(tmp_path / "mine") as folder:
@@ -680,6 +691,21 @@ def test_garbage_is_not_imported(
     if "README" not in file:
         with pytest.raises(ExperienceError, match="has no run; it has: none"):
             ExperienceStore(tmp_path / "to.db", create=False)
+
+
+@pytest.mark.timeout(30)
+def test_what_has_no_end_is_not_read(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "folder"))
+    file = folder / "traces-00000.jsonl"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ExperienceError, match="cannot be read: it is no regular file"):
+        import_run(folder, str(tmp_path / "to.db"))
+    file.unlink()
+    with file.open("wb") as endless:
+        endless.truncate(1 << 36)
+    with pytest.raises(ExperienceError, match="cannot be read: a row has more than 16,777,216"):
+        import_run(folder, str(tmp_path / "to.db"))
 
 
 def test_a_broken_row_is_found_in_its_own_file(tmp_path: Path) -> None:
