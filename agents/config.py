@@ -24,6 +24,7 @@ from envs.deadline import MAX_SECONDS
 from envs.place import Vectorization
 from envs.registry import settings_for
 from envs.thinking import Replies
+from experience.addresses import absolute
 from experience.masking import keep_secrets_of
 from experience.seeds import STRIDE
 
@@ -336,6 +337,8 @@ class SelfImproveConfig(
                 object.__setattr__(self, name, check.validate_python(getattr(self, name)))
             except ValidationError as error:
                 raise ConfigError(f"{name} {_problem(error)}") from error
+        if self.store is not None:  # the run may go on from another folder
+            object.__setattr__(self, "store", absolute(self.store))
         _ = self.remembered
         if self.resume is not None and self.output is not None:
             raise ConfigError(f"output is where a new run goes; the one in {self.resume} stays there")

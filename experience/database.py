@@ -58,7 +58,7 @@ class Database(AbstractContextManager["Database", None]):
             ExperienceError: It cannot be opened or is no store; or there is none and ``create`` is off.
         """
         url = _url(location)
-        is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+        is_file = url.get_backend_name() == "sqlite"
         is_path = is_file and not url.query
         # Options of a URL may hold a password as well.
         shown = url.set(query={}).render_as_string(hide_password=True)
@@ -229,7 +229,7 @@ def insert_new(
 
 def _url(location: str | Path) -> sa.URL:
     if isinstance(location, Path) or "://" not in location:
-        return sa.URL.create("sqlite", database=str(location))
+        return _of_file(sa.URL.create("sqlite", database=str(location)))
     try:
         url = sa.make_url(location)
         url.get_dialect()
@@ -247,6 +247,19 @@ def _url(location: str | Path) -> sa.URL:
         raise ExperienceError(
             f"a store cannot be in {url.get_backend_name()}: give the path of a SQLite file, or a URL like "
             "postgresql+psycopg://user:password@host/name"
+        )
+    return _of_file(url) if url.get_backend_name() == "sqlite" else url
+
+
+def _of_file(url: sa.URL) -> sa.URL:
+    name = (url.database or "").removeprefix("file:").lstrip("/")
+    if (
+        name in ("", ":memory:")
+        or "memory" in url.query.get("mode", ())
+        or "memdb" in url.query.get("vfs", ())
+    ):
+        raise ExperienceError(
+            "a store that is in no file is lost when its process ends: give the path of a file"
         )
     return url
 

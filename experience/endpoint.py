@@ -29,6 +29,8 @@ MAX_PAUSE = 10.0
 RETRIES = 5
 """With the client's back-off, of connection errors, time-outs, rate limits and server errors."""
 KEY = "OPENAI_API_KEY"
+MARGIN = MAX_REPLY_CHARS
+"""Characters that are searched for secrets behind what is kept of a text, where one may end."""
 
 
 Settings = dict[str, Any]
@@ -109,7 +111,7 @@ class Endpoint:
             text, other = self._try(task, settings)
             if text:
                 self._settings = settings  # others need not find out again
-                return masked(text)[:MAX_REPLY_CHARS]
+                return _cut(text, MAX_REPLY_CHARS)
             settings = other
         return ""
 
@@ -123,6 +125,8 @@ class Endpoint:
             text = choice.message.content
             if isinstance(text, list):  # in parts, of which thoughts are others
                 text = "".join(part["text"] for part in text if part["type"] == "text")
+            if isinstance(text, str) and choice.finish_reason == "length":
+                text = text.rpartition("\n")[0]  # the last line is not whole
             if isinstance(text, str) and self._said(text[:MAX_REPLY_CHARS]):
                 return text, None
             if choice.finish_reason == "length":
@@ -149,9 +153,14 @@ class Endpoint:
 
     def _say(self, reason: str) -> str:
         return (
-            f"the endpoint {masked(self._url)} gave no insights: {masked(reason)[:300]}. The traces are "
+            f"the endpoint {masked(self._url)} gave no insights: {_cut(reason, 300)}. The traces are "
             f"kept: see that it runs, and that {KEY} is set if it wants a key, then resume the run"
         )
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning of a text, masked: not all of it, which takes its time where a server sends much."""
+    return masked(text[: most + MARGIN])[:most]
 
 
 def _other(settings: Settings, reason: str) -> Settings | None:

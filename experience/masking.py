@@ -26,7 +26,7 @@ _VARIABLES_OF_URLS = ("URL", "URI", "PROXY", "DSN")
 _FIELD = re.compile(
     r"(?:(?:api|access|auth|private|secret)[-_]?key|token|secret|passw(?:or)?d|authorization)$", re.IGNORECASE
 )
-_USER = re.compile(r"\b([a-z][\w+.-]*)://([^\s/?#\"'<>]*)@", re.IGNORECASE)
+_USER = re.compile(r"(https?)?://([^\s/?#\"'<>]*)@", re.IGNORECASE)
 _OPTION = re.compile(
     r"([?&;](?:[\w.-]*(?:key|token|secret|signature)|sig|auth|pass|pwd|[\w.-]*passw(?:or)?d)=)([^&;#\s\"'<>]+)",
     re.IGNORECASE,
@@ -86,16 +86,16 @@ def _masked(value: Any, mask: Callable[[str], str]) -> Any:
 def _without_user(found: re.Match[str]) -> str:
     scheme, user = found.groups()
     name, _, password = user.partition(":")
-    if scheme.lower() in ("http", "https"):  # whose user is often the key
+    if scheme:  # http, whose user is often the key
         return f"{scheme}://{MASK}@"
-    return f"{scheme}://{name}:{MASK}@" if password else found[0]
+    return f"://{name}:{MASK}@" if password else found[0]
 
 
 def _secrets_in(url: str) -> set[str]:
     found = {value for _, value in _OPTION.findall(url)}
     for scheme, user in _USER.findall(url):
         name, _, password = user.partition(":")
-        found |= {password, name} if scheme.lower() in ("http", "https") else {password}
+        found |= {password, name} if scheme else {password}
     return found | {unquote(secret) for secret in found}
 
 

@@ -4,23 +4,36 @@ Pure functions of texts and evidence, so that the same insights always end up in
 """
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal
 
 from bm25s.stopwords import STOPWORDS_EN
 from snowballstemmer import stemmer
 
 from experience.insight import Insight, InsightState
 
-NEGATIONS = frozenset({"not", "no", "never", "without", "avoid", "don't", "dont", "cannot", "can't"})
+NEGATIONS = frozenset({"not", "no", "never", "without", "avoid", "dont"})
 RELATIONS = frozenset({"at", "by", "for", "if", "in", "into", "of", "on", "or", "to", "with"})
 FILLER = (
-    frozenset({*STOPWORDS_EN, "you", "your", "we", "our", "should", "must", "always"}) - NEGATIONS - RELATIONS
+    frozenset({*STOPWORDS_EN, *("you", "your", "we", "our", "should", "must", "always", "do", "does", "did")})
+    - NEGATIONS
+    - RELATIONS
 )
 """Words that change no lesson."""
+SPELLINGS = {
+    **{"\u2019": "'", "\u2212": "-", "\ufe0e": "", "\ufe0f": "", "!=": "\u2260"},
+    **{"cannot": "can not", "can't": "can not", "won't": "will not", "shan't": "shall not", "n't": " not"},
+}
+"""What is written in several ways, and how it is read."""
+HOLDING = "_'+*/=%.-"
+"""Signs that hold a word together, such as ``a=b`` and ``12.5``."""
+SIGNS = "#&@\\\u2030\u2032\u2033"
+"""Punctuation by its category that says something."""
 FOLLOWING = re.compile(r"\b(then|next|later|afterwards?|(after|before) (that|this|which))\b")
 """What puts clauses in their order."""
 LOST = 0.05
@@ -31,8 +44,8 @@ Lesson = tuple[tuple[str, ...], ...]
 """What a text says: the words of each of its clauses.
 
 Texts are one lesson if they have the same clauses, but for fillers and endings, in any order, unless a word
-puts them in one. Within a clause order counts: to take one number from the other is not to take the other
-from it.
+puts them in one, or several are but a word, as in a list. Within a clause order counts: to take one number
+from the other is not to take the other from it.
 """
 
 
@@ -154,15 +167,43 @@ def _net(insight: Insight) -> int:
 def _words(text: str) -> tuple[str, ...]:
     """What tells lessons apart: without fillers, and by their stems, so that "numbers" are a "number".
 
-    Each text is compared with all the others.
+    Any sign that is not plain punctuation is a word as well. Each text is compared with all the others.
     """
-    words = re.findall(r"[\w'+*/=%.-]*\w[\w'%-]*|[+*/=<>-]", text.casefold())
-    return tuple(_STEMMER.stemWord(word) for word in words if word not in FILLER)
+    words: list[str] = []
+    for kind, characters in groupby(_spelt_out(text), _kind):
+        if kind == "word":
+            run = "".join(characters)
+            word = run.rstrip("+*/=.") if run.strip(HOLDING) else ""
+            words += [word, *(sign for sign in run[len(word) :] if sign not in ".'")]
+        elif kind == "sign":
+            words += characters
+    return tuple(_STEMMER.stemWord(word) for word in words if word and word not in FILLER)
+
+
+@lru_cache(maxsize=4096)
+def _kind(character: str) -> Literal["word", "sign", "between"]:
+    """Whether it is a part of a word, a word by itself, or neither."""
+    category = unicodedata.category(character)[0]
+    if category in "LNM" or character in HOLDING:  # marks too: they are vowels of Hindi
+        return "word"
+    is_plain = category in "ZCP" or character == "`"
+    return "between" if is_plain and character not in SIGNS else "sign"
+
+
+def _spelt_out(text: str) -> str:
+    """In small letters, with what is written in several ways in one."""
+    text = text.casefold()
+    for written, meant in SPELLINGS.items():
+        text = text.replace(written, meant)
+    return text
 
 
 def _lesson(text: str) -> Lesson:
     """The clauses of a text; in their order, and marked, where that counts."""
-    text = text.casefold()
-    parts = re.split(r"[,;:.!?]+(?:\s|$)|\bthen\b", text)
+    text = _spelt_out(text)
+    parts = re.split(r"[,;:.!?](?:\s|$)|\bthen\b", text)
     clauses = [words for part in parts if (words := _words(part))]
-    return (("then",), *clauses) if FOLLOWING.search(text) else tuple(sorted(clauses))
+    if FOLLOWING.search(text):
+        return (("then",), *clauses)
+    is_list = sum(len(words) == 1 for words in clauses) > 1  # of moves, say
+    return tuple(clauses if is_list else sorted(clauses)) or ((text,),)

@@ -16,6 +16,8 @@ from experience import ExperienceError
 
 BATCH, SHARD = 1_000, 100_000
 """Rows that are in memory at once when they are read, and rows in a file."""
+MAX_ROW_CHARS = 1 << 24
+"""Of a row of JSON Lines."""
 _DTYPES = {int: "int64", float: "float64", bool: "bool"}
 
 
@@ -96,9 +98,14 @@ def _kinds(table: sa.Table) -> dict[str, Any]:
 
 def _lines(path: Path) -> Iterator[str]:
     """The rows of a file, as JSON."""
+    if not path.is_file():  # a pipe or a device may have no end
+        raise ValueError("it is no regular file")
     if path.suffix == ".jsonl":
         with path.open(encoding="utf-8") as file:
-            yield from file
+            while line := file.readline(MAX_ROW_CHARS + 1):
+                if len(line) > MAX_ROW_CHARS:
+                    raise ValueError(f"a row has more than {MAX_ROW_CHARS:,} characters")
+                yield line
     else:
         for part in _pyarrow().parquet.ParquetFile(path).iter_batches(BATCH):
             yield from map(json.dumps, part.to_pylist())

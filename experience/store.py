@@ -5,6 +5,7 @@ python -m experience.store import FOLDER postgresql+psycopg://user@host/experien
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -85,8 +86,18 @@ class ExperienceStore:
     # --- writing -----------------------------------------------------------------------------
 
     def add_traces(self, traces: Iterable[Trace]) -> None:
-        """Keep ``traces``, all or none; those that are already there are left as they are."""
+        """Keep ``traces``, all or none; those that are already there are left as they are.
+
+        Raises:
+            ExperienceError: One has what no database can keep, or the database cannot be used.
+        """
         by_id = {storable(trace.id): trace for trace in traces}
+        for trace_id, trace in by_id.items():
+            if math.isnan(trace.total_reward) or not -(2**63) <= trace.seed < 2**63:
+                raise ExperienceError(
+                    f"the trace {trace_id} cannot be kept: its rewards, which come to {trace.total_reward}, "
+                    "must be numbers with a sum, and its seed must have 64 bits"
+                )
         # In the order of ids, so that two processes never wait for each other's.
         rows = [self._row(**_trace_row(by_id[trace_id])) for trace_id in sorted(by_id)]
         with self._database.writing() as connection:

@@ -5,9 +5,9 @@ import re
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _ESCAPE_SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f]).*?(?:\x1b\\|\x07|\x9c)"  # OSC and its like: titles, links
-    r"|\x1b[ -/]*[0-~]",
-    re.DOTALL,
+    # OSC and its like: titles, links. None holds the beginning of another, so all are found in one pass.
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x1b\\|\x07|\x9c)"
+    r"|\x1b[ -/]*[0-~]"
 )
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 

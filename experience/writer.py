@@ -8,7 +8,7 @@ import hashlib
 import re
 import tomllib
 import unicodedata
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from rapidfuzz import fuzz
 from experience import ExperienceError
 from experience.insight import Insight
 from experience.masking import masked
+from experience.plain_yaml import read_bounded
 
 MARKER = "- EXPERIENCE ITEM:"
 MAX_REPLY_CHARS = 16_384
@@ -30,42 +31,48 @@ MAX_REPLY_CHARS = 16_384
 MAX_ITEMS = 8
 """Per reply."""
 MIN_CHARS, MAX_CHARS = 12, 400
-"""Of one item. A shorter one says nothing; a longer one is refused, not cut."""
+"""Of one item. A shorter one, where wide characters count twice, says nothing; a longer one is refused, not
+cut."""
 MAX_PROMPT_CHARS = 200_000
-"""Of a whole prompt."""
+"""Of a whole prompt, and of a file of prompts."""
 FILTERS = {
-    *("capitalize", "count", "default", "first", "int", "float", "join", "last", "length", "list", "lower"),
-    *("max", "min", "reverse", "round", "sort", "string", "title", "trim", "truncate", "unique", "upper"),
+    *("capitalize", "count", "default", "first", "int", "float", "last", "length", "lower", "max", "min"),
+    *("round", "string", "title", "trim", "truncate", "upper"),
 }
+ORDERS = {"sort", "unique", "reverse"}
+"""Filters that make a list of a list; of a text they would make one that takes more room."""
 NODES = (
     *(nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.If, nodes.For, nodes.CondExpr),
-    *(nodes.Test, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Keyword, nodes.Tuple),
-    *(nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Add, nodes.Sub, nodes.Concat, nodes.Neg, nodes.List),
+    *(nodes.Test, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Keyword),
+    *(nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Add, nodes.Sub, nodes.Concat, nodes.Neg),
 )
 """What a template may be made of: nothing that calls, multiplies, defines, or loads."""
 MAX_TRANSCRIPT_CHARS = 6_000
 """Of a transcript the middle turns go first, then the middle of what is longest."""
+MOST_KNOWN = 40
+"""Insights of ``MAX_CHARS`` that a prompt has to have room for."""
 QUOTED = 90
 """An item quotes the problem when this percentage of it, or of the problem, is found in the other."""
 
 OUR_PROMPTS = Path(__file__).with_name("prompts.toml")
 
+_BRACKETED = (
+    r"\[/?(?:INST|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|ARGS|CALL_ID|SYSTEM_PROMPT|MODEL_SETTINGS|THINK"
+    r"|IMG(?:_BREAK|_END)?|AUDIO|PREFIX|SUFFIX|MIDDLE|(?:BEGIN|END)_[A-Z_]{1,32}|CONTROL_\d{1,4})\]"
+)
+"""The words in brackets that are markup; others, ``[LEFT]``, are an env's own."""
 _MARKUP = re.compile(
-    r"<[|\uff5c].*?[|\uff5c]>|</?s>|\[/?(?-i:[A-Z_]{4,})\]|<</?SYS>>|<(start|end)_of_turn>"
+    rf"<[|\uff5c].*?[|\uff5c]>|</?s>|(?-i:{_BRACKETED})|<</?SYS>>|<(start|end)_of_turn>"
     r"|\bEXPERIENCE ITEM\b|^\W*(system|user|assistant|human|developer|tool)\b\s*[:>\]]",
     re.IGNORECASE,
 )
 """Chat templates' markup, and a line that speaks in another role."""
-_MARKERS = re.compile(r"<[|\uff5c]|</?s>|\[/?[A-Z_]{4,}\]|<</?SYS>>|<(start|end)_of_turn>")
+_MARKERS = re.compile(rf"<[|\uff5c]|</?s>|{_BRACKETED}|<</?SYS>>|<(start|end)_of_turn>")
 """What begins chat templates' markup, in other models' too."""
-
-
 _MARKER = re.compile(
-    r"\s*(?:[-*+\u2022\u2013\u2014]|#+|\(?\d{1,3}[.):])?\s*[*_`]{0,3}\s*EXPERIENCE ITEM(?:\s*#?\d{1,3})?"
-    r"\s*[*_`]{0,3}\s*:",
-    re.IGNORECASE,
+    r"[-*+>#\u2022\u2013\u2014_`().:\d ]{0,16}EXPERIENCE ITEM[#*_`()\d ]{0,16}[:\uff1a]", re.IGNORECASE
 )
-"""``MARKER``, as models write it: in another kind of list, in bold, numbered."""
+"""``MARKER``, as models write it: in another kind of list, in bold, quoted, numbered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +112,8 @@ class InsightPrompts:
         """
         path = path or OUR_PROMPTS
         try:
-            text = path.read_text(encoding="utf-8")
+            if len(text := read_bounded(path)) > MAX_PROMPT_CHARS:
+                raise ValueError(f"it has more than {MAX_PROMPT_CHARS} characters")
             templates = tomllib.loads(text)
             environment = ImmutableSandboxedEnvironment(
                 undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -118,14 +126,16 @@ class InsightPrompts:
             self._user = environment.from_string(templates["user"])
         except KeyError as error:
             raise ExperienceError(f"{path} has no template {error}: see {OUR_PROMPTS}") from error
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ExperienceError(f"{path} cannot be read as prompts: {error}") from error
         except (jinja2.TemplateError, RecursionError) as error:
             raise ExperienceError(f"{path}: {error}") from error
         self.version = hashlib.sha256(text.encode()).hexdigest()[:8]
-        for known, success, is_begun in product(([], ["A lesson."] * 3), (True, False), (True, False)):
+        played = ("The sum?\nReply: 5", "x" * (2 * MAX_TRANSCRIPT_CHARS))
+        lists: Sequence[list[str]] = ([], ["A lesson."] * 3, ["x" * MAX_CHARS] * MOST_KNOWN)
+        for text, known, success, is_begun in product(played, lists, (True, False), (True, False)):
             self._fill_in(  # now, not after hours of play
-                transcript="The sum?\nReply: 5",
+                transcript=text,
                 turns=1 + 2 * success,
                 success=success,
                 total_reward=float(success),
@@ -156,29 +166,61 @@ class InsightPrompts:
 
     def _fill_in(self, **values: Any) -> WritingTask:
         try:
-            system, user = self._system.render(values).strip(), self._user.render(values).strip()
+            system, user = _filled_in(self._system, values), _filled_in(self._user, values)
         except Exception as error:  # templates raise whatever their filters and operators do
             raise ExperienceError(f"the prompts cannot be filled in: {error}") from error
         if not user or len(system) + len(user) > MAX_PROMPT_CHARS:
             raise ExperienceError(
-                f"the prompts come to {len(system)} and {len(user)} characters: the user's must have some, "
-                f"both together at most {MAX_PROMPT_CHARS}"
+                f"the prompts come to {len(system)} and {len(user)} characters or more: the user's must have "
+                f"some, both together at most {MAX_PROMPT_CHARS}, also where a transcript is long"
             )
         return WritingTask(system=system, user=user)
 
 
+def _filled_in(template: jinja2.Template, values: Mapping[str, Any]) -> str:
+    """As far as a prompt may go, and a little more."""
+    parts, length = [], 0
+    for part in template.generate(values):
+        parts.append(part)
+        length += len(part)
+        if length > MAX_PROMPT_CHARS:
+            break
+    return "".join(parts).strip()
+
+
 def _check_template(template: nodes.Template) -> None:
-    """Make sure that a template is filled in at once, whatever the texts in it are.
+    """Make sure that a template is filled in at once, whatever the texts in it are: that nothing multiplies.
 
     Raises:
         jinja2.TemplateError: It may do more than show, choose and list.
     """
     for node in template.find_all(nodes.Node):
-        name = getattr(node, "name", "") if isinstance(node, nodes.Filter) else type(node).__name__
-        if (name not in FILTERS) if isinstance(node, nodes.Filter) else not isinstance(node, NODES):
-            raise jinja2.TemplateError(f"a prompt shows, chooses and lists, and does without {name}")
-        if isinstance(node, nodes.For) and any(node.find_all(nodes.For)):
-            raise jinja2.TemplateError("a prompt has no loop within a loop")
+        if isinstance(node, nodes.Filter):
+            name, is_fine = node.name, node.name in FILTERS
+            if name in ORDERS:
+                is_fine = _lists_known(node)
+            elif name == "join":
+                by = [*node.args, *node.kwargs]
+                is_fine = _lists_known(node.node) and all(isinstance(value, nodes.Const) for value in by)
+        else:
+            name, is_fine = type(node).__name__, isinstance(node, NODES)
+        if not is_fine:
+            raise jinja2.TemplateError(
+                f"a prompt shows, chooses and lists what is known, and does without {name}"
+            )
+        if isinstance(node, nodes.For) and (
+            any(node.find_all(nodes.For)) or not _lists_known(node.iter) or _lists_known(node.target)
+        ):
+            raise jinja2.TemplateError("a prompt has loops over what is known, none within another")
+
+
+def _lists_known(node: nodes.Node | None) -> bool:
+    """Whether it is the list of what is known, or a part of it, in some order."""
+    if isinstance(node, nodes.Filter) and node.name in ORDERS:
+        return _lists_known(node.node)
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+        return _lists_known(node.node)
+    return isinstance(node, nodes.Name) and node.name == "known"
 
 
 def transcript(turns: pd.DataFrame, final_observation: str) -> str:
@@ -228,7 +270,7 @@ def plain(text: str) -> str:
 
 
 def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
-    """The items of a reply: lines that begin with the marker, in whatever way they are listed.
+    """The items of a reply: lines that begin with the marker, in whatever way they are listed, or follow one.
 
     An item is refused when it is too short or too long, or holds chat markup. Control characters and line
     separators become spaces.
@@ -238,19 +280,28 @@ def parse_items(reply: str, forbidden: Collection[str] = ()) -> list[str]:
         forbidden: Further strings that no item may hold, such as a tokenizer's special tokens.
     """
     items: list[str] = []
+    is_begun = False
     for line in reply[:MAX_REPLY_CHARS].split("\n"):
         line = "".join(c if unicodedata.category(c)[0] not in "CZ" else " " for c in line)
-        if (marker := _MARKER.match(line)) is None:
+        line = " ".join(line.split())
+        marker = _MARKER.match(line)
+        if marker is None and not is_begun:
             continue
-        text = line[marker.end() :].strip("*_` ")
-        text = masked(" ".join(text.split()))
-        if not MIN_CHARS <= len(text) <= MAX_CHARS:
+        text = line[marker.end() if marker else 0 :].strip("*_` ")
+        is_begun = not text  # it may stand on the next line
+        text = masked(text)
+        if sum(_width(c) for c in text) < MIN_CHARS or len(text) > MAX_CHARS:
             continue
         if _MARKUP.search(text) or any(string in text for string in forbidden):
             continue
         if text not in items:
             items.append(text)
     return items[:MAX_ITEMS]
+
+
+def _width(character: str) -> int:
+    """In columns: a character of Chinese says as much as two."""
+    return 2 if unicodedata.east_asian_width(character) in "FW" else 1
 
 
 def is_instance_specific(text: str, problem: str) -> bool:

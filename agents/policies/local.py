@@ -41,7 +41,7 @@ DENSE = 0.75
 """Replies that have ended are carried along until so few are left of all."""
 Key = TypeVar("Key")
 Value = TypeVar("Value", Prefix, str)
-_MARKUP = re.compile(r"\s*[<\[{|\uff5c\u25c1].*[>\]}|\uff5c\u25b7]\s*", re.DOTALL)
+_OPENS, _CLOSES = tuple("<[{|\uff5c\u25c1"), tuple(">]}|\uff5c\u25b7")
 
 
 @dataclass(slots=True)
@@ -405,7 +405,8 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     added = {
         token.content
         for token in tokenizer.added_tokens_decoder.values()
-        if token.special or _MARKUP.fullmatch(token.content)
+        if token.special
+        or (token.content.strip().startswith(_OPENS) and token.content.strip().endswith(_CLOSES))
     }
     tokens = {token.strip() for token in (*tokenizer.all_special_tokens, *added)}
     return tuple(sorted((token for token in tokens if len(token) > 1), key=lambda text: (-len(text), text)))

@@ -100,7 +100,8 @@ class Run:
         self._opened = ExitStack()
         self._played: list[Phase] = []
         if config.store is not None and ranks.is_main:
-            Database(config.store).close()  # last, since it makes one that is not there
+            # Last, since it makes one that is not there.
+            Database(config.store, create=config.resume is None).close()
 
     @classmethod
     def open(
@@ -151,7 +152,10 @@ class Run:
                     else RunFolder.create(path, _jsonable(config), self._expected, inputs(config))
                 )
                 location = config.store or path / "experience.db"
-                self._store = opened.enter_context(ExperienceStore(location, self.folder.run_id))
+                is_new = not self.folder.logged
+                self._store = opened.enter_context(
+                    ExperienceStore(location, self.folder.run_id, create=is_new)
+                )
                 for left in path.glob("served-weights-*"):  # by a kill
                     shutil.rmtree(left, ignore_errors=True)
                 traces = self.store.traces()

@@ -1,6 +1,7 @@
 """Runs that begin where another was before its training: they come to what a run of their own comes to."""
 
 import json
+import os
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -91,9 +92,10 @@ def test_what_is_played_otherwise_is_not_shared(
 
 def test_what_a_kill_has_left_is_in_nobodys_way(finished: Path, walker_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    half = tmp_path / ".run.opcd.tmp"
+    half = tmp_path / ".run.01234567.1.01234567.opcd.tmp"  # long ago, elsewhere
     half.mkdir()
     (half / "config.json").write_text("{")
+    os.utime(half, (0, 0))
     assert branch(config_in(path, walker_folder), path, [finished])
     assert not half.exists()
     other = tmp_path / "other"

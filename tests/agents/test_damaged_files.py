@@ -243,7 +243,7 @@ def test_links_lead_nowhere(run: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.write_text("precious")
     for name in ("results.json", "metrics.jsonl", "report.html"):
-        (run / f".{name}.opcd.tmp").symlink_to(mine)
+        (run / f".{name}.01234567.1.01234567.opcd.tmp").symlink_to(mine)
     go_on(run)
     assert mine.read_text() == "precious"
 

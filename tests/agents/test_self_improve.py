@@ -37,6 +37,7 @@ from agents.run.run import Run
 from agents.self_improve import main, self_improve
 from agents.training import Training
 from distill.opcd import OPCD, DistillError, StepStats
+from experience import ExperienceError
 from experience.context import Context
 from experience.insight import InsightState
 from experience.store import ExperienceStore, open_run
@@ -601,8 +602,32 @@ def test_another_store_is_not_taken_for_the_runs(walker_folder: Path, tmp_path: 
     with open_gate(), fail_at(OPCD, "step", 2)(), pytest.raises(KeyboardInterrupt):
         self_improve(SelfImproveConfig(model=str(walker_folder), output=path, **TINY), QUIET)
     other = SelfImproveConfig(resume=path, store=f"sqlite:///{tmp_path}/other.db", **TINY)
-    with pytest.raises(ConfigError, match="has nothing of the run in"):
+    with pytest.raises(ExperienceError, match="there is no store at"):
         self_improve(other, QUIET)
+    assert not (tmp_path / "other.db").exists()
+    ExperienceStore(tmp_path / "other.db", "another").close()
+    with pytest.raises(ExperienceError, match=r"has no run run-.*; it has: another"):
+        self_improve(other, QUIET)
+
+
+@pytest.mark.parametrize("location", ["x.db", "sqlite:///x.db", "sqlite+pysqlite:///x.db?timeout=5"])
+def test_a_store_is_found_from_another_folder(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = SelfImproveConfig(store=location).store
+    assert store is not None
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ExperienceStore(SelfImproveConfig(store=store).store or "").close()
+    assert (tmp_path / "x.db").exists()
+
+
+@pytest.mark.parametrize(
+    "location", ["", ":memory:", "sqlite://", "postgresql://me@host/x", "sqlite:////x.db"]
+)
+def test_what_is_no_relative_path_stays(location: str) -> None:
+    assert SelfImproveConfig(store=location).store == location
 
 
 def test_a_lost_report_is_made_again(whole: Path, tmp_path: Path) -> None:

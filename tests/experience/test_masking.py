@@ -23,7 +23,7 @@ from agents.run.folder import RunFolder, RunFolderError
 from agents.run.resume import resumed, saved_config
 from experience.masking import MASK, keep_secrets_of, masked
 from experience.store import ExperienceStore
-from experience.terminal import Terminal
+from experience.terminal import Terminal, shown
 from experience.writer import MARKER, parse_items
 
 KEY = 'sk-"to/p+se=cr&et<7>'
@@ -106,10 +106,30 @@ def test_a_proxys_password_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sqlite:////data/a@b.db", "sqlite:////data/a@b.db"),
         ("mail me@host", "mail me@host"),
         ("max_tokens=3", "max_tokens=3"),
+        ("git+https://token@host/x", "git+https://***@host/x"),
+        ("(1://a:pw@host)", "(1://a:***@host)"),
     ],
 )
 def test_urls(text: str, shown: str) -> None:
     assert masked(text) == shown
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a." * 100_000 + "://", "x://" * 50_000, "http://" + "a" * 200_000, "?" + "key" * 60_000 + "://"),
+        *(
+            "\x1bP" * 100_000,
+            "\x9d" * 200_000,
+            "\x1b]a\x1b" * 50_000,
+            "\x1b[" + "0" * 200_000,
+            "\x1b" + " " * 200_000,
+        ),
+    ],
+)
+def test_no_text_takes_long_to_show(text: str) -> None:
+    assert "\x1b" not in shown(text)
 
 
 def test_what_is_made_of_texts() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import os
 import random
 import re
 import shutil
@@ -346,11 +347,71 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["other.db"]
 
 
+@pytest.mark.parametrize(
+    "location",
+    [
+        *("", ":memory:", Path(":memory:"), "sqlite://", "sqlite:///", "sqlite:///:memory:", "file::memory:"),
+        *("sqlite+pysqlite:///file::memory:?cache=shared&uri=true", "sqlite:///file:?uri=true"),
+        *("sqlite:///file:x?mode=memory&cache=shared&uri=true", "sqlite:///file:/x?vfs=memdb&uri=true"),
+    ],
+)
+def test_a_store_that_would_be_lost_is_refused(location: str | Path) -> None:
+    with pytest.raises(ExperienceError, match="give the path of a file"):
+        ExperienceStore(location)
+
+
+@pytest.mark.parametrize(
+    ("seed", "rewards"), [(1 << 63, (1.0,)), (3, (1.0, math.nan)), (3, (math.inf, -math.inf))]
+)
+def test_a_trace_that_cannot_be_kept_is_named(seed: int, rewards: tuple[float, ...], location: str) -> None:
+    bad = make_trace(seed, *[make_turn("a", "left", reward) for reward in rewards])
+    with ExperienceStore(location) as store:
+        with pytest.raises(ExperienceError, match=f"the trace round1/play0/{seed} cannot be kept"):
+            store.add_traces([make_trace(0, make_turn("a", "left")), bad])
+        assert store.traces().empty
+
+
 def test_a_folder_of_the_users_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.tmp").mkdir()
     with appearing(tmp_path / "mine") as folder:
         folder.mkdir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.tmp"]
+
+
+def test_two_who_write_the_same_take_nothing_from_each_other(tmp_path: Path) -> None:
+    target = tmp_path / "[a]*.json"
+    with appearing(target) as first:
+        first.write_text("half")
+        with appearing(target) as second:
+            second.write_text("second")
+        assert target.read_text() == "second"
+        first.write_text("first")
+    assert target.read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_what_others_left_unfinished_does_not_pile_up(tmp_path: Path) -> None:
+    """A killed process's is removed, one's elsewhere only when it is old: nobody knows whether that lives."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    target = tmp_path / "a.json"
+    with appearing(target) as own:
+        own.touch()
+        here, there = own.name.split(".")[3], "0" * 8
+        names = [own.name.replace(here, there), own.name.replace(f".{os.getpid()}.", f".{ended.pid}.")]
+        elsewhere, left = (tmp_path / name for name in names)
+        elsewhere.touch()
+        left.mkdir()
+        (left / "part").touch()
+        with appearing(target) as again:
+            again.touch()
+        assert own.exists()
+        assert elsewhere.exists()
+        assert not left.exists()
+        os.utime(elsewhere, (0, 0))
+        with appearing(target) as again:
+            again.touch()
+        assert not elsewhere.exists()
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:
@@ -630,6 +691,21 @@ def test_garbage_is_not_imported(
     if "README" not in file:
         with pytest.raises(ExperienceError, match="has no run; it has: none"):
             ExperienceStore(tmp_path / "to.db", create=False)
+
+
+@pytest.mark.timeout(30)
+def test_what_has_no_end_is_not_read(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "folder"))
+    file = folder / "traces-00000.jsonl"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ExperienceError, match="cannot be read: it is no regular file"):
+        import_run(folder, str(tmp_path / "to.db"))
+    file.unlink()
+    with file.open("wb") as endless:
+        endless.truncate(1 << 36)
+    with pytest.raises(ExperienceError, match="cannot be read: a row has more than 16,777,216"):
+        import_run(folder, str(tmp_path / "to.db"))
 
 
 def test_a_broken_row_is_found_in_its_own_file(tmp_path: Path) -> None:
