@@ -187,6 +187,22 @@ def test_the_two_by_two_is_all_ways() -> None:
             "{envs}models: [m]\nmethods: [opcd]\nseeds: [0]\nsettings: {{eval_temperature: 0.7}}",
             "line 10: settings.eval_temperature cannot be: input should be a list",
         ),
+        (
+            f"{{envs}}models: [m]\nmethods: [opcd]\nseeds: [0x{'F' * 5000}]",
+            "line 9: a number has more than 100",
+        ),
+        (
+            f"{{envs}}models: [m]\nmethods: [opcd]\nseeds: [{'9:' * 500}1.5]",
+            "line 9: a number has more than 100",
+        ),
+        (
+            "envs: [{{env: e, env_kwargs: !!set {{a}}}}]\nmodels: [m]\nmethods: [opcd]\nseeds: [0]{envs}",
+            "line 1: envs[0].env_kwargs is neither a mapping nor a list: leave its tag out",
+        ),
+        (
+            "envs: [{{env: e, env_kwargs: {{a: !!omap [b: 1]}}}}]\n{envs}",
+            "line 1: envs[0].env_kwargs.a is neither a mapping nor a list",
+        ),
         *(
             (
                 f"{{envs}}models: [{{{{model: m, name: {name}}}}}]\nmethods: [opcd]\nseeds: [0]",
