@@ -263,10 +263,8 @@ def _against_first(runs: list[FinishedRun], store: str | None) -> list[Compariso
 
     frames: list[pd.DataFrame] = []
     for run in runs:
-        phase = str(Phase.test("after", run.results["eval_temperature"][0]))
         with open_run(run.path, location=store) as experience:
-            frames.append(experience.traces(phase=phase))
-        check_traces([entry for entry in run.metrics if entry["key"] == phase], frames[-1])
+            frames.append(run.tested(experience, "after"))
     return [
         Comparison.of(frame, frames[0])
         if i and len(frame) and task(run) == task(runs[0]) and list(frame["seed"]) == list(frames[0]["seed"])
