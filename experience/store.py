@@ -230,7 +230,7 @@ class ExperienceStore:
     def turns(
         self, *, phases: Sequence[str] | None = None, trace_id: str | None = None, tokens: bool = False
     ) -> "pd.DataFrame":
-        """One row per turn, with the trace's split and success, and what followed.
+        """One row per turn, with the trace's split, success and stop_reason, and what followed.
 
         Args:
             phases: Of these phases only.
@@ -238,8 +238,8 @@ class ExperienceStore:
             tokens: Add the columns prompt_tokens, token_ids and logprobs (slow to read).
 
         Returns:
-            The columns trace_id, turn, split, success, observation, insight_ids, reply, action, reward,
-            left_out, next_observation, terminated (whether the episode terminated with this turn).
+            The columns trace_id, turn, split, success, stop_reason, observation, insight_ids, reply, action,
+            reward, left_out, next_observation, terminated (whether the episode terminated with this turn).
         """
         traces, turns = tables.traces.c, tables.turns.c
         query = (
@@ -248,6 +248,7 @@ class ExperienceStore:
                 turns.turn,
                 traces.split,
                 traces.success,
+                traces.stop_reason,
                 turns.observation,
                 turns.insight_ids,
                 turns.reply,
@@ -255,7 +256,6 @@ class ExperienceStore:
                 turns.reward,
                 turns.left_out,
                 traces.final_observation,
-                traces.stop_reason,
             )
             .join_from(tables.traces, tables.turns)
             .where(turns.run == self._run)
@@ -273,7 +273,7 @@ class ExperienceStore:
         last = following.isna()
         frame["next_observation"] = following.where(~last, frame["final_observation"])
         frame["terminated"] = last & (frame["stop_reason"] == StopReason.TERMINATED)
-        return frame.drop(columns=["final_observation", "stop_reason"])
+        return frame.drop(columns="final_observation")
 
     def observations(self, *, phases: Sequence[str]) -> list[str]:
         """The distinct observations of the phases' turns, sorted."""

@@ -2,10 +2,15 @@
 
 import dataclasses
 import errno
+import functools
 import itertools
 import json
+import math
+import operator
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -22,8 +27,10 @@ from evals.page import duration, p_text, plural, points, write_page, write_whole
 from evals.plots import curves_plot
 from evals.replay import MAX_FRAMES, Frame, _thinned, replay_pairs
 from evals.report import _candidates, _insights, main, print_summary, ways, write_report
+from evals.result import judged
 from experience.context import ContextScore
 from experience.insight import Insight
+from experience.show import main as show
 from experience.store import ExperienceStore
 from experience.terminal import Terminal
 from tests.agents.test_self_improve import QUIET, TINY
@@ -165,6 +172,24 @@ def test_what_was_forgotten_is_shown_where_it_was_measured(lake: Path, tmp_path:
     assert "task: sums 50.0% 25.0% to 75.0%, n = 9" in text
     assert "-12.5% -25.0% to 0.0%, p = 0.04" in text
     assert "held-out text, nats per token 0.500 0.250 to 0.750, n = 9" in text
+
+
+def test_what_could_not_be_judged_is_shown_as_no_failure(lake: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(lake, tmp_path / "run")
+    with closing(sqlite3.connect(run / "experience.db")) as store, store:
+        store.execute(
+            "UPDATE traces SET stop_reason = 'not_judged', success = 0 WHERE phase = 'test/before@0'"
+            " AND seed % 2"
+        )
+    results = results_of(run)
+    with ExperienceStore(run / "experience.db") as experience:
+        left = judged(experience.traces(phase="test/before@0"))
+        results["arms"]["before"]["n"] = len(left)
+        (run / "results.json").write_text(json.dumps(results))
+        pairs = replay_pairs(FinishedRun.read(run), experience)
+    assert pairs
+    assert {pair[0].seed for _, pair in pairs} <= {*left["seed"]}
+    assert all(pair[0].ending != "not judged" for _, pair in pairs)
 
 
 def test_the_lake_is_drawn_by_its_own_board(lake: Path) -> None:
