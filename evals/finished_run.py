@@ -224,7 +224,21 @@ def rows_by_part(run: FinishedRun, traces: Iterable[Any]) -> list[dict[str, Any]
 
 
 def _load(path: Path, name: str) -> Any:
-    return json.loads((path / name).read_text(encoding="utf-8"))
+    """What a JSON file holds, which is not nested deeper than a page can show.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds something else.
+        RecursionError: It is nested deeper.
+    """
+    value = json.loads((path / name).read_text(encoding="utf-8"))
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH):
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [part for inner in parts for part in inner if isinstance(part, dict | list)]
+    if level:
+        raise RecursionError(f"{name} is nested more than {MAX_DEPTH} deep")
+    return value
 
 
 def _about(path: Path) -> dict[str, Any]:

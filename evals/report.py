@@ -141,8 +141,9 @@ def ways(run: FinishedRun) -> list[tuple[str, Way, Way]]:
     spent = run.phase_seconds()
 
     def is_known(arms: dict[str, Any], arm: str, temperature: float) -> bool:
-        figures = [arms[arm].get(name) for name in ("prompt_tokens_per_turn", "turns_per_episode", "endings")]
-        return all(figures) and str(Phase.test(arm, temperature)) in spent
+        result = arms[arm]
+        tokens = result["prompt_tokens_per_turn"] * (result.get("turns_per_episode") or 0)
+        return tokens > 0 and bool(result.get("endings")) and str(Phase.test(arm, temperature)) in spent
 
     def way(name: str, arms: dict[str, Any], arm: str, temperature: float) -> Way:
         result = arms[arm]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from experience import ExperienceError, tables
+from experience import ExperienceError, damaged_store, tables
 from experience.addresses import is_elsewhere
 from experience.database import Database, find_run, insert_new
 from experience.insight import Insight, InsightState
@@ -65,6 +65,8 @@ class ExperienceStore:
         """The run's key."""
         with self._database.reading() as connection:
             known = connection.execute(sa.select(tables.runs.c.run_id)).scalars().all()
+            if None in known:
+                raise damaged_store("a run has no name")
             if not create or (known and (name is None or storable(name) in known)):
                 return int(find_run(connection, name, self._database.name).run)
         name = name or "run"
@@ -339,7 +341,10 @@ class ExperienceStore:
 
     def scores(self) -> "pd.DataFrame":
         """One row per ``ContextScore``, in the order of writing."""
-        return self._frame(self._select(tables.context_scores).order_by(tables.context_scores.c.number))
+        frame = self._frame(self._select(tables.context_scores).order_by(tables.context_scores.c.number))
+        if (frame[["successes", "successes_without"]].max(axis=1) > frame["seeds"].map(len)).any():
+            raise damaged_store("a context has more successes than episodes")
+        return frame
 
     def _select(self, table: sa.Table) -> sa.Select[Any]:
         """The run's rows of a table, without the columns that only the database needs."""
@@ -353,7 +358,11 @@ class ExperienceStore:
             rows = [tuple(row) for row in connection.execute(query)]
         names = [column.name for column in query.selected_columns]
         flags = [column.name for column in query.selected_columns if isinstance(column.type, sa.Boolean)]
-        return pd.DataFrame.from_records(rows, columns=names).astype(dict.fromkeys(flags, bool))
+        full = [column.name for column in query.selected_columns if not getattr(column, "nullable", True)]
+        frame = pd.DataFrame.from_records(rows, columns=names)
+        if (empty := frame[full].isna().any()).any():
+            raise damaged_store(f"a cell of {empty.idxmax()} is empty")
+        return frame.astype(dict.fromkeys(flags, bool))
 
 
 def open_run(where: str | Path, run: str | None = None, *, location: str | None = None) -> ExperienceStore:

@@ -342,6 +342,84 @@ def test_bad_folders_are_clear_errors(
     assert says in capsys.readouterr().err.replace("\n", "")
 
 
+def damaged(run: Path, name: str, damage: Any) -> None:
+    """Damage a run's store by an UPDATE, or change what a JSON file or the metrics of a kind hold."""
+    if name == "experience.db":
+        with closing(sqlite3.connect(run / name)) as store, store:
+            store.execute(f"UPDATE {damage}")
+        return
+    file, _, kind = name.partition(" ")
+    lines = (run / file).read_text().splitlines() if kind else [(run / file).read_text()]
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        for place, value in damage.items() if entry.get("kind", "") == kind else ():
+            *way, key = place.split(".")
+            functools.reduce(operator.getitem, way, entry)[key] = value
+    (run / file).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        (
+            "experience.db",
+            "traces SET phase = 'x y z' WHERE phase = 'gate/none'",
+            "'x y z' is not a phase of a run",
+        ),
+        ("experience.db", "context_scores SET phase = 'x y z'", "'x y z' is not a phase of a run"),
+        ("experience.db", "context_scores SET successes = 1000", "more successes than episodes"),
+        ("experience.db", "context_scores SET insight_ids = '[{}]'", "holds other JSON than it should"),
+        ("experience.db", "turns SET observation = x'ff'", "is not text"),
+        ("experience.db", "runs SET run_id = x'ff'", "is not text"),
+        ("results.json", {"arms.after.endings": {"terminated": 0}}, "endings are of fewer episodes than n"),
+        ("results.json", {"arms.after.prompt_tokens_per_turn": 1e308}, "less than or equal to"),
+        ("results.json", {"arms.x\ny": {}}, "arms.x y.success_rate: Field required"),
+        ("config.json", {"run_id": "x\ny"}, "has no run x y; it has: "),
+        ("results.json", {"arms.after.n": 1}, "judged traces of test/after@0 that results.json tells of"),
+        ("results.json", {"arms.after.endings": {"a": 2**53}}, "less than 9007199254740992"),
+        ("results.json", {"comparison.difference": 1e308}, "Input should be between"),
+        ("results.json", {"eval_temperature": [0.0, 1e308]}, "less than or equal to"),
+        ("results.json", {"env_kwargs": json.loads("[" * 200 + "]" * 200)}, "nested more than 100 deep"),
+        ("config.json", {"config.top_k": -1}, "greater than or equal to 0"),
+        ("config.json", {"config.chat_template_kwargs": 5}, "valid dictionary"),
+        ("metrics.jsonl train", {"kl": 1e308}, "Input should be between"),
+        ("metrics.jsonl train", {"entropy": -1e308}, "Input should be between"),
+        ("metrics.jsonl play", {"key": "validation1@nan"}, "is not a phase of a run"),
+        ("metrics.jsonl play", {"key": "step" + "9" * 5000}, "is not a phase of a run"),
+        # What says little is shown all the same.
+        ("experience.db", "traces SET total_reward = 9e999", None),
+        ("results.json", {"env": "\ud800\x00", "env_kwargs": {"\udfff": "\ud800"}}, None),
+        ("results.json", {"arms.after.prompt_tokens_per_turn": 1e-300}, None),
+        ("results.json", {"arms.after.turns_per_episode": 5e-324}, None),
+        ("metrics.jsonl train", {"entropy": math.nan, "student_mass": math.inf}, None),
+    ],
+)
+def test_what_is_damaged_is_said_in_a_line(
+    name: str,
+    damage: Any,
+    says: str | None,
+    lake: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = shutil.copytree(lake, tmp_path / "run", ignore=shutil.ignore_patterns("model", "*.safetensors"))
+    damaged(run, name, damage)
+    comparison = ["--output", str(tmp_path / "page.html")]
+    codes = []
+    for command, args in (
+        *((main, []), (main, [str(lake), *comparison])),
+        *((show, []), (show, ["--traces"]), (show, ["--trace", "round1/play0/0"])),
+    ):
+        try:
+            command([str(run), *args])
+        except SystemExit as error:
+            codes.append(error.code)
+    errors = capsys.readouterr().err.splitlines()
+    assert codes == [2] * len(errors)
+    assert bool(errors) == (says is not None)
+    assert all(line.startswith("error: ") and (says or "") in line for line in errors)
+
+
 def test_names_steer_no_terminal(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = json.loads((lake / "results.json").read_text()) | {"env": "L[bold]ake\x1b]0;title\x07\u202e"}
     print_summary(results, lake, Terminal(width=200))
