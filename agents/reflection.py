@@ -20,6 +20,7 @@ from experience.outcomes import outcome_insights, share_followed
 from experience.phase import Phase
 from experience.seeds import SeedRange
 from experience.terminal import tell
+from experience.trace import FAULTS
 from experience.writer import InsightPrompts, Writer, raw_insights, write_insights
 
 TRACES_READ = 256
@@ -306,7 +307,8 @@ class Reflection:
     def _traces(self, round_number: int) -> tuple[Any, Any]:
         """The turns and the endings of the traces that insights are drawn from: the round's first."""
         run, phase = self.run, str(Phase.play(round_number, 0))
-        traces = judged(run.store.traces(phase=phase)).head(traces_read(run.config))
+        traces = run.store.traces(phase=phase)
+        traces = traces[~traces["stop_reason"].isin(FAULTS)].head(traces_read(run.config))
         turns = run.store.turns(phases=[phase])
         endings = traces.set_index("trace_id")["final_observation"]
         return turns.assign(reply=turns["reply"].map(said)), endings

@@ -42,8 +42,8 @@ WIDTH, FEW = 16, 4
 EPISODES, PART = 64, 1 / 8
 """Played of each kind at most, and at most as a part of a round's."""
 TURN_COLUMNS = (
-    *("trace_id", "turn", "split", "success", "observation", "insight_ids", "action", "reward"),
-    *("left_out", "next_observation", "terminated"),
+    *("trace_id", "turn", "split", "success", "stop_reason", "observation", "insight_ids", "action"),
+    *("reward", "left_out", "next_observation", "terminated"),
 )
 RANDOM_SECONDS = 0.5
 """What the random policy may take."""
@@ -305,6 +305,7 @@ def _turns(traces: Sequence[Trace]) -> pd.DataFrame:
                 "turn": number,
                 "split": trace.split,
                 "success": trace.success,
+                "stop_reason": trace.stop_reason,
                 "observation": turn.observation,
                 "insight_ids": list(turn.insight_ids),
                 "action": turn.action,

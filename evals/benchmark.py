@@ -49,7 +49,6 @@ from evals.result import (
 from evals.suite import CELLS, LOCK, TABLE, Cell, Check, read_suite
 from experience import ExperienceError
 from experience.masking import masked
-from experience.phase import Phase
 from experience.store import open_run
 from experience.terminal import Terminal, tell
 from experience.text import printable
@@ -106,6 +105,7 @@ def _run_suite(
     for number, (name, sharing) in enumerate(by_run.items(), 1):
         console.print(f"run {number} of {len(by_run)}: {name}", style="bold", markup=False, soft_wrap=True)
         frames: list[pd.DataFrame] = []
+        of_run: list[Row] = []
         one = sharing[0]
         siblings = finished_runs.setdefault((one.env, one.model, one.seed), [])
         try:
@@ -114,13 +114,15 @@ def _run_suite(
             finished = FinishedRun.read(output / name)
             if not (output / name / "report.html").exists():  # a kill between the two
                 write_report(output / name, one.settings.get("store"))
-            frames = [frame for cell in sharing for frame in _traces(cell, finished)]
-            of_run = [_row(cell, finished) for cell in sharing]
+            for cell in sharing:
+                try:
+                    frames += _traces(cell, finished)
+                    of_run.append(_row(cell, finished))
+                except ExperienceError as lost:  # what the other arms were played on may be whole
+                    of_run.append(_failed(cell, _in_a_line(lost)))
             siblings.append(str(output / name))
         except Exception as exception:  # of one run; the others have nothing to do with it
-            kind = exception.kind if isinstance(exception, AgentError) else type(exception).__name__
-            frames, error = [], printable(f"{kind}: {exception}".splitlines()[0])
-            of_run = [_failed(cell, error) for cell in sharing]
+            frames, of_run = [], [_failed(cell, _in_a_line(exception)) for cell in sharing]
             if not isinstance(exception, AgentError | UnfinishedRunError | ExperienceError | OSError):
                 console.print("".join(traceback.format_exception(exception)), markup=False, highlight=False)
         traces += frames
@@ -144,6 +146,11 @@ def _check_begun(output: Path, settings: Mapping[Path, Settings], check: Check) 
             raise EvalError(found["problem"])
 
 
+def _in_a_line(exception: Exception) -> str:
+    kind = exception.kind if isinstance(exception, AgentError) else type(exception).__name__
+    return printable(f"{kind}: {exception}".splitlines()[0])
+
+
 def _failed(cell: Cell, error: str | None) -> Row:
     """A line of the table, where nothing is known but why."""
     row: Row = {"env": cell.env, "model": cell.model, "method": cell.method, "seed": cell.seed}
@@ -163,11 +170,14 @@ def _row(cell: Cell, run: FinishedRun) -> Row:
 
 
 def _traces(cell: Cell, run: FinishedRun) -> list[pd.DataFrame]:
-    """The episodes behind a cell, at each temperature."""
+    """The episodes behind a cell, at each temperature.
+
+    Raises:
+        ExperienceError: They are not those that the run's files tell of.
+    """
     about: Row = {"env": cell.env, "model": cell.model, "method": cell.method, "run_seed": cell.seed}
-    temperatures = run.results["eval_temperature"]
     with open_run(run.path, location=cell.settings.get("store")) as store:
-        frames = [store.traces(phase=str(Phase.test(cell.arm, temperature))) for temperature in temperatures]
+        frames = [run.tested(store, cell.arm, number) for number in range(len(run.tables))]
     return [frame.assign(is_sampled=index > 0, **about) for index, frame in enumerate(frames)]
 
 
@@ -179,11 +189,12 @@ def _over_seeds(frames: Sequence[pd.DataFrame]) -> dict[str, list[Row]]:
         return {"methods": methods, "pairs": pairs}
     for (env, model), both in pd.concat(frames).groupby(["env", "model"], sort=False):
         task, sampled = both[~both["is_sampled"]], both[both["is_sampled"]]
-        of_method = dict(list(task.groupby("method", sort=False)))
+        by_method = task.groupby("method", sort=False)
+        of_method = {method: traces for method, traces in by_method if len(judged(traces))}
         for method, traces in of_method.items():
             row = {"env": env, "model": model, "method": method, **_rates(traces)}
             others = sampled[sampled["method"] == method]
-            methods.append(row | {"sampled": _rates(others) if len(others) else None})
+            methods.append(row | {"sampled": _rates(others) if len(judged(others)) else None})
         for second, first in combinations(of_method, 2):
             if found := _paired(of_method[first], of_method[second]):
                 pairs.append({"env": env, "model": model, "first": first, "second": second, **found})

@@ -10,14 +10,19 @@ from typing import Any, Self
 import pandas as pd
 
 from evals.command import EvalError
-from evals.result import temperature_text
+from evals.result import judged, temperature_text
 from evals.run_files import KINDS, About, Entry, Forgetting, Results, check
 from evals.stats import wilson_interval
 from experience import ExperienceError, damaged_store
 from experience.phase import Phase
+from experience.store import ExperienceStore
 
 PARTS = ("play", "gate", "training", "validation", "test")
 """What a run spends its time on, in order."""
+
+
+MAX_DEPTH = 100
+"""Of what a run's JSON files hold."""
 
 
 class DamagedMetricsError(ValueError):
@@ -101,6 +106,20 @@ class FinishedRun:
         """The metrics of one kind."""
         return [entry for entry in self.metrics if entry.get("kind") == kind]
 
+    def tested(self, store: ExperienceStore, arm: str, number: int = 0) -> pd.DataFrame:
+        """The traces of an arm's test episodes at one of the temperatures.
+
+        Raises:
+            ExperienceError: They are not those that the run's files tell of.
+        """
+        phase = str(Phase.test(arm, self.results["eval_temperature"][number]))
+        traces = store.traces(phase=phase)
+        check_traces([entry for entry in self.metrics if entry["key"] == phase], traces)
+        _, arms = self.tables[number]
+        if (n := len(judged(traces))) != arms[arm]["n"]:
+            raise _lost(n, arms[arm]["n"], f"judged traces of {phase}", "results.json")
+        return traces
+
     def validations(self) -> dict[str, list[dict[str, float]]]:
         """Temperature -> the bare agent on validation: step, success_rate, ci_low, ci_high."""
         curves: dict[str, list[dict[str, float]]] = {}
@@ -168,10 +187,14 @@ def check_traces(metrics: Iterable[Mapping[str, Any]], traces: pd.DataFrame) -> 
     played = {entry["key"]: entry.get("episodes") for entry in metrics if entry.get("kind") == "play"}
     for phase, episodes in played.items():
         if (n := int(there.get(phase, 0))) != episodes:
-            raise ExperienceError(
-                f"the store has {n} of the {episodes} traces of {phase} that metrics.jsonl tells of: it has "
-                "lost some: put a whole copy in its place, or begin another run"
-            )
+            raise _lost(n, episodes, f"traces of {phase}", "metrics.jsonl")
+
+
+def _lost(found: int, told: object, what: str, where: str) -> ExperienceError:
+    return ExperienceError(
+        f"the store has {found} of the {told} {what} that {where} tells of: it has lost some: put a whole "
+        "copy in its place, or begin another run"
+    )
 
 
 def part_of(name: str) -> str:
@@ -201,7 +224,21 @@ def rows_by_part(run: FinishedRun, traces: Iterable[Any]) -> list[dict[str, Any]
 
 
 def _load(path: Path, name: str) -> Any:
-    return json.loads((path / name).read_text(encoding="utf-8"))
+    """What a JSON file holds, which is not nested deeper than a page can show.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds something else.
+        RecursionError: It is nested deeper.
+    """
+    value = json.loads((path / name).read_text(encoding="utf-8"))
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH):
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [part for inner in parts for part in inner if isinstance(part, dict | list)]
+    if level:
+        raise RecursionError(f"{name} is nested more than {MAX_DEPTH} deep")
+    return value
 
 
 def _about(path: Path) -> dict[str, Any]:

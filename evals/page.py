@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from experience.masking import masked
+from experience.text import storable
 from experience.whole import appearing
 
 
@@ -30,7 +31,9 @@ def write_page(target: Path, template: str, **values: Any) -> Path:
 
 
 def write_whole(target: Path, text: str) -> Path:
-    """Write a file, whole or not at all, and the folder that it is in; returns the path.
+    """Write a text as a file, whole or not at all, and the folder that it is in; returns the path.
+
+    What UTF-8 cannot say, a path's or a foreign file's, is written as U+FFFD.
 
     Raises:
         OSError: It cannot be written, and is named.
@@ -38,7 +41,7 @@ def write_whole(target: Path, text: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with appearing(target) as tmp:
-            tmp.write_text(masked(text), encoding="utf-8", newline="")
+            tmp.write_text(storable(masked(text)), encoding="utf-8", newline="")
     except OSError as error:  # a full disk's names no file
         raise OSError(error.errno, error.strerror, str(target)) from error
     return target

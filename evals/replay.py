@@ -24,7 +24,7 @@ from envs.text_env import TextEnv, make_text_env
 from envs.thinking import Replies, parted
 from envs.thoughts import thought_and_said
 from evals.finished_run import FinishedRun
-from experience.phase import Phase
+from evals.result import judged
 from experience.store import ExperienceStore
 from experience.text import storable
 
@@ -81,13 +81,12 @@ class Replay:
 
 def replay_pairs(run: FinishedRun, store: ExperienceStore) -> list[tuple[str, list[Replay]]]:
     """(what happened, test episodes before and after on one seed); the first shows the change, if any."""
-    before, after = (
-        store.traces(phase=str(Phase.test(arm, run.results["eval_temperature"][0]))).set_index("seed")
-        for arm in ("before", "after")
-    )
+    before, after = (judged(run.tested(store, arm)).set_index("seed") for arm in ("before", "after"))
+    both = before.index.intersection(after.index)
+    before, after = before.loc[both], after.loc[both]
     pairs: list[tuple[str, list[Replay]]] = []
     for story, won_before, won_after in STORIES:
-        is_it = (before["success"].astype(bool) == won_before) & (after["success"].astype(bool) == won_after)
+        is_it = (before["success"] == won_before) & (after["success"] == won_after)
         if is_it.any() and len(pairs) < MAX_PAIRS:
             # The shortest of them is the easiest to follow.
             seed = int(cast("int", after.loc[is_it, "num_turns"].idxmin()))

@@ -141,8 +141,9 @@ def ways(run: FinishedRun) -> list[tuple[str, Way, Way]]:
     spent = run.phase_seconds()
 
     def is_known(arms: dict[str, Any], arm: str, temperature: float) -> bool:
-        figures = [arms[arm].get(name) for name in ("prompt_tokens_per_turn", "turns_per_episode", "endings")]
-        return all(figures) and str(Phase.test(arm, temperature)) in spent
+        result = arms[arm]
+        tokens = result["prompt_tokens_per_turn"] * (result.get("turns_per_episode") or 0)
+        return tokens > 0 and bool(result.get("endings")) and str(Phase.test(arm, temperature)) in spent
 
     def way(name: str, arms: dict[str, Any], arm: str, temperature: float) -> Way:
         result = arms[arm]
@@ -263,10 +264,8 @@ def _against_first(runs: list[FinishedRun], store: str | None) -> list[Compariso
 
     frames: list[pd.DataFrame] = []
     for run in runs:
-        phase = str(Phase.test("after", run.results["eval_temperature"][0]))
         with open_run(run.path, location=store) as experience:
-            frames.append(experience.traces(phase=phase))
-        check_traces([entry for entry in run.metrics if entry["key"] == phase], frames[-1])
+            frames.append(run.tested(experience, "after"))
     return [
         Comparison.of(frame, frames[0])
         if i and len(frame) and task(run) == task(runs[0]) and list(frame["seed"]) == list(frames[0]["seed"])

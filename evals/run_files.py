@@ -3,14 +3,29 @@
 What nobody reads may be there as well, and is not looked at.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, ValidationError, model_validator
+
+MOST = 1e12
+"""Of what is no count: a plot of larger numbers has no room for them."""
+
+
+def _bounded(number: float) -> float:
+    if math.isfinite(number) and abs(number) > MOST:
+        raise ValueError(f"Input should be between {-MOST:g} and {MOST:g}")
+    return number
+
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
-Seconds = Annotated[float, Field(ge=0, le=1e12)]
+Mean = Annotated[float, Field(ge=0, le=MOST)]
+Seconds = Mean
+Figure = Annotated[float, AfterValidator(_bounded)]
+"""Any but a huge one, also one that is none."""
+Finite = Annotated[FiniteFloat, AfterValidator(_bounded)]
 
 
 class _Part(BaseModel, strict=True):
@@ -23,9 +38,9 @@ Kind = TypeVar("Kind", bound=_Part)
 class Change(_Part):
     """A difference with its interval."""
 
-    difference: FiniteFloat
-    ci_low: FiniteFloat
-    ci_high: FiniteFloat
+    difference: Finite
+    ci_low: Finite
+    ci_high: Finite
     p_value: Rate
     n: Count
 
@@ -39,14 +54,16 @@ class Arm(_Part):
     ci_high: Rate | None
     mean_return: float
     invalid_rate: Rate | None
-    prompt_tokens_per_turn: Annotated[FiniteFloat, Field(ge=0)] | None
-    turns_per_episode: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    prompt_tokens_per_turn: Mean | None
+    turns_per_episode: Mean | None = None
     endings: dict[str, Count] | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         if len({value is None for value in (self.n, self.ci_low, self.ci_high)}) > 1:
             raise ValueError("n and its interval belong together")
+        if self.endings is not None and sum(self.endings.values()) < (self.n or 0):
+            raise ValueError("endings are of fewer episodes than n")
         return self
 
 
@@ -54,7 +71,7 @@ class Played(Arm):
     """One that a model has played."""
 
     n: Annotated[Count, Field(ge=1)]
-    prompt_tokens_per_turn: Annotated[FiniteFloat, Field(ge=0)]
+    prompt_tokens_per_turn: Mean
 
 
 class Arms(_Part, extra="allow"):
@@ -86,7 +103,7 @@ class Results(_Part):
     env_kwargs: dict[str, Any]
     model: str
     seed: int
-    eval_temperature: Annotated[list[Annotated[FiniteFloat, Field(ge=0)]], Field(min_length=1, max_length=2)]
+    eval_temperature: Annotated[list[Mean], Field(min_length=1, max_length=2)]
     success_means: str = ""
     best_step: Count
     arms: Arms
@@ -137,11 +154,12 @@ class Settings(_Part):
     seed: int
     store: str | None = None
     insights: str
-    top_k: int
-    batch_size: int
+    top_k: Count
+    batch_size: Count
     vectorization: str
-    env_timeout: FiniteFloat | None = None
-    steps: int | None = None
+    env_timeout: Finite | None = None
+    steps: Count | None = None
+    chat_template_kwargs: dict[str, Any] = {}
 
 
 class About(_Part):
@@ -155,9 +173,9 @@ class About(_Part):
 class Measured(_Part):
     """A mean with its interval."""
 
-    mean: FiniteFloat
-    ci_low: FiniteFloat
-    ci_high: FiniteFloat
+    mean: Finite
+    ci_low: Finite
+    ci_high: Finite
     n: Count
 
 
@@ -211,12 +229,12 @@ class Train(_Part):
     """An optimiser step."""
 
     step: Count
-    kl: FiniteFloat
-    student_mass: float
-    teacher_mass: float
-    entropy: float
-    teacher_entropy: float
-    completion_tokens: float
+    kl: Finite
+    student_mass: Figure
+    teacher_mass: Figure
+    entropy: Figure
+    teacher_entropy: Figure
+    completion_tokens: Figure
 
 
 class Gate(_Part):
@@ -258,4 +276,5 @@ def check(kind: type[Kind], value: Any, name: str = "") -> Kind:
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"]))
-        raise ValueError(": ".join(filter(None, (name, at, first["msg"])))) from error
+        told = ": ".join(filter(None, (name, at, first["msg"])))
+        raise ValueError(" ".join(told.splitlines())) from error

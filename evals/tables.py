@@ -57,7 +57,7 @@ def fill(page: Path) -> str:
         try:
             values = json.loads((page.parent / name).read_text(encoding="utf-8"))
             return f"{begin}\n{VIEWS[view](values if view == 'terminal' else by_task(values))}\n\n{end}"
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except Exception as error:  # of a file that may hold anything
             raise EvalError(f"{page}: no table can be made from {name}: {error!r}") from error
 
     try:

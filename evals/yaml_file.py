@@ -16,7 +16,11 @@ class FileError(EvalError):
     """A file that says what cannot be; the message names the file, the line and the key."""
 
 
-SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
+KINDS = {
+    **dict.fromkeys(("str", "int", "float", "bool", "null"), yaml.ScalarNode),
+    **{"seq": yaml.SequenceNode, "map": yaml.MappingNode},
+}
+"""What JSON can hold, by YAML's tags."""
 
 
 class YamlFile:
@@ -46,6 +50,10 @@ class YamlFile:
 
     def _note_lines(self, node: yaml.Node, at: Location) -> None:
         self.lines.setdefault(at, node.start_mark.line + 1)
+        if not isinstance(node, KINDS.get(node.tag.removeprefix("tag:yaml.org,2002:"), ())):
+            if isinstance(node, yaml.ScalarNode):  # a date, for instance
+                raise self.error(at, "is neither text nor a number: put it in quotes")
+            raise self.error(at, "is neither a mapping nor a list: leave its tag out")  # a set, for instance
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 place = (*at, str(key.value))
@@ -59,8 +67,6 @@ class YamlFile:
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
                 self._note_lines(value, (*at, index))
-        elif node.tag not in SCALARS:  # a date, for instance
-            raise self.error(at, "is neither text nor a number: put it in quotes")
 
     def error(self, at: Location, problem: str) -> FileError:
         """What is wrong at a place, or with what is missing there."""

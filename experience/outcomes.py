@@ -17,6 +17,7 @@ from scipy.sparse import csr_array, diags_array, eye_array
 from experience import ExperienceError
 from experience.insight import Insight
 from experience.seeds import Split
+from experience.trace import FAULTS
 
 DISCOUNT = 0.99
 EXPLORATION_BONUS = 0.05
@@ -155,12 +156,13 @@ def outcome_insights(
 
     Returns:
         Insights linked to every trace in which the advised action was taken there: for it where the episode
-        succeeded, against it where it did not.
+        succeeded, against it where it did not, neither where the env ended it by a fault of its own.
     """
     model = outcome_model(turns, actions, advise)
     values_SA = action_values(model, explore=explore)
+    known = turns[~turns["stop_reason"].isin(FAULTS)]
     won, lost = (
-        turns[turns["success"].astype(bool) == success]
+        known[known["success"].astype(bool) == success]
         .groupby(["observation", "action"])["trace_id"]
         .unique()
         for success in (True, False)

@@ -1,12 +1,13 @@
 """The parts of a run: what traces, scores and metrics belong to."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Self
 
 _TEXT = re.compile(
-    r"(?:round(?P<round>\d+)/)?(?P<kind>[a-z]+(?:-[a-z]+)*)"
-    r"(?:(?P<number>\d+)|/(?P<name>[^@]+))?(?:@(?P<temperature>[^@/]+))?"
+    r"(?:round(?P<round>\d{1,9})/)?(?P<kind>[a-z]+(?:-[a-z]+)*)"
+    r"(?:(?P<number>\d{1,9})|/(?P<name>[^@\s]+))?(?:@(?P<temperature>[^@/\s]+))?"
 )
 
 
@@ -50,11 +51,13 @@ class Phase:
         """
         found = _TEXT.fullmatch(text)
         if found is None or (found["kind"] in ("validation", "step") and found["number"] is None):
-            raise ValueError(f"{text!r} is not a phase of a run")
+            raise ValueError(f"{text!r:.80} is not a phase of a run")
         try:
             temperature = None if found["temperature"] is None else float(found["temperature"])
         except ValueError:
-            raise ValueError(f"{text!r} is not a phase of a run") from None
+            temperature = math.nan
+        if temperature is not None and not 0 <= temperature < math.inf:
+            raise ValueError(f"{text!r:.80} is not a phase of a run")
         index = found["name"] if found["number"] is None else int(found["number"])
         return cls(
             kind=found["kind"],

@@ -1,4 +1,4 @@
-"""YAML that may be anybody's: no longer than it looks, and that is bounded."""
+"""YAML that may be anybody's: no longer than it looks, and that is bounded, numbers too."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,24 @@ import yaml
 
 MAX_BYTES = 1 << 20
 """Of a file."""
+MAX_NUMBER = 100
+"""Characters of a number; Python writes no whole number of some thousands."""
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Refuses aliases: a few lines of them can stand for more than memory holds."""
+    """Refuses aliases, as a few lines of them can stand for more than memory holds, and endless numbers."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """See ``yaml.SafeLoader``."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="no aliases, please: write it out", problem_mark=mark)
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > MAX_NUMBER:
+            problem = f"a number has more than {MAX_NUMBER} characters"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
 
 
 def read_bounded(path: Path) -> str:

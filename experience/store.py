@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from experience import ExperienceError, tables
+from experience import ExperienceError, damaged_store, tables
 from experience.addresses import is_elsewhere
 from experience.database import Database, find_run, insert_new
 from experience.insight import Insight, InsightState
@@ -66,6 +66,8 @@ class ExperienceStore:
         """The run's key."""
         with self._database.reading() as connection:
             known = connection.execute(sa.select(tables.runs.c.run_id)).scalars().all()
+            if None in known:
+                raise damaged_store("a run has no name")
             if not create or (known and (name is None or storable(name) in known)):
                 return int(find_run(connection, name, self._database.name).run)
         name = name or "run"
@@ -241,7 +243,7 @@ class ExperienceStore:
     def turns(
         self, *, phases: Sequence[str] | None = None, trace_id: str | None = None, tokens: bool = False
     ) -> "pd.DataFrame":
-        """One row per turn, with the trace's split and success, and what followed.
+        """One row per turn, with the trace's split, success and stop_reason, and what followed.
 
         Args:
             phases: Of these phases only.
@@ -249,8 +251,8 @@ class ExperienceStore:
             tokens: Add the columns prompt_tokens, token_ids and logprobs (slow to read).
 
         Returns:
-            The columns trace_id, turn, split, success, observation, insight_ids, reply, action, reward,
-            left_out, next_observation, terminated (whether the episode terminated with this turn).
+            The columns trace_id, turn, split, success, stop_reason, observation, insight_ids, reply, action,
+            reward, left_out, next_observation, terminated (whether the episode terminated with this turn).
         """
         traces, turns = tables.traces.c, tables.turns.c
         query = (
@@ -259,6 +261,7 @@ class ExperienceStore:
                 turns.turn,
                 traces.split,
                 traces.success,
+                traces.stop_reason,
                 turns.observation,
                 turns.insight_ids,
                 turns.reply,
@@ -266,7 +269,6 @@ class ExperienceStore:
                 turns.reward,
                 turns.left_out,
                 traces.final_observation,
-                traces.stop_reason,
             )
             .join_from(tables.traces, tables.turns)
             .where(turns.run == self._run)
@@ -284,7 +286,7 @@ class ExperienceStore:
         last = following.isna()
         frame["next_observation"] = following.where(~last, frame["final_observation"])
         frame["terminated"] = last & (frame["stop_reason"] == StopReason.TERMINATED)
-        return frame.drop(columns=["final_observation", "stop_reason"])
+        return frame.drop(columns="final_observation")
 
     def observations(self, *, phases: Sequence[str]) -> list[str]:
         """The distinct observations of the phases' turns, sorted."""
@@ -350,7 +352,10 @@ class ExperienceStore:
 
     def scores(self) -> "pd.DataFrame":
         """One row per ``ContextScore``, in the order of writing."""
-        return self._frame(self._select(tables.context_scores).order_by(tables.context_scores.c.number))
+        frame = self._frame(self._select(tables.context_scores).order_by(tables.context_scores.c.number))
+        if (frame[["successes", "successes_without"]].max(axis=1) > frame["seeds"].map(len)).any():
+            raise damaged_store("a context has more successes than episodes")
+        return frame
 
     def _select(self, table: sa.Table) -> sa.Select[Any]:
         """The run's rows of a table, without the columns that only the database needs."""
@@ -364,7 +369,11 @@ class ExperienceStore:
             rows = [tuple(row) for row in connection.execute(query)]
         names = [column.name for column in query.selected_columns]
         flags = [column.name for column in query.selected_columns if isinstance(column.type, sa.Boolean)]
-        return pd.DataFrame.from_records(rows, columns=names).astype(dict.fromkeys(flags, bool))
+        full = [column.name for column in query.selected_columns if not getattr(column, "nullable", True)]
+        frame = pd.DataFrame.from_records(rows, columns=names)
+        if (empty := frame[full].isna().any()).any():
+            raise damaged_store(f"a cell of {empty.idxmax()} is empty")
+        return frame.astype(dict.fromkeys(flags, bool))
 
 
 def open_run(where: str | Path, run: str | None = None, *, location: str | None = None) -> ExperienceStore:

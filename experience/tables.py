@@ -5,14 +5,17 @@ database and what one of them reads lies together.
 """
 
 import json
+import math
 from collections.abc import Callable
-from typing import Any, get_origin
+from functools import lru_cache
+from typing import Any, get_args, get_origin
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from experience import damaged_store
 from experience.insight import InsightState
+from experience.phase import Phase
 from experience.seeds import Split
 from experience.text import storable
 from experience.trace import StopReason
@@ -47,6 +50,32 @@ class Text(_Typed):
         """To the database; a plain ``str``, since drivers have ideas of their own about enums."""
         return None if value is None else storable(str(value))
 
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+        """From the database: SQLite keeps whatever it is given."""
+        if value is not None and type(value) is not str:
+            raise damaged_store(f"{value!r:.40} is not text")
+        return value
+
+
+class PhaseText(Text):
+    """The text of a ``Phase``."""
+
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+        """From the database."""
+        if (text := super().process_result_value(value, dialect)) is not None:
+            _check_phase(text)
+        return text
+
+
+@lru_cache(maxsize=4096)
+def _check_phase(text: str) -> None:
+    try:
+        Phase.parse(text)
+    except ValueError as error:
+        raise damaged_store(str(error)) from error
+
 
 class Word(Text):
     """One of a few words."""
@@ -77,31 +106,40 @@ class Json(_Typed):
             found = json.loads(value)
         except (ValueError, TypeError, RecursionError) as error:
             raise damaged_store(f"a cell is not JSON: {error}") from error
-        if not isinstance(found, get_origin(self.kind) or self.kind):
+        if not (isinstance(found, get_origin(self.kind) or self.kind) and self._has_its_items(found)):
             raise damaged_store("a cell holds other JSON than it should")
         return found
+
+    def _has_its_items(self, found: Any) -> bool:
+        """Whether a list is of what it should be; JSON has whole numbers for others, too."""
+        return all(
+            set(map(type, found)) <= {kind, int if kind is float else kind} for kind in get_args(self.kind)
+        )
 
 
 class _Number:
     """What is a number or a truth in the database, too: SQLite keeps whatever it is given."""
 
     kinds: tuple[type, ...] = (int,)
+    least, most = -math.inf, math.inf
 
-    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any] | None:
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any]:
         """From the database."""
-        if dialect.name != "sqlite":
-            return None
 
         def process(value: Any) -> Any:
-            if value is not None and type(value) not in self.kinds:
-                raise damaged_store(f"{value!r:.40} is not a number")
+            if value is not None and (
+                type(value) not in self.kinds or value < self.least or value > self.most
+            ):
+                raise damaged_store(f"{value!r:.40} is not a number that can stand there")
             return value
 
         return process
 
 
 class Integer(_Number, sa.Integer):
-    """A whole number."""
+    """A whole number of 4 bytes that counts something."""
+
+    least, most = 0, (1 << 31) - 1
 
 
 class BigInteger(_Number, sa.BigInteger):
@@ -117,11 +155,11 @@ class Float(_Number, sa.Float[float]):
 class Boolean(_Number, sa.Boolean):
     """Yes or no."""
 
-    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any] | None:
+    kinds = (bool, int)
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> Callable[[Any], Any]:
         """From the database."""
         number = super().result_processor(dialect, coltype)
-        if number is None:
-            return None
 
         def process(value: Any) -> bool | None:
             if number(value) not in (0, 1, None):
@@ -150,7 +188,7 @@ runs = sa.Table(
 traces = _table(
     "traces",
     sa.Column("trace_id", Text, primary_key=True),
-    sa.Column("phase", Text, nullable=False),
+    sa.Column("phase", PhaseText, nullable=False),
     sa.Column("split", Word(Split), nullable=False),
     sa.Column("seed", BigInteger, nullable=False),
     sa.Column("env_id", Text, nullable=False),
@@ -214,7 +252,7 @@ evidence = _table(
 )
 context_scores = _table(
     "context_scores",
-    sa.Column("phase", Text, primary_key=True),
+    sa.Column("phase", PhaseText, primary_key=True),
     sa.Column("context_id", Text, primary_key=True),
     # counts a run's scores in the order of writing
     sa.Column("number", Integer, nullable=False),

@@ -42,7 +42,7 @@ def tell(console: Console, text: str, style: str | None = None) -> None:
 
 def refuse(error: Exception) -> NoReturn:
     """End a command for what its user can mend: a line on standard error, and exit code 2."""
-    tell(Terminal(stderr=True), f"error: {error}", "bold red")
+    tell(Terminal(stderr=True), " ".join(f"error: {error}".splitlines()), "bold red")
     sys.exit(2)
 
 

@@ -27,6 +27,10 @@ class StopReason(StrEnum):
     """The env took too long; ``Trace.error`` says how long."""
 
 
+FAULTS = (StopReason.ERROR, StopReason.TIMED_OUT, StopReason.NOT_JUDGED)
+"""How an env ends an episode by a fault of its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One decision."""
@@ -78,7 +82,7 @@ class Trace:
     @property
     def is_fault(self) -> bool:
         """Whether the env ended it by a fault of its own: it says nothing of who played."""
-        return self.stop_reason in (StopReason.ERROR, StopReason.TIMED_OUT, StopReason.NOT_JUDGED)
+        return self.stop_reason in FAULTS
 
     @property
     def total_reward(self) -> float:

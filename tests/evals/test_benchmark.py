@@ -5,7 +5,9 @@ import itertools
 import json
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,22 @@ def test_the_two_by_two_is_all_ways() -> None:
         (
             "{envs}models: [m]\nmethods: [opcd]\nseeds: [0]\nsettings: {{eval_temperature: 0.7}}",
             "line 10: settings.eval_temperature cannot be: input should be a list",
+        ),
+        (
+            f"{{envs}}models: [m]\nmethods: [opcd]\nseeds: [0x{'F' * 5000}]",
+            "line 9: a number has more than 100",
+        ),
+        (
+            f"{{envs}}models: [m]\nmethods: [opcd]\nseeds: [{'9:' * 500}1.5]",
+            "line 9: a number has more than 100",
+        ),
+        (
+            "envs: [{{env: e, env_kwargs: !!set {{a}}}}]\nmodels: [m]\nmethods: [opcd]\nseeds: [0]{envs}",
+            "line 1: envs[0].env_kwargs is neither a mapping nor a list: leave its tag out",
+        ),
+        (
+            "envs: [{{env: e, env_kwargs: {{a: !!omap [b: 1]}}}}]\n{envs}",
+            "line 1: envs[0].env_kwargs.a is neither a mapping nor a list",
         ),
         *(
             (
@@ -450,6 +468,34 @@ def test_a_damaged_run_takes_no_other_along(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            "DELETE FROM traces WHERE {} AND seed % 2",
+            "has 3 of the 6 traces of test/after@0.5 that metrics.jsonl",
+        ),
+        ("DELETE FROM traces WHERE {}", "has 0 of the 6 traces of test/after@0.5 that metrics.jsonl"),
+        (
+            "UPDATE traces SET stop_reason = 'not_judged' WHERE {}",
+            "has 0 of the 6 judged traces of test/after@0.5 that results.json",
+        ),
+    ],
+)
+def test_of_lost_traces_nothing_is_computed(
+    finished: tuple[Path, list[Cell], str], tmp_path: Path, damage: str, says: str
+) -> None:
+    whole, cells, _ = finished
+    output = shutil.copytree(whole, tmp_path / "out")
+    with closing(sqlite3.connect(output / "dry/walker/opcd/seed0/experience.db")) as store, store:
+        store.execute(damage.format("phase = 'test/after@0.5'"))
+    table, said = benchmark(cells, output, never)
+    failed = {(cell["method"], cell["seed"]) for cell in table["cells"] if cell["error"]}
+    assert failed == {("opcd", 0)}
+    assert f"opcd, seed 0: FAILED: ExperienceError: the store {says}" in said
+    assert {row["method"]: row["n"] for row in table["methods"]}["opcd"] == 6  # the other seed's
+
+
 def test_other_settings_are_not_mixed_with_finished_runs(
     finished: tuple[Path, list[Cell], str], walker_folder: Path, write: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -542,6 +588,7 @@ def test_methods_are_compared_on_the_episodes_that_both_have() -> None:
         return traces_of(method, seeds, (seed % 2 == 0 for seed in seeds), is_sampled=is_sampled)
 
     frames = [arm("none", range(12)), arm("quick", range(4)), arm("other", range(90, 94))]
+    frames.append(arm("unknown", range(12)).assign(stop_reason="not_judged"))
     table = _over_seeds([*frames, arm("quick", range(5), is_sampled=True)])
     assert {row["method"]: row["sampled"] and row["sampled"]["n"] for row in table["methods"]} == {
         "none": None,

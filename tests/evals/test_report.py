@@ -2,10 +2,15 @@
 
 import dataclasses
 import errno
+import functools
 import itertools
 import json
+import math
+import operator
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -22,8 +27,10 @@ from evals.page import duration, p_text, plural, points, write_page, write_whole
 from evals.plots import curves_plot
 from evals.replay import MAX_FRAMES, Frame, _thinned, replay_pairs
 from evals.report import _candidates, _insights, main, print_summary, ways, write_report
+from evals.result import judged
 from experience.context import ContextScore
 from experience.insight import Insight
+from experience.show import main as show
 from experience.store import ExperienceStore
 from experience.terminal import Terminal
 from tests.agents.test_self_improve import QUIET, TINY
@@ -165,6 +172,24 @@ def test_what_was_forgotten_is_shown_where_it_was_measured(lake: Path, tmp_path:
     assert "task: sums 50.0% 25.0% to 75.0%, n = 9" in text
     assert "-12.5% -25.0% to 0.0%, p = 0.04" in text
     assert "held-out text, nats per token 0.500 0.250 to 0.750, n = 9" in text
+
+
+def test_what_could_not_be_judged_is_shown_as_no_failure(lake: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(lake, tmp_path / "run")
+    with closing(sqlite3.connect(run / "experience.db")) as store, store:
+        store.execute(
+            "UPDATE traces SET stop_reason = 'not_judged', success = 0 WHERE phase = 'test/before@0'"
+            " AND seed % 2"
+        )
+    results = results_of(run)
+    with ExperienceStore(run / "experience.db") as experience:
+        left = judged(experience.traces(phase="test/before@0"))
+        results["arms"]["before"]["n"] = len(left)
+        (run / "results.json").write_text(json.dumps(results))
+        pairs = replay_pairs(FinishedRun.read(run), experience)
+    assert pairs
+    assert {pair[0].seed for _, pair in pairs} <= {*left["seed"]}
+    assert all(pair[0].ending != "not judged" for _, pair in pairs)
 
 
 def test_the_lake_is_drawn_by_its_own_board(lake: Path) -> None:
@@ -315,6 +340,84 @@ def test_bad_folders_are_clear_errors(
     with pytest.raises(SystemExit, match="2"):
         main([arg.format(lake=lake) for arg in args])
     assert says in capsys.readouterr().err.replace("\n", "")
+
+
+def damaged(run: Path, name: str, damage: Any) -> None:
+    """Damage a run's store by an UPDATE, or change what a JSON file or the metrics of a kind hold."""
+    if name == "experience.db":
+        with closing(sqlite3.connect(run / name)) as store, store:
+            store.execute(f"UPDATE {damage}")
+        return
+    file, _, kind = name.partition(" ")
+    lines = (run / file).read_text().splitlines() if kind else [(run / file).read_text()]
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        for place, value in damage.items() if entry.get("kind", "") == kind else ():
+            *way, key = place.split(".")
+            functools.reduce(operator.getitem, way, entry)[key] = value
+    (run / file).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        (
+            "experience.db",
+            "traces SET phase = 'x y z' WHERE phase = 'gate/none'",
+            "'x y z' is not a phase of a run",
+        ),
+        ("experience.db", "context_scores SET phase = 'x y z'", "'x y z' is not a phase of a run"),
+        ("experience.db", "context_scores SET successes = 1000", "more successes than episodes"),
+        ("experience.db", "context_scores SET insight_ids = '[{}]'", "holds other JSON than it should"),
+        ("experience.db", "turns SET observation = x'ff'", "is not text"),
+        ("experience.db", "runs SET run_id = x'ff'", "is not text"),
+        ("results.json", {"arms.after.endings": {"terminated": 0}}, "endings are of fewer episodes than n"),
+        ("results.json", {"arms.after.prompt_tokens_per_turn": 1e308}, "less than or equal to"),
+        ("results.json", {"arms.x\ny": {}}, "arms.x y.success_rate: Field required"),
+        ("config.json", {"run_id": "x\ny"}, "has no run x y; it has: "),
+        ("results.json", {"arms.after.n": 1}, "judged traces of test/after@0 that results.json tells of"),
+        ("results.json", {"arms.after.endings": {"a": 2**53}}, "less than 9007199254740992"),
+        ("results.json", {"comparison.difference": 1e308}, "Input should be between"),
+        ("results.json", {"eval_temperature": [0.0, 1e308]}, "less than or equal to"),
+        ("results.json", {"env_kwargs": json.loads("[" * 200 + "]" * 200)}, "nested more than 100 deep"),
+        ("config.json", {"config.top_k": -1}, "greater than or equal to 0"),
+        ("config.json", {"config.chat_template_kwargs": 5}, "valid dictionary"),
+        ("metrics.jsonl train", {"kl": 1e308}, "Input should be between"),
+        ("metrics.jsonl train", {"entropy": -1e308}, "Input should be between"),
+        ("metrics.jsonl play", {"key": "validation1@nan"}, "is not a phase of a run"),
+        ("metrics.jsonl play", {"key": "step" + "9" * 5000}, "is not a phase of a run"),
+        # What says little is shown all the same.
+        ("experience.db", "traces SET total_reward = 9e999", None),
+        ("results.json", {"env": "\ud800\x00", "env_kwargs": {"\udfff": "\ud800"}}, None),
+        ("results.json", {"arms.after.prompt_tokens_per_turn": 1e-300}, None),
+        ("results.json", {"arms.after.turns_per_episode": 5e-324}, None),
+        ("metrics.jsonl train", {"entropy": math.nan, "student_mass": math.inf}, None),
+    ],
+)
+def test_what_is_damaged_is_said_in_a_line(
+    name: str,
+    damage: Any,
+    says: str | None,
+    lake: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = shutil.copytree(lake, tmp_path / "run", ignore=shutil.ignore_patterns("model", "*.safetensors"))
+    damaged(run, name, damage)
+    comparison = ["--output", str(tmp_path / "page.html")]
+    codes = []
+    for command, args in (
+        *((main, []), (main, [str(lake), *comparison])),
+        *((show, []), (show, ["--traces"]), (show, ["--trace", "round1/play0/0"])),
+    ):
+        try:
+            command([str(run), *args])
+        except SystemExit as error:
+            codes.append(error.code)
+    errors = capsys.readouterr().err.splitlines()
+    assert codes == [2] * len(errors)
+    assert bool(errors) == (says is not None)
+    assert all(line.startswith("error: ") and (says or "") in line for line in errors)
 
 
 def test_names_steer_no_terminal(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:

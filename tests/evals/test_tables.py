@@ -136,6 +136,13 @@ def test_no_page_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
     assert "name the pages" in capsys.readouterr().err
 
 
+def test_figures_that_are_nested_without_end(page: Path) -> None:
+    (page.parent / "figures" / "main.json").write_text("[" * 200_000)
+    page.write_text("<!-- table: methods figures/main.json -->\n<!-- end -->\n")
+    with pytest.raises(EvalError, match=r"no table can be made from .* RecursionError"):
+        fill(page)
+
+
 def test_a_page_that_is_no_text(page: Path) -> None:
     page.write_bytes(b"\xff\xfe")
     with pytest.raises(EvalError, match="is not UTF-8 text"):

@@ -15,6 +15,7 @@ from experience.insight import Insight, InsightState, insights_of
 from experience.outcomes import action_values, outcome_insights, outcome_model, share_followed
 from experience.seeds import STRIDE, SeedRange, Split
 from experience.store import ExperienceStore
+from experience.trace import FAULTS, StopReason
 
 # --- splits --------------------------------------------------------------------------------------
 
@@ -87,7 +88,8 @@ def random_turns(episodes: int, slippery: bool) -> tuple[pd.DataFrame, dict[str,
     columns = ["trace_id", "split", "observation", "action", "reward", "next_observation", "terminated"]
     frame = pd.DataFrame(rows, columns=columns)
     frame["insight_ids"] = [()] * len(frame)
-    return frame.assign(success=frame["reward"] > 0), {f"s{s}": s for s in open_states}
+    frame = frame.assign(success=frame["reward"] > 0, stop_reason=StopReason.TERMINATED)
+    return frame, {f"s{s}": s for s in open_states}
 
 
 def test_insights_from_outcomes_are_optimal() -> None:
@@ -117,7 +119,10 @@ def hand_turns(*rows: tuple[str, str | None, float, str, bool]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["observation", "action", "reward", "next_observation", "terminated"])
     frame["insight_ids"] = [()] * len(rows)
     return frame.assign(
-        trace_id=[f"t{i}" for i in range(len(rows))], split=Split.TRAIN, success=[row[2] > 0 for row in rows]
+        trace_id=[f"t{i}" for i in range(len(rows))],
+        split=Split.TRAIN,
+        success=[row[2] > 0 for row in rows],
+        stop_reason=StopReason.TERMINATED,
     )
 
 
@@ -184,6 +189,15 @@ def test_values_by_hand() -> None:
     assert values[a, ACTIONS.index("left")] == pytest.approx(0.99 * 0.5)
     assert values[a, ACTIONS.index("down")] == 0.0
     assert values[a, ACTIONS.index("up")] == -np.inf
+
+
+def test_an_episode_that_the_env_broke_speaks_neither_for_nor_against() -> None:
+    """What it came through before that is known all the same."""
+    steps = [("a", "left", 1.0, "goal", True), *[("a", "left", 0.0, "b", False)] * (len(FAULTS) + 1)]
+    turns = hand_turns(*steps).assign(stop_reason=["terminated", "truncated", *FAULTS])
+    [insight] = outcome_insights(turns, ACTIONS, advise, explore=False)
+    assert (insight.evidence, insight.against) == (("t0",), ("t1",))
+    assert insight.support == len(steps)
 
 
 def test_exploring_prefers_the_untried() -> None:

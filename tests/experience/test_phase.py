@@ -33,8 +33,8 @@ def test_the_text_of_a_phase(phase: Phase, text: str) -> None:
     st.builds(
         Phase,
         kind=NAMES,
-        round=st.none() | st.integers(min_value=1),
-        index=st.none() | st.integers(min_value=0) | st.from_regex(r"[a-z0-9_/]+", fullmatch=True),
+        round=st.none() | st.integers(1, 10**9 - 1),
+        index=st.none() | st.integers(0, 10**9 - 1) | st.from_regex(r"[a-z0-9_/]+", fullmatch=True),
         temperature=st.none() | st.sampled_from([0.0, 0.4, 0.7, 1.0, 1e-05]),
     )
 )
@@ -42,7 +42,21 @@ def test_every_phase_is_read_back(phase: Phase) -> None:
     assert Phase.parse(str(phase)) == phase
 
 
-@pytest.mark.parametrize("text", ["", "3", "round1/", "Play", "test/a@", "play0@x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "3",
+        "round1/",
+        "Play",
+        "test/a@",
+        "play0@x",
+        "play0@nan",
+        "play0@-1",
+        "test/a\nb",
+        f"step{'9' * 5000}",
+    ],
+)
 def test_what_is_no_phase(text: str) -> None:
     with pytest.raises(ValueError, match="not a phase of a run"):
         Phase.parse(text)

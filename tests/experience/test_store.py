@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -438,6 +439,19 @@ def test_a_damaged_file(tmp_path: Path) -> None:
         ("traces SET success = 'maybe'", ExperienceStore.traces, "'maybe' is not a number"),
         ("traces SET success = 7", ExperienceStore.traces, "7 is neither true nor false"),
         ("turns SET reward = 'x'", ExperienceStore.turns, "'x' is not a number"),
+        ("traces SET num_turns = -5", ExperienceStore.traces, "-5 is not a number that can"),
+        ("traces SET prompt_tokens = 1 << 31", ExperienceStore.traces, "2147483648 is not a number that can"),
+        ("traces SET phase = 'x y z'", ExperienceStore.traces, "'x y z' is not a phase"),
+        ("turns SET observation = x'ff'", ExperienceStore.turns, r"b'\\xff' is not text"),
+        ("turns SET insight_ids = '[null]'", ExperienceStore.turns, "a cell holds other JSON"),
+        ("turns SET logprobs = '[true]'", lambda store: store.turns(tokens=True), "a cell holds other JSON"),
+        ("insights SET text = x'ff'", ExperienceStore.insights, r"b'\\xff' is not text"),
+        ("context_scores SET phase = ''", ExperienceStore.scores, "'' is not a phase"),
+        ("context_scores SET insight_ids = '[{}]'", ExperienceStore.scores, "a cell holds other JSON"),
+        ("context_scores SET seeds = '[\"0\"]'", ExperienceStore.scores, "a cell holds other JSON"),
+        ("context_scores SET successes = 4", ExperienceStore.scores, "more successes than episodes"),
+        ("context_scores SET successes_without = 4", ExperienceStore.scores, "more successes than episodes"),
+        ("context_scores SET successes = -1", ExperienceStore.scores, "-1 is not a number that can"),
     ],
 )
 def test_a_damaged_cell(
@@ -448,9 +462,34 @@ def test_a_damaged_cell(
         store.add_traces([make_trace(0, make_turn("here", "left"))])
         store.set_insights([Insight(text="Left.", observation=None, score=1.0, support=1)], "write")
         store.finish_phase("play", 1)
+        store.add_scores([SCORE])
     with sqlite3.connect(path) as connection:
         connection.execute(f"UPDATE {damage}")
     with ExperienceStore(path) as store, pytest.raises(ExperienceError, match=f"store is damaged .*{says}"):
+        read(store)
+
+
+@pytest.mark.parametrize(
+    ("column", "read"),
+    [
+        ("runs SET run_id", lambda store: None),
+        ("traces SET total_reward", ExperienceStore.traces),
+        ("turns SET observation", ExperienceStore.turns),
+        ("context_scores SET phase", ExperienceStore.scores),
+        ("context_scores SET seeds", ExperienceStore.scores),
+    ],
+)
+def test_an_empty_cell(column: str, read: Callable[[ExperienceStore], object], tmp_path: Path) -> None:
+    """Where another program has made the tables."""
+    path = tmp_path / "experience.db"
+    with ExperienceStore(path) as store:
+        store.add_traces([make_trace(0, make_turn("here", "left"))])
+        store.add_scores([SCORE])
+    for statement in ("sqlite_master SET sql = replace(sql, 'NOT NULL', '')", f"{column} = NULL"):
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("PRAGMA writable_schema = ON")
+            connection.execute(f"UPDATE {statement}")
+    with pytest.raises(ExperienceError, match="store is damaged"), ExperienceStore(path) as store:
         read(store)
 
 
