@@ -26,7 +26,7 @@ from envs.words import MAX_REPLY_CHARS
 MAX_ENDS = 8
 """How many of the places behind a mark where an answer may end are looked at, the first ones."""
 _IS_THE_ANSWER = re.compile(
-    r"(?:^|[.,:;]\s)\s*(?:(?:so|thus|hence|therefore|then|and)\b,?\s*)?(?P<said>[^.,:;\n]{1,60}?)\s+(?:is|are)\s+"
+    r"(?:^|[.,:;]\s)[^\S\n]*(?:(?:so|thus|hence|therefore|then|and)\b,?\s*)?(?P<said>[^.,:;\n]{1,60}?)\s{1,9}(?:is|are)\s+"
     r"(?:the|my|our)\s+(?:(?!wrong|incorrect)\w+\s)?answer\b(?!\s+(?:to|of)\s+(?:another|a different))",
     re.IGNORECASE | re.MULTILINE,
 )
