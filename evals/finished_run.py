@@ -199,7 +199,7 @@ def _lost(found: int, told: object, what: str, where: str) -> ExperienceError:
 
 def part_of(name: str) -> str:
     """The one of ``PARTS`` that a phase or a metric belongs to, by its name."""
-    kind = Phase.parse(name).kind
+    kind = Phase.stored(name).kind
     return {"step": "training", "stop": "training"}.get(
         kind, next((part for part in PARTS if kind.startswith(part)), "play")
     )

@@ -195,7 +195,7 @@ def _candidates(
         scores = scores[scores["seeds"].map(len) > 0]
         if len(scores) < 2:
             continue
-        number = Phase.parse(str(phase)).round or 0
+        number = Phase.stored(phase).round or 0
         rows = []
         for score in scores.to_dict("records"):
             n, ids = len(score["seeds"]), score["insight_ids"]

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
+from experience import damaged_store
+
 _TEXT = re.compile(
     r"(?:round(?P<round>\d{1,9})/)?(?P<kind>[a-z]+(?:-[a-z]+)*)"
     r"(?:(?P<number>\d{1,9})|/(?P<name>[^@\s]+))?(?:@(?P<temperature>[^@/\s]+))?"
@@ -65,6 +67,18 @@ class Phase:
             index=index,
             temperature=temperature,
         )
+
+    @classmethod
+    def stored(cls, text: object) -> Self:
+        """``parse``, of what a run's store holds.
+
+        Raises:
+            ExperienceError: It is none's.
+        """
+        try:
+            return cls.parse(str(text))
+        except ValueError as error:
+            raise damaged_store(str(error)) from error
 
     @property
     def is_trained(self) -> bool:

@@ -7,7 +7,6 @@ database and what one of them reads lies together.
 import json
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, get_args, get_origin
 
 import sqlalchemy as sa
@@ -15,7 +14,6 @@ from sqlalchemy.dialects import postgresql
 
 from experience import damaged_store
 from experience.insight import InsightState
-from experience.phase import Phase
 from experience.seeds import Split
 from experience.text import storable
 from experience.trace import StopReason
@@ -55,26 +53,6 @@ class Text(_Typed):
         if value is not None and type(value) is not str:
             raise damaged_store(f"{value!r:.40} is not text")
         return value
-
-
-class PhaseText(Text):
-    """The text of a ``Phase``."""
-
-    cache_ok = True
-
-    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
-        """From the database."""
-        if (text := super().process_result_value(value, dialect)) is not None:
-            _check_phase(text)
-        return text
-
-
-@lru_cache(maxsize=4096)
-def _check_phase(text: str) -> None:
-    try:
-        Phase.parse(text)
-    except ValueError as error:
-        raise damaged_store(str(error)) from error
 
 
 class Word(Text):
@@ -188,7 +166,7 @@ runs = sa.Table(
 traces = _table(
     "traces",
     sa.Column("trace_id", Text, primary_key=True),
-    sa.Column("phase", PhaseText, nullable=False),
+    sa.Column("phase", Text, nullable=False),
     sa.Column("split", Word(Split), nullable=False),
     sa.Column("seed", BigInteger, nullable=False),
     sa.Column("env_id", Text, nullable=False),
@@ -252,7 +230,7 @@ evidence = _table(
 )
 context_scores = _table(
     "context_scores",
-    sa.Column("phase", PhaseText, primary_key=True),
+    sa.Column("phase", Text, primary_key=True),
     sa.Column("context_id", Text, primary_key=True),
     # counts a run's scores in the order of writing
     sa.Column("number", Integer, nullable=False),

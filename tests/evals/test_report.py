@@ -364,7 +364,7 @@ def damaged(run: Path, name: str, damage: Any) -> None:
         (
             "experience.db",
             "traces SET phase = 'x y z' WHERE phase = 'gate/none'",
-            "'x y z' is not a phase of a run",
+            "traces of gate/none",
         ),
         ("experience.db", "context_scores SET phase = 'x y z'", "'x y z' is not a phase of a run"),
         ("experience.db", "context_scores SET successes = 1000", "more successes than episodes"),
