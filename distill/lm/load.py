@@ -22,10 +22,11 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from distill.lm.found import Support, UnsupportedModelError, Way, support_of
 from distill.lm.reason import reason
 from distill.lm.save import save_model
 from distill.lm.sealed import check_folder
-from distill.lm.support import COARSE, Compute, Support, UnsupportedModelError, find_support, plain_logits
+from distill.lm.support import COARSE, find_support, plain_logits
 
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -44,10 +45,15 @@ class LoadedModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    support: Support
-    """How it is computed."""
     notes: tuple[str, ...] = ()
     """What the user should know about how it was loaded."""
+
+    @property
+    def support(self) -> Support:
+        """How it is computed."""
+        support = support_of(self.model)
+        assert support is not None
+        return support
 
 
 def load_model(
@@ -56,7 +62,7 @@ def load_model(
     device: str = "auto",
     dtype: Dtype = "auto",
     trust_remote_code: bool = False,
-    compute: Compute = "auto",
+    compute: Way | None = None,
 ) -> LoadedModel:
     """Load a causal LM and its tokenizer.
 
@@ -111,11 +117,11 @@ def load_model(
         raise ModelError(f"device {device!r} cannot be used: {reason(error)}") from error
     model.eval()
     try:
-        support = find_support(model, compute)
+        find_support(model, compute)
     except UnsupportedModelError as error:
         raise ModelError(f"{_where(name, source)} cannot be used: {error}") from error
     notes = () if base is None else (f"the adapters in {name} are merged into {base}",)
-    return LoadedModel(model=model, tokenizer=tokenizer, support=support, notes=notes)
+    return LoadedModel(model=model, tokenizer=tokenizer, notes=notes)
 
 
 def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, Any]:
