@@ -159,6 +159,8 @@ class OPCD:
         self._checkpointing = gradient_checkpointing
         if Shards.of(student) is None:
             freeze_unreached(student)
+        if not self.parameters:
+            raise DistillError("there is nothing to train: all weights of the student are frozen")
         if gradient_checkpointing:
             # transformers 5.24 has a new name for it.
             enable = getattr(

@@ -91,10 +91,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "Gemma 4": ("gemma4_text", SLIDING),
-    "RecurrentGemma": (
-        "recurrent_gemma",
-        {"block_types": ["recurrent", "attention"], "logits_soft_cap": 2.0},
-    ),
     "VaultGemma": ("vaultgemma", SLIDING),
     "Mistral": ("mistral", {}),
     "Ministral": ("ministral", SLIDING),
