@@ -155,7 +155,7 @@ def _tried(model: PreTrainedModel, asked: Way | None, own: str) -> Support:
                         has_states = way == "padded" and growth != "none"
                         return replace(drawn, way=way, state_bytes=_state_bytes(model) if has_states else 0)
                 faults.append(f"{way} with {attention} attention: {fault}")
-    raise UnsupportedModelError("; ".join(faults))
+    raise UnsupportedModelError(f"it is not computed exactly: {'; '.join(faults)}")
 
 
 def _attentions(model: PreTrainedModel) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def test_a_way_that_is_not_exact_is_refused_in_a_line(tmp_path: Path) -> None:
     )  # fmt: skip
     folder = str(saved(tmp_path, Qwen3_5ForCausalLM(config)))
     assert load_model(folder).support.way == "padded"
-    with pytest.raises(ModelError, match="cannot be used: tree with") as error:
+    with pytest.raises(ModelError, match="cannot be used: it is not computed exactly: tree with") as error:
         load_model(folder, compute="tree")
     assert "\n" not in str(error.value)
 
