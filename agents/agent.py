@@ -181,7 +181,7 @@ class Agent:
         if config.lora_rank:
             lora = LoRA(loaded.model, rank=config.lora_rank, alpha=LORA_ALPHA, seed=config.seed)
         if self._is_sharded:  # later it could not be found out
-            freeze_unreached(loaded.model, loaded.support.way)
+            freeze_unreached(loaded.model)
         return loaded, lora
 
     def _load(self, name: str) -> LoadedModel:
@@ -295,7 +295,6 @@ def as_policy(
         loaded.tokenizer,
         compute_dtype=autocast(loaded.model, config.products_dtype),
         within=within,
-        compute=loaded.support.way,
         template_settings=config.chat_template_kwargs,
     )
 

@@ -97,12 +97,7 @@ def exam(question: dict[str, Any]) -> Any:
     loaded = load_model(
         question["model"], device=question["device"], trust_remote_code=question["trust_remote_code"]
     )
-    policy = HFPolicy(
-        loaded.model,
-        loaded.tokenizer,
-        compute=loaded.support.way,
-        template_settings=question["chat_template_kwargs"],
-    )
+    policy = HFPolicy(loaded.model, loaded.tokenizer, template_settings=question["chat_template_kwargs"])
     return asdict(sit(policy, _EXAM.validate_python(question["exam"])))
 
 

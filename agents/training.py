@@ -339,5 +339,4 @@ def make_opcd(run: Run, ranks: Ranks | None = None) -> OPCD:
         gradient_checkpointing=config.gradient_checkpointing,
         ranks=ranks,
         engine=config.engine,
-        compute=student.lm.way,
     )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from distill.kl_rows import ScoredTopK, kl_rows
-from distill.lm.head import LogitMap
+from distill.lm.logit_map import LogitMap
 from distill.loss import Direction, Mode, check_top_k
 
 CACHED_ELEMENTS = 1 << 21

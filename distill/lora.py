@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from distill.examples import DistillError
-from distill.lm.head import LMHead
+from distill.lm.head import output_layer
 from distill.lm.reason import reason
 from distill.lm.sealed import seal_folder
 from distill.lm.shards import weights_of, whole
@@ -34,8 +34,10 @@ class LoRA:
         on every process, and in a resumed run.
 
         Raises:
-            DistillError: The model has a linear layer that cannot be adapted.
+            DistillError: The model has a linear layer that cannot be adapted, or has adapters already.
         """
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise DistillError("the model has adapters already: merge them into it first")
         # Weights need no names of their own in a checkpoint, so the base's path on a hub is not looked up.
         config = LoraConfig(
             r=rank,
@@ -50,7 +52,7 @@ class LoRA:
                 # The ranks of fused experts do take effect; peft looks for them among modules only.
                 warnings.filterwarnings("ignore", "The following .*_pattern keys")
                 self._peft: Any = get_peft_model(model, config)
-            LMHead.of(model)
+            output_layer(model)
         except (TypeError, ValueError) as error:
             raise DistillError(f"LoRA cannot be put on the model: {reason(error)}") from error
 

@@ -12,11 +12,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from distill.comparison import KLComparison, States, of_each, rows_of
 from distill.examples import DistillError, DistillExample, Scored, repetition, scored
 from distill.lm.compiled import compile_layers
+from distill.lm.found import Way
 from distill.lm.head import LMHead
-from distill.lm.language_model import Way, context_window
+from distill.lm.language_model import context_window
 from distill.lm.reached import freeze_unreached
 from distill.lm.shards import Shards, part, whole
-from distill.lm.support import WAYS
+from distill.lm.support import WAYS, supported
 from distill.lm.transfer import sent
 from distill.loss import Direction, Mode
 from distill.optimizer import MOMENTS, OptimizerKind, fits, make_optimizer, moments_of
@@ -85,7 +86,7 @@ class OPCD:
         gradient_checkpointing: bool = False,
         ranks: Ranks | None = None,
         engine: Sharding = "ddp",
-        compute: Way = "tree",
+        compute: Way | None = None,
     ) -> None:
         """Set up.
 
@@ -111,15 +112,13 @@ class OPCD:
             gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
             ranks: The processes that share each step.
             engine: How they share the model.
-            compute: The student as a prefix tree, or in padded batches; which of them are exact,
-                ``distill.lm.support.find_support`` finds out. Weights that text does not reach are frozen.
+            compute: The student as a prefix tree, or in padded batches; by default as ``supported`` says.
+                Weights that text does not reach are frozen.
 
         Raises:
             DistillError: Student and teacher do not fit each other, or a setting makes no sense.
+            UnsupportedModelError: The student is not computed exactly.
         """
-        sizes = [LMHead.of(student).weight_VD.shape[0]]
-        if not isinstance(teacher, ScoringTeacher):
-            sizes.append(teacher.head.weight_VD.shape[0])
         narrow = {p.dtype for p in student.parameters() if p.requires_grad and p.dtype.itemsize < 4}
         if narrow:
             raise DistillError(
@@ -127,6 +126,11 @@ class OPCD:
                 "updates would be rounded away: load them in float32 (--precision float32, or mixed, whose "
                 "products are in bfloat16), or train adapters beside them (--lora-rank)"
             )
+        student.eval()
+        way = supported(student, compute).way
+        sizes = [LMHead.of(student).weight_VD.shape[0]]
+        if not isinstance(teacher, ScoringTeacher):
+            sizes.append(teacher.head.weight_VD.shape[0])
         if vocabulary is None and sizes[0] != sizes[-1]:
             raise DistillError(f"the teacher knows {sizes[1]} tokens and the student {sizes[0]}")
         self.student = student
@@ -148,20 +152,22 @@ class OPCD:
         self._lr, self._warmup_steps = lr, warmup_steps
         self._last_step: int | None = None
         self._max_nodes = max_nodes or pass_tokens(
-            student, is_checkpointed=gradient_checkpointing, is_compiled=compute == "padded"
+            student, is_checkpointed=gradient_checkpointing, is_compiled=way == "padded"
         )
         self._window = context_window(student)
-        self._pass = WAYS[compute].forward_pass
+        self._pass = WAYS[way].forward_pass
         self._checkpointing = gradient_checkpointing
         if Shards.of(student) is None:
-            freeze_unreached(student, compute)
+            freeze_unreached(student)
+        if not self.parameters:
+            raise DistillError("there is nothing to train: all weights of the student are frozen")
         if gradient_checkpointing:
             # transformers 5.24 has a new name for it.
             enable = getattr(
                 student, "activation_checkpointing_enable", student.gradient_checkpointing_enable
             )
             enable({"use_reentrant": False})
-        if compute == "padded":
+        if way == "padded":
             compile_layers(student)
         self._compute_dtype = compute_dtype
         self._forward = shared(student, self.ranks, engine, compute_dtype)

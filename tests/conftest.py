@@ -64,6 +64,9 @@ def tiny_llama(
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from distill.lm import tree_attention
+    from distill.lm.found import Support, set_support
+
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=258,
@@ -81,6 +84,7 @@ def tiny_llama(
     model: Any = LlamaForCausalLM(config)
     assert model.config._attn_implementation == "sdpa"
     result: PreTrainedModel = model.to(dtype or torch.float32).eval()
+    set_support(result, Support(way="tree", attention=tree_attention.NAME))  # to find it out takes longer
     return result
 
 

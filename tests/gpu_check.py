@@ -34,7 +34,7 @@ from distill.chunked_loss import chunked_kl
 from distill.examples import DistillExample
 from distill.lm import support, tree_attention
 from distill.lm.compiled import as_they_are, compiled_layers
-from distill.lm.language_model import Way
+from distill.lm.found import Support, Way, set_support
 from distill.lm.support import language_model
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
@@ -83,6 +83,7 @@ class Shape:
                 config, dtype=dtype, attn_implementation=tree_attention.NAME if way == "tree" else "sdpa"
             )
         model.eval()
+        set_support(model, Support(way=way, attention=model.config._attn_implementation))
         return cast("PreTrainedModel", model)
 
 

@@ -62,7 +62,7 @@ def main(engine: str, out: str, start: str = "") -> None:
 
         def frozen() -> PreTrainedModel:
             model = make()
-            freeze_unreached(model, "tree")
+            freeze_unreached(model)
             return model
 
         [model] = cast_shards(frozen, lambda model: model, 1, ranks)

@@ -18,8 +18,9 @@ from agents.policies.drawing import DrawTable, draw
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
 from agents.policies.repetition import Repetition
 from distill.lm.beginnings import Beginnings
-from distill.lm.decoding import growth_of, kind_of_length
-from distill.lm.language_model import Way, rope_switch, state_bytes
+from distill.lm.decoding import kind_of_length
+from distill.lm.found import Way, growth_of, state_bytes
+from distill.lm.language_model import rope_switch
 from distill.lm.prefix_tree import PrefixTree
 from distill.lm.span import Prefix
 from distill.lm.support import language_model
@@ -78,10 +79,10 @@ class HFPolicy:
         max_bytes: int | None = None,
         compute_dtype: torch.dtype | None = None,
         within: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        compute: Way = "tree",
+        compute: Way | None = None,
         template_settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """Wrap a model and its tokenizer; see ``LanguageModel``, ``find_support`` and ``ChatTemplate``.
+        """Wrap a model and its tokenizer; see ``LanguageModel``, ``supported`` and ``ChatTemplate``.
 
         Keys and values take ``max_bytes`` at most, by default a share of what the device has; the oldest go
         first. Prompts that would take more are answered one group after the other.

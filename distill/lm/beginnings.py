@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
-from distill.lm.decoding import Decoding, is_beyond_switch, kind_of_length, leaps
+from distill.lm.decoding import Decoding, is_beyond_switch, kind_of_length
+from distill.lm.found import leaps
 from distill.lm.prefix_tree import shared_length
 from distill.lm.span import Prefix
 

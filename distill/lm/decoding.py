@@ -10,7 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,34 +18,15 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from distill.lm.compiled import as_they_are, compiled_layers
-from distill.lm.language_model import cache_argument, decoder_of, rope_switch
+from distill.lm.found import growth_of
+from distill.lm.head import decoder_of
+from distill.lm.language_model import cache_argument, rope_switch
 from distill.lm.narrow import products_in
 from distill.lm.shards import run
 from distill.lm.spare_columns import SpareColumns, spare_columns
 
 STEADY = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Attention that is not planned anew for each length: cuDNN's is, and doubles a token's time on an H100."""
-Growth = Literal["joined", "alike", "none"]
-"""Which sequences of a model can grow side by side: all, those of one length, or none, so that all is
-computed anew for each token. Some tell positions by the number of tokens, or have states of their own."""
-
-
-def growth_of(model: PreTrainedModel) -> Growth:
-    """What ``set_growth`` said of the model, or of the one that it is a copy of; else ``joined``."""
-    growth: Growth = getattr(model, "_growth", "joined")
-    return growth
-
-
-def leaps(model: PreTrainedModel) -> bool:
-    """Whether a sequence of the model can be gone on with by several tokens at once; see ``set_growth``."""
-    return getattr(model, "_leaps", True)
-
-
-def set_growth(model: PreTrainedModel, growth: Growth, *, leaps: bool = True, state_bytes: int = 0) -> None:
-    """Say how the model's sequences grow, whether by several tokens at once, too, and see ``state_bytes``."""
-    model._growth = growth  # type: ignore[assignment]
-    model._leaps = leaps  # type: ignore[assignment]
-    model._state_bytes = state_bytes  # type: ignore[assignment]
 
 
 def is_beyond_switch(model: PreTrainedModel, length: int) -> bool:

@@ -12,16 +12,16 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from transformers import PreTrainedModel
 
+from distill.lm.found import Way
 from distill.lm.head import LMHead
 from distill.lm.shards import head_of
 from distill.lm.span import Prefix, Span
 
-Way = Literal["tree", "padded"]
 SCORED_TOGETHER = 256
 """Tokens whose logits are there at a time."""
 
@@ -69,15 +69,21 @@ class LanguageModel(ABC):
         """Wrap ``model``, which is put into eval mode.
 
         Args:
-            model: A transformers causal LM; whether a way computes it exactly, ``find_support`` finds out.
+            model: A transformers causal LM.
             max_bytes: What keys and values may take, and again what hidden states may take. When they
                 would exceed it, the old ones go. The work of one forward pass is kept whatever it takes.
             max_nodes: Tokens computed in one forward pass.
             compute_dtype: What matrix products run in, by torch's autocast; by default the weights' own.
             within: Where the model's forward passes run, such as with its adapters switched off.
+
+        Raises:
+            UnsupportedModelError: This way does not compute it exactly.
         """
-        self.model = model
+        from distill.lm.support import supported  # here, since it tries the ways themselves
+
         model.eval()
+        supported(model, self.way)
+        self.model = model
         self._weights: tuple[torch.Tensor, ...] = ()
         self._adapters = -1
         """How many sets of adapters (peft) are among the weights."""
@@ -225,14 +231,6 @@ def _bytes_of(prefix: Prefix, hidden_D: torch.Tensor) -> int:
     return sys.getsizeof(prefix) + hidden_D.numel() * hidden_D.element_size()
 
 
-def decoder_of(model: PreTrainedModel) -> Any:
-    """The part of a model that reads tokens; a multimodal one has others beside it."""
-    for decoder in (model.get_decoder(), model.base_model, getattr(model, "model", None)):
-        if decoder is not None and decoder is not model and decoder is not model.get_output_embeddings():
-            return decoder
-    raise TypeError("the model has no decoder beside its head")
-
-
 def cache_argument(decoder: torch.nn.Module) -> str:
     """What the model calls its cache; later transformers renamed it."""
     names = inspect.signature(type(decoder).forward).parameters
@@ -280,12 +278,6 @@ def bytes_per_token(model: PreTrainedModel, dtype: torch.dtype) -> int:
     own = getattr(config, "per_layer_config", None)  # of models whose layers differ
     layers = range(config.num_hidden_layers)
     return sum(_numbers_per_token(config if own is None else own[layer]) for layer in layers) * dtype.itemsize
-
-
-def state_bytes(model: PreTrainedModel) -> int:
-    """What a sequence takes besides, however long it is: its recurrent states, as ``find_support`` found."""
-    size: int = getattr(model, "_state_bytes", 0)
-    return size
 
 
 def _numbers_per_token(layer: Any) -> int:

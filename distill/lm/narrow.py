@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
-from distill.lm.language_model import decoder_of
+from distill.lm.head import decoder_of
 from distill.lm.shards import Shards
 
 

@@ -4,12 +4,11 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.lm.head import LMHead
-from distill.lm.language_model import Way
 from distill.lm.span import Span
-from distill.lm.support import WAYS
+from distill.lm.support import WAYS, supported
 
 
-def freeze_unreached(student: PreTrainedModel, compute: Way) -> None:
+def freeze_unreached(student: PreTrainedModel) -> None:
     """Freeze what no text reaches, such as a vision tower: DDP would wait for its gradients.
 
     ``OPCD`` does it itself but for a model that comes in shards, of which it can only be found out before.
@@ -18,8 +17,9 @@ def freeze_unreached(student: PreTrainedModel, compute: Way) -> None:
     if not any(p.requires_grad for p in student.parameters()):
         return
     student.eval()
+    forward_pass = WAYS[supported(student).way].forward_pass
     with torch.enable_grad():
-        hidden_ND = WAYS[compute].forward_pass.of(student, [Span((0, 0), 2)]).hidden(student, None)
+        hidden_ND = forward_pass.of(student, [Span((0, 0), 2)]).hidden(student, None)
     reached = {id(LMHead.of(student).weight_VD), id(LMHead.of(student).map.bias_V)}
     seen, waiting = set(), [hidden_ND.grad_fn]
     while waiting:

@@ -8,8 +8,9 @@ model's sliding windows, attention chunks and rope switches are narrowed, so tha
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -17,23 +18,17 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from distill.lm import tree_attention
 from distill.lm.compiled import compile_layers
-from distill.lm.decoding import Decoding, Growth, set_growth
-from distill.lm.head import LMHead
-from distill.lm.language_model import (
-    LanguageModel,
-    Way,
-    bytes_per_token,
-    context_window,
-    decoder_of,
-    rope_settings,
-)
+from distill.lm.decoding import Decoding
+from distill.lm.found import Growth, Support, UnsupportedModelError, Way, set_support, support_of
+from distill.lm.head import decoder_of, logit_map, output_layer
+from distill.lm.language_model import LanguageModel, bytes_per_token, context_window, rope_settings
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.prefix_lm import PrefixLM
 from distill.lm.reason import reason
+from distill.lm.shards import Shards
 from distill.lm.span import Prefix
 from distill.lm.spare_columns import LEAST
 
-Compute = Literal["auto", "tree", "padded"]
 WAYS: Mapping[Way, type[LanguageModel]] = {"tree": PrefixLM, "padded": PaddedLM}
 
 LONGEST = 22
@@ -59,56 +54,73 @@ GROWTHS: tuple[tuple[Growth, bool], ...] = (
     ("alike", False),
     ("none", False),
 )
-"""The arguments of ``set_growth``, the fastest first."""
+"""Growth, and whether it leaps: the fastest first."""
 
 
-class UnsupportedModelError(ValueError):
-    """A model that neither way computes exactly, or not the one that was asked for; says by how much."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Support:
-    """How a model is computed."""
-
-    way: Way
-    attention: str
-    """Transformers' name of its attention function."""
-    growth: Growth = "joined"
-    """Which sequences it draws side by side."""
-    leaps: bool = True
-    """Whether a conversation is gone on with by all that is new in it; else it is read anew at each turn."""
-
-    def __str__(self) -> str:
-        if self.way == "tree":
-            return "as a prefix tree"
-        apart = {"joined": "", "alike": ", other lengths apart", "none": ", no keys kept"}[self.growth]
-        anew = "" if self.leaps or self.growth == "none" else ", conversations anew at each turn"
-        return f"in padded batches with {self.attention} attention{apart}{anew}"
-
-
-def language_model(model: PreTrainedModel, way: Way, **settings: Any) -> LanguageModel:
-    """The model as a function of prefixes, computed in the given way; see ``LanguageModel``.
+def language_model(model: PreTrainedModel, way: Way | None = None, **settings: Any) -> LanguageModel:
+    """The model as a function of prefixes, computed in the given way or as it is ``supported``.
 
     On a GPU the layers of what is computed in padded batches are compiled.
+
+    Args:
+        model: Which.
+        way: In which.
+        settings: See ``LanguageModel``.
+
+    Raises:
+        UnsupportedModelError: It is not computed exactly.
     """
+    way = supported(model, way).way
     if way == "padded":
         compile_layers(model)
     return WAYS[way](model, **settings)
 
 
-@torch.no_grad()
-def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
-    """Find a way that computes the model exactly, and set the model's attention to it.
-
-    ``auto`` takes the tree if it is exact, since it computes shared beginnings once.
+def supported(model: PreTrainedModel, way: Way | None = None) -> Support:
+    """How the model is computed, in the given way or in any: as was found before, else it is found now.
 
     Raises:
-        UnsupportedModelError: There is none.
+        UnsupportedModelError: It is not computed exactly, or is in parts already, so that it cannot be tried.
     """
+    found = support_of(model)
+    if found is not None and way in (None, found.way):
+        return found
+    if Shards.of(model) is not None:
+        raise UnsupportedModelError("how a model is computed has to be found before it is cut into shards")
+    return find_support(model, way)
+
+
+@torch.no_grad()
+def find_support(model: PreTrainedModel, way: Way | None = None) -> Support:
+    """Find a way that computes the model exactly, the given one or any, and set the model's attention to it.
+
+    What is found stands on the model. The tree is taken if it is exact, since it computes shared beginnings
+    once.
+
+    Raises:
+        UnsupportedModelError: There is none. What stood on the model still does.
+    """
+    model.eval()
+    before = support_of(model)
+    own = decoder_of(model).config._attn_implementation
     try:
-        LMHead.of(model)
-    except TypeError as error:
-        raise UnsupportedModelError(str(error)) from error
+        support = _tried(model, way, own)
+    except BaseException:
+        set_support(model, before)
+        _use(own, model, own)
+        raise
+    set_support(model, support)
+    return support
+
+
+def _tried(model: PreTrainedModel, asked: Way | None, own: str) -> Support:
+    """See ``find_support``; the model's ``own`` attention may have changed then."""
+    try:
+        found = partial(Support, logit_map=logit_map(model))
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # whatever foreign code may raise
+        raise UnsupportedModelError(f"its own forward pass fails: {_line(error)}") from error
     beginnings, rounds = _probes(model)
     faults: list[str] = []
 
@@ -120,31 +132,30 @@ def find_support(model: PreTrainedModel, compute: Compute = "auto") -> Support:
 
     with _narrowed(model):
         try:
-            own = decoder_of(model).config._attn_implementation
-            _use("eager", model, own)
+            anew = partial(found, growth="none", leaps=False)  # no keys are kept
+            set_support(model, anew(way="padded", attention=_use("eager", model, own)))
             whole = [plain_logits(model, prefix) for prefix in beginnings]
             grown = [plain_logits(model, prefix) for prefixes in rounds for prefix in prefixes]
-            set_growth(model, "none", leaps=False)
             first = _Expected.of(model, at_once, whole)
             then = _Expected.of(model, growing, grown)
         except Exception as error:  # whatever foreign code may raise
             raise UnsupportedModelError(f"its own forward pass fails: {_line(error)}") from error
         ways: dict[Way, tuple[str, ...]] = {"tree": (tree_attention.NAME,), "padded": _attentions(model)}
-        for way in ways if compute == "auto" else [compute]:
+        for way in ways if asked is None else (asked,):
             for attention in ways[way]:
                 attention = _use(attention, model, own)
-                fault = _fault(model, way, first)
+                support = anew(way=way, attention=attention)
+                fault = _fault(model, support, first)
                 if fault is None and way == "tree":
-                    fault = _fault(model, way, then)
+                    fault = _fault(model, support, then)
                 for growth, leaps in GROWTHS if fault is None else ():
-                    set_growth(model, growth, leaps=leaps)
-                    fault = _fault(model, "padded", then)
+                    drawn = found(way="padded", attention=attention, growth=growth, leaps=leaps)
+                    fault = _fault(model, drawn, then)
                     if fault is None:
-                        if way == "padded" and growth != "none":
-                            set_growth(model, growth, leaps=leaps, state_bytes=_state_bytes(model))
-                        return Support(way=way, attention=attention, growth=growth, leaps=leaps)
+                        has_states = way == "padded" and growth != "none"
+                        return replace(drawn, way=way, state_bytes=_state_bytes(model) if has_states else 0)
                 faults.append(f"{way} with {attention} attention: {fault}")
-    raise UnsupportedModelError("; ".join(faults))
+    raise UnsupportedModelError(f"it is not computed exactly: {'; '.join(faults)}")
 
 
 def _attentions(model: PreTrainedModel) -> tuple[str, ...]:
@@ -170,7 +181,7 @@ def _use(attention: str, model: PreTrainedModel, own: str) -> str:
 def _probes(model: PreTrainedModel) -> tuple[list[Prefix], list[list[Prefix]]]:
     """Prefixes to ask for at once, long and short, with shared beginnings; and rounds in which some grow."""
     draws = random.Random(0)
-    size = min(LMHead.of(model).weight_VD.shape[0], 1000)  # behind that are images' and other special tokens
+    size = min(output_layer(model).out_features, 1000)  # behind that are images' and other special tokens
 
     def text(length: int) -> Prefix:
         return tuple(draws.randrange(min(3, size - 1), size) for _ in range(length))
@@ -234,11 +245,12 @@ def _third(off_N: torch.Tensor) -> float:
     return float(off_N.topk(3).values[-1])
 
 
-def _fault(model: PreTrainedModel, way: Way, expected: _Expected) -> str | None:
+def _fault(model: PreTrainedModel, support: Support, expected: _Expected) -> str | None:
     """What is wrong with the logits that are asked for, if anything is."""
+    set_support(model, support)
     try:
         # Not compiled: layers would stay so, whichever way is taken.
-        off_N = _off(WAYS[way](model), expected.ask, expected.logits_NV)
+        off_N = _off(WAYS[support.way](model), expected.ask, expected.logits_NV)
     except Exception as error:  # whatever foreign code may raise
         return _line(error)
     largest = float(expected.logits_NV.abs().max())
@@ -252,8 +264,8 @@ def _fault(model: PreTrainedModel, way: Way, expected: _Expected) -> str | None:
         is_right = float(off_N.mean()) <= COARSE * largest and off <= most
     if is_right:
         return None
-    what = "its layers do more than attend, or " if way == "tree" else ""
-    return f"the logits are off by {off:.3g}, so {what}its head more than multiply, scale and soft-cap"
+    what = ", so its layers do more than attend" if support.way == "tree" else ""
+    return f"the logits are off by {off:.3g}{what}"
 
 
 def _state_bytes(model: PreTrainedModel) -> int:

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from agents.policies.drawing import DrawTable, draw
 from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
-from distill.lm.decoding import set_growth
-from distill.lm.language_model import Way, bytes_per_token
+from distill.lm.found import Support, Way, set_support
+from distill.lm.language_model import bytes_per_token
 from distill.lm.load import ModelError
 from tests.conftest import tiny_llama
 from tests.distill.test_padded_lm import hybrid
@@ -209,7 +209,7 @@ def test_replies_of_other_lengths_stay_apart_when_remembering_is_left(
 ) -> None:
     """The first of several groups may have drawn tokens by then, and the others none."""
     model = tiny_llama()
-    set_growth(model, "alike")
+    set_support(model, Support(way="padded", attention="sdpa", growth="alike"))
     prompts = [prompt(letter * 9) for letter in "abc" for _ in range(20)]
     sampling, room = Sampling(max_tokens=60), 300 * bytes_per_token(model, model.dtype)
     lengths: list[set[int]] = []

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
 from distill.examples import DistillExample, scored
-from distill.lm.language_model import Way
+from distill.lm.found import Way
 from distill.lm.load import load_model
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.support import language_model

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from distill.lm.beginnings import Beginnings, shared_beginnings
-from distill.lm.decoding import Decoding, kind_of_length, leaps
+from distill.lm.decoding import Decoding, kind_of_length
+from distill.lm.found import leaps
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.span import Prefix
 from distill.lm.support import find_support

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distill.chunked_loss import KLResult, chunked_kl, topk_ids
 from distill.kl_rows import ScoredTopK
-from distill.lm.head import LogitMap
+from distill.lm.logit_map import LogitMap
 from distill.loss import Direction, Mode, forward_kl, gated_kl, topk_reverse_kl
 
 MODES, DIRECTIONS = get_args(Mode), get_args(Direction)

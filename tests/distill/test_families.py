@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from distill.examples import DistillError, DistillExample, scored
 from distill.lm.decoding import Decoding
-from distill.lm.language_model import state_bytes
+from distill.lm.found import state_bytes
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.save import save_weights
 from distill.lm.support import find_support, language_model
@@ -55,6 +55,10 @@ MLA: dict[str, Any] = {
 }  # fmt: skip
 SLIDING: dict[str, Any] = {"layer_types": ["sliding_attention", "full_attention"]}
 LINEAR: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}
+GRANITE: dict[str, Any] = {
+    "embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22,
+    "attention_multiplier": 0.3,
+}  # fmt: skip
 LONGROPE: dict[str, Any] = {
     "max_position_embeddings": 96,
     "original_max_position_embeddings": 12,
@@ -101,13 +105,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "OLMo 3": ("olmo3", SLIDING),
     "OLMo hybrid": ("olmo_hybrid", LINEAR),
     "OLMoE": ("olmoe", {}),
-    "Granite": ("granite", {}),
-    "Granite MoE": ("granitemoe", {}),
-    "Granite SWA": ("granite_swa", SLIDING),
-    "Granite 4 hybrid": ("granitemoehybrid", MAMBA | {"layer_types": ["mamba", "attention"]}),
+    "Granite": ("granite", GRANITE),
+    "Granite MoE": ("granitemoe", GRANITE),
+    "Granite SWA": ("granite_swa", SLIDING | GRANITE),
+    "Granite 4 hybrid": ("granitemoehybrid", MAMBA | GRANITE | {"layer_types": ["mamba", "attention"]}),
     "LFM2": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
     "Falcon": ("falcon", {"head_dim": None}),
-    "Falcon-H1": ("falcon_h1", MAMBA | {"mamba_d_ssm": 64}),
+    "Falcon-H1": (
+        "falcon_h1",
+        MAMBA
+        | {
+            "mamba_d_ssm": 64, "embedding_multiplier": 5.65, "lm_head_multiplier": 0.0195,
+            "attention_in_multiplier": 0.9, "attention_out_multiplier": 1.1, "key_multiplier": 0.4,
+            "ssm_in_multiplier": 1.1, "ssm_out_multiplier": 0.2, "mlp_multipliers": [0.8, 0.2],
+            "ssm_multipliers": [0.3, 0.2, 0.1, 0.5, 0.4],
+        },
+    ),
     "Mamba": ("mamba", {"state_size": 8}),
     "Mamba-2": ("mamba2", {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8}),
     "Nemotron": ("nemotron", {}),
@@ -139,6 +152,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "EXAONE 4": ("exaone4", SLIDING),
     "Hunyuan": ("hunyuan_v1_dense", {}),
     "Hunyuan MoE": ("hunyuan_v1_moe", {"moe_topk": 2}),
+    "HyperCLOVA X": ("hyperclovax", {"logits_scaling": 0.125}),
     "ERNIE 4.5": ("ernie4_5", {}),
     "Seed-OSS": ("seed_oss", {"residual_dropout": 0.5, "attention_dropout": 0.5}),
     "Cohere": ("cohere", {}),
@@ -205,7 +219,6 @@ def test_family(family: str, tmp_path: Path) -> None:
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
 
-    support = find_support(model)
     assert row(family, model) in DOCS.read_text(encoding="utf-8").splitlines()
 
     draws = torch.Generator().manual_seed(1)
@@ -230,9 +243,9 @@ def test_family(family: str, tmp_path: Path) -> None:
 
     for checkpointing in (False, True):
         model.zero_grad()
-        teacher = FrozenTeacher(language_model(copy.deepcopy(model), support.way))
+        teacher = FrozenTeacher(language_model(copy.deepcopy(model)))
         opcd = OPCD(
-            model, teacher, lr=1e-3, temperature=0.7, teacher_temperature=0.5, k=8, compute=support.way,
+            model, teacher, lr=1e-3, temperature=0.7, teacher_temperature=0.5, k=8,
             gradient_checkpointing=checkpointing,
         )  # fmt: skip
         sums, *_ = opcd._forward_backward(scored(examples))

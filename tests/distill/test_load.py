@@ -1,6 +1,7 @@
 """Models as people have them: what is loaded, what is refused, and with what words."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,7 +94,7 @@ def test_a_way_that_is_not_exact_is_refused_in_a_line(tmp_path: Path) -> None:
     )  # fmt: skip
     folder = str(saved(tmp_path, Qwen3_5ForCausalLM(config)))
     assert load_model(folder).support.way == "padded"
-    with pytest.raises(ModelError, match="cannot be used: tree with") as error:
+    with pytest.raises(ModelError, match="cannot be used: it is not computed exactly: tree with") as error:
         load_model(folder, compute="tree")
     assert "\n" not in str(error.value)
 
@@ -206,6 +207,90 @@ def test_adapters_without_a_base_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="names no base_model_name_or_path"):
         load_model(str(tmp_path))
+
+
+def test_adapters_beside_a_configuration_are_merged(tmp_path: Path) -> None:
+    """Else transformers would put them into the model unseen, with every weight frozen."""
+    base = saved(tmp_path / "base", tiny_llama())
+    adapted(base, tmp_path / "adapters", target_modules=["q_proj"])
+    expected = load_model(str(tmp_path / "adapters")).model.state_dict()
+    shutil.copy(base / "config.json", tmp_path / "adapters")
+    loaded = load_model(str(tmp_path / "adapters"))
+    assert loaded.notes == (f"the adapters in {tmp_path / 'adapters'} are merged into {base}",)
+    torch.testing.assert_close(loaded.model.state_dict(), expected)
+
+
+def test_adapters_beside_a_whole_model_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = saved(tmp_path / "base", tiny_llama())
+    adapted(base, base, target_modules=["q_proj"])
+    with pytest.raises(ModelError, match=r"holds a model \(model\.safetensors\) and adapters"):
+        load_model(str(base))
+    monkeypatch.setattr("distill.lm.load._adapted", lambda *_: None)
+    with pytest.raises(ModelError, match="holds adapters, which were not merged"):
+        load_model(str(base))
+
+
+def test_adapters_of_a_hub_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = saved(tmp_path / "base", tiny_llama())
+    repository = tmp_path / "hub" / "models--some--adapters"
+    adapted(base, repository / "snapshots" / "0", target_modules=["q_proj"])
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0")
+    expected = load_model(str(repository / "snapshots" / "0")).model.state_dict()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    loaded = load_model("some/adapters")
+    assert loaded.notes == (f"the adapters in some/adapters are merged into {base}",)
+    torch.testing.assert_close(loaded.model.state_dict(), expected)
+
+
+def test_adapters_that_nothing_takes_are_refused(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", tiny_llama())
+    adapted(base, tmp_path / "adapters", target_modules=["q_proj", "v_proj"])
+    config = tmp_path / "adapters" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj"]}))
+    with pytest.raises(ModelError, match=r"holds \S*v_proj\.lora_A\.weight, which is not among"):
+        load_model(str(tmp_path / "adapters"))
+
+
+def test_adapters_may_stand_on_adapters(tmp_path: Path) -> None:
+    """As those of a run that began from a folder of adapters."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    base = saved(tmp_path / "base", tiny_llama())
+    adapted(base, first, target_modules=["q_proj"])
+    begun = load_model(str(first)).model
+    lora = LoRA(begun, rank=2, alpha=4)
+    for name, parameter in begun.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter.data)
+    adapters = [(name, part.detach()) for name, part in begun.named_parameters() if "lora_" in name]
+    lora.save(second, adapters, base=str(first))
+    expected = PrefixLM(begun).logits([(5, 6, 7)])
+    loaded = load_model(str(second))
+    torch.testing.assert_close(PrefixLM(loaded.model).logits([(5, 6, 7)]), expected, atol=1e-4, rtol=1e-4)
+    assert loaded.notes == (
+        f"the adapters in {first} are merged into {base}",
+        f"the adapters in {second} are merged into {first}",
+    )
+    config = first / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(second)}))
+    with pytest.raises(ModelError, match="which is adapters again, and so on"):
+        load_model(str(second))
+
+
+def test_adapters_are_not_put_beside_adapters() -> None:
+    """peft would replace them, since both are called alike."""
+    model = tiny_llama()
+    LoRA(model, rank=2, alpha=4)
+    with pytest.raises(DistillError, match="has adapters already"):
+        LoRA(model, rank=2, alpha=4)
+
+
+def test_a_student_with_nothing_to_train_is_refused() -> None:
+    student: Any = tiny_llama()
+    student.requires_grad_(False)
+    with pytest.raises(DistillError, match="all weights of the student are frozen"):
+        OPCD(student, PrefixLM(tiny_llama(1)), lr=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -69,7 +69,7 @@ def trainer(ranks: Ranks, engine: str, what: str = "full") -> OPCD:
         model = tiny_llama(head_dim=WIDE)
         if what == "lora":
             LoRA(model, rank=16, alpha=16)
-        freeze_unreached(model, "tree")
+        freeze_unreached(model)
         return model
 
     shards = engine == "fsdp" and ranks.size > 1

@@ -1,5 +1,6 @@
 """Padded batches: prefixes as they are alone, whatever stands beside them, and however they grow."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,12 @@ from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from distill.examples import DistillExample
 from distill.lm.beginnings import Beginnings
-from distill.lm.decoding import set_growth
+from distill.lm.found import Support, UnsupportedModelError, set_support, support_of
+from distill.lm.head import decoder_of
 from distill.lm.padded_lm import PaddedLM, PaddedPass
+from distill.lm.prefix_lm import PrefixLM
 from distill.lm.span import Prefix, Span
-from distill.lm.support import find_support
+from distill.lm.support import find_support, language_model, supported
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher
 from tests.conftest import byte_tokenizer, tiny_llama
@@ -60,7 +63,7 @@ def test_logits_are_those_of_the_plain_model(
 @pytest.mark.parametrize("model", [LLAMA, HYBRID], ids=["llama", "hybrid"])
 def test_prompts_of_many_lengths_grow_side_by_side(model: PreTrainedModel, growth: Any) -> None:
     """Some divide, some end and are asked for again, one comes later."""
-    set_growth(model, growth)
+    set_support(model, Support(way="padded", attention="sdpa", growth=growth))
     lm = PaddedLM(model)
     prompts: list[Prefix] = [(5, 6, 7), (5, 6, 8, 8, 9, 10, 11), (9,), (12, 13)]
     rounds: list[list[Prefix]] = [
@@ -75,7 +78,7 @@ def test_prompts_of_many_lengths_grow_side_by_side(model: PreTrainedModel, growt
     # 13 tokens of prompts, then a token for each; one came later with two.
     if growth != "none":
         assert lm.computed_tokens == 13 + 4 + 3 + 2 + 2
-    set_growth(model, "joined")
+    set_support(model, None)
 
 
 def test_equal_sequences_and_beginnings_are_computed_once() -> None:
@@ -161,3 +164,34 @@ def test_decoding_is_a_batch_of_its_own() -> None:
     expected = PaddedLM(HYBRID).hidden([(8, 9), (5, 6, 7, 10), (8, 11)])
     torch.testing.assert_close(hidden_ND, expected, atol=1e-4, rtol=1e-4)
     assert hidden_ND.untyped_storage().nbytes() == hidden_ND.numel() * hidden_ND.element_size()
+
+
+def test_a_hybrid_is_computed_as_it_was_found_unless_asked_otherwise() -> None:
+    """What was found goes with copies; where nothing was, it is found at once."""
+    found, new = copy.deepcopy(hybrid()), hybrid()
+    find_support(found)
+    for model in (copy.deepcopy(found), new):
+        assert HFPolicy(copy.deepcopy(model), byte_tokenizer()).lm.way == "padded"
+        with pytest.raises(UnsupportedModelError, match="tree with") as error:
+            PrefixLM(model)
+        assert "\n" not in str(error.value)
+        with pytest.raises(UnsupportedModelError, match="tree with"):
+            OPCD(model, language_model(model), lr=1e-3, compute="tree")
+        opcd = OPCD(model, FrozenTeacher(language_model(copy.deepcopy(model))), lr=1e-3)
+        assert opcd._pass is PaddedLM.forward_pass
+
+
+def test_a_way_that_is_refused_leaves_the_model_as_it_was() -> None:
+    model = hybrid()
+    found = find_support(model)
+    with pytest.raises(UnsupportedModelError):
+        find_support(model, "tree")
+    assert support_of(model) == found
+    assert decoder_of(model).config._attn_implementation == found.attention
+
+
+def test_what_is_in_shards_is_not_tried() -> None:
+    model = hybrid()
+    vars(model)["_shards"] = object()
+    with pytest.raises(UnsupportedModelError, match="before it is cut into shards"):
+        supported(model)

@@ -11,6 +11,7 @@ from transformers import (
     CohereConfig,
     Gemma2Config,
     GraniteConfig,
+    LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
@@ -23,11 +24,13 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from distill.examples import DistillExample
 from distill.lm import tree_attention
+from distill.lm.found import UnsupportedModelError
 from distill.lm.language_model import context_window
+from distill.lm.logit_map import LogitMap
 from distill.lm.prefix_lm import PrefixLM
 from distill.lm.prefix_tree import PrefixTree, is_beginning, pack, shared_length
 from distill.lm.span import Prefix
-from distill.lm.support import UnsupportedModelError, find_support
+from distill.lm.support import find_support
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher
@@ -225,8 +228,60 @@ def test_a_head_that_does_more_than_is_known_is_refused() -> None:
     torch.manual_seed(0)
     config: Any = tiny_llama().config
     model: Any = Odd(config)
-    with pytest.raises(UnsupportedModelError, match="its head more than"):
+    with pytest.raises(UnsupportedModelError, match="its head does more than"):
         find_support(model.eval())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("make", "scale", "cap"),
+    [
+        (lambda logits: logits, 1.0, None),
+        (lambda logits: logits * 0.0195, 0.0195, None),
+        (lambda logits: logits.float() / 6.0, 1 / 6, None),
+        (lambda logits: 50.0 * (logits / 50.0).tanh(), 1.0, 50.0),
+        (lambda logits: 30.0 * (logits.float() * 0.1 / 30.0).tanh(), 0.1, 30.0),
+        (lambda logits: logits.clamp(-30.0, 30.0), None, None),
+        (lambda logits: 30.0 * (logits / 30.0).sin(), None, None),
+        (lambda logits: logits.relu(), None, None),
+        (lambda logits: logits + 1e-3, None, None),
+        (lambda logits: logits - logits.logsumexp(-1, keepdim=True), None, None),
+        (lambda logits: logits[..., :-2], None, None),
+    ],
+)
+def test_what_a_model_makes_of_its_heads_product_is_measured(
+    make: Any, scale: float | None, cap: float | None, dtype: torch.dtype
+) -> None:
+    """Whatever its configuration calls it, and also where its logits are too small to show a cap."""
+
+    class Odd(LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward(*args, **kwargs)
+            output.logits = make(output.logits)
+            return output
+
+    model: Any = Odd(LlamaConfig(**SMALL | {"initializer_range": 0.01}))
+    model.to(dtype=dtype)
+    if scale is None:
+        with pytest.raises(UnsupportedModelError, match=r"its head does more than|logits are not those"):
+            find_support(model)
+    else:
+        found = find_support(model).logit_map
+        assert found == LogitMap(scale=found.scale, softcap=cap)
+        assert found.scale == pytest.approx(scale, rel=1e-7)
+
+
+def test_a_hidden_state_may_be_scaled_before_the_head() -> None:
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(LlamaConfig(**SMALL))
+    model.lm_head.register_forward_pre_hook(lambda _, states: (states[0] / 24.0,))
+    find_support(model)
+    prefixes = [(3, 4, 5), (8, 9)]
+    expected = torch.stack([plain_logits(model, prefix) for prefix in prefixes])
+    torch.testing.assert_close(PrefixLM(model).logits(prefixes), expected)
+    model.lm_head.register_forward_pre_hook(lambda _, states: (states[0].abs(),))
+    with pytest.raises(UnsupportedModelError, match="no multiple of its hidden states"):
+        find_support(model)
 
 
 def test_a_head_that_is_no_linear_layer_is_refused(model: PreTrainedModel) -> None:
