@@ -50,7 +50,8 @@ class Reflection:
 
         Raises:
             ConfigError: The env's outcomes cannot be put into advice, or a writer is named for nothing.
-            ExperienceError: There is no client for endpoints, or the prompts cannot be used.
+            ExperienceError: There is no client for endpoints, nobody answers there, or the prompts cannot be
+                used.
             ModelError: The writer cannot be had.
         """
         self.run = run
@@ -125,6 +126,8 @@ class Reflection:
             return
         low, high = traces["total_reward"].min(), traces["total_reward"].max()
         advice = "more --episodes may find one that does, or a reward on the way"
+        if self.kind == "fixed":
+            advice = "if the gate says the same of validation with the context, nothing will be trained"
         if success is POSITIVE_RETURN and low < high <= 0:
             advice = (
                 f"where the environment says nothing of it, one succeeds when {success.means}; if that is "
@@ -337,13 +340,16 @@ class Reflection:
     def _make_writer(self) -> Writer:
         run, config = self.run, self.run.config
         if config.insight_url is not None:
-            return Endpoint(
+            endpoint = Endpoint(
                 config.insight_url,
                 config.insight_model or "",
                 max_tokens=TOKENS_SENT,
                 temperature=INSIGHT_TEMPERATURE,
                 said=said,
             )
+            if config.resume is None:  # which may need it no more
+                endpoint.reach()
+            return endpoint
         policy = (
             run.agent.student if config.insight_model is None else run.agent.load_policy(config.insight_model)
         )

@@ -1,8 +1,11 @@
-"""Addresses: whether one leads to another machine, and to the same place from another folder."""
+"""Addresses of stores: where one leads, from any folder, and whether to another machine."""
 
 import ipaddress
+import json
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
+
+from experience import ExperienceError
 
 _WHERE = {"host", "hostaddr", "service", "servicefile", "server", "dsn", "proxy"}
 """Options of a database's URL that name a machine in place of the one before the path."""
@@ -40,3 +43,38 @@ def is_elsewhere(location: str) -> bool:
         return not ipaddress.ip_address(host).is_loopback
     except ValueError:
         return True
+
+
+def store_of(where: str | Path, given: str | None = None) -> tuple[str, str | None]:
+    """The path or URL of a database, and the run's name in it, where a run's folder says it.
+
+    Args:
+        where: A run's folder, the path of a database, or its URL.
+        given: The database, where a folder does not say it or keeps its password to itself.
+
+    Raises:
+        ExperienceError: A folder is no run's, or keeps its experience on another machine.
+    """
+    folder = Path(where)
+    if "://" in str(where) or not folder.is_dir():
+        return given or str(where), None
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        location, run_id = (
+            None if value is None else str(value)
+            for value in (about["config"].get("store"), about.get("run_id"))
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        location = run_id = None  # a folder with a database alone will do
+    if not location and not (folder / "experience.db").exists():
+        raise ExperienceError(
+            f"{folder} is not a run's folder: it has no experience.db, nor a config.json with a store"
+        )
+    if given:
+        return given, run_id
+    if location and is_elsewhere(location):
+        raise ExperienceError(
+            f"the run in {folder} has its experience on another machine: if you trust the folder, give "
+            f"--store {location}, or where there is none, that in place of the folder and --run {run_id}"
+        )
+    return location or str(folder / "experience.db"), run_id

@@ -24,6 +24,8 @@ PARALLEL = 8
 """Requests at a time."""
 TIMEOUT = 300.0
 """Seconds for one request."""
+CONNECT_SECONDS = 10.0
+"""How long a server may take to say anything at first."""
 MAX_PAUSE = 10.0
 """Seconds that the client waits before it tries again, and some."""
 RETRIES = 5
@@ -88,6 +90,24 @@ class Endpoint:
         )
         self._seconds = (timeout + MAX_PAUSE) * (retries + 1)
         self._errors = openai
+
+    def reach(self) -> None:
+        """Make sure that a server is there, whatever it answers.
+
+        Raises:
+            ExperienceError: Nobody answers.
+        """
+        models = self._client.with_options(max_retries=0, timeout=CONNECT_SECONDS).models
+        try:
+            in_time(models.with_raw_response.list, 2 * CONNECT_SECONDS)
+        except (self._errors.OpenAIError, UnboundedAnswerError, TimeoutError) as error:
+            cause = error.__cause__
+            if type(cause).__name__ not in ("ConnectError", "ConnectTimeout"):  # the client's own httpx's
+                return  # a server need not list its models, and may be busy
+            raise ExperienceError(
+                f"nobody answers at {masked(self._url)} ({_cut(str(cause), 300)}): see that the server runs, "
+                "and that the address is right"
+            ) from None
 
     def __call__(self, tasks: Sequence[WritingTask], seeds: Sequence[int]) -> list[str]:
         """One reply per task; see ``Writer``. It is empty where the server refuses a task, as filters do.

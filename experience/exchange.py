@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from tyro.conf import Positional
 
 from experience import ExperienceError, tables
+from experience.addresses import store_of
 from experience.database import VERSION, Database, find_run, insert_new
 from experience.plain_yaml import PlainLoader, read_bounded
 from experience.rows import features, insert_rows, write_rows
@@ -40,9 +41,9 @@ def export_run(
     """Write a run as a folder of files, which appears when it is whole.
 
     Args:
-        store: The path of a database, or its URL.
+        store: The run's folder, the path of a database, or its URL.
         folder: A new folder.
-        run: The run's name; by default the only one.
+        run: The run's name, where the database holds several.
         format: Of the files.
 
     Raises:
@@ -50,11 +51,12 @@ def export_run(
     """
     if folder.exists():
         raise ExperienceError(f"{folder} is there already: name a new folder")
+    place, own = store_of(store)
     try:
-        with appearing(folder) as tmp, Database(store, create=False) as database:
+        with appearing(folder) as tmp, Database(place, create=False) as database:
             tmp.mkdir(parents=True)
             with database.reading() as connection:
-                found = find_run(connection, run, database.name)
+                found = find_run(connection, run or own, database.name)
                 counts = {str(t.name): write_rows(tmp, t, format, connection, found.run) for t in TABLES}
             kinds = {str(table.name): features(table) for table in TABLES if counts[table.name]}
             card = {

@@ -4,7 +4,6 @@ python -m experience.store export RUN/experience.db FOLDER
 python -m experience.store import FOLDER postgresql+psycopg://user@host/experience
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import sqlalchemy as sa
 
 from experience import ExperienceError, damaged_store, tables
-from experience.addresses import is_elsewhere
+from experience.addresses import store_of
 from experience.database import Database, find_run, insert_new
 from experience.insight import Insight, InsightState
 from experience.text import storable
@@ -387,35 +386,8 @@ def open_run(where: str | Path, run: str | None = None, *, location: str | None 
     Raises:
         ExperienceError: There is no such run.
     """
-    folder = Path(where)
-    if "://" not in str(where) and folder.is_dir():
-        own, run_id = _of_folder(folder, location)
-        location, run = own, run or run_id
-    return ExperienceStore(location or where, run, create=False)
-
-
-def _of_folder(folder: Path, given: str | None) -> tuple[str, str | None]:
-    """Where the run in a folder keeps its experience, unless it is given, and its name there."""
-    try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        location, run_id = (
-            None if value is None else str(value)
-            for value in (about["config"].get("store"), about.get("run_id"))
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        location = run_id = None  # a folder with a database alone will do
-    if not location and not (folder / "experience.db").exists():
-        raise ExperienceError(
-            f"{folder} is not a run's folder: it has no experience.db, nor a config.json with a store"
-        )
-    if given:
-        return given, run_id
-    if location and is_elsewhere(location):
-        raise ExperienceError(
-            f"the run in {folder} has its experience on another machine: if you trust the folder, give "
-            f"--store {location}, or where there is none, that in place of the folder and --run {run_id}"
-        )
-    return location or str(folder / "experience.db"), run_id
+    place, own = store_of(where, location)
+    return ExperienceStore(place, run or own, create=False)
 
 
 def _trace_row(trace: Trace) -> dict[str, Any]:

@@ -118,6 +118,7 @@ def test_written_insights_go_through_the_gate_into_the_weights(
 def test_costs_that_are_never_made_up_for_are_said(returns: list[float], is_said: bool) -> None:
     traces = pd.DataFrame({"total_reward": returns, "success": [total > 0 for total in returns]})
     reflection = object.__new__(Reflection)
+    reflection.kind = "outcomes"
     reflection.run = SimpleNamespace(  # type: ignore[assignment]
         words=SimpleNamespace(success=POSITIVE_RETURN),
         ranks=Ranks(),

@@ -491,6 +491,10 @@ command = partial(run_main, main)
             "nowhere is not an endpoint",
         ),
         (
+            ["--insights", "llm", "--insight-model", "x", "--insight-url", "http://127.0.0.1:9/v1"],
+            "nobody answers at http://127.0.0.1:9/v1",
+        ),
+        (
             ["--insight-url", "http://127.0.0.1:9/v1", "--insight-model", "x"],
             "need insights llm: those of this run are outcomes",
         ),

@@ -637,6 +637,11 @@ def test_one_run_of_several_moves_between_servers(
         filled(location, run)
     exchange.main(["export", location, str(tmp_path / "folder"), "--run", "b"])
     exchange.main(["import", str(tmp_path / "folder"), str(tmp_path / "to.db")])
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "experience.db").write_bytes((tmp_path / "to.db").read_bytes())
+    exchange.main(["export", str(tmp_path / "a run"), str(tmp_path / "of its folder")])
+    with pytest.raises(SystemExit):
+        exchange.main(["export", str(tmp_path / "folder"), str(tmp_path / "of no run")])
     with ExperienceStore(location, "b") as source, ExperienceStore(tmp_path / "to.db", "b") as target:
         assert everything(source) == everything(target)
     with pytest.raises(SystemExit, match="2"):
