@@ -55,7 +55,8 @@ class Frame:
     observation: str
     reply: str | None
     """What is said; ``None`` at the end."""
-    reward: float | None
+    reward: str
+    """Empty where there is none: a page's JSON knows no infinite numbers."""
     place: int | None = None
     """The number of the square on the board where the agent stands."""
     image: str | None = None
@@ -107,7 +108,7 @@ def _replay(title: str, trace: Any, seed: int, run: FinishedRun, store: Experien
             observation=observation[:MAX_CHARS],
             reply=None if i == len(turns) else told[i][1][:MAX_CHARS],
             thought="" if i == len(turns) else told[i][0][:MAX_CHARS],
-            reward=None if i == len(turns) else float(turns["reward"].iloc[i]),
+            reward=f"{r:.6g}" if i < len(turns) and (r := turns["reward"].iloc[i]) else "",
             place=look if isinstance(look, int) else None,
             image=look if isinstance(look, str) else None,
         )

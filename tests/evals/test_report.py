@@ -251,7 +251,7 @@ def test_an_env_that_does_not_repeat_itself_is_told_in_words(
 
 
 def test_long_episodes_are_thinned_evenly() -> None:
-    frames = [Frame(turn=i, observation="", reply="", reward=0.0) for i in range(1000)]
+    frames = [Frame(turn=i, observation="", reply="", reward="") for i in range(1000)]
     shown = [frame.turn for frame in _thinned(frames)]
     assert len(shown) <= MAX_FRAMES
     assert shown[-1] == 999
@@ -388,6 +388,7 @@ def damaged(run: Path, name: str, damage: Any) -> None:
         ("metrics.jsonl play", {"key": "step" + "9" * 5000}, "is not a phase of a run"),
         # What says little is shown all the same.
         ("experience.db", "traces SET total_reward = 9e999", None),
+        ("experience.db", "turns SET reward = 9e999", None),
         ("results.json", {"env": "\ud800\x00", "env_kwargs": {"\udfff": "\ud800"}}, None),
         ("results.json", {"arms.after.prompt_tokens_per_turn": 1e-300}, None),
         ("results.json", {"arms.after.turns_per_episode": 5e-324}, None),
@@ -418,6 +419,10 @@ def test_what_is_damaged_is_said_in_a_line(
     assert codes == [2] * len(errors)
     assert bool(errors) == (says is not None)
     assert all(line.startswith("error: ") and (says or "") in line for line in errors)
+    if says is None:  # and a browser can read it
+        page = (run / "report.html").read_text(encoding="utf-8")
+        for data in re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL):
+            json.loads(data, parse_constant=pytest.fail)
 
 
 def test_names_steer_no_terminal(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
