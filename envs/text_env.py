@@ -172,10 +172,10 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
 
 
 def _is_from(module: str, spec: EnvSpec) -> bool:
-    """Whether an env's class comes from the module's package."""
+    """Whether an env's class comes from the module, or from one of its own."""
     entry = spec.entry_point
     where = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
-    return where.partition(":")[0].partition(".")[0] == module.partition(".")[0]
+    return f"{where.partition(':')[0]}.".startswith(f"{module}.")
 
 
 def _near(env_id: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
