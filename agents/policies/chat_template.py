@@ -6,10 +6,10 @@ content to be, what it writes before a reply, and with what it ends one.
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.meta
@@ -104,17 +104,14 @@ class ChatTemplate:
         for message in messages:
             if message.token_ids is not None:
                 drawn.append(message.content.removeprefix(begun))
-                shown = message.content.removesuffix(drawn[-1]) + mark
-                by_itself.append("" if reply_prefix else self._by_itself)
-                between.append(False)
-                if begins_with_thought(message.content):
-                    _, said = thought_and_said(message.content)
-                    if (said is None) in self._shows_thoughts:
-                        shown = f"{self._before_thought}{mark}"
-                        by_itself[-1] = "" if self._opened_thought else self._before_thought
-                        if said is not None:
-                            between[-1] = bool(said.strip())
-                            shown += self._behind_thought + mark * between[-1]
+                shown, beginning = message.content.removesuffix(drawn[-1]) + mark, self._by_itself
+                said = _parts(message.content, self._shows_thoughts)
+                if said is not None:
+                    shown, beginning = self._before_thought + mark, self._before_thought
+                    if not said.is_cut:
+                        shown += self._behind_thought + (mark if said.rest else "")
+                by_itself.append("" if (self._opened_thought if said else reply_prefix) else beginning)
+                between.append(said is not None and bool(said.rest))
                 message = replace(message, content=shown)
             marked.append(message)
         if not drawn:
@@ -206,13 +203,6 @@ class ChatTemplate:
             if _has_beginning(self._tried(roles, reply=reply), asked + reply):
                 self._shows_thoughts |= {is_cut}
 
-    def _handed_over(self, said: str) -> tuple[str, str] | None:
-        """The thought and the rest of a reply, if the template has to be given them apart."""
-        if not begins_with_thought(said):
-            return None
-        thought, spoken = thought_and_said(said)
-        return (thought.strip(), (spoken or "").strip()) if (spoken is None) in self._hands_over else None
-
     def _tried(
         self,
         roles: Sequence[str],
@@ -254,12 +244,29 @@ class ChatTemplate:
 
     def _message(self, role: str, said: str) -> dict[str, Any]:
         thought = {}
-        if role == "assistant" and (parts := self._handed_over(said)) is not None:
-            thought, said = {"reasoning_content": parts[0]}, parts[1]
+        if role == "assistant" and (parts := _parts(said, self._hands_over)) is not None:
+            thought, said = {"reasoning_content": parts.thought}, parts.rest
         return {
             "role": role,
             "content": [{"type": "text", "text": said}] if self._has_parts else said,
         } | thought
+
+
+class _Parts(NamedTuple):
+    """A reply that begins with a thought."""
+
+    thought: str
+    rest: str
+    is_cut: bool
+    """Whether the thought has no end."""
+
+
+def _parts(said: str, kinds: Collection[bool]) -> _Parts | None:
+    """The thought and the rest of a reply, if it begins with one that is among these, cut off or not."""
+    if not begins_with_thought(said):
+        return None
+    thought, rest = thought_and_said(said)
+    return _Parts(thought.strip(), (rest or "").strip(), rest is None) if (rest is None) in kinds else None
 
 
 def _has_beginning(text: str, beginning: str) -> bool:

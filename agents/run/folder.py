@@ -234,8 +234,14 @@ def make_folder(path: Path) -> None:
     Raises:
         RunFolderError: It cannot be made.
     """
-    try:
+    with _can_be_made(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _can_be_made(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise RunFolderError(f"{path} cannot be made: {error.strerror}: choose another --output") from error
 
@@ -256,11 +262,9 @@ def check_free(path: Path) -> None:
     ):
         raise RunFolderError(f"{path} exists and is not empty: choose another --output")
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    try:  # what may be written there cannot be told by its rights alone
-        with TemporaryDirectory(prefix=".opcd-", suffix=".tmp", dir=there):
-            pass
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be made: {error.strerror}: choose another --output") from error
+    # What may be written there cannot be told by its rights alone.
+    with _can_be_made(path), TemporaryDirectory(prefix=".opcd-", suffix=".tmp", dir=there):
+        pass
 
 
 def _check_links(path: Path) -> None:
