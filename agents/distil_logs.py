@@ -27,6 +27,7 @@ from rich.table import Table
 from agents.cli import run_command
 from agents.config import ConfigError, SelfImproveConfig
 from agents.divergence import divergences
+from agents.gate import Gate
 from agents.logged import episodes, held_out
 from agents.measurement import about_run, measure
 from agents.moments import Moment
@@ -174,7 +175,7 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
         validation, test = held_out(env, run, context)
         with Training(run, None if is_judged else partial(_closeness, validation)) as training:
             before = run.once(_kl("before"), lambda: divergences(training, run.agent.base, test, "before"))
-            is_admitted = not is_judged or reflection.gate(1, [context]) is not None
+            is_admitted = not is_judged or Gate(run, reflection.kind).admit(1, [context]) is not None
             if is_admitted:
                 distil(training, 1, context)
             training.load_best()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from agents.config import PLANNED, ConfigError, SelfImproveConfig, flag
 from agents.costs import Costs, Episodes
 from agents.dealing import steps_for
+from agents.gate import Gate
 from agents.reflection import MAX_CANDIDATES, Reflection, traces_read
 from agents.rehearsal import Rehearsal
 from agents.run.checkpoints import WRITING_SHARE
@@ -170,7 +171,7 @@ def _smaller(config: SelfImproveConfig, steps: int) -> Iterator[SelfImproveConfi
         yield measuring(least, share, LEAST_TEST, LEAST_VALIDATION)
 
 
-def plan(run: Run, reflection: Reflection) -> None:
+def plan(run: Run, reflection: Reflection, gate: Gate) -> None:
     """Measure a few episodes and a step, say what the run will take, and fit it to its minutes if it has any.
 
     The run has no folder yet. One that goes on keeps the plan that it has.
@@ -188,7 +189,7 @@ def plan(run: Run, reflection: Reflection) -> None:
 
     def measured() -> tuple[SelfImproveConfig, dict[str, float], list[str]]:
         costs = Rehearsal(run, reflection).costs()
-        share = len(reflection.gate_seeds) / len(run.seeds.validation)
+        share = len(gate.seeds) / len(run.seeds.validation)
         tried, untried = _gate_of(1 + min(MAX_CANDIDATES, written), share)
         outlook = Outlook(
             costs=costs,

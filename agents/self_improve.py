@@ -14,6 +14,7 @@ from rich.console import Console
 
 from agents.cli import parse_command, run_command
 from agents.config import SelfImproveConfig, flag
+from agents.gate import Gate
 from agents.measurement import measure
 from agents.plan import plan
 from agents.reflection import Reflection
@@ -52,7 +53,8 @@ def self_improve(
     run = Run.open(config, console, is_settled=is_settled)
     config, agent = run.config, run.agent
     reflection = Reflection(run)  # after this, what is given can be used
-    plan(run, reflection)  # what will it take, and how much of it fits? From here on it may leave a folder
+    gate = Gate(run, reflection.kind)
+    plan(run, reflection, gate)  # what will it take, and how much fits? From here on it may leave a folder
     config = run.config
     trained, admitted = None, dict[int, Context]()
     with run, Training(run) as training:
@@ -64,7 +66,7 @@ def self_improve(
                 known = reflection.explore(number, wave)
                 run.play(Phase.play(number, wave), agent.student, seeds, config.temperature, known)
             candidates = reflection.reflect(number)  # 2. what do the traces teach?
-            context = reflection.gate(number, candidates)  # 3. which of it helps on held-out episodes?
+            context = gate.admit(number, candidates)  # 3. which of it helps on held-out episodes?
             if context is None:
                 continue
             distil(training, number, context)  # 4. from the prompt into the weights
@@ -72,7 +74,7 @@ def self_improve(
         trained = admitted.get(training.load_best(), trained)  # of the round whose weights are the best
         agent.save(run.path)
         reflection.settle_on(trained)
-        results = measure(run, trained or reflection.best)  # 5. before and after, on test
+        results = measure(run, trained or gate.best)  # 5. before and after, on test
         return run.finish(results)
 
 

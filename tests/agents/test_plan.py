@@ -243,7 +243,7 @@ def test_a_rehearsal_changes_nothing(
         self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path / "a", **settings), QUIET)
     assert measured[0].step > 0
     assert measured[0].informed.decisions > 1
-    monkeypatch.setattr("agents.self_improve.plan", lambda run, reflection: None)
+    monkeypatch.setattr("agents.self_improve.plan", lambda run, reflection, gate: None)
     with open_gate():
         self_improve(SelfImproveConfig(model=str(walker_folder), output=tmp_path / "b", **settings), QUIET)
     assert len(measured) == 1

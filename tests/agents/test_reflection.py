@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from agents.config import ConfigError, SelfImproveConfig
+from agents.gate import Gate
 from agents.prompts import Layout
 from agents.reflection import Reflection
 from agents.run.run import Run
@@ -163,7 +164,7 @@ def test_the_best_is_measured_though_it_is_refused(
         verdict = gate.judge(candidates, *arguments, **names)
         return replace(verdict, context=candidates[-1], admitted=False)
 
-    monkeypatch.setattr("agents.reflection.judge", judge)
+    monkeypatch.setattr("agents.gate.judge", judge)
     settings = {"insights": "llm", "insight_url": f"{writer.url}/v1", "insight_model": "scribe", "rounds": 1}
     self_improve(config(walker_folder, tmp_path / "run", **settings), QUIET)
     assert len(contexts) > 1
@@ -187,11 +188,10 @@ def test_a_gate_that_another_version_began_is_not_decided_by_half(
     walker_folder: Path, tmp_path: Path
 ) -> None:
     with raw_run(walker_folder, tmp_path / "run") as run:
-        reflection = Reflection(run)
         fewer = replace(run.seeds.validation, size=1)
         run.play_all("gate", [(Phase(kind="gate", index="none"), NO_CONTEXT)], run.agent.teacher, fewer, 0.0)
         with pytest.raises(ConfigError, match="gate/none was played by another version: begin another run"):
-            reflection.judge(1, [Context.fixed("Move down.")])
+            Gate(run, "raw").admit(1, [Context.fixed("Move down.")])
 
 
 def test_the_agent_writes_itself(walker_folder: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from agents.agent import Agent
 from agents.cli import parse_args
 from agents.config import ConfigError, SelfImproveConfig
 from agents.dealing import deal, steps_for
-from agents.reflection import Reflection
+from agents.gate import Gate
 from agents.run.folder import RunFolder, RunFolderError
 from agents.run.resume import begun, finish, saved_config
 from agents.run.run import Run
@@ -76,12 +76,12 @@ def every_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def open_gate() -> Iterator[None]:
     """Everything is admitted: a random walker is helped by nothing, and training is to be seen."""
-    closed = Reflection.gate
+    closed = Gate.admit
 
-    def gate(self: Reflection, round_number: int, candidates: Sequence[Context]) -> Context | None:
+    def admit(self: Gate, round_number: int, candidates: Sequence[Context]) -> Context | None:
         return closed(self, round_number, candidates) or next(iter(candidates), None)
 
-    with patch.object(Reflection, "gate", gate):
+    with patch.object(Gate, "admit", admit):
         yield
 
 
@@ -120,10 +120,10 @@ def test_insights_in_use_are_of_the_round_whose_weights_are_the_best(
 ) -> None:
     admitted: dict[int, Context] = {}
 
-    def gate(_: Reflection, number: int, candidates: Sequence[Context]) -> Context:
+    def admit(_: Gate, number: int, candidates: Sequence[Context]) -> Context:
         return admitted.setdefault(number, candidates[0])
 
-    monkeypatch.setattr(Reflection, "gate", gate)
+    monkeypatch.setattr(Gate, "admit", admit)
     monkeypatch.setattr(Training, "_success", lambda _, step: float(step == TINY["eval_every"]))
     results = self_improve(
         SelfImproveConfig(model=str(walker_folder), output=tmp_path / "run", **TINY), QUIET
