@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import csr_array, diags_array, eye_array
+from scipy.special import bdtr
 
 from experience import ExperienceError
 from experience.insight import Insight
@@ -26,6 +27,9 @@ TOLERANCE = 1e-9
 TIE = 1e-6
 """Values closer than this are equal."""
 MAX_SWEEPS = 20_000
+IN_VAIN = 0.05
+"""Who explores gives advice up where one who follows it half of the time would follow it so seldom with a
+smaller probability: two slips of the dice say little, and what is given up is not found out."""
 
 Advise = Callable[[str, str], str]
 """(observation, action) -> the text of an insight."""
@@ -46,9 +50,7 @@ class OutcomeModel:
     transitions: csr_array
     """[S * A, S]: the share of tries that led to each observation *and went on from there*."""
     done: csr_array
-    """[S * A, S * A]: where an action is advised, the share of the readable replies that do each. It is what
-    is done where that is not known, and where it is at least every other time: then a slip of the dice, which
-    no greedy agent has, costs nothing."""
+    """[S * A, S * A]: where an action is advised, how many of the readable replies do each."""
     best_return: float
     """The largest return of any trace."""
 
@@ -88,28 +90,31 @@ def outcome_model(turns: pd.DataFrame, actions: Sequence[str], advise: Advise) -
     pair_of = {insight_id: pair for pair, insight_id in enumerate(advice)}
     # What is most relevant stands first.
     told = np.asarray(taken["insight_ids"].map(lambda ids: pair_of.get(ids[0], -1) if ids else -1), np.int64)
+    is_about = told // A == pair // A
     return OutcomeModel(
         observations=observations,
         actions=tuple(actions),
         counts_SA=counts.reshape(S, A),
         rewards_SA=rewards.reshape(S, A),
         transitions=transitions,
-        done=_done(told, acts, S, A),
+        done=csr_array(
+            (np.ones(is_about.sum(), int), (told[is_about], pair[is_about])), shape=(S * A, S * A)
+        ),
         best_return=float(returns.max()) if len(returns) else 0.0,
     )
 
 
-def _done(told: npt.NDArray[np.int64], acts: npt.NDArray[np.int64], S: int, A: int) -> csr_array:
-    """See ``OutcomeModel.done``: of each reply what was advised (a row of it; -1: nothing) and what was done.
+def _followed(model: OutcomeModel, *, explore: bool) -> csr_array:
+    """[S * A, S * A]: where an action is advised, the share of the replies that is expected to do each.
 
-    One reply more counts as if it followed the advice.
+    It is what is done where that is so at least every other time, or may be by ``explore``: then a slip of
+    the dice, which no greedy agent has, costs nothing. One reply more counts as if it followed the advice.
     """
-    told, acts = told[told >= 0], acts[told >= 0]
-    pairs = told, told // A * A + acts
-    counts = csr_array((np.ones(len(told)), pairs), shape=(S * A, S * A)) + eye_array(S * A)
-    replies: Float = counts.sum(axis=1)
-    is_followed = counts.diagonal() >= replies / 2
-    return csr_array(diags_array(is_followed * 1.0) + diags_array(~is_followed / replies) @ counts)
+    followed, replies = model.done.diagonal(), model.done.sum(axis=1)
+    enough = bdtr(followed, replies, 0.5) >= IN_VAIN if explore else 2 * followed + 1 >= replies
+    ones = eye_array(len(replies), dtype=np.int64)
+    shares = diags_array(~enough / (replies + 1)) @ (model.done + ones)
+    return csr_array(diags_array(enough * 1.0) + shares)
 
 
 def action_values(model: OutcomeModel, *, explore: bool) -> Float:
@@ -125,13 +130,14 @@ def action_values(model: OutcomeModel, *, explore: bool) -> Float:
     tried_SA = model.counts_SA > 0
     best = max(1.0, model.best_return)
     bonus_SA = EXPLORATION_BONUS * best / np.sqrt(np.maximum(model.counts_SA, 1)) * explore
+    followed = _followed(model, explore=explore)
     values_S = np.zeros(S)
     for _ in range(MAX_SWEEPS):
         following_SA = (model.transitions @ values_S).reshape(S, A)
         values_SA = model.rewards_SA + DISCOUNT * following_SA + bonus_SA
         if explore:
             values_SA = np.where(tried_SA, np.minimum(values_SA, best), best)
-        values_SA = (model.done @ values_SA.ravel()).reshape(S, A)
+        values_SA = (followed @ values_SA.ravel()).reshape(S, A)
         if not explore:
             values_SA = np.where(tried_SA, values_SA, -np.inf)
         best_S = values_SA.max(axis=1, initial=-np.inf)

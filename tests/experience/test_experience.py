@@ -255,6 +255,20 @@ def test_the_way_leads_to_where_advice_is_followed() -> None:
         assert known == {"a": f"a: {way}", "b": "b: up", "c": "c: up"}
 
 
+def test_slips_of_the_dice_do_not_stop_exploring() -> None:
+    """Beyond the way that was told in vain there is something untried; what it is worth is not known yet."""
+    turns = hand_turns(("a", "right", 0.0, "b", False), *[("a", "left", 0.0, "hole", True)] * 20)
+
+    def worth(in_vain: int) -> float:
+        told = shown(turns, None, *["right"] * in_vain, *[None] * (20 - in_vain))
+        model = outcome_model(told, ACTIONS, advise)
+        row, right = model.observations.index("a"), ACTIONS.index("right")
+        return float(action_values(model, explore=True)[row, right])
+
+    assert worth(0) == worth(2) == worth(4) == 1.0
+    assert worth(5) < 0.5
+
+
 def test_what_is_not_done_when_it_is_told_is_tried_last() -> None:
     """Untried actions are shown first, in their order, but for those that come to something worse."""
     ways = [("a", "left", 0.9, "goal", True)] * 8 + [("a", None, 0.0, "a", False)]
@@ -266,8 +280,8 @@ def test_what_is_not_done_when_it_is_told_is_tried_last() -> None:
 
     assert curious(*[None] * 9) == ["down", "right", "up", "left"]
     assert curious("down", *[None] * 8) == ["down", "right", "up", "left"]
-    assert curious(*["down"] * 2, *[None] * 7) == ["right", "up", "down", "left"]
-    assert curious(*["down", "right", "up"] * 2, *[None] * 3) == ["down", "right", "up", "left"]
+    assert curious(*["down"] * 4, *[None] * 5) == ["down", "right", "up", "left"]
+    assert curious(*["down"] * 8, None) == ["right", "up", "down", "left"]
     turns = hand_turns(*ways, *[("a", "up", 0.0, "hole", True)] * 20)
     assert curious(*[None] * 9, *["down"] * 20) == ["right", "left"]
 
