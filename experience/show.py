@@ -7,6 +7,8 @@
 What models and envs wrote is untrusted: it is shown without anything that would steer the terminal.
 """
 
+import os
+import sys
 from typing import Any, Literal
 
 import pandas as pd
@@ -22,6 +24,8 @@ from experience.terminal import Terminal, refuse
 from experience.text import printable
 
 SHOWN_SCORES = 10
+PIPED_WIDTH = 500
+"""Columns where nobody looks at a terminal: an id that is searched for stands in one line."""
 
 
 def show_run(store: ExperienceStore, console: Console) -> None:
@@ -138,7 +142,8 @@ def main(args: list[str] | None = None) -> None:
         """
         if limit < 1:
             raise ExperienceError(f"limit must be at least 1, not {limit}")
-        console = Terminal()
+        is_piped = not (sys.stdout.isatty() or "COLUMNS" in os.environ)
+        console = Terminal(width=PIPED_WIDTH if is_piped else None)
         wanted = None if success is None else success == "yes"
         with open_run(where, run) as store:
             if trace is not None:

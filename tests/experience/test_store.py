@@ -804,7 +804,8 @@ def test_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    """Through a pipe, so that what is asked for can be searched; a terminal folds it."""
+    monkeypatch.delenv("COLUMNS", raising=False)
     with ExperienceStore(tmp_path / "experience.db") as store:
         evil = make_turn("[red]markup[/] \x1b[31mred \x1b]0;title\x07 \x9b5m \u202e!", "left")
         store.add_traces([*two_traces(), make_trace(9, evil, error="[/broken]")])
@@ -827,6 +828,9 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert SECOND in text
     assert "2 of 2 traces" in shown("--success", "no")
     assert "2 of 2 traces" in shown("--phase", "round1/play0", "--success", "no")
+    monkeypatch.setenv("COLUMNS", "40")
+    assert SECOND not in shown("--traces")
+    monkeypatch.delenv("COLUMNS")
     text = shown("--trace", "round1/play0/9")
     assert "[red]markup[/] red   !" in text
     assert "[/broken]" in text
