@@ -220,7 +220,11 @@ def terminal(results: Mapping[str, Any]) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """In Markdown."""
-    lines = [[cell.replace("|", r"\|") for cell in line] for line in (head, ["---"] * len(head), *rows)]
+    # A name is a user's: it may hold a newline, or what divides cells.
+    lines = [
+        [" ".join(cell.split()).replace("|", r"\|") for cell in line]
+        for line in (head, ["---"] * len(head), *rows)
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

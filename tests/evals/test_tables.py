@@ -66,6 +66,12 @@ def test_methods_with_median_worst_and_each_seed(page: Path) -> None:
     assert "In brackets: 95%, over the seeds (Student's t)" in text
 
 
+def test_a_name_of_two_lines_stays_in_its_cell(page: Path) -> None:
+    file = page.parent / "figures" / "main.json"
+    file.write_text(file.read_text().replace('"lake"', json.dumps("la\n\nke | x")))
+    assert r"| la ke \| x | OPCD | 87.5% " in filled(page, "methods")
+
+
 def test_a_line_for_each_env(page: Path) -> None:
     text = filled(page, "summary")
     assert "| env | seeds | random | optimal | before | off-policy | OPCD |" in text
