@@ -130,8 +130,8 @@ class Gate:
                 known = insights_of(run.store.result(str(replace(phase, kind="write"))))
                 # The base replies greedily to the same questions in each round: that is no more evidence.
                 is_known = run.config.teacher_kind == "base" and not run.words.actions
-                judged = _with_evidence(known, candidates, verdict, trace_ids, is_known=is_known)
-                run.store.set_insights(settled(judged, run.words.actions), str(phase))
+                weighed = _with_evidence(known, candidates, verdict, trace_ids, is_known=is_known)
+                run.store.set_insights(settled(weighed, run.words.actions), str(phase))
         run.log(
             replace(phase, kind=f"{phase.kind}-verdict"),
             kind="gate",
