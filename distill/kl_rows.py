@@ -173,7 +173,8 @@ def _parts(logits_BV: torch.Tensor, index_BK: torch.Tensor, scratch_BV: torch.Te
     top_BK = logits_BV.gather(-1, index_BK)
     logits_BV.scatter_(-1, index_BK, -torch.inf)
     largest_B1 = logits_BV.amax(-1, keepdim=True)
-    largest_B1 = torch.where(largest_B1 > -torch.inf, largest_B1, 0.0)
+    # Where no token is possible beside the support, its own: relative to 0 the scale could overflow.
+    largest_B1 = torch.where(largest_B1 > -torch.inf, largest_B1, top_BK.amax(-1, keepdim=True))
     logits_BV.sub_(largest_B1).clamp_(min=FLOOR)
     torch.exp(logits_BV, out=scratch_BV)
     sum_B1 = scratch_BV.sum(-1, keepdim=True)

@@ -242,10 +242,12 @@ def test_ties_cost_the_same_whichever_side_they_fall(mode: Mode) -> None:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("k", [2, 3])
-def test_impossible_tokens(direction: Direction, mode: Mode, k: int) -> None:
-    """Logits of minus infinity on both sides: finite values and gradients."""
-    bias = torch.tensor([0.0, 1.0, -torch.inf, 0.5, 0.2])
+@pytest.mark.parametrize(("k", "possible"), [(2, 4), (3, 4), (3, 2)])
+@pytest.mark.parametrize("shift", [0.0, -1000.0])
+def test_impossible_tokens(direction: Direction, mode: Mode, k: int, possible: int, shift: float) -> None:
+    """Logits of minus infinity on both sides, wherever the others are: finite values and gradients."""
+    bias = torch.tensor([0.0, 1.0, 0.5, 0.2, -torch.inf]) + shift
+    bias[possible:] = -torch.inf
     hidden, head = torch.zeros(2, 3, requires_grad=True), torch.zeros(5, 3, requires_grad=True)
     map = LogitMap(bias_V=bias)
     result = chunked_kl(
