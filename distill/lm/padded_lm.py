@@ -24,7 +24,7 @@ from distill.lm.narrow import products_in
 from distill.lm.prefix_tree import chains
 from distill.lm.shards import run
 from distill.lm.span import Prefix, Span
-from distill.lm.spare_columns import LEAST, PART
+from distill.lm.spare_columns import spare
 from distill.lm.transfer import sent
 
 
@@ -139,7 +139,7 @@ class PaddedLM(LanguageModel):
     def _fitting(self, prefixes: Sequence[Prefix]) -> Iterator[Sequence[Prefix]]:
         """Parts of the prefixes whose keys, values and states there is room for."""
         longest = max(map(len, prefixes))
-        of_one = (longest + max(LEAST, longest // PART)) * self.token_bytes + state_bytes(self.model)
+        of_one = (longest + spare(longest)) * self.token_bytes + state_bytes(self.model)
         size = max(1, self.max_bytes // of_one)
         yield from (prefixes[start : start + size] for start in range(0, len(prefixes), size))
 

@@ -16,6 +16,11 @@ PART = 8
 """Or an eighth of what there is: a token costs the copying of this many, however long the sequence."""
 
 
+def spare(columns: int) -> int:
+    """How many more there is room for beside so many, when a token is drawn."""
+    return max(LEAST, columns // PART)
+
+
 class SpareColumns:
     """What keys or values lie in, with room behind them."""
 
@@ -40,7 +45,7 @@ class SpareColumns:
         """
         held, new = held_NGTW.shape[-2], new_NGTW.shape[-2]
         if held_NGTW is not self._kept or self._end + new > self._whole.shape[-2]:
-            columns = held + new + max(LEAST, held // PART)
+            columns = held + new + spare(held)
             self._whole = held_NGTW.new_empty((*held_NGTW.shape[:-2], columns, held_NGTW.shape[-1]))
             self._whole[..., :held, :] = held_NGTW
             self._end = held

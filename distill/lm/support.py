@@ -21,13 +21,12 @@ from distill.lm.compiled import compile_layers
 from distill.lm.decoding import Decoding
 from distill.lm.found import Growth, Support, UnsupportedModelError, Way, set_support, support_of
 from distill.lm.head import decoder_of, logit_map, output_layer
-from distill.lm.language_model import LanguageModel, bytes_per_token, context_window, rope_settings
+from distill.lm.language_model import LanguageModel, context_window, rope_settings
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.prefix_lm import PrefixLM
 from distill.lm.reason import reason
 from distill.lm.shards import Shards
 from distill.lm.span import Prefix
-from distill.lm.spare_columns import LEAST
 
 WAYS: Mapping[Way, type[LanguageModel]] = {"tree": PrefixLM, "padded": PaddedLM}
 
@@ -269,10 +268,14 @@ def _fault(model: PreTrainedModel, support: Support, expected: _Expected) -> str
 
 
 def _state_bytes(model: PreTrainedModel) -> int:
-    """What a sequence of one token takes besides its keys and values, which have columns to spare."""
-    alone = Decoding(model, 1)
-    alone.step([[0]])
-    return max(0, alone.bytes - (1 + LEAST) * bytes_per_token(model, model.dtype))
+    """What a sequence takes besides its keys and values: twice one of a token, less one of two."""
+
+    def held(tokens: int) -> int:
+        alone = Decoding(model, 1)
+        alone.step([[0] * tokens])
+        return alone.bytes
+
+    return max(0, 2 * held(1) - held(2))
 
 
 def _line(error: Exception) -> str:

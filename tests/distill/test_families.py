@@ -303,6 +303,18 @@ def test_a_state_that_is_lost_is_noticed_in_16_bits(dtype: torch.dtype) -> None:
     assert find_support(narrow) == find_support(exact)
 
 
+@pytest.mark.parametrize("family", ["Falcon-H1", "LFM2", "Llama"])
+def test_states_are_what_does_not_grow_with_a_sequence(family: str) -> None:
+    model = tiny(family)
+    find_support(model, "padded")
+    held = []
+    for length in (4, 5):
+        alone = Decoding(model, 1)
+        alone.step([[5] * length])
+        held.append(alone.bytes)
+    assert state_bytes(model) == 5 * held[0] - 4 * held[1]
+
+
 def test_recurrent_states_have_to_fit_as_well() -> None:
     model = tiny("Falcon-H1")
     find_support(model)
