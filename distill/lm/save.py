@@ -1,17 +1,23 @@
-"""A model's folder, written from weights that come one after the other: at no time are they all in memory."""
+"""A model's folder, written from weights that come one after the other: at no time are they all in memory.
+
+In files weights have the names of the model's checkpoint, which are not always its own: transformers renames
+what it loads, and puts a layer's experts into one tensor. Others, as vLLM, read checkpoints as published.
+"""
 
 import json
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils.hub import cached_file
 
 from distill.lm.sealed import seal_folder
-from distill.lm.stored import by_layer
 
 FILE_BYTES = 4 << 30
 """Of weights in one file, but for what one layer may add."""
@@ -48,7 +54,7 @@ def save_weights(
         files.append((folder / WEIGHTS).rename(folder / f"part-{len(files)}.safetensors"))
         held.clear()
 
-    for layer in by_layer((name, tensor.detach().cpu()) for name, tensor in weights if name not in tied):
+    for layer in _by_layer((name, tensor.detach().cpu()) for name, tensor in weights if name not in tied):
         if sum(tensor.nbytes for tensor in held.values()) > file_bytes:
             write()
         held |= layer
@@ -76,6 +82,23 @@ def save_reader(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         )
         if found is not None:
             shutil.copyfile(found, folder / name)
+
+
+def as_stored(
+    model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights as ``save_pretrained`` would write them: where names change, a layer at once."""
+    if getattr(model, "_weight_conversions", None):  # which loading leaves there
+        for layer in _by_layer(weights):
+            yield from revert_weight_conversion(model, layer).items()
+    else:
+        yield from weights
+
+
+def _by_layer(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+    """Those of each layer together: of these is made what is put otherwise in files."""
+    for _, layer in groupby(weights, lambda weight: re.split(r"(\.\d+\.)", weight[0], maxsplit=1)[:2]):
+        yield dict(layer)
 
 
 def _name(files: list[Path]) -> None:

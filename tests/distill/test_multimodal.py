@@ -12,8 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImage
 from distill.examples import DistillExample
 from distill.lm.load import load_model
 from distill.lm.padded_lm import PaddedLM
-from distill.lm.save import save_model
-from distill.lm.stored import as_stored
+from distill.lm.save import as_stored, save_model
 from distill.lora import LoRA
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
+from distill.lm.save import as_stored
 from distill.lm.shards import Shards, weights_of
 from distill.lm.span import Prefix
-from distill.lm.stored import as_stored
 from distill.parallel import ALONE, Ranks
 
 Weights = Iterable[tuple[str, torch.Tensor]]
