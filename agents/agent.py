@@ -24,8 +24,8 @@ from agents.policies.vllm.policy import Engine, EnginePolicy, VLLMPolicy, check_
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.run.folder import clear_errors
+from distill.lm.autocast import narrow_for_good
 from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
-from distill.lm.narrow import narrow_for_good
 from distill.lm.reached import freeze_unreached
 from distill.lm.save import save_reader, save_weights
 from distill.lm.shards import weights_of, whole

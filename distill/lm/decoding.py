@@ -17,11 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
+from distill.lm.autocast import products_in
 from distill.lm.compiled import as_they_are, compiled_layers
 from distill.lm.found import growth_of
 from distill.lm.head import decoder_of
 from distill.lm.language_model import cache_argument, rope_switch
-from distill.lm.narrow import products_in
 from distill.lm.shards import run
 from distill.lm.spare_columns import SpareColumns, spare_columns
 

@@ -15,12 +15,12 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
+from distill.lm.autocast import products_in
 from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import kind_of_length
 from distill.lm.found import growth_of, state_bytes
 from distill.lm.head import decoder_of
 from distill.lm.language_model import LanguageModel, rope_switch
-from distill.lm.narrow import products_in
 from distill.lm.prefix_tree import chains
 from distill.lm.shards import run
 from distill.lm.span import Prefix, Span

@@ -15,9 +15,9 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from distill.lm import tree_attention
+from distill.lm.autocast import products_in
 from distill.lm.head import decoder_of
 from distill.lm.language_model import LanguageModel, cache_argument
-from distill.lm.narrow import products_in
 from distill.lm.prefix_tree import PrefixTree, pack
 from distill.lm.shards import run
 from distill.lm.span import Prefix, Span

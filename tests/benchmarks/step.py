@@ -19,8 +19,8 @@ import tyro
 from agents.examples import Question, sample_examples
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
+from distill.lm.autocast import narrow_for_good
 from distill.lm.load import compute_dtype, load_model
-from distill.lm.narrow import narrow_for_good
 from distill.lm.prefix_lm import PrefixLM
 from distill.opcd import OPCD
 from distill.parallel import Ranks, Sharding

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.lm import decoding, prefix_lm
+from distill.lm.autocast import narrow_for_good, products_in
 from distill.lm.decoding import Decoding
-from distill.lm.narrow import narrow_for_good, products_in
 from distill.lm.prefix_lm import NodeCache, PrefixLM
 from distill.lm.spare_columns import spare_columns
 from distill.lm.support import find_support
