@@ -25,8 +25,8 @@ from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import ServedTeacher
 from agents.run.folder import clear_errors
 from distill.lm.autocast import narrow_for_good
+from distill.lm.freezing import freeze_unreached
 from distill.lm.load import Dtype, LoadedModel, compute_dtype, load_model
-from distill.lm.reached import freeze_unreached
 from distill.lm.save import save_reader, save_weights
 from distill.lm.shards import weights_of, whole
 from distill.lora import LoRA

@@ -13,9 +13,9 @@ from distill.comparison import KLComparison, States, of_each, rows_of
 from distill.examples import DistillError, DistillExample, Scored, repetition, scored
 from distill.lm.compiled import compile_layers
 from distill.lm.found import Way
+from distill.lm.freezing import freeze_unreached
 from distill.lm.head import LMHead
 from distill.lm.language_model import context_window
-from distill.lm.reached import freeze_unreached
 from distill.lm.shards import Shards, part, whole
 from distill.lm.support import WAYS, supported
 from distill.lm.transfer import sent

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 from agents.run.parts import Joined
 from distill.examples import DistillExample
+from distill.lm.freezing import freeze_unreached
 from distill.lm.prefix_lm import PrefixLM
-from distill.lm.reached import freeze_unreached
 from distill.lm.shards import whole
 from distill.lora import LoRA
 from distill.opcd import OPCD

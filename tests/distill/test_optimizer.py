@@ -15,8 +15,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from agents.run.parts import Joined
 from distill.examples import DistillExample
+from distill.lm.freezing import freeze_unreached
 from distill.lm.prefix_lm import PrefixLM
-from distill.lm.reached import freeze_unreached
 from distill.lm.shards import whole as full
 from distill.lora import LoRA
 from distill.opcd import OPCD, DistillError

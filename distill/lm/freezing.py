@@ -1,4 +1,4 @@
-"""What of a model no text reaches."""
+"""What of a model is not trained, since no text reaches it."""
 
 import torch
 from transformers import PreTrainedModel
