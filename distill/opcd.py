@@ -12,13 +12,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from distill.comparison import KLComparison, States, of_each, rows_of
 from distill.examples import DistillError, DistillExample, Scored, repetition, scored
 from distill.lm.compiled import compile_layers
-from distill.lm.found import Way
 from distill.lm.freezing import freeze_unreached
 from distill.lm.head import LMHead
 from distill.lm.language_model import context_window
 from distill.lm.shards import Shards, part, whole
 from distill.lm.support import WAYS, supported
 from distill.lm.transfer import sent
+from distill.lm.ways import Way
 from distill.loss import Direction, Mode
 from distill.optimizer import MOMENTS, OptimizerKind, fits, make_optimizer, moments_of
 from distill.parallel import Ranks, Sharding, like, shared

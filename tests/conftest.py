@@ -65,7 +65,7 @@ def tiny_llama(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from distill.lm import tree_attention
-    from distill.lm.found import Support, set_support
+    from distill.lm.ways import Support, set_support
 
     torch.manual_seed(seed)
     config = LlamaConfig(

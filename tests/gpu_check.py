@@ -34,8 +34,8 @@ from distill.chunked_loss import chunked_kl
 from distill.examples import DistillExample
 from distill.lm import support, tree_attention
 from distill.lm.compiled import as_they_are, compiled_layers
-from distill.lm.found import Support, Way, set_support
 from distill.lm.support import language_model
+from distill.lm.ways import Support, Way, set_support
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher

@@ -19,11 +19,11 @@ from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
 from agents.policies.repetition import Repetition
 from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import kind_of_length
-from distill.lm.found import Way, growth_of, state_bytes
 from distill.lm.language_model import rope_switch
 from distill.lm.prefix_tree import PrefixTree
 from distill.lm.span import Prefix
 from distill.lm.support import language_model
+from distill.lm.ways import Way, growth_of, state_bytes
 from envs.thoughts import is_mark
 
 MAX_DISTINCT = 256

@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.lm.decoding import Decoding, is_beyond_switch, kind_of_length
-from distill.lm.found import leaps
 from distill.lm.prefix_tree import shared_length
 from distill.lm.span import Prefix
+from distill.lm.ways import leaps
 
 CPU_PASS, GPU_PASS = 128, 1024
 """A further pass takes about as long as this many more tokens in one that is there anyway."""

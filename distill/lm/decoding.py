@@ -19,11 +19,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCach
 
 from distill.lm.autocast import products_in
 from distill.lm.compiled import as_they_are, compiled_layers
-from distill.lm.found import growth_of
 from distill.lm.head import decoder_of
 from distill.lm.language_model import cache_argument, rope_switch
 from distill.lm.shards import run
 from distill.lm.spare_columns import SpareColumns, spare_columns
+from distill.lm.ways import growth_of
 
 STEADY = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Attention that is not planned anew for each length: cuDNN's is, and doubles a token's time on an H100."""

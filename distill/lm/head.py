@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from distill.lm.found import UnsupportedModelError, support_of
 from distill.lm.logit_map import LogitMap
+from distill.lm.ways import UnsupportedModelError, support_of
 
 TINY, HUGE = 2.0**-30, 1e30
 """Products so small that no cap changes them, and so large that nothing else is left of them."""

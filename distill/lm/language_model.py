@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from transformers import PreTrainedModel
 
-from distill.lm.found import Way
 from distill.lm.head import LMHead
 from distill.lm.shards import head_of
 from distill.lm.span import Prefix, Span
+from distill.lm.ways import Way
 
 SCORED_TOGETHER = 256
 """Tokens whose logits are there at a time."""

@@ -25,11 +25,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME, find_adapter_config_file
 
-from distill.lm.found import Support, UnsupportedModelError, Way, support_of
 from distill.lm.reason import reason
 from distill.lm.save import save_model
 from distill.lm.sealed import check_folder
 from distill.lm.support import COARSE, find_support, plain_logits
+from distill.lm.ways import Support, UnsupportedModelError, Way, support_of
 
 EMBEDDED = "smollm2"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from distill.lm.autocast import products_in
 from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import kind_of_length
-from distill.lm.found import growth_of, state_bytes
 from distill.lm.head import decoder_of
 from distill.lm.language_model import LanguageModel, rope_switch
 from distill.lm.prefix_tree import chains
@@ -26,6 +25,7 @@ from distill.lm.shards import run
 from distill.lm.span import Prefix, Span
 from distill.lm.spare_columns import spare
 from distill.lm.transfer import sent
+from distill.lm.ways import growth_of, state_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,6 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from distill.lm import tree_attention
 from distill.lm.compiled import compile_layers
 from distill.lm.decoding import Decoding
-from distill.lm.found import Growth, Support, UnsupportedModelError, Way, set_support, support_of
 from distill.lm.head import decoder_of, logit_map, output_layer
 from distill.lm.language_model import LanguageModel, context_window, rope_settings
 from distill.lm.padded_lm import PaddedLM
@@ -27,6 +26,7 @@ from distill.lm.prefix_lm import PrefixLM
 from distill.lm.reason import reason
 from distill.lm.shards import Shards
 from distill.lm.span import Prefix
+from distill.lm.ways import Growth, Support, UnsupportedModelError, Way, set_support, support_of
 
 WAYS: Mapping[Way, type[LanguageModel]] = {"tree": PrefixLM, "padded": PaddedLM}
 

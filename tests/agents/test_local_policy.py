@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from agents.policies.drawing import DrawTable, draw
 from agents.policies.local import HFPolicy, Request
 from agents.policies.policy import FinishReason, Message, Prompt, Sampling
-from distill.lm.found import Support, Way, set_support
 from distill.lm.language_model import bytes_per_token
 from distill.lm.load import ModelError
+from distill.lm.ways import Support, Way, set_support
 from tests.conftest import tiny_llama
 from tests.distill.test_padded_lm import hybrid
 from tests.scripted import ScriptedPolicy

@@ -25,10 +25,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Sampling
 from distill.examples import DistillExample, scored
-from distill.lm.found import Way
 from distill.lm.load import load_model
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.support import language_model
+from distill.lm.ways import Way
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher
 from tests.benchmarks.sides import answer_as_worker, compare, side

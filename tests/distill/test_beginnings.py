@@ -14,10 +14,10 @@ from transformers.cache_utils import DynamicLayer
 
 from distill.lm.beginnings import Beginnings, shared_beginnings
 from distill.lm.decoding import Decoding, kind_of_length
-from distill.lm.found import leaps
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.span import Prefix
 from distill.lm.support import find_support
+from distill.lm.ways import leaps
 from tests.conftest import tiny_llama
 from tests.distill.test_families import tiny
 from tests.distill.test_padded_lm import hybrid

@@ -15,10 +15,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from distill.examples import DistillError, DistillExample, scored
 from distill.lm.decoding import Decoding
-from distill.lm.found import state_bytes
 from distill.lm.padded_lm import PaddedLM
 from distill.lm.save import save_weights
 from distill.lm.support import find_support, language_model
+from distill.lm.ways import state_bytes
 from distill.lora import LoRA
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD

@@ -14,12 +14,12 @@ from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from distill.examples import DistillExample
 from distill.lm.beginnings import Beginnings
-from distill.lm.found import Support, UnsupportedModelError, set_support, support_of
 from distill.lm.head import decoder_of
 from distill.lm.padded_lm import PaddedLM, PaddedPass
 from distill.lm.prefix_lm import PrefixLM
 from distill.lm.span import Prefix, Span
 from distill.lm.support import find_support, language_model, supported
+from distill.lm.ways import Support, UnsupportedModelError, set_support, support_of
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher
 from tests.conftest import byte_tokenizer, tiny_llama

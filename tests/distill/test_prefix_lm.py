@@ -24,13 +24,13 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from distill.examples import DistillExample
 from distill.lm import tree_attention
-from distill.lm.found import UnsupportedModelError
 from distill.lm.language_model import context_window
 from distill.lm.logit_map import LogitMap
 from distill.lm.prefix_lm import PrefixLM
 from distill.lm.prefix_tree import PrefixTree, is_beginning, pack, shared_length
 from distill.lm.span import Prefix
 from distill.lm.support import find_support
+from distill.lm.ways import UnsupportedModelError
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher

@@ -1,4 +1,4 @@
-"""What has been found out about a model stands on it, and goes with its copies."""
+"""The ways to compute a model, and what was found of one: that stands on it, and goes with its copies."""
 
 from dataclasses import dataclass, field
 from typing import Literal
