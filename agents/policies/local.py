@@ -17,9 +17,9 @@ from agents.policies.chat_template import ChatTemplate
 from agents.policies.drawing import DrawTable, draw
 from agents.policies.policy import Completion, FinishReason, Prompt, Sampling
 from agents.policies.repetition import Repetition
-from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import kind_of_length
 from distill.lm.language_model import rope_switch
+from distill.lm.prefix_cache import PrefixCache
 from distill.lm.prefix_tree import PrefixTree
 from distill.lm.span import Prefix
 from distill.lm.support import language_model
@@ -95,7 +95,7 @@ class HFPolicy:
             compute_dtype=compute_dtype,
             within=within,
         )
-        self._beginnings = Beginnings(model, max_tokens=self.lm.max_nodes, compute_dtype=compute_dtype)
+        self._prefix_cache = PrefixCache(model, max_tokens=self.lm.max_nodes, compute_dtype=compute_dtype)
         """Conversations of long replies so far."""
         self._converses = False
         """Whether a reply of its own stood in a prompt: then others will, and what was computed is kept."""
@@ -131,7 +131,7 @@ class HFPolicy:
         """Forget everything, as when the weights have changed."""
         self._version = self.lm.weights_version
         self.lm.clear()
-        self._beginnings.clear()
+        self._prefix_cache.clear()
         self._converses, self._repetition = False, Repetition()  # as when a run is resumed here
         self._memo_size = 0
         for memo in (self._tables, self._encoded, self._pieces, self._decoded):
@@ -241,7 +241,7 @@ class HFPolicy:
             requests = [request for request in requests if request.finish_reason is None]
             if not requests:
                 return
-        self._beginnings.max_bytes = room(self.lm.model.device)
+        self._prefix_cache.max_bytes = room(self.lm.model.device)
         for group in self._streams(requests, sampling.max_tokens):
             self._stream(group, sampling)
 
@@ -259,7 +259,7 @@ class HFPolicy:
 
     def _streams(self, requests: Sequence[Request], max_tokens: int) -> Iterator[list[Request]]:
         """Requests that are drawn side by side: as many as there is room for, like lengths together."""
-        model, most = self.lm.model, self._beginnings.max_bytes
+        model, most = self.lm.model, self._prefix_cache.max_bytes
         each, states = self.lm.token_bytes, state_bytes(model)
 
         def kind(request: Request) -> Hashable:
@@ -284,7 +284,7 @@ class HFPolicy:
         index = {sequence: number for number, sequence in enumerate(begun)}
         rows = list(requests)  # of the decoding; those that have ended stay until enough have
         with torch.no_grad(), self.lm.within():
-            decoding, computed = self._beginnings.read(begun)
+            decoding, computed = self._prefix_cache.read(begun)
             self.lm.computed_tokens += computed
             decoding.keep([index[request.sequence] for request in rows])
             head = self.lm.head
@@ -297,7 +297,7 @@ class HFPolicy:
                     self._extend(rows[row], token, logprob, sampling)
                 if self._converses:  # of a reply that has ended all but the last token was read
                     ended = [row for row in live if rows[row].finish_reason is not None]
-                    self._beginnings.hold(decoding, {rows[row].sequence[:-1]: row for row in ended})
+                    self._prefix_cache.hold(decoding, {rows[row].sequence[:-1]: row for row in ended})
                 live = [row for row in live if rows[row].finish_reason is None]
                 if not live:
                     return

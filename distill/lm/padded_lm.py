@@ -16,10 +16,10 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.lm.autocast import products_in
-from distill.lm.beginnings import Beginnings
 from distill.lm.decoding import kind_of_length
 from distill.lm.head import decoder_of
 from distill.lm.language_model import LanguageModel, rope_switch
+from distill.lm.prefix_cache import PrefixCache
 from distill.lm.prefix_tree import chains
 from distill.lm.shards import run
 from distill.lm.span import Prefix, Span
@@ -105,7 +105,7 @@ class PaddedLM(LanguageModel):
     forward_pass = PaddedPass
 
     def _drop_keys(self) -> None:
-        self._beginnings = Beginnings(
+        self._prefix_cache = PrefixCache(
             self.model, max_tokens=self.max_nodes, max_bytes=self.max_bytes, compute_dtype=self.compute_dtype
         )
 
@@ -126,14 +126,14 @@ class PaddedLM(LanguageModel):
         known: dict[Prefix, torch.Tensor] = {}
         alone = {prefixes[chain[0]] for chain in chains(prefixes) if len(chain) == 1}
         together: dict[Hashable, list[Prefix]] = {}
-        for prefix, parent in zip(prefixes, self._beginnings.parents(prefixes), strict=True):
+        for prefix, parent in zip(prefixes, self._prefix_cache.parents(prefixes), strict=True):
             if parent or prefix in alone:
                 together.setdefault(kind_of_length(self.model, len(prefix)), []).append(prefix)
         for grown in itertools.chain.from_iterable(map(self._fitting, together.values())):
-            decoding, computed = self._beginnings.read(grown)
+            decoding, computed = self._prefix_cache.read(grown)
             self.computed_tokens += computed
             known |= zip(grown, decoding.hidden.unbind(), strict=True)
-            self._beginnings.hold(decoding, {prefix: row for row, prefix in enumerate(grown)})
+            self._prefix_cache.hold(decoding, {prefix: row for row, prefix in enumerate(grown)})
         return known
 
     def _fitting(self, prefixes: Sequence[Prefix]) -> Iterator[Sequence[Prefix]]:

@@ -26,9 +26,9 @@ from agents.prompts import Layout, build_prompt, exchange
 from agents.rollout import rollout
 from agents.self_improve import self_improve
 from distill.examples import DistillExample, scored
-from distill.lm.beginnings import Beginnings
 from distill.lm.load import ModelError
 from distill.lm.padded_lm import PaddedPass
+from distill.lm.prefix_cache import PrefixCache
 from distill.lm.prefix_lm import PrefixLM, TreePass
 from distill.opcd import OPCD
 from distill.teacher import FrozenTeacher
@@ -168,7 +168,7 @@ def test_a_policy_that_was_cleared_has_conversed_with_nobody(
 ) -> None:
     """As after a kill: or else a run that is resumed there would compute otherwise."""
     held: list[object] = []
-    monkeypatch.setattr(Beginnings, "hold", lambda *given: held.append(given))
+    monkeypatch.setattr(PrefixCache, "hold", lambda *given: held.append(given))
     policy = HFPolicy(model, tokenizer)
     talk, alone = Prompt(messages=chat("I move")), Prompt(messages=chat("")[:1])
     policy.generate([talk], Sampling(max_tokens=MOST_MEMO_TOKENS + 1), [0])

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Message, Prompt, Sampling
 from distill.examples import DistillExample
-from distill.lm.beginnings import Beginnings
 from distill.lm.head import decoder_of
 from distill.lm.padded_lm import PaddedLM, PaddedPass
+from distill.lm.prefix_cache import PrefixCache
 from distill.lm.prefix_lm import PrefixLM
 from distill.lm.span import Prefix, Span
 from distill.lm.support import find_support, language_model, supported
@@ -157,7 +157,7 @@ def test_longrope_short_beside_long() -> None:
 
 
 def test_decoding_is_a_batch_of_its_own() -> None:
-    decoding, computed = Beginnings(HYBRID).read([(5, 6, 7), (8,)])
+    decoding, computed = PrefixCache(HYBRID).read([(5, 6, 7), (8,)])
     assert computed == 4
     decoding.keep([1, 0, 1])
     hidden_ND = decoding.step([[9], [10], [11]])

@@ -22,8 +22,8 @@ CPU_PASS, GPU_PASS = 128, 1024
 """A further pass takes about as long as this many more tokens in one that is there anyway."""
 
 
-class Beginnings:
-    """Those of one model, as long as its weights do not change."""
+class PrefixCache:
+    """Of one model, as long as its weights do not change."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Beginnings:
         max_bytes: int = 512 << 20,
         compute_dtype: torch.dtype | None = None,
     ) -> None:
-        """Begin with none. Of more than ``max_bytes`` the oldest go first, and the last batch stays."""
+        """Begin empty. Of more than ``max_bytes`` the oldest go first, and the last batch stays."""
         self._model = model
         self._max_tokens = max_tokens
         self.max_bytes = max_bytes
@@ -100,12 +100,12 @@ class Beginnings:
             return 0
         is_beyond = is_beyond_switch(self._model, len(prefixes[0]))
         new = [prefix for prefix, parent in zip(prefixes, self.parents(prefixes), strict=True) if not parent]
-        found = shared_beginnings(new, self._pass_tokens)
+        found = shared_prefixes(new, self._pass_tokens)
         shared = [prefix for prefix in found if is_beyond_switch(self._model, len(prefix)) == is_beyond]
         if not shared:
             return 0
         batch, computed = self.read(shared)
-        self.hold(batch, {beginning: row for row, beginning in enumerate(shared)})
+        self.hold(batch, {prefix: row for row, prefix in enumerate(shared)})
         return computed
 
     def hold(self, decoding: Decoding, rows: Mapping[Prefix, int]) -> None:
@@ -170,7 +170,7 @@ class Beginnings:
         self._held = held
 
 
-def shared_beginnings(prefixes: Sequence[Prefix], price: int) -> list[Prefix]:
+def shared_prefixes(prefixes: Sequence[Prefix], price: int) -> list[Prefix]:
     """What to read first, each for the price of this many more tokens, so that reading all costs least.
 
     Each prefix goes on, by a token at least, from the longest of them that it begins with.

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from distill.lm.beginnings import Beginnings, shared_beginnings
 from distill.lm.decoding import Decoding, kind_of_length
 from distill.lm.padded_lm import PaddedLM
+from distill.lm.prefix_cache import PrefixCache, shared_prefixes
 from distill.lm.span import Prefix
 from distill.lm.support import find_support
 from distill.lm.ways import leaps
@@ -37,18 +37,18 @@ def text(draws: random.Random, length: int) -> Prefix:
 def test_a_conversation_costs_its_new_tokens(name: str) -> None:
     model, draws = MODELS[name](), random.Random(0)
     find_support(model)
-    beginnings, lm = Beginnings(model, max_tokens=16), PaddedLM(model)
+    cache, lm = PrefixCache(model, max_tokens=16), PaddedLM(model)
     talks = [text(draws, length) for length in (3, 9, 3, 12, 5)]
     known = dict.fromkeys(talks, 0)  # of each that many tokens
     for _ in range(5):
         kinds = {kind_of_length(model, len(talk)) for talk in talks}
         for kind in kinds:
             alike = [talk for talk in talks if kind_of_length(model, len(talk)) == kind]
-            batch, computed = beginnings.read(alike)
+            batch, computed = cache.read(alike)
             assert computed == sum(len(talk) - known[talk] for talk in alike)
             assert batch.lengths == list(map(len, alike))
             torch.testing.assert_close(batch.hidden, lm.hidden(alike), atol=1e-3, rtol=1e-3)
-            beginnings.hold(batch, {talk: row for row, talk in enumerate(alike)})
+            cache.hold(batch, {talk: row for row, talk in enumerate(alike)})
         first, _, *others = talks  # one ends, another divides
         new = draws.randint(1, 9)
         longer = {first + text(draws, new): first, first + text(draws, new): first}
@@ -59,19 +59,19 @@ def test_a_conversation_costs_its_new_tokens(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_what_many_begin_with_is_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some rules, under each of them a few lessons, and a few questions about each of these."""
-    monkeypatch.setattr("distill.lm.beginnings.CPU_PASS", 4)
+    monkeypatch.setattr("distill.lm.prefix_cache.CPU_PASS", 4)
     model, draws = MODELS[name](), random.Random(0)
     find_support(model)
     rules, lessons, questions = text(draws, 9), [text(draws, 7) for _ in range(3)], [text(draws, 3)] * 4
     asked = [(*rules, *lesson, *q[1:], index) for lesson in lessons for index, q in enumerate(questions, 3)]
-    beginnings = Beginnings(model)
-    batch, computed = beginnings.read(asked)
+    cache = PrefixCache(model)
+    batch, computed = cache.read(asked)
     if leaps(model):
         assert computed == 9 + 3 * (7 + 2) + 12
     else:
         assert computed == 12 * 19
     torch.testing.assert_close(batch.hidden, PaddedLM(model).hidden(asked), atol=1e-3, rtol=1e-3)
-    assert not any(beginnings.parents(asked))  # what was shared is a part of them now
+    assert not any(cache.parents(asked))  # what was shared is a part of them now
 
 
 def test_what_is_read_is_never_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,12 +87,12 @@ def test_what_is_read_is_never_there_twice(monkeypatch: pytest.MonkeyPatch) -> N
         return hidden_ND
 
     monkeypatch.setattr(Decoding, "step", watched)
-    whole, _ = Beginnings(model).read([text(draws, length) for length in range(40, 80)])
+    whole, _ = PrefixCache(model).read([text(draws, length) for length in range(40, 80)])
     assert most < 1.05 * whole.bytes
 
 
 def test_nor_is_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, _ = Beginnings(tiny_llama()).read([(5, 6, 7), (8, 9), (5, 5, 6)])
+    whole, _ = PrefixCache(tiny_llama()).read([(5, 6, 7), (8, 9), (5, 5, 6)])
     before = [weakref.ref(layer.keys) for layer in whole._cache.layers]
     there: list[int] = []
     reorder = DynamicLayer.reorder_cache
@@ -109,8 +109,8 @@ def test_nor_is_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(
     st.sets(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), max_size=12), st.integers(0, 9)
 )
-def test_beginnings_are_shared_where_that_is_cheaper(prefixes: set[Prefix], price: int) -> None:
-    shared = shared_beginnings([*prefixes], price)
+def test_prefixes_are_shared_where_that_is_cheaper(prefixes: set[Prefix], price: int) -> None:
+    shared = shared_prefixes([*prefixes], price)
     saved = sum(
         max((len(s) for s in shared if len(p) > len(s) and p[: len(s)] == s), default=0) for p in prefixes
     )
@@ -122,42 +122,42 @@ def test_beginnings_are_shared_where_that_is_cheaper(prefixes: set[Prefix], pric
 
 def test_prefixes_may_begin_with_each_other_however_often() -> None:
     nested = [(3,) * length + (4,) for length in range(1, 3000)]
-    [shared] = shared_beginnings(nested, 128)
+    [shared] = shared_prefixes(nested, 128)
     assert shared == (3,) * len(shared)
 
 
 def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
     model, draws = tiny_llama(), random.Random(0)
     each = 2 * 2 * 2 * 8 * 4  # bytes of a token: keys and values of two layers, two heads of width 8
-    beginnings = Beginnings(model, max_bytes=40 * each)
+    cache = PrefixCache(model, max_bytes=40 * each)
     talks = [text(draws, 10) for _ in range(6)]
     longer = [(*talk, 5) for talk in talks]
     for talk in talks:
-        batch, _ = beginnings.read([talk])
+        batch, _ = cache.read([talk])
         assert batch.bytes == 10 * each
-        beginnings.hold(batch, {talk: 0})
-    assert [bool(parent) for parent in beginnings.parents(longer)] == [False] * 2 + [True] * 4
-    both, _ = beginnings.read([talks[2] + (5, 6), talks[3] + (5,) * 50])
+        cache.hold(batch, {talk: 0})
+    assert [bool(parent) for parent in cache.parents(longer)] == [False] * 2 + [True] * 4
+    both, _ = cache.read([talks[2] + (5, 6), talks[3] + (5,) * 50])
     assert both.bytes == 2 * 60 * each
-    beginnings.hold(both, {talks[3] + (5,) * 50: 1, talks[2] + (5, 6): 0})  # too much, but the last stays
-    assert not any(beginnings.parents(longer))
-    assert beginnings.read([talks[2] + (5, 6, 7, 8)])[0].bytes == 14 * each  # what padded it is gone
+    cache.hold(both, {talks[3] + (5,) * 50: 1, talks[2] + (5, 6): 0})  # too much, but the last stays
+    assert not any(cache.parents(longer))
+    assert cache.read([talks[2] + (5, 6, 7, 8)])[0].bytes == 14 * each  # what padded it is gone
 
 
 def test_an_interrupt_leaves_nothing_that_is_half_there(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
-    beginnings = Beginnings(model)
-    batch, _ = beginnings.read([(5, 6, 7)])
-    beginnings.hold(batch, {(5, 6, 7): 0})
+    cache = PrefixCache(model)
+    batch, _ = cache.read([(5, 6, 7)])
+    cache.hold(batch, {(5, 6, 7): 0})
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Decoding, "step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        beginnings.read([(5, 6, 7, 8)])
+        cache.read([(5, 6, 7, 8)])
     monkeypatch.undo()
-    found, computed = beginnings.read([(5, 6, 7, 8)])
+    found, computed = cache.read([(5, 6, 7, 8)])
     assert computed == 4
     torch.testing.assert_close(found.hidden, PaddedLM(model).hidden([(5, 6, 7, 8)]))
 
@@ -166,12 +166,12 @@ def test_an_interrupt_leaves_nothing_that_is_half_there(monkeypatch: pytest.Monk
 def test_who_cannot_go_on_by_several_tokens_reads_anew(name: str) -> None:
     model, draws = tiny(name), random.Random(0)
     assert not find_support(model).leaps
-    beginnings, lm = Beginnings(model), PaddedLM(model)
+    cache, lm = PrefixCache(model), PaddedLM(model)
     talks = [text(draws, 4), text(draws, 7)]
-    batch, _ = beginnings.read(talks)
-    beginnings.hold(batch, {talk: row for row, talk in enumerate(talks)})
+    batch, _ = cache.read(talks)
+    cache.hold(batch, {talk: row for row, talk in enumerate(talks)})
     longer = [talks[0] + (5,), talks[1] + (5, 6, 7)]
-    found, computed = beginnings.read(longer)
+    found, computed = cache.read(longer)
     assert computed == 1 + 10
     torch.testing.assert_close(found.hidden, lm.hidden(longer), atol=1e-3, rtol=1e-3)
 
@@ -182,7 +182,7 @@ def test_one_sequence_alone_grows_as_it_is(name: str) -> None:
     model, draws = tiny(name), random.Random(0)
     find_support(model)
     talk = text(draws, 5)
-    batch, _ = Beginnings(model).read([talk])
+    batch, _ = PrefixCache(model).read([talk])
     for token in text(draws, 8):
         talk += (token,)
         torch.testing.assert_close(
