@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 from agents.rollout import turn_seed
@@ -49,7 +49,7 @@ def deal(
     """
     order = random.Random(turn_seed(seed, "order", step, 0))
     batch: list[tuple[str, int]] = []
-    for action, share in zip(moments, shares([1] * len(moments), size, order), strict=True):
+    for action, share in zip(moments, shares(len(moments), size, order), strict=True):
         known = [distances.get(_name(action, index)) for index in range(len(moments[action]))]
         batch += [(action, index) for index in spread(known, share, order)]
     seeds = [turn_seed(seed, "distil", step, i) for i in range(size)]
@@ -63,10 +63,10 @@ def _name(action: str, index: int) -> str:
     return f"{action}/{index}"
 
 
-def shares(weights: Sequence[float], size: int, generator: random.Random) -> list[int]:
-    """``size`` in proportion to the weights, each share rounded down or up; on average they are exact."""
-    start, total = generator.random(), sum(weights)
-    ends = [int(start + size * part / total) for part in accumulate(weights)]
+def shares(count: int, size: int, generator: random.Random) -> list[int]:
+    """``size`` in so many equal shares, each rounded down or up; on average they are exact."""
+    start = generator.random()
+    ends = [int(start + size * part / count) for part in range(1, count + 1)]
     ends[-1] = size  # whatever was rounded on the way
     return [end - before for before, end in pairwise([0, *ends])]
 
