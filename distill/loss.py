@@ -61,12 +61,13 @@ def forward_kl(
 def gated_kl(
     student_logits_TV: torch.Tensor, teacher_logits_TV: torch.Tensor, *, k: int = 256, mode: Mode = "tail"
 ) -> torch.Tensor:
-    """G KL(teacher || student) + (1 - g) KL(student || teacher), where g is how far they are apart.
+    """Both at each position: g KL(teacher || student) + (1 - g) KL(student || teacher).
 
-    g is the total variation of the two on the support, from 0 to 1, and no gradient flows through it. The
-    reverse KL's gradient on a token vanishes with the student's probability p of it: what a student hardly
-    says it is never taught. The forward KL's is p - q. So where the two disagree the forward KL teaches, and
-    where they agree the reverse KL, which is OPCD, refines. ToDi (arXiv 2505.16297) gates each token alike.
+    g is how far they are apart: their total variation on the support, from 0 to 1; no gradient flows through
+    it. The reverse KL's gradient on a token vanishes with the student's probability p of it: what a student
+    hardly says it is never taught. The forward KL's is p - q. So where the two disagree the forward KL
+    teaches, and where they agree the reverse KL, which is OPCD, refines. ToDi (arXiv 2505.16297) gates each
+    token alike.
 
     The support are the k tokens that the likelier of the two finds most likely. Arguments, result and errors
     are as in ``topk_reverse_kl``.
