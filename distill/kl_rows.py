@@ -66,14 +66,8 @@ def kl_rows(
         kl = _forward(p, q, student, mode)
     else:
         apart_B1 = ((p.top_BK - q.top_BK).abs().sum(-1, keepdim=True) + (p.rest_B1 - q.rest_B1).abs()) / 2
-        kl = _KL(
-            *(
-                torch.lerp(one, other, apart_B1)
-                for one, other in zip(
-                    _reverse(p, q, student, mode), _forward(p, q, student, mode), strict=True
-                )
-            )
-        )
+        both = zip(_reverse(p, q, student, mode), _forward(p, q, student, mode), strict=True)
+        kl = _KL(*(torch.lerp(reverse, forward, apart_B1) for reverse, forward in both))
     torch.mul(scratch_BV, kl.rest_factor_B1, out=student_BV)
     student_BV.scatter_(-1, index_BK, kl.grad_BK)
     return torch.stack([kl.kl_B1[:, 0], student.mass(), teacher.mass(), student.entropy(), teacher.entropy()])
@@ -115,10 +109,16 @@ class _KL(NamedTuple):
     """Off it, over the exponentials in the scratch space."""
 
 
-def _reverse(p: _Restricted, q: _Restricted, student: "_Parts", mode: Mode) -> _KL:
+def _divergence(p: _Restricted, q: _Restricted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """KL(p || q), and the log-ratios of which it is the mean: on the support, and of the rest."""
     ratio_BK = torch.where(p.top_BK > 0, p.log_top_BK - q.log_top_BK, 0.0)
     ratio_rest_B1 = torch.where(p.rest_B1 > 0, p.log_rest_B1 - q.log_rest_B1, 0.0)
     kl_B1 = (p.top_BK * ratio_BK).sum(-1, keepdim=True) + p.rest_B1 * ratio_rest_B1
+    return kl_B1, ratio_BK, ratio_rest_B1
+
+
+def _reverse(p: _Restricted, q: _Restricted, student: "_Parts", mode: Mode) -> _KL:
+    kl_B1, ratio_BK, ratio_rest_B1 = _divergence(p, q)
     if mode == "truncated":
         mass_B1 = p.top_BK.sum(-1, keepdim=True)
         grad_BK = p.top_BK * (ratio_BK + 1 - kl_B1 - mass_B1)
@@ -130,9 +130,7 @@ def _reverse(p: _Restricted, q: _Restricted, student: "_Parts", mode: Mode) -> _
 
 
 def _forward(p: _Restricted, q: _Restricted, student: "_Parts", mode: Mode) -> _KL:
-    ratio_BK = torch.where(q.top_BK > 0, q.log_top_BK - p.log_top_BK, 0.0)
-    ratio_rest_B1 = torch.where(q.rest_B1 > 0, q.log_rest_B1 - p.log_rest_B1, 0.0)
-    kl_B1 = (q.top_BK * ratio_BK).sum(-1, keepdim=True) + q.rest_B1 * ratio_rest_B1
+    kl_B1, _, _ = _divergence(q, p)
     if mode == "tail":
         # p_j q_r / p_r, as e_j q_r / sum(e): p_r may be too small for a number.
         factor_B1 = student.rest_scale_B1 - q.rest_B1 / student.rest_sum_B1.clamp(min=1.0)
