@@ -20,6 +20,7 @@ from distill.loss import Direction, Mode
 from distill.optimizer import OptimizerKind
 from distill.parallel import Sharding
 from distill.teacher import TeacherKind
+from envs.any_text import first_line
 from envs.deadline import MAX_SECONDS
 from envs.place import Vectorization
 from envs.registry import settings_for
@@ -293,7 +294,7 @@ class SelfImproveConfig(
     def context_text(self) -> str:
         """What the context file holds."""
         assert self.context_file is not None
-        return self.context_file.read_text(encoding="utf-8").strip()
+        return self.context_file.read_text(encoding="utf-8-sig").strip()
 
     @property
     def insight_prompts(self) -> Path | None:
@@ -401,9 +402,9 @@ def _check_text(file: Path, place: Place) -> None:
     if not file.is_file():
         raise ConfigError(f"there is no context_file {file}")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # as Windows' editors write it
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the context_file {file} cannot be read: {error}") from error
+        raise ConfigError(f"the context_file {file} cannot be read: {first_line(error)}") from error
     if not text.strip():
         raise ConfigError(f"the context_file {file} is empty")
     if place == "chat":

@@ -26,6 +26,7 @@ from agents.policy_writer import INSIGHT_TOKENS
 from agents.reflection import Reflection
 from agents.rehearsed_step import rehearse_step
 from agents.run.run import Run
+from envs.deadline import close_quietly
 from envs.place import vector_env
 from evals.baselines import Baselines
 from experience.context import NO_CONTEXT, Context
@@ -123,10 +124,11 @@ class Rehearsal:
         """Take hold of what will play, before the run's folder is made."""
         self._run, self._reflection = run, reflection
         self._clocked = Clocked(run.agent.student)
-        with closing(run.make_env()) as env:
-            seen = env.env.observation_space
-            self._states = float(seen.n) if isinstance(seen, Discrete) else math.inf
-            self._limit = None if env.spec is None else env.spec.max_episode_steps
+        env = run.make_env()
+        seen = env.env.observation_space
+        self._states = float(seen.n) if isinstance(seen, Discrete) else math.inf
+        self._limit = None if env.spec is None else env.spec.max_episode_steps
+        close_quietly(env)
         word = len(run.agent.base.tokenizer(" experience")["input_ids"])
         self._lesson = " experience" * max(1, INSIGHT_TOKENS // word)
         """Stands for what a model is still to write."""

@@ -22,6 +22,8 @@ def clean(text: str) -> str:
 
 def first_line(error: BaseException, max_length: int = 300) -> str:
     """What an error of somebody else's code says, in one line; at least what it is called."""
+    if isinstance(error, UnicodeDecodeError):  # which speaks of bytes and their positions
+        return f"it is not text in {error.encoding.upper()}"
     text = clean(str(error)).strip() or type(error).__name__
     return text.splitlines()[0][:max_length]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from envs.any_text import clean
 
@@ -65,6 +65,13 @@ CLEANUP = TimeLimit(processor=5.0, clock=10.0)
 """For what is of no interest any more, such as closing an env."""
 
 
+class Closable(Protocol):
+    """Such as an env."""
+
+    def close(self) -> object:
+        """Be closed."""
+
+
 class EnvFault(Exception):  # noqa: N818  (the env's, not an error of ours)
     """What an env's code has raised, or that it took too long: one bounded line."""
 
@@ -111,6 +118,12 @@ def guarded(call: Callable[[], Result], limit: TimeLimit = NO_LIMIT) -> Result:
 
 _theirs: str | None = None
 """The working directory of somebody else's code, where it is not ours."""
+
+
+def close_quietly(env: Closable) -> None:
+    """Close what is of no interest any more, nor is what it does then."""
+    with suppress(EnvFault):
+        guarded(env.close, CLEANUP)
 
 
 def _directory() -> str | None:

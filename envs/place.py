@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, cast
 import gymnasium as gym
 
 from envs.any_text import MAX_CHARS, clean
-from envs.deadline import CLEANUP, NO_LIMIT, EnvFault, TimeLimit, guarded
+from envs.deadline import CLEANUP, NO_LIMIT, EnvFault, TimeLimit, close_quietly, guarded
 from envs.words import number, truth
 
 Vectorization = Literal["sync", "async"]
@@ -103,8 +103,7 @@ class LocalPlace:
         """See ``Place``."""
         env, self._env = self._env, None
         if env is not None:
-            with suppress(EnvFault):
-                guarded(env.close, CLEANUP)
+            close_quietly(env)
 
     def _try(self, call: Callable[[], Outcome], where: str) -> None:
         try:

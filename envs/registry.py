@@ -125,15 +125,19 @@ def register_text(
             ``{"episodes": 256, "lr": 1e-4}``. What the user asks for goes before it.
 
     Raises:
-        EnvError: ``actions`` are not different lower-case words, what is to be called is no function, or
-            ``success`` is no ``Success``.
+        EnvError: ``actions`` are not different lower-case words, what is to be called is no function, what is
+            to be said no text, or ``success`` no ``Success``.
     """
     functions = {"parse": parse, "describe": describe, "situation": situation, "advise": advise}
     if wrong := [name for name, given in functions.items() if not (given is None or callable(given))]:
         raise EnvError(f"{env_id}: {', '.join(wrong)} must be a function, such as 'You see {{}}.'.format")
+    texts = {"rules": rules, "question": question, "reply_prefix": reply_prefix}
+    if wrong := [name for name, given in texts.items() if not isinstance(given, str | None)]:
+        raise EnvError(f"{env_id}: {', '.join(wrong)} must be a text")
     if not isinstance(success, Success | None):
         raise EnvError(f"{env_id}: success must be Success(means=..., reached=...), not {success!r:.80}")
     if actions is not None:
+        actions = (actions,) if isinstance(actions, str) else tuple(actions)  # its letters are no words
         if len(set(actions)) < len(actions) or not all(
             isinstance(word, str) and word.replace("_", "a").isalnum() and word == word.lower()
             for word in actions
@@ -142,7 +146,6 @@ def register_text(
                 f"{env_id}: actions must be different lower-case words of letters, digits and _, such as "
                 f"turn_left, not {list(actions)}"
             )
-        actions = tuple(actions)
     changes: dict[str, Any] = {
         "rules": rules,
         "question": question,

@@ -1,7 +1,7 @@
 """Words for an environment that nobody has written any for, from its spaces."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.spaces import Box, Discrete, Text
@@ -70,6 +70,13 @@ def threshold(env: gym.Env[Any, Any]) -> Success:
     return Success(means=f"its return is at least {least:g}", reached=lambda total, _: total >= least)
 
 
+def _state(value: Any) -> str:
+    number = int(value)
+    if number != value:  # which would be another state
+        raise ValueError(f"an observation of Discrete is a whole number, not {value!r:.80}")
+    return f"State {number}."
+
+
 def _observations(env: gym.Env[Any, Any], name: str) -> tuple[Any, Any]:
     """How an observation is described, and what like ones have in common; images beside text are left out."""
     space = env.observation_space
@@ -83,7 +90,7 @@ def _observations(env: gym.Env[Any, Any], name: str) -> tuple[Any, Any]:
         components = Components(space, names)
         return components.describe, components.situation
     if isinstance(space, Discrete):
-        return (lambda value: f"State {int(cast('int', value))}."), str
+        return _state, str
     if isinstance(space, Text):
         return value_text, str
     return (lambda value: f"{value_text(without_images(space, value))}."), str

@@ -8,7 +8,6 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from gymnasium.spaces import Text
 from scipy.sparse import csr_array
 
 from envs.actions import all_values
-from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
+from envs.deadline import EnvFault, TimeLimit, close_quietly, guarded
 from envs.place import Outcome, Vectorization, vector_env
 from envs.text_env import make_text_env
 from envs.words import EnvError, Options
@@ -91,8 +90,7 @@ class Baselines:
     def close(self) -> None:
         """Close the env."""
         self._place.close()
-        with suppress(EnvFault):
-            guarded(self._env.close, CLEANUP)
+        close_quietly(self._env)
 
     @property
     def is_text(self) -> bool:

@@ -9,7 +9,6 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -17,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
+from envs.deadline import TimeLimit, close_quietly, guarded
 from envs.games.frozen_lake import lake_map
 from envs.games.random_lake import RandomFrozenLakeEnv
 from envs.text_env import TextEnv, make_text_env
@@ -154,8 +153,7 @@ def _looks(
                 looks.append(look)
             return board, looks
         finally:
-            with suppress(EnvFault):
-                guarded(env.close, CLEANUP)
+            close_quietly(env)
     except Exception:  # the env's own code, and what it draws with: anything can come out of it
         return None, [None] * len(observations)
 
@@ -170,7 +168,7 @@ def _env(run: FinishedRun) -> TextEnv:
     make = partial(make_text_env, name, replies=_replies(run))
     env = make(kwargs)
     if _board(env) is None and "rgb_array" in env.unwrapped.metadata.get("render_modes", ()):
-        env.close()
+        close_quietly(env)
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame prints an error where it finds no display
         env = make(kwargs | {"render_mode": "rgb_array"})
     return env

@@ -1,7 +1,6 @@
 """Which seeds a run plays: some to learn from, some to decide by, and some to be judged by."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
@@ -9,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from agents.config import SelfImproveConfig
-from envs.deadline import CLEANUP, EnvFault, TimeLimit, guarded
+from envs.deadline import CLEANUP, EnvFault, TimeLimit, close_quietly, guarded
 from envs.text_env import TextEnv
 from envs.words import EnvError
 from experience.seeds import STRIDE, SeedRange, Split
@@ -40,8 +39,7 @@ class RunSeeds:
                 if isinstance(fault.__cause__, EnvError):
                     raise fault.__cause__ from None
         problems = _problems(env)
-        with suppress(EnvFault):
-            guarded(env.close, CLEANUP)
+        close_quietly(env)
         return cls(config=config, problems=problems)
 
     def train(self, round: int, wave: int, waves: int) -> SeedRange:

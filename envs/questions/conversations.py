@@ -143,7 +143,7 @@ def _parsed(text: str | bytes) -> Any:
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is not JSON ({error})") from error
+        raise ValueError(f"it is not JSON ({first_line(error)})") from error
 
 
 def _list(file: Path) -> Rows:

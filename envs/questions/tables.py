@@ -11,7 +11,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from envs.any_text import MAX_CHARS, clean
+from envs.any_text import MAX_CHARS, clean, first_line
 from envs.questions.cells import cell_list, cell_text, is_missing, plain
 from envs.words import EnvError
 
@@ -116,8 +116,7 @@ def _file_table(path: str, changed: int) -> Table:
     try:
         frame = readers[ending](path)
     except Exception as error:  # pandas and pyarrow have many
-        reason = str(error).partition("\n")[0]
-        raise EnvError(f"the file {path} cannot be read as {ending[1:]}: {reason}") from error
+        raise EnvError(f"the file {path} cannot be read as {ending[1:]}: {first_line(error)}") from error
     return _table(f"the file {path}", frame)
 
 
@@ -135,8 +134,8 @@ def dataset_table(name: str, config: str | None, split: str) -> Table:
     try:
         rows = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # whatever the hub and the network raise
-        reason = str(error).partition("\n")[0]
-        raise EnvError(f"the data set {name} cannot be had: {type(error).__name__}: {reason}") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise EnvError(f"the data set {name} cannot be had: {reason}") from error
     return _table(f"the data set {name}", rows.with_format("arrow")[:].to_pandas(integer_object_nulls=True))
 
 

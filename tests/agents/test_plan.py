@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ from unittest.mock import patch
 import gymnasium as gym
 import pandas as pd
 import pytest
+from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from rich.console import Console
 
 from agents.cli import parse_args
@@ -235,7 +237,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Costs]:
 def test_a_rehearsal_changes_nothing(
     walker_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: list[Costs]
 ) -> None:
-    """To the digit: weights, traces and figures, where it is measured and where it is not."""
+    """To the digit: weights, traces and figures, where it is measured and where it is not.
+
+    The env closes badly, which is nothing to anybody.
+    """
+    monkeypatch.setattr(FrozenLakeEnv, "close", sys.exit)
     settings = KEPT | {"rounds": 1, "memory": "last-2"}
     # Replies of one token are not drawn to be trained on, so not in a rehearsal either.
     never = patch("agents.examples.sample_examples", side_effect=AssertionError)

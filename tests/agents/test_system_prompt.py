@@ -145,6 +145,7 @@ def test_options_stand_under_the_question(inputs: Path) -> None:
         ({"file": "{folder}/broken.jsonl"}, "broken.jsonl cannot be read as jsonl: line 2: "),
         ({"file": "{folder}/list.jsonl"}, "line 2 is not a JSON object"),
         ({"file": "{folder}/broken.csv"}, "cannot be read as csv: row 2 has 3 fields and the header 2"),
+        ({"file": "{folder}/latin.csv"}, "cannot be read as csv: it is not text in UTF-8"),
         ({"file": "{folder}/none.jsonl"}, "none.jsonl cannot be read: No such file"),
         ({"file": "{folder}/blank.jsonl"}, "row 1: 'label' is empty"),
         ({"file": "{folder}/long.jsonl"}, "row 1: 'text' has 60000 characters; it can have"),
@@ -157,6 +158,7 @@ def test_bad_questions_are_clear_errors(
     (tmp_path / "broken.jsonl").write_text('{"text": "x", "label": 0}\n{"text": \n')
     (tmp_path / "list.jsonl").write_text('{"text": "x", "label": 0}\n[1]\n')
     (tmp_path / "broken.csv").write_text("text,label\nx,0\ny,1,2\n")
+    (tmp_path / "latin.csv").write_text("text,label\ncafé,0\n", encoding="latin-1")
     (tmp_path / "blank.jsonl").write_text('{"text": "x", "label": null}\n')
     (tmp_path / "long.jsonl").write_text(
         "".join(json.dumps({"text": "x" * 60_000, "label": n}) + "\n" for n in range(2))
@@ -186,6 +188,16 @@ def test_a_prompt_with_example_turns(inputs: Path) -> None:
     for bad in ("### assistant\nx", "### user\nx", "x\n### user\n\n### assistant\ny"):
         with pytest.raises(ValueError, match="example turns"):
             conversation(bad)
+
+
+def test_a_prompt_file_as_windows_editors_write_it(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("### user\nHi?\n\n### assistant\nHello.", encoding="utf-8-sig")
+    config = SelfImproveConfig(context_file=file, context_place="chat")
+    assert config.context_text.startswith("### user")
+    file.write_text("Be brief.", encoding="utf-16")
+    with pytest.raises(ConfigError, match=r"prompt\.txt cannot be read: it is not text in UTF-8"):
+        SelfImproveConfig(context_file=file)
 
 
 @given(

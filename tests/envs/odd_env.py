@@ -115,6 +115,7 @@ ODDITIES: dict[str, Callable[[Any], Any]] = {
     "terminated text": lambda _: step(terminated="no"),
     "truncated array": lambda _: step(truncated=np.array([True, True])),
     "observation": lambda _: step(observation="x"),
+    "observation half": lambda _: step(observation=0.5),
     # no faults
     "fine info": lambda env: step(
         info={"legal_moves": np.arange(1 + env.steps), "winner": None, "d": {"a": {"b": object()}}}

@@ -195,7 +195,7 @@ def test_what_is_passed_over_is_counted(row: Any, reason: str, tmp_path: Path) -
         (b'{"messages": ["x"]}\n', "line 1: it is not a list of messages"),
         (b'{"messages": "[{broken"}\n', "line 1: it is not JSON"),
         (b'{"messages": [], "answer": [1, 2]}\n', "line 1: the answer is a list of 2"),
-        (b'{"x": "\xff"}\n', "line 1: it is not JSON"),
+        (b'{"x": "\xff"}\n', r"line 1: it is not JSON \(it is not text in UTF-8\)"),
         (b"[" * 100_000 + b"\n", "line 1: it is not JSON"),
         (b"1" * 10_000 + b"\n", "line 1: it is not JSON"),
         (b"", "no conversation to learn from"),

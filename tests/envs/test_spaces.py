@@ -595,6 +595,10 @@ def test_words_that_do_not_fit_are_clear_errors(corridor: Callable[..., TextEnv]
         corridor(actions=[0, 1])
     with pytest.raises(EnvError, match="describe must be a function, such as"):
         corridor(describe="Square {}.")
+    with pytest.raises(EnvError, match="1 action words do not fit"):
+        corridor(actions="lr")
+    with pytest.raises(EnvError, match="rules, question must be a text"):
+        corridor(rules=("Walk.",), question=1)
     with pytest.raises(EnvError, match="success must be Success"):
         corridor(success=lambda total, _: total > 0)
 
