@@ -169,7 +169,10 @@ def distil_logs(config: LogsConfig, console: Console) -> dict[str, Any]:
         seeds = dataclasses.replace(run.seeds.train(1, 0, 1), size=min(run.config.episodes, sizes[0]))
         kept = run.keep(PLAY, partial(episodes, env, run, seeds, context, PLAY))
         if not kept:
-            raise ConfigError("no prompt to train on fits the model's window beside the context: shorten it")
+            raise ConfigError(
+                "no prompt to train on fits the model's window beside what the context says to it: "
+                "shorten it, or take one that speaks to them"
+            )
         about = _about(config.conversations, bare.log, too_long=len(seeds) - kept, is_judged=is_judged)
         tell(console, _told(about))
         validation, test = held_out(env, run, context)

@@ -38,7 +38,7 @@ def held_out(env: TextEnv, run: Run, context: Context) -> tuple[list[Moment], li
     if min(map(len, parts)) < 2:
         raise ConfigError(
             f"only {min(map(len, parts))} held-out prompts fit the window of {run.agent.teacher_window} "
-            "tokens beside the context: shorten it"
+            "tokens beside what the context says to them: shorten it, or take one that speaks to more of them"
         )
     if 2 * sum(moment.advice[0] in from_json(moment.observation)[0][1] for moment in test) > len(test):
         raise ConfigError("the log's conversations begin with the context already: take --system drop")
