@@ -34,6 +34,8 @@ class FakeVLLM:
         self.version = "0.32.0"
         self.missing: set[str] = set()
         """Paths that it does not have."""
+        self.status = 404
+        """What it says of those."""
         self.truncates = False
         self.processed = False
         """Whether log-probabilities are those of the temperature."""
@@ -154,7 +156,7 @@ class FakeVLLM:
                 with torch.no_grad():
                     answer = fake.answer(self.path, self.asked())
                 found = answer is not None
-                self.answer(answer if found else {"detail": "Not Found"}, 200 if found else 404)
+                self.answer(answer if found else {"detail": "Not Found"}, 200 if found else fake.status)
 
         with serving(Answer) as server:
             self.url = server.url

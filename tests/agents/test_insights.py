@@ -813,7 +813,7 @@ def test_a_line_that_the_limit_cut_off_is_no_insight(server: Any) -> None:
 def test_of_an_answer_no_more_is_masked_than_kept(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     huge = "x" * (MAX_REPLY_CHARS - 20) + " sk-secret" * 3_000_000
-    with patch("experience.endpoint.masked", wraps=masked) as seen:
+    with patch("experience.masking.masked", wraps=masked) as seen:
         assert ask(server, [(200, chat(huge))]).endswith(" ***" * 5)
         with pytest.raises(ExperienceError, match=r"PermissionDeniedError.* \*\*\*"):
             ask(server, [refusal(403, huge[-1_000_000:])])

@@ -126,6 +126,18 @@ def test_a_server_that_dies_loses_no_reply(
         policy.generate(PROMPTS, SAMPLING, range(24))
 
 
+def test_who_has_too_much_to_do_is_asked_no_more(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    """What a client tries again, another server may do at once."""
+    policy = over(fakes, student, tmp_path)
+    policy.prepare()
+    fakes[1].missing, fakes[1].status = {"/v1/completions"}, 429
+    with pytest.warns(UserWarning, match="not asked any more.*RateLimitError: 429"):
+        replies = policy.generate(PROMPTS, SAMPLING, range(24))
+    assert same(replies, HFPolicy(student, policy.tokenizer).generate(PROMPTS, SAMPLING, range(24)))
+
+
 def test_one_that_is_dead_when_new_weights_come_stays_out(
     fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
 ) -> None:
@@ -253,14 +265,16 @@ def test_an_old_server_is_refused(fakes: list[FakeVLLM]) -> None:
         Server(fakes[0].url)
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["localhost:8000", "ftp://host", "http://", "http://user:secret@host", "http://[::1", "http://host:abc"],
-)
-def test_a_url_that_is_none(url: str) -> None:
-    with pytest.raises(VLLMError, match="http://host:port") as caught:
-        Server(url)
+def test_a_url_with_a_key_in_it() -> None:
+    with pytest.raises(VLLMError, match="put a key in VLLM_API_KEY") as caught:
+        Server("http://user:secret@host")
     assert "secret" not in str(caught.value)
+
+
+def test_a_key_that_is_none(fakes: list[FakeVLLM]) -> None:
+    fakes[0].missing, fakes[0].status = {"/version"}, 401
+    with pytest.raises(VLLMError, match=r"AuthenticationError: 401.* Its key is read from VLLM_API_KEY"):
+        Server(fakes[0].url)
 
 
 def test_a_dead_url() -> None:
@@ -271,7 +285,7 @@ def test_a_dead_url() -> None:
 def test_a_server_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(VLLMError, match=r"no answer to /version in 0\.2 s"):
+        with pytest.raises(VLLMError, match=r"/version: Timeout: no whole answer in 0\.2 s"):
             Server(url, timeout=0.2)
 
 
