@@ -25,7 +25,7 @@ from agents.config import ConfigError, SelfImproveConfig
 from agents.measurement import _empty_context
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Completion, Message, Prompt, Sampling
-from agents.policies.vllm.policy import EnginePolicy, VLLMError, VLLMPolicy, check_temperature
+from agents.policies.vllm.policy import Drawn, EnginePolicy, VLLMError, VLLMPolicy, check_temperature
 from agents.policies.vllm.server import Server, scores_in
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import EXACT, ServedTeacher, normalisers
@@ -257,6 +257,42 @@ def test_answers_that_are_none(fakes: list[FakeVLLM], answer: Any) -> None:
     fakes[0].answers = [answer]
     with pytest.raises(VLLMError, match=fakes[0].url):
         Server(fakes[0].url).draw([(5, 6)], [0], SAMPLING, [])
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "says"),
+    [([7, 1, 9], "draws on behind token 1"), ([7, 7], r"by itself \(abort\), after 2 of 4")],
+)
+def test_a_reply_ends_where_it_is_to(fakes: list[FakeVLLM], token_ids: list[int], says: str) -> None:
+    logprobs = {"token_logprobs": [-1.0] * len(token_ids)}
+    choice = {"token_ids": token_ids, "logprobs": logprobs, "finish_reason": "abort"}
+    fakes[0].answers = [{"choices": [{"prompt_token_ids": [5, 6], **choice}]}]
+    with pytest.raises(VLLMError, match=says):
+        Server(fakes[0].url).draw([(5, 6)], [0], SAMPLING, [1])
+
+
+def test_replies_that_a_server_cuts_off_are_drawn_elsewhere(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
+) -> None:
+    """As one does that is being stopped."""
+    policy = over(fakes, model, tmp_path)
+    policy.adopt()
+    fakes[1].longest = 3
+    with pytest.warns(UserWarning, match="ended a reply by itself"):
+        replies = policy.generate(PROMPTS, SAMPLING, range(24))
+    assert same(replies, HFPolicy(model, policy.tokenizer).generate(PROMPTS, SAMPLING, range(24)))
+
+
+def test_a_proof_with_tokens_that_the_model_does_not_have(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
+) -> None:
+    policy = over(fakes, model, tmp_path)
+    drawn = Drawn(token_ids=(9999,), logprobs=(-1.0,))
+    with (
+        patch.object(Server, "draw", return_value=[drawn, drawn]),
+        pytest.raises(VLLMError, match=f"{fakes[0].url} drew token 9999, and the model has"),
+    ):
+        policy.adopt()
 
 
 def test_an_old_server_is_refused(fakes: list[FakeVLLM]) -> None:

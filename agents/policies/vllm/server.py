@@ -173,6 +173,15 @@ class Server:
                 f"{self.url} gave {len(token_ids)} tokens and {len(logprobs)} log-probabilities "
                 f"where at most {sampling.max_tokens} were asked for"
             )
+        ends = next((n for n, token in enumerate(token_ids, 1) if token in stop_ids), sampling.max_tokens)
+        if len(token_ids) > ends:
+            raise VLLMError(f"{self.url} draws on behind token {token_ids[ends - 1]}, which ends a reply")
+        if len(token_ids) < ends:  # others may go on where one is stopped
+            raise ServerDownError(
+                f"{self.url} ended a reply by itself ({str(choice.get('finish_reason'))[:40]}), after "
+                f"{len(token_ids)} of {ends} tokens. If its model's generation_config.json has a "
+                "max_new_tokens, start it with --generation-config vllm"
+            )
         return Drawn(token_ids=token_ids, logprobs=logprobs)
 
     @_parsed
