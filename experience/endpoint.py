@@ -22,8 +22,10 @@ RETRIES = 5
 REFUSED = (400, 422)
 """A task, or the settings that it comes with; others would not be."""
 KEY = "OPENAI_API_KEY"
-
+CUT_OFF = ("length", "content_filter", "abort", "error")
+"""How servers call it when a reply is not whole."""
 Settings = dict[str, Any]
+"""What comes with a task in a request, and ``has_system``, which says in what form the task does."""
 
 
 class Endpoint:
@@ -115,15 +117,15 @@ class Endpoint:
 
     def _try(self, task: WritingTask, settings: Settings) -> tuple[str, Settings | None]:
         """A reply, which may be empty, and with which settings to ask again then."""
-        messages: Any = [{"role": "system", "content": task.system}, {"role": "user", "content": task.user}]
-        body = {"model": self.name, "messages": messages, **settings}
+        body = {"model": self.name, "messages": _chat(task, **settings), **settings}
+        body.pop("has_system", None)
         try:
             answer: Any = self._client.ask(lambda api: api.chat.completions.create(**body))
             choice = answer.choices[0]
             text = choice.message.content
             if isinstance(text, list):  # in parts, of which thoughts are others
                 text = "".join(part["text"] for part in text if part["type"] == "text")
-            if isinstance(text, str) and choice.finish_reason == "length":
+            if isinstance(text, str) and choice.finish_reason in CUT_OFF:
                 text = text.rpartition("\n")[0]  # the last line is not whole
             if isinstance(text, str) and self._said(text[:MAX_REPLY_CHARS]):
                 return text, None
@@ -153,14 +155,23 @@ class Endpoint:
         )
 
 
+def _chat(task: WritingTask, *, has_system: bool = True, **_: Any) -> list[dict[str, str]]:
+    if not has_system or not task.system:
+        return [{"role": "user", "content": f"{task.system}\n\n{task.user}".strip()}]
+    return [{"role": "system", "content": task.system}, {"role": "user", "content": task.user}]
+
+
 def _other(settings: Settings, reason: str) -> Settings | None:
     """Other settings for a model that does not take these, by what is said; ``None`` if there are none.
 
-    Models that think want another name for the limit, and often their own temperature.
+    Models that think want another name for the limit, and often their own temperature. Some chat templates
+    refuse a system message, or roles that do not alternate between user and assistant.
     """
     if "max_tokens" in settings and ("max_tokens" in reason or "max_completion_tokens" in reason):
         return {"max_completion_tokens" if k == "max_tokens" else k: v for k, v in settings.items()}
     for name in ("temperature", "seed"):
         if name in settings and name in reason:
             return {k: v for k, v in settings.items() if k != name}
+    if "has_system" not in settings and "role" in reason.lower():
+        return settings | {"has_system": False}
     return None
