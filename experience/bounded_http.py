@@ -205,3 +205,8 @@ def is_server(url: str) -> bool:
         return parts.scheme in ("http", "https") and is_host and parts.port != 0
     except ValueError:  # of brackets without an end, a port that is not a number, dots with nothing between
         return False
+
+
+def base_of(url: str) -> str:
+    """A server's URL without what may be left out of it."""
+    return url.rstrip("/").removesuffix("/v1")

@@ -206,6 +206,20 @@ def test_another_tokenizer_is_found_out(fakes: list[FakeVLLM], tmp_path: Path) -
         Servers([fakes[0].url], other, weights=tmp_path)
 
 
+def test_other_marks_of_a_chat_are_found_out(fakes: list[FakeVLLM], tmp_path: Path) -> None:
+    """The words are the same, as in a model that somebody has taught another chat template."""
+    other = byte_tokenizer()
+    other.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    other.chat_template = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
+    with pytest.raises(VLLMError, match=r"another tokenizer: '<\|im_start\|>Which way"):
+        Servers([fakes[0].url], other, weights=tmp_path)
+
+
+def test_one_server_however_it_is_written(fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast) -> None:
+    url = fakes[0].url
+    assert len(Servers([url, f"{url}/", f"{url}/v1", f"{url}/v1/"], tokenizer, weights=None)._servers) == 1
+
+
 def test_truncated_prompts_are_found_out(
     fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
 ) -> None:
@@ -571,6 +585,7 @@ def test_two_processes_share_the_servers(walker_folder: Path, tmp_path: Path) ->
         ({"policy": "vllm:two"}, "not 'vllm:two'"),
         ({"policy": "hf:2"}, "not 'hf:2'"),
         ({"teacher": "http://x:1", "loss": "full"}, "a loss other than full"),
+        ({"policy": "http://x:1,http://y:1", "teacher": "http://y:1/v1/"}, "http://y:1 cannot be policy and"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:

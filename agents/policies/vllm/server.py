@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from agents.policies.chat_template import ChatTemplate
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import MAX_SEED, PROBES, Drawn, VLLMError
 from distill.lm.span import Prefix, Span
 from experience import ExperienceError
-from experience.bounded_http import Client, RequestError, is_server, one_line
+from experience.bounded_http import Client, RequestError, base_of, is_server, one_line
 from experience.masking import masked
 
 KEY = "VLLM_API_KEY"
@@ -82,7 +83,7 @@ class Server:
             raise VLLMError(
                 f"{masked(url)} is not a server's URL: give http://host:port, and put a key in {KEY}"
             )
-        self.name = self.url = url.rstrip("/").removesuffix("/v1")
+        self.name = self.url = base_of(url)
         self.down: str | None = None
         """Why it is not asked any more."""
         try:
@@ -116,12 +117,14 @@ class Server:
         Raises:
             VLLMError: They do not.
         """
-        for text in [message.content for probe in PROBES for message in probe.messages]:
+        # As prompts are, with their markup: what is made of a model may have the same words and other marks.
+        template = ChatTemplate(tokenizer)
+        for text in [template.text(probe.messages, probe.reply_prefix) for probe in PROBES]:
             body = {"model": self.model, "prompt": text, "add_special_tokens": False}
             theirs = self._field(self._post("/tokenize", body), "tokens")
             if theirs != tokenizer(text, add_special_tokens=False)["input_ids"]:
                 raise VLLMError(
-                    f"{self.url} serves {self.model!r} with another tokenizer: {text!r} has "
+                    f"{self.url} serves {self.model[:200]!r} with another tokenizer: {text!r} has "
                     "other token ids there"
                 )
 
