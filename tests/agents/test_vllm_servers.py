@@ -472,6 +472,22 @@ def test_scores_that_are_no_distributions(fakes: list[FakeVLLM]) -> None:
         server.score((5,), ids, 1.0)
 
 
+@pytest.mark.parametrize("row", ["x", [1], 5, {"7": 1}, {"7": None}])
+def test_rows_that_are_none(fakes: list[FakeVLLM], row: Any) -> None:
+    server, choice = (
+        Server(fakes[0].url),
+        {"index": 0, "prompt_token_ids": [5, 5], "prompt_logprobs": [None, row]},
+    )
+    fakes[0].answers = [
+        {"choices": [choice]},
+        {"choices": [choice | {"logprobs": {"top_logprobs": [row]}, "prompt_token_ids": [5]}]},
+    ]
+    with pytest.raises(VLLMError, match=fakes[0].url):
+        server.prompt_top(Span((5,), 1), 1)
+    with pytest.raises(VLLMError, match=fakes[0].url):
+        server.next_best([(5,)], 1.0)
+
+
 @pytest.mark.parametrize("token", [-1, 1 << 31, 1 << 70])
 def test_a_likely_token_that_is_none(fakes: list[FakeVLLM], token: int) -> None:
     rows = [None, {"5": {"logprob": -1.0}, str(token): {"logprob": -1.0}}]
@@ -504,6 +520,22 @@ def test_a_served_teacher_has_to_apply_the_temperature(
     with pytest.raises(VLLMError, match="--logprobs-mode processed_logprobs"):
         ServedTeacher([fakes[0].url], tokenizer, 0.4)
     ServedTeacher([fakes[0].url], tokenizer, 1.0)
+
+
+def test_a_teacher_that_was_begun_anew_without_its_flags_is_found_out(
+    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    fakes[0].processed = True
+    teacher = ServedTeacher([fakes[0].url], tokenizer, 0.4, 8)
+    spans, ids_TK = [Span(tuple(range(20, 40)), 1)], torch.arange(8).repeat(20, 1)
+    teacher.score(spans, range(20), ids_TK, 0.4)
+    fakes[0].processed = False
+    for ask in (
+        lambda: teacher.score(spans, range(20), ids_TK, 0.4),
+        lambda: teacher.top(spans, [0, 9], 8, 0.4),
+    ):
+        with pytest.raises(VLLMError, match=f"the teacher at {fakes[0].url} scores .* differently"):
+            ask()
 
 
 @pytest.mark.parametrize("settings", [{"mode": "full"}, {"k": 258}], ids=["full", "all"])

@@ -58,7 +58,7 @@ def _parsed(
     def parsed(self: "Server", /, *args: Args.args, **options: Args.kwargs) -> Result:
         try:
             return ask(self, *args, **options)
-        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise VLLMError(
                 f"the answer of {self.url} is not a completion, or not vLLM's ({one_line(error)})"
             ) from error
