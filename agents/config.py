@@ -26,7 +26,8 @@ from envs.place import Vectorization
 from envs.registry import settings_for
 from envs.thinking import Replies
 from experience.addresses import absolute
-from experience.masking import keep_secrets_of
+from experience.bounded_http import base_of
+from experience.masking import keep_secrets_of, masked
 from experience.seeds import STRIDE
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
@@ -358,6 +359,11 @@ class SelfImproveConfig(
             )
         if self.teacher_urls and self.loss == "full":
             raise ConfigError("a teacher on a server is known at a top-k only: take a loss other than full")
+        if shared := {*map(base_of, self.policy_urls)} & {*map(base_of, self.teacher_urls)}:
+            raise ConfigError(
+                f"{masked(shared.pop())} cannot be policy and teacher: it is given the student's weights, "
+                "and a teacher on a server keeps its own. Take teacher base, or another server"
+            )
         if self.insight_url is not None and self.insight_model is None and self.resume is None:
             raise ConfigError("insight_url needs insight_model: the model's name there")
         if self.resume is None:  # a begun run has its text

@@ -3,21 +3,12 @@
 The key comes from the environment (``OPENAI_API_KEY``) and is kept by the client alone.
 """
 
-import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from experience import ExperienceError
-from experience.bounded_http import (
-    UnboundedAnswerError,
-    bounded_client,
-    in_parallel,
-    in_time,
-    is_server,
-    leads_to,
-)
-from experience.masking import keep_secrets_of, masked
+from experience.bounded_http import Client, RequestError, in_parallel, is_server, one_line
+from experience.masking import keep_secrets_of, masked, masked_beginning
 from experience.writer import MAX_REPLY_CHARS, WritingTask
 
 PARALLEL = 8
@@ -26,16 +17,15 @@ TIMEOUT = 300.0
 """Seconds for one request."""
 CONNECT_SECONDS = 10.0
 """How long a server may take to say anything at first."""
-MAX_PAUSE = 10.0
-"""Seconds that the client waits before it tries again, and some."""
 RETRIES = 5
 """With the client's back-off, of connection errors, time-outs, rate limits and server errors."""
+REFUSED = (400, 422)
+"""A task, or the settings that it comes with; others would not be."""
 KEY = "OPENAI_API_KEY"
-MARGIN = MAX_REPLY_CHARS
-"""Characters that are searched for secrets behind what is kept of a text, where one may end."""
-
-
+CUT_OFF = ("length", "content_filter", "abort", "error")
+"""How servers call it when a reply is not whole."""
 Settings = dict[str, Any]
+"""What comes with a task in a request, and ``has_system``, which says in what form the task does."""
 
 
 class Endpoint:
@@ -66,12 +56,8 @@ class Endpoint:
             said: Takes a reply without its thoughts: with nothing else in it, it is an empty one.
 
         Raises:
-            ExperienceError: The client's package is missing, or the URL is none.
+            ExperienceError: The URL is none, or there is no client for it.
         """
-        try:
-            import openai
-        except ImportError as error:
-            raise ExperienceError("an endpoint needs a client: pip install 'opcd-gym[endpoint]'") from error
         if not is_server(url):
             raise ExperienceError(f"{masked(url)} is not an endpoint: give http://host:port/v1")
         keep_secrets_of(url)
@@ -81,15 +67,7 @@ class Endpoint:
         self._max_tokens = max_tokens
         self._said = said
         self._why_empty = ""
-        self._client = openai.OpenAI(
-            base_url=url,
-            api_key=os.environ.get(KEY) or "none",
-            timeout=timeout,
-            max_retries=retries,
-            http_client=bounded_client(timeout),
-        )
-        self._seconds = (timeout + MAX_PAUSE) * (retries + 1)
-        self._errors = openai
+        self._client = Client(url, KEY, seconds=timeout, retries=retries)
 
     def reach(self) -> None:
         """Make sure that a server is there, whatever it answers.
@@ -97,16 +75,18 @@ class Endpoint:
         Raises:
             ExperienceError: Nobody answers.
         """
-        models = self._client.with_options(max_retries=0, timeout=CONNECT_SECONDS).models
+
+        def ask(api: Any) -> None:
+            api.with_options(max_retries=0, timeout=CONNECT_SECONDS).models.with_raw_response.list()
+
         try:
-            in_time(models.with_raw_response.list, 2 * CONNECT_SECONDS)
-        except (self._errors.OpenAIError, UnboundedAnswerError, TimeoutError) as error:
-            cause = error.__cause__
-            if type(cause).__name__ not in ("ConnectError", "ConnectTimeout"):  # the client's own httpx's
+            self._client.ask(ask, seconds=2 * CONNECT_SECONDS)
+        except RequestError as error:
+            if error.kind not in ("ConnectError", "ConnectTimeout"):
                 return  # a server need not list its models, and may be busy
             raise ExperienceError(
-                f"nobody answers at {masked(self._url)} ({_cut(str(cause), 300)}): see that the server runs, "
-                "and that the address is right"
+                f"nobody answers at {masked(self._url)} ({error}): see that the server runs, and that the "
+                "address is right"
             ) from None
 
     def __call__(self, tasks: Sequence[WritingTask], seeds: Sequence[int]) -> list[str]:
@@ -131,21 +111,21 @@ class Endpoint:
             text, other = self._try(task, settings)
             if text:
                 self._settings = settings  # others need not find out again
-                return _cut(text, MAX_REPLY_CHARS)
+                return masked_beginning(text, MAX_REPLY_CHARS)
             settings = other
         return ""
 
     def _try(self, task: WritingTask, settings: Settings) -> tuple[str, Settings | None]:
         """A reply, which may be empty, and with which settings to ask again then."""
-        messages: Any = [{"role": "system", "content": task.system}, {"role": "user", "content": task.user}]
-        create = partial(self._client.chat.completions.create, model=self.name, messages=messages, **settings)
+        body = {"model": self.name, "messages": _chat(task, **settings), **settings}
+        body.pop("has_system", None)
         try:
-            answer: Any = in_time(create, self._seconds)
+            answer: Any = self._client.ask(lambda api: api.chat.completions.create(**body))
             choice = answer.choices[0]
             text = choice.message.content
             if isinstance(text, list):  # in parts, of which thoughts are others
                 text = "".join(part["text"] for part in text if part["type"] == "text")
-            if isinstance(text, str) and choice.finish_reason == "length":
+            if isinstance(text, str) and choice.finish_reason in CUT_OFF:
                 text = text.rpartition("\n")[0]  # the last line is not whole
             if isinstance(text, str) and self._said(text[:MAX_REPLY_CHARS]):
                 return text, None
@@ -158,39 +138,40 @@ class Endpoint:
                 refusal = getattr(choice.message, "refusal", None)
                 self._why_empty = str(refusal or f"content null, finished by {choice.finish_reason}")
             return "", _other(settings, "max_tokens temperature")
-        except (self._errors.BadRequestError, self._errors.UnprocessableEntityError) as error:
-            if (other := _other(settings, str(error))) is None:
-                self._why_empty = f"{type(error).__name__}: {error}"
+        except RequestError as error:
+            if error.status not in REFUSED:
+                raise ExperienceError(self._say(error)) from None
+            if (other := _other(settings, error.reason)) is None:
+                self._why_empty = str(error)
             return "", other
-        except self._errors.APIStatusError as error:
-            raise ExperienceError(self._say(f"{type(error).__name__}: {error}{leads_to(error)}")) from None
-        except (self._errors.OpenAIError, UnboundedAnswerError) as error:
-            raise ExperienceError(self._say(f"{type(error).__name__}: {error}")) from None
-        except TimeoutError:
-            raise ExperienceError(self._say(f"Timeout: no whole answer in {self._seconds:g} s")) from None
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise ExperienceError(self._say(f"its answer is not a chat completion ({error})")) from None
 
-    def _say(self, reason: str) -> str:
+    def _say(self, reason: Any) -> str:
         return (
-            f"the endpoint {masked(self._url)} gave no insights: {_cut(reason, 300)}. The traces are "
-            f"kept: see that it runs, and that {KEY} is set if it wants a key, then resume the run"
+            f"the endpoint {masked(self._url)} gave no insights: {one_line(reason)}. The traces are "
+            "kept: see that it runs, that this is its API's base, as http://host:port/v1 is, and that "
+            f"{KEY} is set if it wants a key, then resume the run"
         )
 
 
-def _cut(text: str, most: int) -> str:
-    """The beginning of a text, masked: not all of it, which takes its time where a server sends much."""
-    return masked(text[: most + MARGIN])[:most]
+def _chat(task: WritingTask, *, has_system: bool = True, **_: Any) -> list[dict[str, str]]:
+    if not has_system or not task.system:
+        return [{"role": "user", "content": f"{task.system}\n\n{task.user}".strip()}]
+    return [{"role": "system", "content": task.system}, {"role": "user", "content": task.user}]
 
 
 def _other(settings: Settings, reason: str) -> Settings | None:
     """Other settings for a model that does not take these, by what is said; ``None`` if there are none.
 
-    Models that think want another name for the limit, and often their own temperature.
+    Models that think want another name for the limit, and often their own temperature. Some chat templates
+    refuse a system message, or roles that do not alternate between user and assistant.
     """
     if "max_tokens" in settings and ("max_tokens" in reason or "max_completion_tokens" in reason):
         return {"max_completion_tokens" if k == "max_tokens" else k: v for k, v in settings.items()}
     for name in ("temperature", "seed"):
         if name in settings and name in reason:
             return {k: v for k, v in settings.items() if k != name}
+    if "has_system" not in settings and "role" in reason.lower():
+        return settings | {"has_system": False}
     return None

@@ -19,6 +19,8 @@ MIN_CHARS = 6
 """Shorter ones are ordinary words, such as ``none``: they are masked where they stand in a URL only."""
 MIN_DIGITS = 12
 """The same of numbers, which also stand in figures."""
+MARGIN = 16_384
+"""Characters that are searched for secrets behind what is kept of a text, where one may end."""
 
 _VARIABLES = ("KEY", "TOKEN", "SECRET", "_PASS", "_PWD", "PASSWORD", "PASSWD")
 _VARIABLES_OF_URLS = ("URL", "URI", "PROXY", "DSN")
@@ -45,6 +47,11 @@ def masked(value: Value) -> Value:
     """A text, or what is made of lists, tuples and dictionaries of them, with ``***`` for each secret."""
     result: Value = _masked(value, masker())
     return result
+
+
+def masked_beginning(text: str, most: int) -> str:
+    """The beginning of a text, masked: not all of it, which takes its time where a server sends much."""
+    return masked(text[: most + MARGIN])[:most]
 
 
 def masker() -> Callable[[str], str]:

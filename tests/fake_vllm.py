@@ -34,6 +34,8 @@ class FakeVLLM:
         self.version = "0.32.0"
         self.missing: set[str] = set()
         """Paths that it does not have."""
+        self.status = 404
+        """What it says of those."""
         self.truncates = False
         self.processed = False
         """Whether log-probabilities are those of the temperature."""
@@ -42,6 +44,8 @@ class FakeVLLM:
         self.max_logprobs = 256
         self.lives: int | None = None
         """How many completions it gives until it hangs up on everybody."""
+        self.longest = 512
+        """Of its replies, whatever it is asked for."""
         self.loads_weights = True
         self.is_busy = False
         """With what somebody else has asked it."""
@@ -106,10 +110,11 @@ class FakeVLLM:
         temperature = body["temperature"]
         request = Request(tuple(prompt), body.get("seed", 0))
         assert body.get("top_p", 1.0) == 1
-        sampling = Sampling(temperature=temperature, max_tokens=body["max_tokens"])
+        sampling = Sampling(temperature=temperature, max_tokens=min(body["max_tokens"], self.longest))
         lm = self.policy.lm
         with self._lock:
             self.completions += 1
+            self.policy._eos_ids = frozenset(body.get("stop_token_ids", ()))
             self.policy._answer([request], sampling)
             first = 0 if "prompt_logprobs" in body else len(prompt) - 1
             logits_TV = lm.logits([tuple(prompt[: end + 1]) for end in range(first, len(prompt))])
@@ -123,6 +128,7 @@ class FakeVLLM:
         return {
             "prompt_token_ids": prompt,
             "token_ids": request.token_ids,
+            "finish_reason": request.finish_reason,
             "logprobs": {
                 "token_logprobs": token_logprobs,
                 "top_logprobs": [{f"token_id:{i}": float(last_V[i]) for i in asked}],
@@ -154,7 +160,7 @@ class FakeVLLM:
                 with torch.no_grad():
                     answer = fake.answer(self.path, self.asked())
                 found = answer is not None
-                self.answer(answer if found else {"detail": "Not Found"}, 200 if found else 404)
+                self.answer(answer if found else {"detail": "Not Found"}, 200 if found else fake.status)
 
         with serving(Answer) as server:
             self.url = server.url

@@ -5,8 +5,10 @@ import json
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -84,6 +86,7 @@ def cut_off(connection: socket.socket) -> None:
     connection.sendall(OK + b"content-length: 1000\r\n\r\n{")
 
 
+PACKED = zlib.compress(b"x" * 1000)
 BOMB = gzip.compress(b" " * (80 << 20))
 KINDS: dict[str, Say] = {
     "drip": drip,
@@ -112,6 +115,15 @@ KINDS: dict[str, Say] = {
         b'{"choices": true, "version": "0.32.0", "data": [{"id": "m", "max_model_len": "many"}]}'
     ),
     "no window": whole(b'{"version": "0.32.0", "data": [{"id": "m", "max_model_len": -1}]}'),
+    "a header without an end": lambda connection: connection.sendall(OK + b"y" * 80_000 + b"\r\n\r\n"),
+    "a text that is packed": lambda connection: connection.sendall(
+        b"HTTP/1.1 400 no\r\ncontent-type: text/plain; charset=zlib\r\ncontent-length: %d\r\n\r\n"
+        % len(PACKED)
+        + PACKED
+    ),
+    "a page for an error": lambda connection: connection.sendall(
+        b"HTTP/1.1 418 no\r\ncontent-length: 100006\r\n\r\n<html>" + b"z" * 100_000
+    ),
     "an error of blanks": lambda connection: connection.sendall(
         b"HTTP/1.1 400 no\r\ncontent-length: 26\r\n\r\n" + b'{"error": {"message": " "}}'[:26]
     ),
@@ -120,12 +132,13 @@ KINDS: dict[str, Say] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_endpoint_is_bounded(kind: str) -> None:
-    started = time.monotonic()
-    with raw_server(KINDS[kind]) as (url, _), patch("experience.endpoint.MAX_PAUSE", 0.5):
+    with raw_server(KINDS[kind]) as (url, _), patch("experience.bounded_http.MAX_PAUSE", 0.5):
         endpoint = Endpoint(url + "/v1", "m", max_tokens=9, temperature=0.5, timeout=0.8, retries=0)
-        with pytest.raises(ExperienceError, match="gave no insights"):
+        started = time.monotonic()
+        with pytest.raises(ExperienceError, match="gave no insights") as error:
             endpoint([WritingTask(system="s", user="u")], [0])
     assert time.monotonic() - started < 6
+    assert len(str(error.value)) < 800
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,11 +146,67 @@ def test_a_vllm_is_bounded(kind: str) -> None:
     started = time.monotonic()
     with (
         raw_server(KINDS[kind]) as (url, _),
-        patch("agents.policies.vllm.server.MAX_PAUSE", 0.2),
-        pytest.raises(VLLMError),
+        patch("experience.bounded_http.MAX_PAUSE", 0.2),
+        pytest.raises(VLLMError) as error,
     ):
         Server(url, timeout=0.8)
     assert time.monotonic() - started < 9
+    assert len(str(error.value)) < 800
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:8000", "ftp://host", "http://", "http://[::1", "http://host:abc", "http://host:99999"),
+        *("http://.:1", "http://a..b:1", "http://\u2603.x", "http://host/\0", "http://host/\ud800"),
+        *(f"http://{'a' * 64}:1", f"http://{'a.' * 40_000}b:1", "http://h\\@u:secret-1@[::1"),
+    ],
+)
+def test_a_url_that_is_none(url: str) -> None:
+    for make in (Server, partial(Endpoint, model="m", max_tokens=9, temperature=0.5)):
+        with pytest.raises(
+            (VLLMError, ExperienceError), match=r"give http://host:port|cannot be asked"
+        ) as error:
+            make(url)
+        assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("HTTP_PROXY", "socks9://host:1", "cannot be asked, with the proxies"),
+        ("HTTP_PROXY", "http://[::1", "cannot be asked, with the proxies"),
+        ("SSL_CERT_FILE", "/no/such/file", "cannot be asked, with the proxies and certificates"),
+        ("KEY", "sk-secret\u2019", "holds characters that no key has"),
+        ("KEY", "sk-secret\nsk-secret", "holds characters that no key has"),
+    ],
+)
+def test_an_environment_that_no_client_takes(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("OPENAI_API_KEY", "VLLM_API_KEY") if name == "KEY" else (name,):
+        monkeypatch.setenv(key, value)
+    for make in (Server, partial(Endpoint, model="m", max_tokens=9, temperature=0.5)):
+        with pytest.raises((VLLMError, ExperienceError), match=says) as error:
+            make("http://127.0.0.1:9")
+        assert "secret" not in str(error.value)
+
+
+def test_what_follows_a_question_mark_goes_with_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a version, or a key; and a key of the environment is as it was meant, without a line's end."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-1\n")
+    with raw_server(whole(b"{}")) as (url, asked):
+        endpoint = Endpoint(url + "/v1?version=2&key=k", "m", max_tokens=9, temperature=0.5, retries=0)
+        endpoint.reach()
+        with pytest.raises(ExperienceError, match="not a chat completion"):
+            endpoint([WritingTask(system="s", user="u")], [0])
+        with pytest.raises(VLLMError, match=r"key=\*\*\* is not a server's URL"):
+            Server(url + "?key=k")
+    assert [request.split()[1] for request in asked] == [
+        b"/v1/models?version=2&key=k",
+        b"/v1/chat/completions?version=2&key=k",
+    ]
+    assert all(b"Bearer sk-secret-1\r\n" in request for request in asked)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

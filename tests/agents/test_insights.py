@@ -775,6 +775,19 @@ def test_an_endpoint_that_wants_other_settings(server: Any, answers: Any, settin
     assert {name: body[name] for name in body if name not in ("model", "messages")} == settings
 
 
+@pytest.mark.parametrize(
+    "says",
+    ["System role not supported", "Conversation roles must alternate user/assistant/user/assistant/..."],
+)
+def test_a_model_without_system_messages_is_told_in_the_users(server: Any, says: str) -> None:
+    assert ask(server, [refusal(400, says), (200, chat("at last"))]) == "at last"
+    _, body = server.requests[-1]
+    assert body["messages"] == [{"role": "user", "content": "s\n\nu"}]
+    assert "has_system" not in body
+    with pytest.raises(ExperienceError, match=f"BadRequestError: 400: {says[:20]}"):
+        ask(server, [refusal(400, says)])
+
+
 def test_what_an_endpoint_wants_is_found_out_once(server: Any) -> None:
     server.answers = [refusal(400, NO_MAX), (200, chat("yes"))]
     url = f"{server.url}/v1"
@@ -800,10 +813,11 @@ def test_an_endpoint_that_thinks_too_long_says_so(server: Any) -> None:
         ask(server, [refusal(400, "max_tokens is too large")])
 
 
-def test_a_line_that_the_limit_cut_off_is_no_insight(server: Any) -> None:
+def test_a_line_that_is_cut_off_is_no_insight(server: Any) -> None:
     cut = chat(f"{ITEM}\n{MARKER} Never add the ones unless")
-    cut["choices"][0]["finish_reason"] = "length"
-    assert ask(server, [(200, cut)]) == ITEM
+    for reason in ("content_filter", "abort", "length"):
+        cut["choices"][0]["finish_reason"] = reason
+        assert ask(server, [(200, cut)]) == ITEM
     cut["choices"][0]["message"]["content"] = f"{MARKER} Never add the ones unless"
     with pytest.raises(ExperienceError, match="used up all of 9 tokens"):
         ask(server, [(200, cut)])
@@ -813,7 +827,7 @@ def test_a_line_that_the_limit_cut_off_is_no_insight(server: Any) -> None:
 def test_of_an_answer_no_more_is_masked_than_kept(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     huge = "x" * (MAX_REPLY_CHARS - 20) + " sk-secret" * 3_000_000
-    with patch("experience.endpoint.masked", wraps=masked) as seen:
+    with patch("experience.masking.masked", wraps=masked) as seen:
         assert ask(server, [(200, chat(huge))]).endswith(" ***" * 5)
         with pytest.raises(ExperienceError, match=r"PermissionDeniedError.* \*\*\*"):
             ask(server, [refusal(403, huge[-1_000_000:])])

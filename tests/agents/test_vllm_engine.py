@@ -103,6 +103,17 @@ def test_on_a_cpu_embeddings_are_not_tied(fake_vllm: Any, model: PreTrainedModel
     assert engine._llm.calls == []
 
 
+def test_weights_that_vllm_does_not_take(fake_vllm: Any, model: PreTrainedModel) -> None:
+    engine = start(model)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("model.layers.0.mlp.gate")
+
+    engine._llm.collective_rpc = fail
+    with pytest.raises(VLLMError, match=r"KeyError: 'model\.layers\.0\.mlp\.gate'.*take --policy hf"):
+        engine.load(model.state_dict().items())
+
+
 def test_on_a_gpu_it_sleeps_while_the_trainer_works(fake_vllm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = tiny_llama()
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))

@@ -25,7 +25,7 @@ from agents.config import ConfigError, SelfImproveConfig
 from agents.measurement import _empty_context
 from agents.policies.local import HFPolicy
 from agents.policies.policy import Completion, Message, Prompt, Sampling
-from agents.policies.vllm.policy import EnginePolicy, VLLMError, VLLMPolicy, check_temperature
+from agents.policies.vllm.policy import Drawn, EnginePolicy, VLLMError, VLLMPolicy, check_temperature
 from agents.policies.vllm.server import Server, scores_in
 from agents.policies.vllm.servers import Servers
 from agents.policies.vllm.teacher import EXACT, ServedTeacher, normalisers
@@ -126,6 +126,18 @@ def test_a_server_that_dies_loses_no_reply(
         policy.generate(PROMPTS, SAMPLING, range(24))
 
 
+def test_who_has_too_much_to_do_is_asked_no_more(
+    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+) -> None:
+    """What a client tries again, another server may do at once."""
+    policy = over(fakes, student, tmp_path)
+    policy.prepare()
+    fakes[1].missing, fakes[1].status = {"/v1/completions"}, 429
+    with pytest.warns(UserWarning, match="not asked any more.*RateLimitError: 429"):
+        replies = policy.generate(PROMPTS, SAMPLING, range(24))
+    assert same(replies, HFPolicy(student, policy.tokenizer).generate(PROMPTS, SAMPLING, range(24)))
+
+
 def test_one_that_is_dead_when_new_weights_come_stays_out(
     fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
 ) -> None:
@@ -194,6 +206,20 @@ def test_another_tokenizer_is_found_out(fakes: list[FakeVLLM], tmp_path: Path) -
         Servers([fakes[0].url], other, weights=tmp_path)
 
 
+def test_other_marks_of_a_chat_are_found_out(fakes: list[FakeVLLM], tmp_path: Path) -> None:
+    """The words are the same, as in a model that somebody has taught another chat template."""
+    other = byte_tokenizer()
+    other.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    other.chat_template = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
+    with pytest.raises(VLLMError, match=r"another tokenizer: '<\|im_start\|>Which way"):
+        Servers([fakes[0].url], other, weights=tmp_path)
+
+
+def test_one_server_however_it_is_written(fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast) -> None:
+    url = fakes[0].url
+    assert len(Servers([url, f"{url}/", f"{url}/v1", f"{url}/v1/"], tokenizer, weights=None)._servers) == 1
+
+
 def test_truncated_prompts_are_found_out(
     fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
 ) -> None:
@@ -247,20 +273,58 @@ def test_answers_that_are_none(fakes: list[FakeVLLM], answer: Any) -> None:
         Server(fakes[0].url).draw([(5, 6)], [0], SAMPLING, [])
 
 
+@pytest.mark.parametrize(
+    ("token_ids", "says"),
+    [([7, 1, 9], "draws on behind token 1"), ([7, 7], r"by itself \(abort\), after 2 of 4")],
+)
+def test_a_reply_ends_where_it_is_to(fakes: list[FakeVLLM], token_ids: list[int], says: str) -> None:
+    logprobs = {"token_logprobs": [-1.0] * len(token_ids)}
+    choice = {"token_ids": token_ids, "logprobs": logprobs, "finish_reason": "abort"}
+    fakes[0].answers = [{"choices": [{"prompt_token_ids": [5, 6], **choice}]}]
+    with pytest.raises(VLLMError, match=says):
+        Server(fakes[0].url).draw([(5, 6)], [0], SAMPLING, [1])
+
+
+def test_replies_that_a_server_cuts_off_are_drawn_elsewhere(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
+) -> None:
+    """As one does that is being stopped."""
+    policy = over(fakes, model, tmp_path)
+    policy.adopt()
+    fakes[1].longest = 3
+    with pytest.warns(UserWarning, match="ended a reply by itself"):
+        replies = policy.generate(PROMPTS, SAMPLING, range(24))
+    assert same(replies, HFPolicy(model, policy.tokenizer).generate(PROMPTS, SAMPLING, range(24)))
+
+
+def test_a_proof_with_tokens_that_the_model_does_not_have(
+    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
+) -> None:
+    policy = over(fakes, model, tmp_path)
+    drawn = Drawn(token_ids=(9999,), logprobs=(-1.0,))
+    with (
+        patch.object(Server, "draw", return_value=[drawn, drawn]),
+        pytest.raises(VLLMError, match=f"{fakes[0].url} drew token 9999, and the model has"),
+    ):
+        policy.adopt()
+
+
 def test_an_old_server_is_refused(fakes: list[FakeVLLM]) -> None:
     fakes[0].version = "0.9.2"
     with pytest.raises(VLLMError, match=r"runs vLLM 0\.9\.2"):
         Server(fakes[0].url)
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["localhost:8000", "ftp://host", "http://", "http://user:secret@host", "http://[::1", "http://host:abc"],
-)
-def test_a_url_that_is_none(url: str) -> None:
-    with pytest.raises(VLLMError, match="http://host:port") as caught:
-        Server(url)
+def test_a_url_with_a_key_in_it() -> None:
+    with pytest.raises(VLLMError, match="put a key in VLLM_API_KEY") as caught:
+        Server("http://user:secret@host")
     assert "secret" not in str(caught.value)
+
+
+def test_a_key_that_is_none(fakes: list[FakeVLLM]) -> None:
+    fakes[0].missing, fakes[0].status = {"/version"}, 401
+    with pytest.raises(VLLMError, match=r"AuthenticationError: 401.* Its key is read from VLLM_API_KEY"):
+        Server(fakes[0].url)
 
 
 def test_a_dead_url() -> None:
@@ -271,7 +335,7 @@ def test_a_dead_url() -> None:
 def test_a_server_that_never_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(VLLMError, match=r"no answer to /version in 0\.2 s"):
+        with pytest.raises(VLLMError, match=r"/version: Timeout: no whole answer in 0\.2 s"):
             Server(url, timeout=0.2)
 
 
@@ -408,6 +472,22 @@ def test_scores_that_are_no_distributions(fakes: list[FakeVLLM]) -> None:
         server.score((5,), ids, 1.0)
 
 
+@pytest.mark.parametrize("row", ["x", [1], 5, {"7": 1}, {"7": None}])
+def test_rows_that_are_none(fakes: list[FakeVLLM], row: Any) -> None:
+    server, choice = (
+        Server(fakes[0].url),
+        {"index": 0, "prompt_token_ids": [5, 5], "prompt_logprobs": [None, row]},
+    )
+    fakes[0].answers = [
+        {"choices": [choice]},
+        {"choices": [choice | {"logprobs": {"top_logprobs": [row]}, "prompt_token_ids": [5]}]},
+    ]
+    with pytest.raises(VLLMError, match=fakes[0].url):
+        server.prompt_top(Span((5,), 1), 1)
+    with pytest.raises(VLLMError, match=fakes[0].url):
+        server.next_best([(5,)], 1.0)
+
+
 @pytest.mark.parametrize("token", [-1, 1 << 31, 1 << 70])
 def test_a_likely_token_that_is_none(fakes: list[FakeVLLM], token: int) -> None:
     rows = [None, {"5": {"logprob": -1.0}, str(token): {"logprob": -1.0}}]
@@ -440,6 +520,22 @@ def test_a_served_teacher_has_to_apply_the_temperature(
     with pytest.raises(VLLMError, match="--logprobs-mode processed_logprobs"):
         ServedTeacher([fakes[0].url], tokenizer, 0.4)
     ServedTeacher([fakes[0].url], tokenizer, 1.0)
+
+
+def test_a_teacher_that_was_begun_anew_without_its_flags_is_found_out(
+    fakes: list[FakeVLLM], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    fakes[0].processed = True
+    teacher = ServedTeacher([fakes[0].url], tokenizer, 0.4, 8)
+    spans, ids_TK = [Span(tuple(range(20, 40)), 1)], torch.arange(8).repeat(20, 1)
+    teacher.score(spans, range(20), ids_TK, 0.4)
+    fakes[0].processed = False
+    for ask in (
+        lambda: teacher.score(spans, range(20), ids_TK, 0.4),
+        lambda: teacher.top(spans, [0, 9], 8, 0.4),
+    ):
+        with pytest.raises(VLLMError, match=f"the teacher at {fakes[0].url} scores .* differently"):
+            ask()
 
 
 @pytest.mark.parametrize("settings", [{"mode": "full"}, {"k": 258}], ids=["full", "all"])
@@ -521,6 +617,7 @@ def test_two_processes_share_the_servers(walker_folder: Path, tmp_path: Path) ->
         ({"policy": "vllm:two"}, "not 'vllm:two'"),
         ({"policy": "hf:2"}, "not 'hf:2'"),
         ({"teacher": "http://x:1", "loss": "full"}, "a loss other than full"),
+        ({"policy": "http://x:1,http://y:1", "teacher": "http://y:1/v1/"}, "http://y:1 cannot be policy and"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:

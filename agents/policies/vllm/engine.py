@@ -146,7 +146,13 @@ class LocalEngine:
         self._wake()
         with torch.no_grad():
             tensors = ((name, tensor.detach()) for name, tensor in weights)
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+            try:
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+            except (AssertionError, AttributeError, LookupError, ValueError) as error:
+                raise VLLMError(
+                    f"vLLM does not take the model's weights: {type(error).__name__}: {first_line(error)}. "
+                    "Its own checkpoint may have other names than transformers gives them: take --policy hf"
+                ) from error
         if not self._llm.reset_prefix_cache():
             raise VLLMError("vLLM still works on replies and cannot take new weights")
 

@@ -174,17 +174,29 @@ class EnginePolicy(HFPolicy):
         keys = [(r.prompt_ids, r.seed if sampling.temperature > 0 else 0) for r in requests]
         distinct = list(dict.fromkeys(keys))
         prompts, seeds = zip(*distinct, strict=True)
-        drawn = self.engine.draw(prompts, seeds, sampling, sorted(self._eos_ids))
-        embeddings: Any = self.lm.model.get_input_embeddings()
-        size = embeddings.weight.shape[0]
-        if strange := [token for answer in drawn for token in answer.token_ids if token >= size]:
-            raise VLLMError(f"{self.engine.name} drew token {strange[0]}, and the model has {size}")
+        drawn = self._drawn(self.engine, prompts, seeds, sampling, sorted(self._eos_ids))
         answers = dict(zip(distinct, drawn, strict=True))
         for request, key in zip(requests, keys, strict=True):
             answer = answers[key]
             request.token_ids, request.logprobs = list(answer.token_ids), list(answer.logprobs)
             ended = bool(answer.token_ids) and answer.token_ids[-1] in self._eos_ids
             request.finish_reason = FinishReason.STOP if ended else FinishReason.LENGTH
+
+    def _drawn(
+        self,
+        drawer: Drawer,
+        prompts: Sequence[Prefix],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        stop_ids: Sequence[int],
+    ) -> list[Drawn]:
+        """What it draws, if the model can read that."""
+        drawn = drawer.draw(prompts, seeds, sampling, stop_ids)
+        embeddings: Any = self.lm.model.get_input_embeddings()
+        size = embeddings.weight.shape[0]
+        if strange := [token for answer in drawn for token in answer.token_ids if token >= size]:
+            raise VLLMError(f"{drawer.name} drew token {strange[0]}, and the model has {size}")
+        return drawn
 
     def _sync(self) -> None:
         """Make sure that the engine has the weights that it is to draw with."""
@@ -252,7 +264,8 @@ class VLLMPolicy(EnginePolicy):
                 f"{len(prompts)} fixed texts are off by {known.mean:.3g} nats on average (allowed: "
                 f"{self._tolerance:g}), so it has other weights or another model. Nothing was drawn with it"
             )
-        drawn = drawer.draw(prompts, range(len(prompts)), Sampling(temperature=0.5, max_tokens=8), [])
+        sampling = Sampling(temperature=0.5, max_tokens=8)
+        drawn = self._drawn(drawer, prompts, range(len(prompts)), sampling, [])
         told = self.gap((ids, d.token_ids, d.logprobs) for ids, d in zip(prompts, drawn, strict=True))
         if not told.mean <= self._tolerance:
             raise VLLMError(

@@ -6,22 +6,22 @@ from the environment (``VLLM_API_KEY``).
 
 import base64
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from agents.policies.chat_template import ChatTemplate
 from agents.policies.policy import Sampling
 from agents.policies.vllm.policy import MAX_SEED, PROBES, Drawn, VLLMError
 from distill.lm.span import Prefix, Span
-from experience.bounded_http import UnboundedAnswerError, bounded_client, in_time, is_server, leads_to
+from experience import ExperienceError
+from experience.bounded_http import Client, RequestError, base_of, is_server, one_line
 from experience.masking import masked
 
 KEY = "VLLM_API_KEY"
@@ -29,8 +29,6 @@ OLDEST = (0, 32)
 """The first vLLM whose endpoints take and give all that is needed."""
 TIMEOUT = 600.0
 """Seconds for one request."""
-MAX_PAUSE = 10.0
-"""Seconds that the client waits before it tries again, and some."""
 MAX_IDS = 128
 """Token ids that vLLM scores in one request."""
 TOKENS = range(1 << 31)
@@ -60,9 +58,9 @@ def _parsed(
     def parsed(self: "Server", /, *args: Args.args, **options: Args.kwargs) -> Result:
         try:
             return ask(self, *args, **options)
-        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise VLLMError(
-                f"the answer of {self.url} is not a completion, or not vLLM's ({str(error)[:200]})"
+                f"the answer of {self.url} is not a completion, or not vLLM's ({one_line(error)})"
             ) from error
 
     return parsed
@@ -79,30 +77,20 @@ class Server:
             timeout: Seconds for one request.
 
         Raises:
-            VLLMError: The client's package is missing, the URL is none, or no usable vLLM answers there.
+            VLLMError: The URL is none, there is no client for it, or no usable vLLM answers there.
         """
-        try:
-            import openai
-        except ImportError as error:
-            raise VLLMError("servers need a client: pip install 'opcd-gym[endpoint]'") from error
-        if not is_server(url) or "@" in urlsplit(url).netloc:
+        if not is_server(url) or any(mark in url for mark in "@?#"):
             raise VLLMError(
                 f"{masked(url)} is not a server's URL: give http://host:port, and put a key in {KEY}"
             )
-        self.name = self.url = url.rstrip("/").removesuffix("/v1")
+        self.name = self.url = base_of(url)
         self.down: str | None = None
         """Why it is not asked any more."""
-        self._errors = openai
-        self._client = openai.OpenAI(
-            base_url=self.url,
-            api_key=os.environ.get(KEY) or "none",
-            timeout=timeout,
-            max_retries=1,
-            http_client=bounded_client(timeout),
-        )
-        self._seconds = 2 * (timeout + MAX_PAUSE)
         try:
+            self._client = Client(self.url, KEY, seconds=timeout, retries=1)
             self._introduce()
+        except ExperienceError as error:
+            raise VLLMError(str(error)) from error
         except ServerDownError as error:
             raise VLLMError(f"no vLLM answers: {error}. Is `vllm serve` up there?") from error
 
@@ -129,12 +117,14 @@ class Server:
         Raises:
             VLLMError: They do not.
         """
-        for text in [message.content for probe in PROBES for message in probe.messages]:
+        # As prompts are, with their markup: what is made of a model may have the same words and other marks.
+        template = ChatTemplate(tokenizer)
+        for text in [template.text(probe.messages, probe.reply_prefix) for probe in PROBES]:
             body = {"model": self.model, "prompt": text, "add_special_tokens": False}
             theirs = self._field(self._post("/tokenize", body), "tokens")
             if theirs != tokenizer(text, add_special_tokens=False)["input_ids"]:
                 raise VLLMError(
-                    f"{self.url} serves {self.model!r} with another tokenizer: {text!r} has "
+                    f"{self.url} serves {self.model[:200]!r} with another tokenizer: {text!r} has "
                     "other token ids there"
                 )
 
@@ -185,6 +175,15 @@ class Server:
             raise VLLMError(
                 f"{self.url} gave {len(token_ids)} tokens and {len(logprobs)} log-probabilities "
                 f"where at most {sampling.max_tokens} were asked for"
+            )
+        ends = next((n for n, token in enumerate(token_ids, 1) if token in stop_ids), sampling.max_tokens)
+        if len(token_ids) > ends:
+            raise VLLMError(f"{self.url} draws on behind token {token_ids[ends - 1]}, which ends a reply")
+        if len(token_ids) < ends:  # others may go on where one is stopped
+            raise ServerDownError(
+                f"{self.url} ended a reply by itself ({str(choice.get('finish_reason'))[:40]}), after "
+                f"{len(token_ids)} of {ends} tokens. If its model's generation_config.json has a "
+                "max_new_tokens, start it with --generation-config vllm"
             )
         return Drawn(token_ids=token_ids, logprobs=logprobs)
 
@@ -314,36 +313,27 @@ class Server:
         return value[name]
 
     def _get(self, path: str) -> Any:
-        return self._ask(path, lambda: self._client.get(path, cast_to=object))
+        return self._ask(path, lambda api: api.get(path, cast_to=object))
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._ask(path, lambda: self._client.post(path, body=body, cast_to=object))
+        return self._ask(path, lambda api: api.post(path, body=body, cast_to=object))
 
-    def _ask(self, path: str, call: Callable[[], Any]) -> Any:
+    def _ask(self, path: str, call: Callable[[Any], Any]) -> Any:
         try:
-            return in_time(call, self._seconds)
-        except (self._errors.APITimeoutError, TimeoutError):
-            raise ServerDownError(f"{self.url}: no answer to {path} in {self._client.timeout:g} s") from None
-        except UnboundedAnswerError as error:
-            raise ServerDownError(f"{self.url}{path}: {error}") from None
+            return self._client.ask(call)
         except (RecursionError, ValueError) as error:
-            raise VLLMError(f"the answer of {self.url} to {path} is not JSON ({str(error)[:200]})") from None
-        except self._errors.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise ServerDownError(f"{self.url}: {type(cause).__name__}: {cause}") from None
-        except self._errors.APIStatusError as error:
-            reason = f"{self.url}{path} says {error.status_code}: {_message(error)}{leads_to(error)}"
-            if error.status_code >= 500:
-                raise ServerDownError(reason) from None
-            if error.status_code in (404, 405):
+            raise VLLMError(f"the answer of {self.url} to {path} is not JSON ({one_line(error)})") from None
+        except RequestError as error:
+            if error.may_pass:
+                raise ServerDownError(f"{self.url}{path}: {error}") from None
+            if error.status in (404, 405):
                 version = getattr(self, "version", "unknown")
                 raise VLLMError(
                     f"{self.url} (vLLM {version}) has no endpoint {path}"
                     + (f". {DEV_MODE}" if path in ("/collective_rpc", "/reset_prefix_cache") else "")
                 ) from None
-            raise VLLMError(reason) from None
-        except self._errors.OpenAIError as error:
-            raise VLLMError(f"{self.url}{path}: {error}") from None
+            key = f". Its key is read from {KEY}" if error.status in (401, 403) else ""
+            raise VLLMError(f"{self.url}{path}: {error}{key}") from None
 
 
 def logprob(value: Any) -> float:
@@ -385,12 +375,3 @@ def _check_mass(scores: npt.ArrayLike) -> None:
     largest = float(np.exp(scores).sum(-1).max())
     if largest > MAX_MASS:
         raise ValueError(f"the probabilities of a position's tokens add up to {largest:.3g}")
-
-
-def _message(error: Any) -> str:
-    """What a server says about a refused request, in one line."""
-    body = error.body
-    if isinstance(body, Mapping) and isinstance(body.get("error"), Mapping):
-        body = body["error"]
-    message = body.get("message") if isinstance(body, Mapping) else None
-    return " ".join(masked(str(message or error)).split())[:300]

@@ -22,7 +22,7 @@ from agents.policies.vllm.policy import Drawer, Drawn, Gap, VLLMError, Weights
 from agents.policies.vllm.server import Server, ServerDownError
 from distill.lm.span import Prefix
 from distill.parallel import ALONE, Ranks
-from experience.bounded_http import in_parallel
+from experience.bounded_http import base_of, in_parallel
 from experience.terminal import shown
 
 PARALLEL = 64
@@ -60,7 +60,7 @@ class Servers:
         self.name = "vLLM"
         self.holds: object = None
         self.together = 1
-        self._servers = [Server(url) for url in dict.fromkeys(urls)]
+        self._servers = [Server(url) for url in dict.fromkeys(map(base_of, urls))]
         self._mine = self._servers[ranks.rank :: ranks.size] or [
             self._servers[ranks.rank % len(self._servers)]
         ]

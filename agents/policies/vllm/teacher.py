@@ -34,6 +34,9 @@ ROUNDING = 1e-6
 """What rounding may take from the probability that the known tokens leave."""
 AGREEMENT = 0.1
 """Between two ways to the same log-probability, in nats: 16 bits are no better than that."""
+MISUNDERSTOOD = 4 * AGREEMENT
+"""By how many nats, of temperature 1, a normaliser is beyond what bounds it when the server means something
+else: as one that was begun anew without its flags does."""
 MAX_TOKENS = 1 << 20
 """Of the prefixes in one request."""
 
@@ -92,10 +95,7 @@ class ServedTeacher:
         else:
             self._at_once = True
             if not torch.allclose(score(temperature), cooled, atol=AGREEMENT):
-                raise VLLMError(
-                    f"the teacher at {urls[0]} scores the tokens of a prompt and the next one differently: "
-                    "start it with --logprobs-mode processed_logprobs"
-                )
+                raise _inconsistent(urls[0])
         self.cost()
 
     def score(
@@ -183,7 +183,10 @@ class ServedTeacher:
                 if not told.keys() & known.keys():
                     told = {ids[t][0]: server.score(prefix, ids[t][:1], temperature)[0]}
                 token = max(told.keys() & known.keys(), key=known.__getitem__)
-                numbers.append(known[token] / temperature - told[token])
+                number = known[token] / temperature - told[token]
+                if abs(number - float(log_z_T[t])) > float(error_T[t]) + MISUNDERSTOOD / temperature:
+                    raise _inconsistent(server.url)
+                numbers.append(number)
             return numbers
 
         self._requests += len(jobs)
@@ -198,6 +201,13 @@ class ServedTeacher:
         cost = {"teacher_seconds": round(self._seconds, 3), "teacher_requests": self._requests}
         self._seconds, self._requests = 0.0, 0
         return cost
+
+
+def _inconsistent(url: str) -> VLLMError:
+    return VLLMError(
+        f"the teacher at {url} scores the tokens of a prompt and the next one differently: start it with "
+        "--logprobs-mode processed_logprobs"
+    )
 
 
 def normalisers(
