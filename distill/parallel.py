@@ -112,9 +112,9 @@ class Ranks:
         """Each value summed over the processes."""
         return self._reduced(values, "SUM")
 
-    def maximum(self, value: int) -> int:
-        """The largest of the processes' values."""
-        return int(self._reduced([value], "MAX")[0])
+    def maximum(self, values: Sequence[int]) -> list[int]:
+        """The largest of the processes' numbers for each value."""
+        return list(map(int, self._reduced(values, "MAX")))
 
     def _reduced(self, values: Sequence[float], how: str) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
