@@ -98,6 +98,10 @@ def test_shards_are_gathered_in_what_they_are_computed_in(tmp_path: Path) -> Non
     assert times >= 2 * 2 + 1  # forward and backward, and the teacher
 
 
+def test_layers_may_have_parts_and_weights_in_common(tmp_path: Path) -> None:
+    launch(2, parallel_worker.layers_in_layers, said=tmp_path / "said")
+
+
 def test_what_autocast_may_not_narrow_is_gathered_as_it_is() -> None:
     linear, norm, conv = nn.Linear(4, 4), nn.RMSNorm(4), nn.Conv1d(4, 4, 2)
     assert _all_but_linear(nn.ModuleList([linear, norm])) == [norm]
@@ -256,7 +260,7 @@ def test_alone_nothing_is_exchanged() -> None:
     assert ranks.gather([1, 2]) == [1, 2]
     assert ranks.broadcast("x") == "x"
     assert ranks.sums([1.5, 2.0]) == [1.5, 2.0]
-    assert ranks.maximum(3) == 3
+    assert ranks.maximum([3, 1]) == [3, 1]
     tensor = torch.ones(2)
     assert whole(tensor) is tensor
     assert torch.equal(like(tensor, torch.zeros(2)), tensor)
