@@ -29,8 +29,9 @@ from agents.run.reach import REACHING
 from agents.run.resume import resumed, saved_config
 from agents.sharing import SharingError
 from distill.lm.load import ModelError
+from distill.lm.shards import PATIENCE
 from distill.opcd import DistillError
-from distill.parallel import is_lost_connection, lost_ranks
+from distill.parallel import is_lost_connection, is_main_process, lost_ranks
 from envs.words import EnvError
 from evals.command import EvalError
 from experience import ExperienceError
@@ -64,7 +65,7 @@ def run_command(
     transformers.utils.logging.disable_progress_bar()
     can_go_on = True
     try:
-        work(console)
+        work(console if is_main_process() else Console(quiet=True))
         return 0
     except KeyboardInterrupt as interrupt:
         message, code = "\ninterrupted", 130
@@ -84,6 +85,8 @@ def run_command(
             message, code = "error: the disk is full", 2
         else:
             raise
+    if code == 130 and not is_main_process():
+        return code  # all are interrupted, and one says so
     tell(console, message, "bold red" if code != 130 else "bold")
     if can_go_on and (advice := how_to_go_on()):
         tell(console, advice)
@@ -96,7 +99,8 @@ def _end(*_: object) -> None:
 
 
 def _lost(ranks: Sequence[int]) -> str:
-    which = ", ".join(map(str, ranks)) or "unknown, as it was on another machine"
+    unknown = f"unknown: it was on another machine, or has kept the others waiting for {PATIENCE}"
+    which = ", ".join(map(str, ranks)) or unknown
     return f"error: another process of this run has died (rank {which})"
 
 

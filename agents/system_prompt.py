@@ -136,7 +136,8 @@ def system_prompt(config: SystemPromptConfig, console: Console) -> dict[str, Any
         "opcd_against_with_prompt": Comparison.of(frames["opcd"], frames["with_prompt"]).as_dict(),
         "opcd_against_off_policy": Comparison.of(frames["opcd"], frames["off_policy"]).as_dict(),
     }
-    write_whole(output / "system_prompt.json", json.dumps(table, indent=2) + "\n")
+    if is_main_process():
+        write_whole(output / "system_prompt.json", json.dumps(table, indent=2) + "\n")
     return table
 
 
@@ -261,7 +262,9 @@ def main() -> int:
     def work(console: Console) -> None:
         default = SystemPromptConfig(prompt_file=tyro.MISSING, run=SelfImproveConfig.for_env(ENV))
         config = tyro.cli(SystemPromptConfig, default=default, prog="python -m agents.system_prompt")
-        print_table(system_prompt(config, console))
+        table = system_prompt(config, console)
+        if is_main_process():
+            print_table(table)
 
     return run_command(work)
 

@@ -195,9 +195,11 @@ class OPCD:
         ddp = self._forward if isinstance(self._forward, DistributedDataParallel) else None
         self._optimizer.zero_grad(set_to_none=True)
         # Every process makes as many passes, since they exchange shards and gradients.
-        batches += [[]] * (self.ranks.maximum(len(batches)) - len(batches))
+        begin = max((example.student_prompt_ids[0] for example in examples), default=0)
+        most, begin = self.ranks.maximum([len(batches), begin])
+        batches += [[]] * (most - len(batches))
         for index, batch in enumerate(batches, 1):
-            places, is_last = scored(batch or NOTHING, completions), index == len(batches)
+            places, is_last = scored(batch or _nothing(begin), completions), index == len(batches)
             with ddp.no_sync() if ddp and not is_last else nullcontext():  # it exchanges gradients once
                 pass_sums, kl_T, tokens = self._forward_backward(places, direction, counts=bool(batch))
             passes.append(pass_sums)
@@ -372,8 +374,12 @@ class OPCD:
         self.step_count = int(count)
 
 
-NOTHING = (DistillExample(student_prompt_ids=(0,), teacher_prompt_ids=(0,), completion_ids=(0,)),)
-"""What a process computes in a pass that only others have work for."""
+def _nothing(token: int) -> list[DistillExample]:
+    """What a process computes in a pass that only others have work for, of a token with which prompts begin.
+
+    Not of any: that of padding may stand for zeros, whose length has no gradient.
+    """
+    return [DistillExample(student_prompt_ids=(token,), teacher_prompt_ids=(token,), completion_ids=(token,))]
 
 
 def _compute_again(model: PreTrainedModel) -> None:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from distill.examples import DistillError
+from distill.lm.reason import reason
 from distill.lm.shards import PATIENCE, Meeting, Root, Shards
 
 Sharding = Literal["ddp", "fsdp"]
@@ -45,9 +46,10 @@ class Ranks:
         """Join the processes that a launcher started; a process that was started plainly is alone.
 
         Raises:
-            DistillError: ``accelerate launch`` was asked for several processes and started one.
+            DistillError: ``accelerate launch`` was asked for several processes and started one, or what the
+                launcher says in the environment does not bring them together.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if (size := _told("WORLD_SIZE", 1)) == 1:
             # What it sets for several processes without telling this one that it is one of them: --cpu.
             if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
                 raise DistillError(
@@ -57,7 +59,16 @@ class Ranks:
             return cls()
         from accelerate import PartialState  # here, so that one process needs none of it
 
-        state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
+        on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        try:
+            state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            raise DistillError(f"this one of {size} processes cannot join them: {reason(error)}") from error
+        if state.num_processes != size:
+            raise DistillError(
+                f"this one of {size} processes is alone: there is no LOCAL_RANK, as torchrun and accelerate "
+                f"launch set it, or no GPU for --device {device}"
+            )
         atexit.register(state.destroy_process_group)  # else its threads may outlive what they need
         ranks = cls(rank=state.process_index, size=state.num_processes, device=state.device)
         _PROCESSES[:] = ranks.gather([(socket.gethostname(), os.getpid())])
@@ -112,9 +123,9 @@ class Ranks:
         """Each value summed over the processes."""
         return self._reduced(values, "SUM")
 
-    def maximum(self, value: int) -> int:
-        """The largest of the processes' values."""
-        return int(self._reduced([value], "MAX")[0])
+    def maximum(self, values: Sequence[int]) -> list[int]:
+        """The largest of the processes' numbers for each value."""
+        return list(map(int, self._reduced(values, "MAX")))
 
     def _reduced(self, values: Sequence[float], how: str) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -133,6 +144,8 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
+LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out waiting")
+"""By which gloo says that another process is gone, or has not come."""
 _PROCESSES: list[tuple[str, int]] = []
 """Machine and process id of each rank, where there are several."""
 ALONE = Ranks()
@@ -158,18 +171,29 @@ class _FromMain(Mapping[str, Item]):
 
 
 def is_main_process() -> bool:
-    """Whether this process is the main one, as its launcher says."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this process is the main one, as its launcher says; one that is alone is."""
+    return _told("WORLD_SIZE", 1) == 1 or _told("RANK", 0) == 0
+
+
+def _told(name: str, default: int) -> int:
+    """A number that a launcher gives in the environment.
+
+    Raises:
+        DistillError: It is none.
+    """
+    text = os.environ.get(name) or str(default)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise DistillError(f"{name} is {text!r} in the environment, and no number") from error
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether ``error`` says that another process is gone."""
+    """Whether ``error`` says that another process is gone, or has not come for ``PATIENCE``."""
     if not (dist.is_available() and dist.is_initialized()):
         return False
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        sign in text for sign in ("connection closed by peer", "connection reset by peer", "broken pipe")
-    )
+    return isinstance(error, dist.DistError) or any(sign in text for sign in LOST)
 
 
 def lost_ranks(seconds: float = 1.0) -> list[int]:

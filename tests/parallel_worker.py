@@ -16,6 +16,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from agents.run.parts import Joined
@@ -23,11 +24,13 @@ from distill.examples import DistillExample
 from distill.lm.freezing import freeze_unreached
 from distill.lm.prefix_lm import PrefixLM
 from distill.lm.shards import whole
+from distill.lm.support import language_model
 from distill.lora import LoRA
 from distill.opcd import OPCD
 from distill.parallel import Ranks, Sharding, cast_shards, shard
 from distill.teacher import FrozenTeacher
 from tests.conftest import tiny_llama
+from tests.distill.test_families import FAMILIES, tiny
 
 GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 """By which shards are put together; torch 2.13 has a new name for it."""
@@ -152,3 +155,17 @@ def mixed(out: str) -> None:
         }
     if ranks.is_main:
         (Path(out) / "mixed.json").write_text(json.dumps(found))
+
+
+def layers_in_layers() -> None:
+    """Mamba names a layer and its part, and Zamba 2's layers share weights: shards compute the same."""
+    ranks = Ranks.connect("cpu")
+    kind, settings = FAMILIES["Zamba 2"]
+    more = {"num_hidden_layers": 3, "layer_types": ["mamba", "hybrid", "hybrid"], "hybrid_layer_ids": [1, 2]}
+    with patch.dict(FAMILIES, {"Zamba 2": (kind, settings | more)}):
+        for family in ("Mamba", "Zamba 2"):
+            lm = language_model(tiny(family))
+            expected = lm.logits([(5, 6, 7)])
+            shard(lm.model, ranks)
+            assert all(isinstance(weight, DTensor) for weight in lm.model.parameters())
+            torch.testing.assert_close(lm.fresh().logits([(5, 6, 7)]), expected)

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 def deferred_interrupt() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM wait for the end of the block: half an optimiser step could not be saved.
 
-    Raises:
-        KeyboardInterrupt: At the end of the block, if one came.
+    Then they come as if they came there: whoever handles them may have more to say, or ignore them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals do not come here
@@ -26,5 +25,5 @@ def deferred_interrupt() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if pending:
-        raise KeyboardInterrupt
+    for came in pending:
+        signal.raise_signal(came)

@@ -9,6 +9,7 @@ through), and only when nobody wants one does the other business go on. Whoever 
 Memory per process: its shards, and one layer and the model's ends (embedding and head) while they are used.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context
 from datetime import timedelta
@@ -144,7 +145,11 @@ class Shards:
             param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None, cast_forward_inputs=False
         )
         self._root = Root(model)
-        for layer in layers_of(model):
+        layers = layers_of(model)
+        holders = Counter(weight for layer in layers for weight in layer.parameters())
+        for layer in layers:
+            if any(holders[weight] > 1 for weight in layer.parameters()):
+                continue  # what several layers share, as Zamba 2's do, is gathered with the ends
             others = None if narrow is None else _all_but_linear(layer)
             if others:
                 fully_shard(others, mesh=mesh)
@@ -222,8 +227,10 @@ def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def layers_of(model: PreTrainedModel) -> Sequence[torch.nn.Module]:
-    """Its decoder layers, and those of other towers."""
-    return [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
+    """Its decoder layers, and those of other towers; no part of one, which models may name as well."""
+    found = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
+    parts = {part for layer in found for part in layer.modules() if part is not layer}
+    return [layer for layer in found if layer not in parts]
 
 
 def _all_but_linear(layer: torch.nn.Module) -> list[torch.nn.Module] | None:

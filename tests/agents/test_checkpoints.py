@@ -1,5 +1,6 @@
 """When a checkpoint is written: neither so often that it costs much, nor so rarely that a kill does."""
 
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 
 from agents.run.checkpoints import LOST_SECONDS, WRITING_SHARE, Checkpoints, Progress
 from agents.run.folder import RunFolderError
+from agents.run.interrupt import deferred_interrupt
 from distill.parallel import Ranks
 
 STEP = 20.0
@@ -64,3 +66,27 @@ def test_what_a_checkpoint_says_is_checked(damage: dict[str, Any]) -> None:
     run: Any = SimpleNamespace(ranks=Ranks(), folder=folder, path=Path("nowhere"))
     with pytest.raises(RunFolderError, match=r"is damaged: .*remove"):
         Checkpoints(run).load()
+
+
+def test_an_interrupt_waits_and_then_comes_as_ever() -> None:
+    """What its handler says of it is kept, such as which process is gone; and who ignores it still does."""
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt(1)
+
+    done: list[int] = []
+
+    def ends(number: int) -> None:
+        with deferred_interrupt():
+            signal.raise_signal(signal.SIGTERM)
+            done.append(number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            ends(1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ends(2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (done, caught.value.args) == ([1, 2], (1,))

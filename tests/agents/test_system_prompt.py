@@ -400,3 +400,15 @@ def test_a_file_too_small_for_three_splits_stops_before_anything_is_made(env: st
     with pytest.raises(EnvError, match="has no problem left for"):
         self_improve(config, QUIET)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_several_processes_speaks(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr("agents.system_prompt.system_prompt", lambda _, console: console.print("begins"))
+    monkeypatch.setattr("agents.system_prompt.print_table", lambda _: print("ends"))
+    arguments = ("--prompt-file", str(tmp_path / "prompt.txt"))
+    assert run_main(main, capsys, *arguments) == (0, "" if rank else "ends begins")

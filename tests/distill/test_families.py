@@ -22,6 +22,7 @@ from distill.lm.ways import state_bytes
 from distill.lora import LoRA
 from distill.loss import topk_reverse_kl
 from distill.opcd import OPCD
+from distill.parallel import Ranks
 from distill.teacher import FrozenTeacher
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -291,6 +292,25 @@ def test_adapters_are_saved_as_they_compute(family: str, tmp_path: Path) -> None
 def test_a_family_without_adapters_is_refused(family: str) -> None:
     with pytest.raises(DistillError, match="Mamba-based"):
         LoRA(tiny(family), rank=4, alpha=8)
+
+
+def test_a_pass_that_only_others_have_work_for_has_gradients() -> None:
+    """Gemma 3n takes roots of lengths, and the padding's embedding is zeros: its gradient would be NaN."""
+    model = tiny("Gemma 3n")
+    teacher = FrozenTeacher(language_model(copy.deepcopy(model)))
+    LoRA(model, rank=2, alpha=4)  # else the head, which is tied, would train that embedding
+    opcd = OPCD(model, teacher, lr=1e-3, k=8)
+    example = DistillExample(student_prompt_ids=(5, 6), teacher_prompt_ids=(7, 5, 6), completion_ids=(8,))
+    expected = OPCD.step(copy.deepcopy(opcd), [example])
+    maximum = Ranks.maximum
+
+    def one_more(ranks: Ranks, values: Sequence[int]) -> list[int]:
+        passes, *rest = maximum(ranks, values)
+        return [passes + 1, *rest]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ranks, "maximum", one_more)
+        assert opcd.step([example]) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

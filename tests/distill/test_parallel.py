@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,11 +20,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from agents.cli import run_command
 from agents.config import SelfImproveConfig
 from agents.self_improve import main, self_improve
 from distill.lm.shards import _all_but_linear, whole
-from distill.opcd import OPCD, StepStats
-from distill.parallel import Ranks, like
+from distill.opcd import OPCD, DistillError, StepStats
+from distill.parallel import Ranks, is_main_process, like
 from experience.seeds import SeedRange, Split
 from experience.store import ExperienceStore
 from tests import parallel_worker
@@ -96,6 +99,10 @@ def test_shards_are_gathered_in_what_they_are_computed_in(tmp_path: Path) -> Non
     times = gathered["torch.bfloat16"] / (2 * layers)
     assert times == gathered["torch.float32"] / (4 * others)
     assert times >= 2 * 2 + 1  # forward and backward, and the teacher
+
+
+def test_layers_may_have_parts_and_weights_in_common(tmp_path: Path) -> None:
+    launch(2, parallel_worker.layers_in_layers, said=tmp_path / "said")
 
 
 def test_what_autocast_may_not_narrow_is_gathered_as_it_is() -> None:
@@ -231,6 +238,36 @@ def hears_of_an_error() -> int:
     return 0
 
 
+def loses_patience() -> int:
+    def waits(_: Console) -> None:
+        ranks = Ranks.connect("cpu")
+        if ranks.is_main:
+            ranks.gather([0])
+        time.sleep(4)
+
+    with patch("distill.parallel.PATIENCE", timedelta(seconds=2)):
+        return run_command(waits, lambda: "")
+
+
+def test_who_waits_for_too_long_says_so(tmp_path: Path) -> None:
+    said = launch(2, loses_patience, said=tmp_path / "said", codes=(3, 0))
+    assert "another process of this run has died (rank unknown: " in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_are_interrupted_and_one_says_so(
+    rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: Console) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", str(rank))
+    assert run_command(interrupted, lambda: "goes on") == 130
+    assert capsys.readouterr().err.split() == ([] if rank else ["interrupted", "goes", "on"])
+
+
 def test_any_error_of_the_main_process_is_told(tmp_path: Path) -> None:
     said = launch(2, hears_of_an_error, said=tmp_path / "said")
     assert "0 EnvBrokenError the lake is broken: no water" in said
@@ -256,10 +293,42 @@ def test_alone_nothing_is_exchanged() -> None:
     assert ranks.gather([1, 2]) == [1, 2]
     assert ranks.broadcast("x") == "x"
     assert ranks.sums([1.5, 2.0]) == [1.5, 2.0]
-    assert ranks.maximum(3) == 3
+    assert ranks.maximum([3, 1]) == [3, 1]
     tensor = torch.ones(2)
     assert whole(tensor) is tensor
     assert torch.equal(like(tensor, torch.zeros(2)), tensor)
+
+
+def joins(device: str) -> None:
+    try:
+        print(Ranks.connect(device).size, "in all")
+    except DistillError as error:
+        print(error)
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "expected"),
+    [
+        ({"WORLD_SIZE": "two"}, "cpu", "WORLD_SIZE is 'two' in the environment, and no number"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}, "cpu", "this one of 2 processes cannot join them: "),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, "cuda", "this one of 2 processes is alone: "),
+        ({"WORLD_SIZE": ""}, "cpu", "1 in all"),
+    ],
+)
+def test_what_a_launcher_says_may_make_no_sense(
+    environment: dict[str, str], device: str, expected: str, tmp_path: Path
+) -> None:
+    """A process that cannot join the others never goes on alone, as if it were the main one."""
+    process = begin(joins, device, said=tmp_path / "said", environment={"RANK": "1"} | environment)
+    process.join(SECONDS)
+    assert expected in (tmp_path / "said").read_text(encoding="utf-8")
+
+
+def test_who_is_alone_is_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert is_main_process()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not is_main_process()
 
 
 def test_a_launcher_that_starts_one_process_of_several_is_noticed(tmp_path: Path) -> None:

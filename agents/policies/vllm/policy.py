@@ -289,7 +289,7 @@ class VLLMPolicy(EnginePolicy):
 
         It proves it also where it had them: a server may have been begun anew since, or been given others'.
         """
-        if self._ranks.maximum(self.engine.holds != self._own):
+        if any(self._ranks.maximum([self.engine.holds != self._own])):
             self._hand_over(self._ranks)
         else:
             self.prove()
