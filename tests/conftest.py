@@ -7,6 +7,7 @@ file too, and the others begin when it has.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,6 +116,14 @@ def few_blind_policies() -> Iterator[None]:
 def blind_policies_are_few() -> Iterator[None]:
     with few_blind_policies():
         yield
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let SIGINT do what it does at a terminal, also where the tests are a job in the background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture

@@ -653,6 +653,7 @@ def test_ctrl_c_says_how_to_go_on(
 
 
 @pytest.mark.usefixtures("plain_reports")
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_the_optimiser_step(walker_folder: Path, tmp_path: Path, whole: Path) -> None:
     """A signal inside a step lets it end, is saved at once, and costs no step."""
     original = OPCD.step

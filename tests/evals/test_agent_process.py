@@ -58,19 +58,15 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interruption_reaches_the_run(tmp_path: Path) -> None:
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-
     def interrupt() -> None:
         wait_for((tmp_path / "begun").exists)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            ask("run", {"wait": str(tmp_path)})
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    with pytest.raises(KeyboardInterrupt):
+        ask("run", {"wait": str(tmp_path)})
     assert (tmp_path / "interrupted").exists()
 
 
