@@ -117,10 +117,12 @@ class Endpoint:
 
     def _try(self, task: WritingTask, settings: Settings) -> tuple[str, Settings | None]:
         """A reply, which may be empty, and with which settings to ask again then."""
-        body = {"model": self.name, "messages": _chat(task, **settings), **settings}
-        body.pop("has_system", None)
+        told = dict(settings)
+        messages = _chat(task, has_system=told.pop("has_system", True))
         try:
-            answer: Any = self._client.ask(lambda api: api.chat.completions.create(**body))
+            answer: Any = self._client.ask(
+                lambda api: api.chat.completions.create(model=self.name, messages=messages, **told)
+            )
             choice = answer.choices[0]
             text = choice.message.content
             if isinstance(text, list):  # in parts, of which thoughts are others
@@ -155,7 +157,7 @@ class Endpoint:
         )
 
 
-def _chat(task: WritingTask, *, has_system: bool = True, **_: Any) -> list[dict[str, str]]:
+def _chat(task: WritingTask, *, has_system: bool) -> list[dict[str, str]]:
     if not has_system or not task.system:
         return [{"role": "user", "content": f"{task.system}\n\n{task.user}".strip()}]
     return [{"role": "system", "content": task.system}, {"role": "user", "content": task.user}]

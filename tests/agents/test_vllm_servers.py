@@ -126,14 +126,22 @@ def test_a_server_that_dies_loses_no_reply(
         policy.generate(PROMPTS, SAMPLING, range(24))
 
 
-def test_who_has_too_much_to_do_is_asked_no_more(
-    fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ({"missing": {"/v1/completions"}, "status": 429}, "not asked any more.*RateLimitError: 429"),
+        ({"longest": 3}, "ended a reply by itself"),
+    ],
+    ids=["has too much to do", "is being stopped"],
+)
+def test_what_one_does_not_do_another_does_at_once(
+    fault: dict[str, Any], says: str, fakes: list[FakeVLLM], student: PreTrainedModel, tmp_path: Path
 ) -> None:
-    """What a client tries again, another server may do at once."""
     policy = over(fakes, student, tmp_path)
     policy.prepare()
-    fakes[1].missing, fakes[1].status = {"/v1/completions"}, 429
-    with pytest.warns(UserWarning, match="not asked any more.*RateLimitError: 429"):
+    for name, value in fault.items():
+        setattr(fakes[1], name, value)
+    with pytest.warns(UserWarning, match=says):
         replies = policy.generate(PROMPTS, SAMPLING, range(24))
     assert same(replies, HFPolicy(student, policy.tokenizer).generate(PROMPTS, SAMPLING, range(24)))
 
@@ -283,18 +291,6 @@ def test_a_reply_ends_where_it_is_to(fakes: list[FakeVLLM], token_ids: list[int]
     fakes[0].answers = [{"choices": [{"prompt_token_ids": [5, 6], **choice}]}]
     with pytest.raises(VLLMError, match=says):
         Server(fakes[0].url).draw([(5, 6)], [0], SAMPLING, [1])
-
-
-def test_replies_that_a_server_cuts_off_are_drawn_elsewhere(
-    fakes: list[FakeVLLM], model: PreTrainedModel, tmp_path: Path
-) -> None:
-    """As one does that is being stopped."""
-    policy = over(fakes, model, tmp_path)
-    policy.adopt()
-    fakes[1].longest = 3
-    with pytest.warns(UserWarning, match="ended a reply by itself"):
-        replies = policy.generate(PROMPTS, SAMPLING, range(24))
-    assert same(replies, HFPolicy(model, policy.tokenizer).generate(PROMPTS, SAMPLING, range(24)))
 
 
 def test_a_proof_with_tokens_that_the_model_does_not_have(
